@@ -1,0 +1,1 @@
+"""The command line `surgery`: thin commands over the packages."""

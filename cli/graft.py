@@ -1,0 +1,138 @@
+"""`surgery graft`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options
+from cli.render import print_json, print_skill, progress_bar, say
+
+if TYPE_CHECKING:
+    from surgery.grafting.skill import Skill
+
+
+def graft(
+    base: Annotated[
+        str | None, typer.Argument(help="Base checkpoint: a folder or a hub id.", show_default=False)
+    ] = None,
+    tuned: Annotated[str | None, typer.Argument(help="The same after fine-tuning.", show_default=False)] = None,
+    task: options.TaskName = None,
+    data: options.Train = None,
+    evaluate: options.Test = None,
+    output: options.Output = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the block weights to take.", show_default="1e-4")
+    ] = None,
+    weights: Annotated[
+        int | None, typer.Option(help="Number of weights to take, instead of --sparsity.", show_default=False)
+    ] = None,
+    method: Annotated[str, typer.Option(help="averaging, sigmoid (as published) or movement.")] = "averaging",
+    sweep: Annotated[
+        str | None, typer.Option(help="More sparsities to try: 1e-5:1e-2, or a list with commas.", show_default=False)
+    ] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Score top movement, random, biases only and zeroing outside too.")
+    ] = False,
+    shots: options.Shots = None,
+    prompt: options.Prompt = None,
+    word: options.Word = None,
+    phrase: options.Phrase = None,
+    column: options.Column = None,
+    max_length: options.MaxLength = 128,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 32,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Find the few weights that carry a skill from a base to a tuned checkpoint.
+
+    Without arguments: the embedded example, start to finish, in about a minute.
+    """
+    from surgery.errors import OptionError
+    from surgery.files import check_output
+    from surgery.grafting.localization import graft as run
+    from surgery.grafting.localization import parse_sweep
+
+    if base is None:
+        _example(output, device, seed, json)
+        return
+    if tuned is None:
+        raise OptionError(
+            "the tuned checkpoint is missing: surgery graft BASE TUNED --task NAME --data FILE --eval FILE -o FOLDER"
+        )
+    folder = options.need_output(output)
+    check_output(folder, overwrite=overwrite)
+    loaded = options.load_task(
+        task,
+        train=data,
+        test=evaluate,
+        shots=shots,
+        seed=seed,
+        prompt=prompt,
+        word=word,
+        phrase=phrase,
+        column=column,
+        max_length=max_length,
+    )
+    with progress_bar() as progress:
+        skill = run(
+            base,
+            tuned,
+            loaded,
+            sparsity=sparsity,
+            weights=weights,
+            method=method,  # type: ignore[arg-type]  # checked there
+            sweep=parse_sweep(sweep) if sweep else (),
+            baselines=baselines,
+            seed=seed,
+            include=include or (),
+            exclude=exclude or (),
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    skill.save(folder, overwrite=overwrite)
+    _report(skill, folder, json)
+
+
+def _example(output: Path | None, device: str | None, seed: int, json: bool) -> None:
+    from surgery.grafting.example import run_example
+
+    with progress_bar() as progress:
+        skill, folder, base = run_example(
+            output, device=device, seed=seed, say=lambda line: say(line, quiet=json), progress=progress
+        )
+    _report(skill, folder, json)
+    say(f"Next:  surgery skill show {folder}\n       surgery skill apply {folder} {base} -o grafted/", quiet=json)
+
+
+def _report(skill: "Skill", folder: Path, json: bool) -> None:
+    report = skill.report
+    if not json:
+        print_skill(report)
+        say(
+            f"{folder}: skill.safetensors, report.json, README.md and {len(list(folder.glob('*.png')))} figures, in {report['seconds']['all']:.0f} s"
+        )
+        return
+    pick: dict[str, Any] = {
+        name: {key: report[name][key] for key in ("accuracy", "ece")} for name in ("base", "tuned", "graft")
+    }
+    pick["graft"] |= {key: report["graft"][key] for key in ("agreement", "gain_recovered")}
+    more = {"points": report["points"]} if len(report["points"]) > 1 else {}
+    print_json(
+        {
+            **pick,
+            "weights": report["weights"],
+            "sparsity": report["sparsity"],
+            "bytes": report["bytes"],
+            "output": str(folder),
+            "seconds": report["seconds"]["all"],
+            **more,
+        }
+    )

@@ -1,0 +1,50 @@
+"""The command `surgery`: commands registered, errors turned into one line and a status."""
+
+import sys
+
+import typer
+
+from cli import graft, score, skill, tune
+from cli.render import print_error
+
+app = typer.Typer(
+    name="surgery",
+    help="Find, move, remove and measure skills in language-model checkpoints.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(tune.tune)
+app.command()(graft.graft)
+app.add_typer(skill.app, name="skill")
+app.command()(score.score)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if version:
+        from surgery.provenance import package_version
+
+        print(package_version("surgery"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run; a mistake of the user's ends with one sentence on stderr and status 2."""
+    from surgery.errors import SurgeryError
+
+    try:
+        app()
+    except SurgeryError as error:
+        print_error(str(error))
+        sys.exit(2)
+    except OSError as error:  # disk full, no permission: the library has left nothing half written
+        print_error(f"{error.filename or 'the system'}: {error.strerror or error}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

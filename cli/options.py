@@ -1,0 +1,143 @@
+"""Options spelled once, used by every command."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from surgery.tasks.task import Task
+
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+Device = Annotated[
+    str | None, typer.Option(help="cuda, cuda:1, cpu, mps; default: cuda if there is one.", show_default=False)
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="float32")]
+Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Examples scored at once.")]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Tensors that may move, a shell pattern; may be repeated.", show_default="block weights"),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Tensors that may not, a shell pattern; may be repeated.", show_default=False)
+]
+
+_TASK = "The task"
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="sst2, mr, cr, mpqa, subj, trec, agnews, mnli, snli, qnli, rte, qqp, mrpc, or a name of yours.",
+        rich_help_panel=_TASK,
+    ),
+]
+Train = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="Training examples: .jsonl, .csv, .tsv, .parquet or a dataset id.", rich_help_panel=_TASK
+    ),
+]
+Test = Annotated[str | None, typer.Option("--eval", help="Test examples, likewise.", rich_help_panel=_TASK)]
+Dev = Annotated[str | None, typer.Option("--dev", help="Examples to stop early by, likewise.", rich_help_panel=_TASK)]
+Shots = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Use this many training examples of each label.", show_default="all", rich_help_panel=_TASK
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        help="With {text}, {mask}, {text_pair}; for a causal model it ends where the label word goes.",
+        rich_help_panel=_TASK,
+    ),
+]
+Word = Annotated[
+    list[str] | None,
+    typer.Option(help="LABEL=WORD, once for each label.", show_default="the preset's", rich_help_panel=_TASK),
+]
+Phrase = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="LABEL=PHRASE, once for each label; for sentence encoders.",
+        show_default="the preset's",
+        rich_help_panel=_TASK,
+    ),
+]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="text=NAME, text_pair=NAME or label=NAME, when columns are called otherwise.", rich_help_panel=_TASK
+    ),
+]
+MaxLength = Annotated[
+    int, typer.Option(min=8, help="Tokens a prompt may have; longer texts are cut.", rich_help_panel=_TASK)
+]
+
+
+def load_task(
+    name: str | None,
+    *,
+    train: str | None = None,
+    dev: str | None = None,
+    test: str | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    prompt: str | None = None,
+    word: list[str] | None = None,
+    phrase: list[str] | None = None,
+    column: list[str] | None = None,
+    max_length: int = 128,
+) -> "Task":
+    """The task that the options describe."""
+    from surgery.errors import OptionError
+    from surgery.tasks.examples import Columns
+    from surgery.tasks.task import Task
+
+    if name is None:
+        raise OptionError("--task is missing: name a preset, such as sst2, or a task of your own")
+    causal = None
+    if prompt is not None and "{mask}" not in prompt:
+        causal, prompt = prompt, None
+    columns = pairs(column, "--column")
+    if unknown := set(columns) - set(Columns._fields):
+        raise OptionError(f"--column {min(unknown)}=...: only text, text_pair and label can be named")
+    return Task.load(
+        name,
+        train=train or (),
+        dev=dev or (),
+        test=test or (),
+        shots=shots,
+        seed=seed,
+        prompt=prompt,
+        causal_prompt=causal,
+        words=pairs(word, "--word") or None,
+        phrases=pairs(phrase, "--phrase") or None,
+        columns=Columns(**columns) if columns else None,
+        max_length=max_length,
+    )
+
+
+def pairs(given: list[str] | None, option: str) -> dict[str, Any]:
+    """`["a=b", "c=d"]` as a table; raises OptionError for one without an equals sign."""
+    from surgery.errors import OptionError
+
+    found = {}
+    for text in given or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise OptionError(f"{option} {text!r} must be NAME=VALUE")
+        found[key] = value
+    return found
+
+
+def need_output(output: Path | None) -> Path:
+    """The output folder; raises OptionError without one."""
+    from surgery.errors import OptionError
+
+    if output is None:
+        raise OptionError("-o is missing: name the folder to write")
+    return output

@@ -1,0 +1,117 @@
+"""The one place that prints: tables, progress, JSON and errors."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from surgery.progress import Progress
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(content, allow_nan=False, ensure_ascii=False))
+
+
+def print_error(message: str) -> None:
+    """One line on stderr."""
+    print(f"surgery: {' '.join(message.split())}", file=sys.stderr)
+
+
+def say(line: str, *, quiet: bool = False) -> None:
+    """A line on stdout for people; nothing where JSON is wanted."""
+    if not quiet:
+        print(line, flush=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for people; the first column to the left, the others to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # A pipe has no width of its own: don't fold a table into a file.
+    (console if console.is_terminal else Console(width=max(120, console.width))).print(table)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Yield a progress callback that draws on stderr when that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading", total=None)
+        stage = ""
+
+        def show(done: int, total: int, line: str) -> None:
+            nonlocal stage
+            if line.partition(":")[0] != stage:
+                stage = line.partition(":")[0]
+                bar.reset(task)
+            bar.update(task, completed=done, total=total, description=line)
+
+        yield show
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number for a table; empty for None."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000  # type: ignore[assignment]
+    raise AssertionError("unreachable")
+
+
+def print_skill(report: Mapping[str, Any]) -> None:
+    """The table of base, tuned and graft, and the points of a sweep or of baselines below it."""
+    rows = []
+    for name in ("base", "tuned", "graft"):
+        found = report[name]
+        own = name == "graft"
+        rows.append(
+            [
+                name,
+                figure(found["accuracy"]),
+                figure(found["ece"]),
+                figure(found.get("agreement")),
+                figure(found.get("gain_recovered")),
+                f"{report['weights']:,}" if own else "",
+                f"{report['sparsity']:.2e}" if own else "",
+                size(report["bytes"]) if own else "",
+            ]
+        )
+    print_table("", ["", "accuracy", "ECE", "agreement", "gain recovered", "weights", "sparsity", "file size"], rows)
+    if len(report.get("points", ())) > 1:
+        cells = [
+            [
+                p["method"],
+                f"{p['weights']:,}",
+                f"{p['sparsity']:.2e}",
+                figure(p["accuracy"]),
+                figure(p["ece"]),
+                figure(p["agreement"]),
+                figure(p["gain_recovered"]),
+            ]
+            for p in report["points"]
+        ]
+        print_table(
+            "by method and sparsity",
+            ["method", "weights", "sparsity", "accuracy", "ECE", "agreement", "gain recovered"],
+            cells,
+        )

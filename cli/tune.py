@@ -1,0 +1,108 @@
+"""`surgery tune`."""
+
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.render import figure, print_json, progress_bar, say
+
+
+def tune(
+    base: Annotated[str, typer.Argument(help="Checkpoint to tune: a folder or a hub id.")],
+    task: options.TaskName = None,
+    data: options.Train = None,
+    dev: options.Dev = None,
+    output: options.Output = None,
+    shots: options.Shots = None,
+    prompt: options.Prompt = None,
+    word: options.Word = None,
+    phrase: options.Phrase = None,
+    column: options.Column = None,
+    max_length: options.MaxLength = 128,
+    optimizer: Annotated[
+        str, typer.Option(help="sgd-l1, sgd, adamw or adamw-l1; only the first leaves a skill in few weights.")
+    ] = "sgd-l1",
+    rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default="by optimizer and model")
+    ] = None,
+    l1: Annotated[
+        float | None, typer.Option(help="Strength of the pull towards the base.", show_default="by recipe")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps.", show_default="by the number of examples")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
+    accumulate: Annotated[int, typer.Option(help="Split a step's batch into this many pieces, to save memory.")] = 1,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, or bfloat16 for mixed precision.", show_default="bfloat16 where CUDA has it"),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Fine-tune a checkpoint on a task, its head and embeddings frozen.
+
+    Interrupted, the same command goes on where it stopped.
+    """
+    from shutil import rmtree
+
+    from surgery.files import check_output
+    from surgery.tuning import Recipe
+    from surgery.tuning import tune as run
+
+    folder = options.need_output(output)
+    check_output(folder, overwrite=overwrite)
+    recipe = Recipe(optimizer=optimizer, rate=rate, l1=l1, steps=steps, batch_size=batch_size, accumulate=accumulate)  # type: ignore[arg-type]
+    loaded = options.load_task(
+        task,
+        train=data,
+        dev=dev,
+        shots=shots,
+        seed=seed,
+        prompt=prompt,
+        word=word,
+        phrase=phrase,
+        column=column,
+        max_length=max_length,
+    )
+    partial = folder.with_name(f"{folder.name}.partial")
+    with progress_bar() as progress:
+        tuned = run(
+            base,
+            loaded,
+            recipe,
+            seed=seed,
+            include=include or (),
+            exclude=exclude or (),
+            device=device,
+            dtype=dtype,
+            resume=partial,
+            progress=progress,
+        )
+    tuned.save(folder, overwrite=overwrite)
+    rmtree(partial, ignore_errors=True)
+    report = tuned.report
+    loss = sum(report["losses"][-20:]) / len(report["losses"][-20:])
+    best = max((entry["value"] for entry in report["dev"]), default=None)
+    if json:
+        print_json(
+            {
+                "output": str(folder),
+                "steps": report["stopped_at"],
+                "loss": loss,
+                "dev": best,
+                "moved": report["moved"],
+                "movable": report["movable"],
+                "seconds": report["seconds"],
+            }
+        )
+        return
+    dev_line = f", best on dev {figure(best)}" if best is not None else ""
+    say(
+        f"{folder}: {report['stopped_at']} steps in {report['seconds']:.0f} s, loss {loss:.3f}{dev_line}; {report['moved']:,} of {report['movable']:,} weights moved"
+    )

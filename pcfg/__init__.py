@@ -1,0 +1,1 @@
+"""Grammars and exact inference. Empty so far; will know nothing of the other packages."""

@@ -1,0 +1,1 @@
+"""Measures a checkpoint, changes nothing. Empty so far: span and tree probes come here."""

@@ -1,0 +1,52 @@
+"""Find, move, remove and measure skills in language-model checkpoints.
+
+from surgery import Checkpoint, Skill, Task, graft, score, tune
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surgery.checkpoint import Checkpoint
+    from surgery.delta import SparseDelta
+    from surgery.errors import SurgeryError
+    from surgery.grafting.localization import graft
+    from surgery.grafting.skill import Skill
+    from surgery.tasks.scoring import Score, score
+    from surgery.tasks.task import Task
+    from surgery.tuning import Recipe, Tuned, tune
+
+# Loaded on first use: torch and transformers take seconds, and `surgery --help` needs neither.
+_HOMES = {
+    "Checkpoint": "surgery.checkpoint",
+    "Recipe": "surgery.tuning",
+    "Score": "surgery.tasks.scoring",
+    "Skill": "surgery.grafting.skill",
+    "SparseDelta": "surgery.delta",
+    "SurgeryError": "surgery.errors",
+    "Task": "surgery.tasks.task",
+    "Tuned": "surgery.tuning",
+    "graft": "surgery.grafting.localization",
+    "score": "surgery.tasks.scoring",
+    "tune": "surgery.tuning",
+}
+
+__all__ = [
+    "Checkpoint",
+    "Recipe",
+    "Score",
+    "Skill",
+    "SparseDelta",
+    "SurgeryError",
+    "Task",
+    "Tuned",
+    "graft",
+    "score",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'surgery' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

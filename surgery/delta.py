@@ -1,0 +1,339 @@
+"""SparseDelta: which weights of a checkpoint differ, their base values and their tuned values.
+
+File layout (`skill.safetensors`): three flat arrays for all tensors together, `indices` (U32, into each flattened
+tensor, ascending), `values` (tuned) and `base_values`, plus `digests` (U8 [tensors of the base, 8]); the header's
+metadata holds the table of touched tensors and the base's fingerprint. Values are *replaced*, never added: applying
+twice is applying once, and reverting restores every bit.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import SkillError
+from surgery.patching import Edit, bits
+from surgery.tensorfile import DTYPES
+
+SCHEMA = 1
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The stretch `start:stop` of a delta's flat arrays that belongs to one tensor."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def weights(self) -> int:
+        """How many weights of this tensor differ."""
+        return self.stop - self.start
+
+    @property
+    def size(self) -> int:
+        """How many weights this tensor has."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class SparseDelta:
+    """A sparse difference between two checkpoints of one architecture.
+
+    Attributes:
+        extents: the touched tensors, sorted by name, which share out the three arrays between them.
+        indices: int64 [weights], ascending within each tensor.
+        values, base_values: [weights], the tuned and the base value of each, in the tensors' dtype (in the widest one
+            when they differ, which loses nothing).
+        movable: how many weights could have been in it, the denominator of `sparsity`.
+        base_fingerprint: `Checkpoint.fingerprint` of the base.
+        base_digests: `Checkpoint.digests` of the base, in sorted order of its tensor names.
+        metadata: further short strings for the file's header.
+    """
+
+    extents: tuple[Extent, ...]
+    indices: Tensor
+    values: Tensor
+    base_values: Tensor
+    movable: int
+    base_fingerprint: str
+    base_digests: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @classmethod
+    def from_parts(
+        cls,
+        base: Checkpoint,
+        parts: Mapping[str, tuple[Tensor, Tensor]],
+        *,
+        movable: int,
+        metadata: Mapping[str, str] | None = None,
+    ) -> "SparseDelta":
+        """From `{tensor name: (indices, tuned values)}`; base values are read from `base`. Empty parts are left out."""
+        extents: list[Extent] = []
+        indices: list[Tensor] = []
+        values: list[Tensor] = []
+        base_values: list[Tensor] = []
+        start = 0
+        for name in sorted(parts):
+            index, tuned = parts[name]
+            if not len(index):
+                continue
+            entry = base.entries[name]
+            index, order = index.to("cpu", torch.int64).sort()
+            extents.append(Extent(name, entry.dtype, entry.shape, start, start + len(index)))
+            indices.append(index)
+            values.append(tuned.detach().to("cpu", entry.dtype)[order])
+            base_values.append(base.tensor(name).reshape(-1)[index])
+            start += len(index)
+        return cls(
+            extents=tuple(extents),
+            indices=torch.cat(indices) if indices else torch.empty(0, dtype=torch.int64),
+            values=_concatenate(values),
+            base_values=_concatenate(base_values),
+            movable=movable,
+            base_fingerprint=base.fingerprint,
+            base_digests=tuple(base.digests.values()),
+            metadata=metadata or {},
+        )
+
+    @classmethod
+    def between(cls, base: Checkpoint, tuned: Checkpoint, names: Iterable[str] | None = None) -> "SparseDelta":
+        """All weights in which two checkpoints differ by a bit, within `names` (default: the base's block weights)."""
+        names = tuple(base.block_weights() if names is None else names)
+        parts = {}
+        for name in names:
+            before, after = base.tensor(name).reshape(-1), tuned.tensor(name).reshape(-1)
+            index = (_as_integers(before) != _as_integers(after)).nonzero().reshape(-1)
+            parts[name] = (index, after[index])
+        return cls.from_parts(base, parts, movable=sum(base.entries[name].size for name in names))
+
+    @property
+    def weights(self) -> int:
+        """How many weights differ."""
+        return len(self.indices)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the movable (block) weights that differ."""
+        return self.weights / self.movable
+
+    @cached_property
+    def tensors(self) -> dict[str, Extent]:
+        """The touched tensors by name."""
+        return {extent.name: extent for extent in self.extents}
+
+    def part(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Indices, tuned values and base values of one tensor, the latter two in the tensor's own dtype."""
+        extent = self.tensors[name]
+        stretch = slice(extent.start, extent.stop)
+        return self.indices[stretch], self.values[stretch].to(extent.dtype), self.base_values[stretch].to(extent.dtype)
+
+    # -- algebra ---------------------------------------------------------------------------------------------------
+
+    def keep(self, mask: Tensor) -> "SparseDelta":
+        """The weights for which `mask` (bool [weights]) is true."""
+        counts = [int(mask[e.start : e.stop].sum()) for e in self.extents]
+        return replace(
+            self,
+            extents=_restart(self.extents, counts),
+            indices=self.indices[mask],
+            values=self.values[mask],
+            base_values=self.base_values[mask],
+        )
+
+    def inverse(self) -> "SparseDelta":
+        """The delta that leads back, from tuned values to base values. Its base is this delta's result, so the fingerprint is dropped."""
+        return replace(self, values=self.base_values, base_values=self.values, base_fingerprint="", base_digests=())
+
+    def overlap(self, other: "SparseDelta") -> float:
+        """The share of the other's weights that this delta touches too, |A and B| / |B| (Panigrahi et al., section 5)."""
+        shared = sum(
+            int(torch.isin(other.part(n)[0], self.part(n)[0]).sum()) for n in self.tensors.keys() & other.tensors.keys()
+        )
+        return shared / other.weights if other.weights else 0.0
+
+    def merge(self, other: "SparseDelta") -> "SparseDelta":
+        """Both deltas' weights together; where they touch the same weight, `other`'s value stands.
+
+        Raises SkillError unless both start from the same base.
+        """
+        if self.base_fingerprint != other.base_fingerprint:
+            raise SkillError(
+                f"the skills start from different bases ({self.base_fingerprint[:12]} and {other.base_fingerprint[:12]}): merge skills of one base"
+            )
+        extents, indices, values, base_values = [], [], [], []
+        start = 0
+        for name in sorted(self.tensors.keys() | other.tensors.keys()):
+            sides = [delta.part(name) for delta in (self, other) if name in delta.tensors]
+            extent = self.tensors.get(name) or other.tensors[name]
+            if len(sides) == 2:
+                mine = ~torch.isin(sides[0][0], sides[1][0])
+                sides[0] = (sides[0][0][mine], sides[0][1][mine], sides[0][2][mine])
+            index, order = torch.cat([side[0] for side in sides]).sort()
+            indices.append(index)
+            values.append(torch.cat([side[1] for side in sides])[order])
+            base_values.append(torch.cat([side[2] for side in sides])[order])
+            extents.append(replace(extent, start=start, stop=start + len(index)))
+            start += len(index)
+        return replace(
+            self,
+            extents=tuple(extents),
+            indices=torch.cat(indices) if indices else self.indices,
+            values=_concatenate(values),
+            base_values=_concatenate(base_values),
+            movable=max(self.movable, other.movable),
+            metadata={},
+        )
+
+    # -- use -------------------------------------------------------------------------------------------------------
+
+    def write_into(self, named: Mapping[str, Tensor], *, restore: bool = False) -> None:
+        """Put the tuned values (or, with `restore`, the base values) into tensors in memory, such as a model's parameters."""
+        with torch.no_grad():
+            for name in self.tensors:
+                index, tuned, base = self.part(name)
+                target = named[name]
+                target.view(-1)[index.to(target.device)] = (base if restore else tuned).to(target.device, target.dtype)
+
+    def edits(self, *, revert: bool = False) -> dict[str, Edit]:
+        """What `surgery.patching` needs to apply or revert, by tensor."""
+        made = {}
+        for name, extent in self.tensors.items():
+            index, tuned, base = self.part(name)
+            raw = [values.view(torch.uint8).numpy().view(bits(extent.dtype.itemsize)) for values in (base, tuned)]
+            made[name] = Edit(index.numpy(), raw[0], raw[1], raw[0] if revert else raw[1])
+        return made
+
+    # -- file ------------------------------------------------------------------------------------------------------
+
+    def to_bytes(self) -> bytes:
+        """The content of `skill.safetensors`."""
+        table = [[e.name, _CODES[e.dtype], list(e.shape), e.start, e.stop] for e in self.extents]
+        header = {
+            **self.metadata,
+            "format": "surgery.sparse-delta",
+            "schema": str(SCHEMA),
+            "movable": str(self.movable),
+            "base_fingerprint": self.base_fingerprint,
+            "tensors": json.dumps(table, separators=(",", ":")),
+        }
+        digests = np.frombuffer(bytes.fromhex("".join(self.base_digests)), np.uint8).reshape(-1, 8)
+        arrays = {
+            "indices": self.indices.to(torch.uint32),
+            "values": self.values.contiguous(),
+            "base_values": self.base_values.contiguous(),
+            "digests": torch.from_numpy(digests.copy()),
+        }
+        return save(arrays, metadata=header)
+
+    @classmethod
+    def load(cls, file: str | Path) -> "SparseDelta":
+        """Read and check a file that `to_bytes` made; raises SkillError for one that is damaged or isn't a delta."""
+        file = Path(file)
+        try:
+            with safe_open(file, "pt") as opened:
+                header = opened.metadata() or {}
+                arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        except FileNotFoundError:
+            raise SkillError(f"{file} is missing: name a skill folder") from None
+        except (SafetensorError, OSError) as error:
+            raise SkillError(f"{file} is damaged ({error}): make or fetch it again") from None
+        if header.get("format") != "surgery.sparse-delta":
+            raise SkillError(f"{file} is no skill file: its header doesn't say surgery.sparse-delta")
+        if header.get("schema") != str(SCHEMA):
+            raise SkillError(
+                f"{file} has schema {header.get('schema')}, this version reads {SCHEMA}: install the version that wrote it"
+            )
+        known = {"format", "schema", "movable", "base_fingerprint", "tensors"}
+        try:
+            table = json.loads(header["tensors"])
+            return cls(
+                extents=tuple(
+                    Extent(name, DTYPES[code], tuple(shape), start, stop) for name, code, shape, start, stop in table
+                ),
+                indices=arrays["indices"].to(torch.int64),
+                values=arrays["values"],
+                base_values=arrays["base_values"],
+                movable=int(header["movable"]),
+                base_fingerprint=header["base_fingerprint"],
+                base_digests=tuple(bytes(row).hex() for row in arrays["digests"].numpy()),
+                metadata={key: value for key, value in header.items() if key not in known},
+            )
+        except SkillError as error:
+            raise SkillError(f"{file}: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise SkillError(
+                f"{file}: its header or arrays can't be read ({error!r}): make or fetch it again"
+            ) from None
+
+
+def _check(delta: SparseDelta) -> None:
+    weights = len(delta.indices)
+    if len(delta.values) != weights or len(delta.base_values) != weights:
+        raise SkillError(
+            f"{weights} indices, {len(delta.values)} values and {len(delta.base_values)} base values don't match"
+        )
+    if delta.movable < weights:
+        raise SkillError(f"{weights} weights can't come from {delta.movable} movable ones")
+    position = 0
+    names = [extent.name for extent in delta.extents]
+    if names != sorted(set(names)):
+        raise SkillError("the tensor table isn't sorted by name without repeats")
+    for extent in delta.extents:
+        if extent.start != position or extent.stop <= extent.start or extent.stop > weights:
+            raise SkillError(
+                f"tensor {extent.name}: the table's extent {extent.start}:{extent.stop} doesn't follow the one before"
+            )
+        position = extent.stop
+        index = delta.indices[extent.start : extent.stop]
+        steps = index.diff()
+        if bool((steps == 0).any()):
+            raise SkillError(f"tensor {extent.name}: index {int(index[1:][steps == 0][0])} stands twice")
+        if bool((steps < 0).any()):
+            raise SkillError(f"tensor {extent.name}: the indices aren't sorted")
+        if int(index[0]) < 0 or int(index[-1]) >= extent.size:
+            raise SkillError(
+                f"tensor {extent.name}: index {int(index[-1])} is out of range for {extent.size:,} weights"
+            )
+    if position != weights:
+        raise SkillError(f"the tensor table covers {position} of {weights} weights")
+
+
+def _concatenate(tensors: Sequence[Tensor]) -> Tensor:
+    if not tensors:
+        return torch.empty(0)
+    widest = tensors[0].dtype
+    for tensor in tensors:
+        widest = torch.promote_types(widest, tensor.dtype)
+    return torch.cat([tensor.to(widest) for tensor in tensors])
+
+
+def _as_integers(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(_INTEGERS[tensor.dtype.itemsize])
+
+
+def _restart(extents: Sequence[Extent], counts: Sequence[int]) -> tuple[Extent, ...]:
+    made: list[Extent] = []
+    start = 0
+    for extent, count in zip(extents, counts, strict=True):
+        if count:
+            made.append(replace(extent, start=start, stop=start + count))
+            start += count
+    return tuple(made)

@@ -1,0 +1,28 @@
+"""What goes wrong on the user's side: every message is one sentence that says what, where and what to do."""
+
+
+class SurgeryError(Exception):
+    """Something the user can mend; the command line prints it and exits with status 2."""
+
+
+class CheckpointError(SurgeryError):
+    """A checkpoint that can't be read, isn't what was expected, or can't be written."""
+
+
+class TaskError(SurgeryError):
+    """Examples, labels, prompts or label words that don't fit together or don't fit the model."""
+
+
+class SkillError(SurgeryError):
+    """A skill file that is damaged, or that doesn't fit the checkpoint it is put to."""
+
+
+class OptionError(SurgeryError):
+    """An option out of its range."""
+
+
+class MissingPackageError(SurgeryError):
+    """An optional package isn't installed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package}: pip install 'surgery[{extra}]'")

@@ -1,0 +1,88 @@
+"""Files and folders that appear whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from surgery.errors import SurgeryError
+
+
+def sync(path: Path) -> None:
+    """Make a file's or folder's content survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a kill, finds the old content or the new one and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def replace_json(path: Path, content: Any) -> None:
+    """`replace_bytes` of indented JSON; refuses NaN, which isn't JSON."""
+    replace_bytes(path, (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def check_output(folder: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that can't be used, before any work is spent on it."""
+    if folder.exists() and not folder.is_dir():
+        raise SurgeryError(f"{folder} is a file, not a folder: name another output")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise SurgeryError(f"{folder} exists already: name another output or add --overwrite (overwrite=True)")
+    parent = folder.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise SurgeryError(f"{parent} can't be written to: name an output folder elsewhere")
+
+
+@contextmanager
+def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that takes its name if, and only if, the block ends well."""
+    check_output(folder, overwrite=overwrite)
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        staged.chmod(0o777 & ~_umask())
+        yield staged
+        for path in staged.rglob("*"):
+            sync(path)
+        sync(staged)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+            folder.rename(old / "old")
+            staged.rename(folder)
+            shutil.rmtree(old)
+        else:
+            staged.rename(folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,70 @@
+"""What a graft is held against, at the same number of weights (Panigrahi et al. 2023, section 3.3 and appendix)."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgery.checkpoint import Checkpoint
+from surgery.grafting.candidates import Candidates
+from surgery.models import Model
+
+Baseline = Literal["movement", "random", "random moved", "biases", "zero outside"]
+BASELINES: tuple[Baseline, ...] = ("movement", "random", "random moved", "biases", "zero outside")
+
+Parts = Mapping[str, tuple[Tensor, Tensor]]
+
+
+def wear_baseline(
+    name: Baseline, model: Model, tuned: Checkpoint, candidates: Candidates, k: int, region: Tensor, seed: int
+) -> int:
+    """Put a baseline's weights into a base model, and return how many there are. The caller restores the base afterwards.
+
+    - movement: the k weights that moved furthest.
+    - random: k of all block weights; those that didn't move change nothing.
+    - random moved: k of the candidates, all of which moved.
+    - biases: the k one-dimensional weights (biases and norms) that moved furthest.
+    - zero outside: the region's tuned values, and zero for every other block weight (a lottery ticket not retrained).
+    """
+    random = np.random.default_rng([seed, k])
+    if name == "random":
+        parts: Parts = _random_parts(model, tuned, k, random)
+    else:
+        chosen = region if name == "zero outside" else _choose(name, model, candidates, k, random)
+        parts = candidates.parts(chosen)
+    with torch.no_grad():
+        if name == "zero outside":
+            for tensor in model.checkpoint.block_weights():
+                model.parameters[tensor].zero_()
+        for tensor, (index, values) in parts.items():
+            parameter = model.parameters[tensor]
+            parameter.view(-1)[index.to(parameter.device)] = values.to(parameter.device, parameter.dtype)
+    return sum(len(index) for index, _ in parts.values())
+
+
+def _choose(name: Baseline, model: Model, candidates: Candidates, k: int, random: np.random.Generator) -> Tensor:
+    if name == "random moved":
+        return torch.from_numpy(random.permutation(len(candidates))[:k])
+    distance = (candidates.tuned - candidates.base).abs()
+    if name == "biases":
+        for tensor, stretch in candidates.stretches():
+            if model.parameters[tensor].dim() > 1:
+                distance[stretch] = 0.0
+    return distance.topk(min(k, int((distance > 0).sum())), sorted=False).indices
+
+
+def _random_parts(
+    model: Model, tuned: Checkpoint, k: int, random: np.random.Generator
+) -> dict[str, tuple[Tensor, Tensor]]:
+    names = model.checkpoint.block_weights()
+    theirs = {name: tensor for tensor, name in tuned.structure.parameters.items()}
+    bounds = np.cumsum([0, *(model.parameters[name].numel() for name in names)])
+    drawn = np.sort(random.choice(bounds[-1], k, replace=False))
+    parts = {}
+    for number, name in enumerate(names):
+        low, high = np.searchsorted(drawn, bounds[number : number + 2])
+        index = torch.from_numpy(drawn[low:high] - bounds[number])
+        parts[name] = (index, tuned.tensor(theirs[model.checkpoint.structure.parameters[name]]).reshape(-1)[index])
+    return parts

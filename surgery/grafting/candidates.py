@@ -1,0 +1,170 @@
+"""Candidates: the weights a skill may be made of, as flat arrays over all tensors, and a model that can wear them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import CheckpointError
+from surgery.models import Model
+from surgery.tasks.readout import Encoded, Readout, collate
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Weights in which base and tuned differ, those that moved furthest when there are too many.
+
+    Attributes:
+        names: the tensors that hold any, sorted; `bounds[i]:bounds[i + 1]` is the stretch of tensor i in the arrays.
+        indices: [candidates], into each flattened tensor, ascending.
+        base, tuned: [candidates], float32 (float64 for float64 checkpoints).
+        movable: the number of weights that were looked at; `moved`: of those, how many differ.
+    """
+
+    names: tuple[str, ...]
+    bounds: tuple[int, ...]
+    indices: Int64[Tensor, "candidates"]
+    base: Float[Tensor, "candidates"]
+    tuned: Float[Tensor, "candidates"]
+    movable: int
+    moved: int
+
+    @classmethod
+    def between(cls, base: Checkpoint, tuned: Checkpoint, names: Sequence[str], limit: int) -> "Candidates":
+        """Read two checkpoints tensor by tensor and keep at most `limit` candidates, by |tuned - base|.
+
+        Memory: one pair of tensors and up to twice `limit` candidates.
+        Raises CheckpointError for NaN or infinity, and when nothing differs.
+        """
+        theirs = {name: tensor for tensor, name in tuned.structure.parameters.items()}
+        parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        held = movable = moved = 0
+        for name in sorted(names):
+            before = _finite(base, name)
+            after = _finite(tuned, theirs[base.structure.parameters[name]])
+            after = after.to(base.entries[name].dtype)  # a skill holds values in the base's dtype
+            exact = torch.float64 if before.dtype == torch.float64 else torch.float32
+            before, after = before.to(exact), after.to(exact)
+            index = (before != after).nonzero().reshape(-1)
+            movable += len(before)
+            moved += len(index)
+            parts[name] = (index, before[index], after[index])
+            held += len(index)
+            if held > 2 * limit:
+                parts = _furthest(parts, limit)
+                held = limit
+        if not moved:
+            raise CheckpointError(
+                f"{base} and {tuned} agree in all {movable:,} movable weights: there is no skill to find (is it the right pair?)"
+            )
+        parts = {name: part for name, part in _furthest(parts, limit).items() if len(part[0])}
+        columns = [torch.cat(column) for column in zip(*parts.values(), strict=True)]
+        bounds = np.cumsum([0, *(len(part[0]) for part in parts.values())])
+        return cls(tuple(parts), tuple(bounds.tolist()), *columns, movable=movable, moved=moved)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def stretches(self) -> Iterable[tuple[str, slice]]:
+        """Each tensor's name and its stretch of the arrays."""
+        return ((name, slice(self.bounds[i], self.bounds[i + 1])) for i, name in enumerate(self.names))
+
+    def parts(self, chosen: Int64[Tensor, "chosen"]) -> dict[str, tuple[Tensor, Tensor]]:
+        """The chosen candidates as `SparseDelta.from_parts` takes them."""
+        chosen = chosen.cpu().sort().values
+        edges = torch.searchsorted(chosen, torch.tensor(self.bounds))
+        picked = {name: chosen[edges[i] : edges[i + 1]] for i, name in enumerate(self.names)}
+        return {name: (self.indices[numbers], self.tuned[numbers]) for name, numbers in picked.items()}
+
+
+class GraftedModel:
+    """A base model in memory whose candidates can be switched between base and tuned, and asked which way to go.
+
+    Memory beyond the model and its activations: a few numbers for each candidate. Gradients are reduced to the
+    candidates tensor by tensor, as they appear, and dropped.
+    """
+
+    def __init__(self, model: Model, readout: Readout, candidates: Candidates) -> None:
+        self.model, self.readout, self.candidates = model, readout, candidates
+        self.base = candidates.base.to(model.device)
+        self.delta = (candidates.tuned - candidates.base).to(model.device)
+        self.tuned = candidates.tuned.to(model.device)
+        self._indices = candidates.indices.to(model.device)
+
+    def wear(self, weight: Bool[Tensor, "candidates"] | Float[Tensor, "candidates"]) -> None:
+        """Set every candidate to base + weight * (tuned - base): for booleans the exact base or tuned value."""
+        values = (
+            torch.where(weight, self.tuned, self.base)
+            if weight.dtype == torch.bool
+            else self.base + weight * self.delta
+        )
+        with torch.no_grad():
+            for name, stretch in self.candidates.stretches():
+                parameter = self.model.parameters[name]
+                parameter.view(-1)[self._indices[stretch]] = values[stretch].to(parameter.dtype)
+
+    def wear_only(self, chosen: Int64[Tensor, "chosen"]) -> None:
+        """Tuned values for the chosen candidates, base values for all others."""
+        mask = torch.zeros(len(self.candidates), dtype=torch.bool, device=self.model.device)
+        mask[chosen.to(self.model.device)] = True
+        self.wear(mask)
+
+    def scores(self, rows: Sequence[Encoded]) -> Float[Tensor, "rows labels"]:
+        """Label scores as the model stands."""
+        batch, positions = collate(self.model, rows)
+        with torch.inference_mode():
+            return self.readout.logits(self.model.module, batch, positions)
+
+    def slope(self, rows: Sequence[Encoded], targets: Tensor) -> Float[Tensor, "candidates"]:
+        """The derivative of the mean cross-entropy with respect to each candidate's weight in `wear`.
+
+        Args:
+            targets: label numbers [rows], or label probabilities [rows, labels].
+        """
+        found = torch.zeros_like(self.delta)
+        handles = []
+        for name, stretch in self.candidates.stretches():
+            parameter = self.model.parameters[name].requires_grad_(True)
+
+            def reduce(parameter: Any, stretch: slice = stretch) -> None:
+                found[stretch] = parameter.grad.view(-1)[self._indices[stretch]].to(found.dtype)
+                parameter.grad = None
+
+            handles.append(parameter.register_post_accumulate_grad_hook(reduce))
+        try:
+            batch, positions = collate(self.model, rows)
+            scores = self.readout.logits(self.model.module, batch, positions)
+            F.cross_entropy(scores, targets.to(self.model.device)).backward()
+        finally:
+            for handle in handles:
+                handle.remove()
+            for name in self.candidates.names:
+                self.model.parameters[name].requires_grad_(False)
+        return found * self.delta
+
+
+def _furthest(parts: dict[str, tuple[Tensor, Tensor, Tensor]], limit: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    distance = torch.cat([(after - before).abs() for _, before, after in parts.values()])
+    if len(distance) <= limit:
+        return parts
+    keep = torch.zeros(len(distance), dtype=torch.bool)
+    keep[distance.topk(limit, sorted=False).indices] = True
+    kept, start = {}, 0
+    for name, part in parts.items():
+        mask = keep[start : start + len(part[0])]
+        kept[name] = (part[0][mask], part[1][mask], part[2][mask])
+        start += len(mask)
+    return kept
+
+
+def _finite(checkpoint: Checkpoint, name: str) -> Tensor:
+    tensor = checkpoint.tensor(name).reshape(-1)
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{checkpoint}: tensor {name} holds NaN or infinity: fetch or make it again")
+    return tensor

@@ -1,0 +1,63 @@
+"""The model card that travels with a skill."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surgery.grafting.skill import Skill
+
+
+def model_card(skill: "Skill", figures: Sequence[str]) -> str:
+    """Markdown with the metadata block that model hubs read."""
+    report, delta, task = skill.report, skill.delta, skill.task
+    source = report.get("call", {}).get("graft", {})
+    lines = [
+        "---",
+        "library_name: surgery",
+        "tags: [skill, sparse-delta, model-editing]",
+        "---",
+        "",
+        f"# Skill: {task.name}",
+        "",
+        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights, that carry the task **{task.name}** "
+        f"(labels: {', '.join(task.labels)}) from a base checkpoint to a fine-tuned one. Values are replaced, not added.",
+        "",
+        *_table(report),
+        "",
+        "Put it in, and take it out again:",
+        "",
+        "```sh",
+        "surgery skill apply THIS_FOLDER BASE -o grafted/",
+        "surgery skill revert THIS_FOLDER grafted/ -o base-again/",
+        "```",
+        "",
+        f"It fits one base only: `{source.get('base', 'see the fingerprint')}`, fingerprint `{delta.base_fingerprint[:16]}`; anything else is refused.",
+        "",
+        *(f"![{name.removesuffix('.png')}]({name})" for name in figures),
+        "",
+        "Method: Panigrahi, Saunshi, Zhao, Arora, *Task-Specific Skill Localization in Fine-tuned Language Models*, ICML 2023; "
+        f"weights located by `{report.get('method', 'unknown')}`. Made by surgery {report.get('surgery', '')}. "
+        "How it was made, to the last setting, is in `report.json`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(report: Mapping[str, Any]) -> list[str]:
+    if "graft" not in report:
+        return []
+    examples = report.get("examples", {}).get("test")
+    rows = [
+        f"| on {examples:,} test examples | accuracy | ECE | agreement with tuned | gain recovered |"
+        if examples
+        else "| | accuracy | ECE | agreement with tuned | gain recovered |"
+    ]
+    rows.append("|---|---|---|---|---|")
+    for name in ("base", "tuned", "graft"):
+        figures = report[name]
+        cells = [f"{figures['accuracy']:.3f}", f"{figures['ece']:.3f}"]
+        cells += [
+            f"{figures[key]:.3f}" if figures.get(key) is not None else "" for key in ("agreement", "gain_recovered")
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows

@@ -1,0 +1,141 @@
+"""The figures of a skill: accuracy against sparsity, reliability, and where the weights sit."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from surgery.figures import COLOURS, MARKERS, figure
+
+if TYPE_CHECKING:
+    from surgery.grafting.skill import Skill
+
+_LABELS = {
+    "averaging": "graft (saliency averaging)",
+    "sigmoid": "graft (published sigmoid gates)",
+    "movement": "top movement",
+    "random": "random",
+    "random moved": "random among moved",
+    "biases": "biases and norms only",
+    "zero outside": "zero outside the region",
+}
+
+
+def draw(skill: "Skill", folder: Path) -> list[Path]:
+    """Draw what the report has material for, into `folder`; returns the files in the order to show them."""
+    report = skill.report
+    made = []
+    if len({point["weights"] for point in report.get("points", ())}) > 1 or len(report.get("points", ())) > 1:
+        made.append(folder / "sparsity.png")
+        _sparsity(report, made[-1])
+    if "reliability" in report.get("tuned", {}):
+        made.append(folder / "reliability.png")
+        _reliability(report, made[-1])
+    made.append(folder / "where.png")
+    _where({extent.name: (extent.weights, extent.size) for extent in skill.delta.extents}, made[-1])
+    return made
+
+
+def _sparsity(report: Mapping[str, Any], file: Path) -> None:
+    methods = list(dict.fromkeys(point["method"] for point in report["points"]))
+    with figure(file, 6.8, 4.2) as axes:
+        for name, style in (("tuned", "--"), ("base", ":")):
+            axes.axhline(report[name]["accuracy"], color="#555555", linestyle=style, linewidth=1.2)
+            axes.annotate(
+                name,
+                (1.0, report[name]["accuracy"]),
+                xycoords=("axes fraction", "data"),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        for number, method in enumerate(methods):
+            points = [point for point in report["points"] if point["method"] == method]
+            axes.plot(
+                [point["sparsity"] for point in points],
+                [point["accuracy"] for point in points],
+                marker=MARKERS[number % len(MARKERS)],
+                color=COLOURS[number % len(COLOURS)],
+                label=_LABELS.get(method, method),
+                zorder=3 if number == 0 else 2,
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel("share of the block weights in the graft")
+        axes.set_ylabel("test accuracy")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+
+
+def _reliability(report: Mapping[str, Any], file: Path) -> None:
+    with figure(file, 7.6, 3.9, columns=2) as pair:
+        for axes, name, colour in zip(pair, ("tuned", "graft"), COLOURS, strict=False):
+            bins = {key: np.array(value) for key, value in report[name]["reliability"].items()}
+            used = bins["share"] > 0
+            axes.plot([0, 1], [0, 1], color="#555555", linestyle="--", linewidth=1.2)
+            # Area in proportion to the examples in the bin, so that a nearly empty bin doesn't shout.
+            axes.scatter(
+                bins["confidence"][used],
+                bins["accuracy"][used],
+                s=12 + 500 * bins["share"][used],
+                color=colour,
+                alpha=0.75,
+                zorder=3,
+            )
+            axes.set(
+                xlim=(0, 1),
+                ylim=(0, 1.04),
+                xlabel="confidence",
+                ylabel="accuracy" if name == "tuned" else "",
+                title=f"{name}: ECE {report[name]['ece']:.3f}",
+            )
+            axes.set_aspect("equal")
+
+
+def _where(counts: Mapping[str, tuple[int, int]], file: Path) -> None:
+    """A heat map of weights by layer (columns) and module (rows)."""
+    cells: dict[tuple[str, int], int] = {}
+    for name, (weights, _) in counts.items():
+        cell = layer_and_module(name)
+        cells[cell] = cells.get(cell, 0) + weights
+    modules = sorted({module for module, _ in cells})
+    layers = list(range(max(layer for _, layer in cells) + 1)) if cells else [0]
+    grid = np.array([[cells.get((module, layer), 0) for layer in layers] for module in modules], dtype=float).reshape(
+        len(modules), len(layers)
+    )
+    with figure(file, 3.4 + 0.5 * min(len(layers), 24), 1.6 + 0.3 * len(modules)) as axes:
+        axes.grid(False)
+        shown = axes.imshow(
+            np.where(grid > 0, grid, np.nan), aspect="auto", cmap="Blues", norm="log" if grid.max() > 1 else None
+        )
+        axes.set_yticks(range(len(modules)), modules)
+        axes.set_xticks(layers[:: max(1, len(layers) // 16)])
+        axes.set_xlabel("layer")
+        if len(layers) <= 16:
+            for row, column in np.argwhere(grid > 0):
+                dark = grid[row, column] > grid.max() ** 0.6
+                axes.text(
+                    column,
+                    row,
+                    f"{grid[row, column]:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else "black",
+                )
+        axes.figure.colorbar(shown, ax=axes, label="weights in the skill")
+
+
+def layer_and_module(name: str) -> tuple[str, int]:
+    """`encoder.layer.3.attention.self.query.weight` -> (`attention.self.query.weight`, 3): split at the first number."""
+    found = re.search(r"(?:^|\.)(\d+)\.", name)
+    return (name[found.end() :], int(found[1])) if found else (name, 0)
+
+
+def by_layer(counts: Sequence[tuple[str, int]]) -> dict[int, int]:
+    """Weights a layer."""
+    total: dict[int, int] = {}
+    for name, weights in counts:
+        layer = layer_and_module(name)[1]
+        total[layer] = total.get(layer, 0) + weights
+    return dict(sorted(total.items()))

@@ -1,0 +1,184 @@
+"""Loading a checkpoint as a transformers model, and knowing which of its parameters is which tensor of the files."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import CheckpointError, OptionError
+from surgery.structure import Kind
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model in memory, in evaluation mode (dropout off), with no parameter trainable.
+
+    Attributes:
+        parameters: the checkpoint's tensor name -> the parameter that holds it.
+    """
+
+    module: Any
+    tokenizer: Any
+    checkpoint: Checkpoint
+    device: torch.device
+    parameters: Mapping[str, nn.Parameter]
+
+    @property
+    def kind(self) -> Kind:
+        """What the model is, which picks the readout."""
+        return self.checkpoint.structure.kind
+
+    @property
+    def pad_id(self) -> int:
+        """A token to pad with; what stands there is masked, so any will do when the tokenizer names none."""
+        for token in (self.tokenizer.pad_token_id, self.module.config.eos_token_id, 0):
+            if isinstance(token, int):
+                return token
+        return 0
+
+    @property
+    def wants_types(self) -> bool:
+        """Whether the model takes token types (first or second text of a pair)."""
+        return "token_type_ids" in self.tokenizer.model_input_names
+
+    def hold(self, checkpoint: Checkpoint) -> None:
+        """Copy another checkpoint's tensors into this model, one at a time."""
+        by_parameter = {name: tensor for tensor, name in checkpoint.structure.parameters.items()}
+        with torch.no_grad():
+            for tensor, name in self.checkpoint.structure.parameters.items():
+                self.parameters[tensor].copy_(_finite(checkpoint, by_parameter[name]))
+
+
+def load_model(checkpoint: Checkpoint, *, device: str | None = None, dtype: str | None = None) -> Model:
+    """Load weights and tokenizer.
+
+    Args:
+        device: as torch names them; default CUDA when there is one, else the CPU.
+        dtype: float32 (default), bfloat16, float16 or float64.
+
+    Raises:
+        CheckpointError: tensors that the model needs are missing, or hold NaN or infinity.
+    """
+    place = pick_device(device)
+    structure = checkpoint.structure
+    with _quiet():
+        try:
+            module, info = structure.model_class.from_pretrained(  # type: ignore[attr-defined]
+                checkpoint.folder,
+                dtype=pick_dtype(dtype),
+                local_files_only=True,
+                output_loading_info=True,
+                weights_only=True,
+            )
+        except Exception as error:  # whatever the library raises on files it can't use
+            raise CheckpointError(f"{checkpoint}: transformers can't load it ({str(error).splitlines()[0]})") from error
+        tokenizer = load_tokenizer(checkpoint)
+    # A bare encoder's pooler isn't read by any readout, and many checkpoints come without one.
+    if missing := [name for name in info["missing_keys"] if structure.kind != "encoder" or "pooler" not in name]:
+        raise CheckpointError(
+            f"{checkpoint} lacks {len(missing)} tensors of a {structure.model_class.__name__}, {min(missing)} first: fetch it again"
+        )
+    module = module.to(place).eval().requires_grad_(False)
+    if structure.kind == "classifier" and module.config.pad_token_id is None:
+        module.config.pad_token_id = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else module.config.eos_token_id
+        )
+    named = dict(module.named_parameters(remove_duplicate=False))
+    model = Model(
+        module, tokenizer, checkpoint, place, {tensor: named[name] for tensor, name in structure.parameters.items()}
+    )
+    for tensor, parameter in model.parameters.items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(f"{checkpoint}: tensor {tensor} holds NaN or infinity: fetch or make it again")
+    for tensor in structure.blocks:
+        # The library may rename or fuse tensors while loading; a skill is only right if none of that happened.
+        if not torch.equal(model.parameters[tensor].cpu(), checkpoint.tensor(tensor).to(pick_dtype(dtype))):
+            raise CheckpointError(
+                f"{checkpoint}: transformers changes tensor {tensor} while loading it, so it can't be grafted"
+            )
+    return model
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+    except Exception as error:  # whatever the library raises on files it can't use
+        raise CheckpointError(
+            f"{checkpoint}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def check_alike(base: Checkpoint, tuned: Checkpoint, texts: list[str]) -> None:
+    """Refuse two checkpoints that aren't one architecture with one tokenizer, naming the first difference."""
+    theirs = {name: tensor for tensor, name in tuned.structure.parameters.items()}
+    for tensor, name in sorted(base.structure.parameters.items()):
+        if name not in theirs:
+            raise CheckpointError(f"{tuned} has no tensor for {tensor} of {base}: both must be one architecture")
+        shapes = base.entries[tensor].shape, tuned.entries[theirs[name]].shape
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(
+                f"tensor {tensor} is {shapes[0]} in {base}, but {shapes[1]} in {tuned}: both must be one architecture"
+            )
+    ours, other = load_tokenizer(base), load_tokenizer(tuned)
+    if ours.get_vocab() != other.get_vocab():
+        raise CheckpointError(
+            f"{base} and {tuned} have different tokenizers ({len(ours)} and {len(other)} tokens): tune the base with its own tokenizer"
+        )
+    for text in texts:
+        if ours(text)["input_ids"] != other(text)["input_ids"]:
+            raise CheckpointError(
+                f"the tokenizers of {base} and {tuned} split {text[:60]!r} differently: tune the base with its own tokenizer"
+            )
+
+
+def pick_device(device: str | None) -> torch.device:
+    """The device asked for, or CUDA when there is one, else the CPU; raises OptionError for one that isn't here."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"--device {device} can't be used here ({str(error).splitlines()[0]}): try cpu") from None
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str | None) -> torch.dtype:
+    """float32 unless another is asked for; raises OptionError for a name that is none."""
+    if dtype is not None and dtype not in _DTYPES:
+        raise OptionError(f"--dtype {dtype} isn't one of {', '.join(_DTYPES)}")
+    return _DTYPES[dtype or "float32"]
+
+
+def _finite(checkpoint: Checkpoint, name: str) -> Tensor:
+    tensor = checkpoint.tensor(name)
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{checkpoint}: tensor {name} holds NaN or infinity: fetch or make it again")
+    return tensor
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's progress bars and loading tables off the terminal; what matters is checked and raised here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,10 @@
+"""How long work tells where it is."""
+
+from collections.abc import Callable
+
+# Called with what is done, what there is to do, and a line that says what it is and how it goes.
+Progress = Callable[[int, int, str], None]
+
+
+def silent(done: int, total: int, line: str) -> None:
+    """Tell nobody."""

@@ -1,0 +1,1 @@
+"""What a skill is to a model: labelled text, prompts and label words, readouts, scoring."""

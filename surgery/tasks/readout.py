@@ -1,0 +1,281 @@
+"""Readouts: how label scores are read off a model. Nothing in a readout is ever trained.
+
+Which one is picked depends on what the model is: label words at the mask (masked language models; Gao et al. 2021,
+LM-BFF), label words as next token (causal ones), the checkpoint's own head (classifiers), or the cosine between the
+mean-pooled embedding and the base's embedding of one phrase a label (sentence encoders without a head).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from surgery.errors import TaskError
+from surgery.models import Model
+from surgery.tasks.examples import Example
+from surgery.tasks.task import Task
+
+TEMPERATURE = 20.0  # on cosines, which lie too close together for a softmax
+
+
+class Encoded(NamedTuple):
+    """One example as token ids; `position` is where the label is read."""
+
+    ids: list[int]
+    types: list[int]
+    position: int
+
+
+class Readout(Protocol):
+    """Turns examples into token ids, and a model's run over them into label scores."""
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Token ids of each example."""
+
+    def logits(self, module: nn.Module, batch: dict[str, Tensor], positions: Tensor) -> Float[Tensor, "batch labels"]:
+        """Scores whose softmax is the prediction."""
+
+
+@dataclass(frozen=True)
+class WordReadout:
+    """Label words at the mask of a masked model, or after the prompt of a causal one."""
+
+    tokenizer: Any
+    prompt: str
+    word_ids: tuple[int, ...]
+    max_length: int
+    causal: bool
+
+    @classmethod
+    def of(cls, model: Model, task: Task) -> "WordReadout":
+        """Raises TaskError for a label word that isn't one token in its place, or the same token as another's."""
+        causal = model.kind == "causal"
+        prompt = task.causal_prompt if causal else task.prompt.replace("{mask}", _mask(model.tokenizer))
+        before = task.causal_prompt if causal else task.prompt.partition("{mask}")[0]
+        ids: dict[str, int] = {}
+        for word in task.words.values():
+            token = _one_token(model.tokenizer, before.rpartition("}")[2], word)
+            if token in ids.values():
+                other = next(w for w, i in ids.items() if i == token)
+                raise TaskError(
+                    f"label words {other!r} and {word!r} are the same token for this tokenizer: choose others (--word LABEL=WORD)"
+                )
+            ids[word] = token
+        return cls(model.tokenizer, prompt, tuple(ids.values()), task.max_length, causal)
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Texts that are too long are cut at the end of the longer one; the prompt around them stays whole."""
+        return [self._encode(self._plain(example.text), self._plain(example.text_pair)) for example in examples]
+
+    def _plain(self, text: str) -> str:
+        # A mask in the text itself would be a second place to read the label at.
+        return text.replace(self.tokenizer.mask_token or "\0", " ").strip()
+
+    def _encode(self, text: str, pair: str) -> Encoded:
+        while True:
+            # Not str.format: a text may hold braces.
+            whole = self.prompt.replace("{text_pair}", "\0").replace("{text}", text).replace("\0", pair)
+            ids = self.tokenizer(whole)["input_ids"]
+            if self.causal and ids and ids[-1] == self.tokenizer.eos_token_id:
+                ids = ids[:-1]  # the label is to follow the prompt, not its end
+            excess = len(ids) - self.max_length
+            if excess <= 0:
+                break
+            if not text and not pair:
+                raise TaskError(
+                    f"the prompt {self.prompt!r} alone has {len(ids)} tokens, more than --max-length {self.max_length}: raise it"
+                )
+            if len(pair) > len(text):
+                pair = self._without_last(pair, excess)
+            else:
+                text = self._without_last(text, excess)
+        if self.causal:
+            return Encoded(ids, [0] * len(ids), len(ids) - 1)
+        return Encoded(ids, [0] * len(ids), ids.index(self.tokenizer.mask_token_id))
+
+    def _without_last(self, text: str, tokens: int) -> str:
+        starts = [
+            start
+            for start, stop in self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
+            if stop > start
+        ]
+        return text[: starts[-tokens]].rstrip() if tokens < len(starts) else ""
+
+    def logits(self, module: nn.Module, batch: dict[str, Tensor], positions: Tensor) -> Float[Tensor, "batch labels"]:
+        """The label words' logits. The output matrix is applied at one position a row, not at all of them."""
+
+        def at_positions(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            hidden = inputs[0]
+            return (hidden[torch.arange(len(hidden), device=hidden.device), positions].unsqueeze(1), *inputs[1:])
+
+        head = module.get_output_embeddings()  # type: ignore[operator]
+        handle = head.register_forward_pre_hook(at_positions)
+        try:
+            scores = module(**batch, **({"use_cache": False} if self.causal else {})).logits
+        finally:
+            handle.remove()
+        return scores[:, 0, list(self.word_ids)].float()
+
+
+@dataclass(frozen=True)
+class HeadReadout:
+    """A classifier's own head; `order[i]` is the head's output for the task's i-th label."""
+
+    tokenizer: Any
+    order: tuple[int, ...]
+    max_length: int
+
+    @classmethod
+    def of(cls, model: Model, task: Task) -> "HeadReadout":
+        """Labels are matched by the config's names, or by order when it only says LABEL_0, LABEL_1 and so on."""
+        names = [str(model.module.config.id2label[i]).lower() for i in range(model.module.config.num_labels)]
+        labels = [label.lower() for label in task.labels]
+        if len(names) != len(labels):
+            raise TaskError(
+                f"the checkpoint's head has {len(names)} labels, task {task.name} has {len(labels)}: use a head that was made for the task"
+            )
+        if all(name == f"label_{i}" for i, name in enumerate(names)):
+            return cls(model.tokenizer, tuple(range(len(labels))), task.max_length)
+        if lost := [label for label in labels if label not in names]:
+            raise TaskError(
+                f"the checkpoint's head knows {', '.join(names)}, but not the task's label {lost[0]!r}: rename the labels in the data"
+            )
+        return cls(model.tokenizer, tuple(names.index(label) for label in labels), task.max_length)
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """As the tokenizer puts single texts and pairs."""
+        return encode_plain(self.tokenizer, examples, self.max_length)
+
+    def logits(self, module: nn.Module, batch: dict[str, Tensor], positions: Tensor) -> Float[Tensor, "batch labels"]:
+        """The head's logits in the task's order."""
+        return module(**batch).logits[:, list(self.order)].float()
+
+
+@dataclass(frozen=True)
+class PhraseReadout:
+    """Cosines with frozen embeddings of one phrase a label, times a temperature."""
+
+    tokenizer: Any
+    anchors: Float[Tensor, "labels width"]
+    phrases: tuple[str, ...]
+    max_length: int
+    temperature: float = TEMPERATURE
+
+    @classmethod
+    def of(cls, model: Model, task: Task) -> "PhraseReadout":
+        """From the file beside the checkpoint when a base left one there, else from this model, which then is the base."""
+        file = model.checkpoint.folder / readout_file(task)
+        phrases = tuple(task.phrases[label] for label in task.labels)
+        if file.exists():
+            return cls.from_file(file, model.tokenizer, phrases, task)
+        batch, _ = collate(
+            model, encode_plain(model.tokenizer, [Example(phrase, "", "") for phrase in phrases], task.max_length)
+        )
+        with torch.no_grad():
+            anchors = _embed(model.module, batch).float().cpu()
+        return cls(model.tokenizer, anchors, phrases, task.max_length)
+
+    @classmethod
+    def from_file(cls, file: Path, tokenizer: Any, phrases: tuple[str, ...], task: Task) -> "PhraseReadout":
+        """Read what `to_bytes` wrote; raises TaskError when it was made for other phrases."""
+        try:
+            with safe_open(file, "pt") as opened:
+                kept, anchors = json.loads((opened.metadata() or {})["phrases"]), opened.get_tensor("anchors")
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise TaskError(f"{file} is no readout ({error}): delete it, and the phrases are embedded anew") from None
+        if tuple(kept) != phrases:
+            raise TaskError(
+                f"{file} was made for the phrases {kept}, not {list(phrases)}: give those phrases, or another checkpoint"
+            )
+        return cls(tokenizer, anchors, phrases, task.max_length)
+
+    def to_bytes(self) -> bytes:
+        """A safetensors file, to lie beside every checkpoint that this readout is to read."""
+        return save({"anchors": self.anchors.contiguous()}, metadata={"phrases": json.dumps(self.phrases)})
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        """As the tokenizer puts single texts and pairs."""
+        return encode_plain(self.tokenizer, examples, self.max_length)
+
+    def logits(self, module: nn.Module, batch: dict[str, Tensor], positions: Tensor) -> Float[Tensor, "batch labels"]:
+        """Temperature times cosine."""
+        embedded = _embed(module, batch).float()
+        return self.temperature * embedded @ self.anchors.to(embedded.device).T
+
+
+def pick_readout(model: Model, task: Task) -> Readout:
+    """The readout that fits what the model is."""
+    makers = {"masked": WordReadout, "causal": WordReadout, "classifier": HeadReadout, "encoder": PhraseReadout}
+    return makers[model.kind].of(model, task)  # type: ignore[return-value, attr-defined]
+
+
+def readout_file(task: Task) -> str:
+    """The name of the file that carries a task's phrase embeddings from the base to what was made from it."""
+    return f"readout-{task.name}.safetensors"
+
+
+def encode_plain(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+    """The tokenizer's own way with single texts and pairs, cut at `max_length` tokens."""
+    pairs = [example.text_pair for example in examples] if any(example.text_pair for example in examples) else None
+    coded = tokenizer(
+        [example.text for example in examples],
+        pairs,
+        truncation=True,
+        max_length=max_length,
+        return_token_type_ids=True,
+    )
+    return [
+        Encoded(ids, types, len(ids) - 1)
+        for ids, types in zip(coded["input_ids"], coded["token_type_ids"], strict=True)
+    ]
+
+
+def collate(model: Model, rows: Sequence[Encoded]) -> tuple[dict[str, Tensor], Tensor]:
+    """Pad on the right, on the model's device: the model's inputs [batch, tokens], and the positions [batch]."""
+    longest = max(len(row.ids) for row in rows)
+    pad = model.pad_id
+    batch = {
+        "input_ids": torch.tensor([row.ids + [pad] * (longest - len(row.ids)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row.ids) + [0] * (longest - len(row.ids)) for row in rows]),
+    }
+    if model.wants_types:
+        batch["token_type_ids"] = torch.tensor([row.types + [0] * (longest - len(row.types)) for row in rows])
+    positions = torch.tensor([row.position for row in rows])
+    return {key: value.to(model.device) for key, value in batch.items()}, positions.to(model.device)
+
+
+def _embed(module: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "batch width"]:
+    hidden = module(**batch).last_hidden_state
+    kept = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+    return F.normalize((hidden * kept).sum(1) / kept.sum(1), dim=-1)
+
+
+def _mask(tokenizer: Any) -> str:
+    if tokenizer.mask_token is None:
+        raise TaskError(
+            "the checkpoint is a masked language model, but its tokenizer has no mask token: fetch its tokenizer files"
+        )
+    return tokenizer.mask_token
+
+
+def _one_token(tokenizer: Any, before: str, word: str) -> int:
+    """The token of a label word where the prompt puts it: after the text `before`, which may be empty."""
+    context = tokenizer(before.rstrip(), add_special_tokens=False)["input_ids"] if before.strip() else []
+    whole = tokenizer(f"{before.rstrip()} {word}" if before.strip() else word, add_special_tokens=False)["input_ids"]
+    own = whole[len(context) :] if whole[: len(context)] == context else whole
+    if len(own) != 1 or own[0] == tokenizer.unk_token_id:
+        pieces = tokenizer.convert_ids_to_tokens(own)
+        raise TaskError(
+            f"label word {word!r} is {len(own)} tokens for this tokenizer ({' '.join(pieces)}), not one it knows: choose another (--word LABEL=WORD)"
+        )
+    return own[0]

@@ -1,0 +1,177 @@
+"""Scoring: a model's label scores on examples, and what they are worth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from surgery.checkpoint import Checkpoint, open_checkpoint
+from surgery.errors import CheckpointError
+from surgery.files import new_folder, replace_json
+from surgery.models import Model, load_model
+from surgery.progress import Progress, silent
+from surgery.provenance import provenance
+from surgery.tasks.calibration import Reliability, scaled_ece, softmax
+from surgery.tasks.examples import Example
+from surgery.tasks.readout import Encoded, PhraseReadout, Readout, collate, pick_readout
+from surgery.tasks.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What a model does on the examples of a task.
+
+    Attributes:
+        logits: [examples, labels]; `targets`: [examples].
+        agreement: the share of examples on which another model predicts the same label; None without another.
+        origin: what, when and how, for the report.
+    """
+
+    labels: tuple[str, ...]
+    metric: Literal["accuracy", "f1"]
+    logits: NDArray
+    targets: NDArray
+    agreement: float | None = None
+    origin: dict[str, Any] | None = None
+
+    @property
+    def predictions(self) -> NDArray:
+        """The label numbers predicted, [examples]."""
+        return self.logits.argmax(1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right predictions."""
+        return float((self.predictions == self.targets).mean())
+
+    @property
+    def f1(self) -> float:
+        """F1 of the last label for a two-label task scored by F1 (mrpc, qqp), else the unweighted mean over labels."""
+        from sklearn.metrics import f1_score
+
+        numbers = list(range(len(self.labels)))
+        if self.metric == "f1":
+            return float(f1_score(self.targets, self.predictions, pos_label=numbers[-1], zero_division=0))
+        return float(f1_score(self.targets, self.predictions, labels=numbers, average="macro", zero_division=0))
+
+    @property
+    def value(self) -> float:
+        """The task's own metric."""
+        return self.f1 if self.metric == "f1" else self.accuracy
+
+    @property
+    def reliability(self) -> Reliability:
+        """Confidence against accuracy, by bin."""
+        return Reliability.of(softmax(self.logits), self.targets)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error, 15 bins."""
+        return self.reliability.ece
+
+    def agreement_with(self, other: "Score") -> float:
+        """The share of examples on which both predict the same label."""
+        return float((self.predictions == other.predictions).mean())
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, as JSON."""
+        found: dict[str, Any] = {
+            "accuracy": self.accuracy,
+            "f1": self.f1,
+            "ece": self.ece,
+            "ece_scaled": scaled_ece(self.logits, self.targets),
+            "examples": len(self.targets),
+        }
+        return found if self.agreement is None else {**found, "agreement": self.agreement}
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `report.json` with the figures and every example's scores."""
+        with new_folder(Path(folder), overwrite=overwrite) as staged:
+            content = {**(self.origin or {}), **self.summary(), "labels": self.labels, "metric": self.metric}
+            replace_json(
+                staged / "report.json", {**content, "logits": self.logits.tolist(), "targets": self.targets.tolist()}
+            )
+        return Path(folder)
+
+
+def score(
+    model: str | Path | Checkpoint,
+    task: Task,
+    *,
+    against: str | Path | Checkpoint | None = None,
+    base: str | Path | Checkpoint | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    batch_size: int = 32,
+    progress: Progress = silent,
+) -> Score:
+    """Score a checkpoint on a task's test examples.
+
+    Args:
+        against: another checkpoint, to report how often both predict the same.
+        base: for sentence encoders, whose embeddings of the phrases to read by; default those that lie beside the
+            checkpoint, else its own.
+
+    Raises:
+        TaskError, CheckpointError: as loading them does.
+    """
+    examples = task.need("test")
+    first = open_checkpoint(model)
+    anchors = _readout_of(open_checkpoint(base), task, device, dtype) if base is not None else None
+
+    def run(checkpoint: Checkpoint) -> Score:
+        loaded = load_model(checkpoint, device=device, dtype=dtype)
+        return score_model(loaded, anchors or pick_readout(loaded, task), task, examples, batch_size, progress)
+
+    result = run(first)
+    other = None if against is None else open_checkpoint(against)
+    origin = provenance(
+        call={"score": str(first), "against": other and str(other)}, inputs={"model": first.fingerprint}
+    )
+    agreement = None if other is None else result.agreement_with(run(other))
+    return Score(
+        result.labels, result.metric, result.logits, result.targets, agreement, {**origin, "task": task.spec()}
+    )
+
+
+def score_model(
+    model: Model,
+    readout: Readout,
+    task: Task,
+    examples: Sequence[Example],
+    batch_size: int = 32,
+    progress: Progress = silent,
+) -> Score:
+    """Score a model in memory."""
+    logits = predict(model, readout, readout.encode(examples), batch_size, progress)
+    return Score(task.labels, task.metric, logits, np.array(task.targets(examples)))
+
+
+def predict(
+    model: Model, readout: Readout, rows: Sequence[Encoded], batch_size: int = 32, progress: Progress = silent
+) -> NDArray:
+    """Label scores [examples, labels], float32, in the rows' order. Rows of like length share a batch."""
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
+    found: NDArray | None = None
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            batch, positions = collate(model, [rows[number] for number in numbers])
+            scores = readout.logits(model.module, batch, positions).float().cpu().numpy()
+            if not np.isfinite(scores).all():
+                raise CheckpointError(f"{model.checkpoint} gives NaN or infinite label scores: try --dtype float32")
+            if found is None:
+                found = np.empty((len(rows), scores.shape[1]), dtype=np.float32)
+            found[numbers] = scores
+            progress(start + len(numbers), len(order), "scoring")
+    assert found is not None, "an empty split is refused before"
+    return found
+
+
+def _readout_of(base: Checkpoint, task: Task, device: str | None, dtype: str | None) -> Readout | None:
+    model = load_model(base, device=device, dtype=dtype)
+    return PhraseReadout.of(model, task) if model.kind == "encoder" else None

@@ -1,0 +1,183 @@
+"""Task: labelled text and the way to put it to a model."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from surgery.errors import TaskError
+from surgery.tasks.examples import Columns, Example, k_shot, read_examples
+from surgery.tasks.presets import PRESETS, Preset
+
+Source = str | Path | Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What "a skill" is to a model: examples, a prompt with label words, and the metric that counts.
+
+    Attributes:
+        name: a preset's name, or any other.
+        prompt: with `{text}`, `{mask}` and, for pairs, `{text_pair}`; for masked language models.
+        causal_prompt: what a causal model continues with the label word.
+        words: label -> label word (one token); its order is the order of the labels everywhere.
+        phrases: label -> phrase, for sentence encoders.
+        metric: `accuracy`, or `f1` of the last label.
+        max_length: texts are cut so that the whole prompt has at most this many tokens.
+        train, dev, test: the examples.
+    """
+
+    name: str
+    prompt: str
+    causal_prompt: str
+    words: Mapping[str, str]
+    phrases: Mapping[str, str]
+    metric: Literal["accuracy", "f1"] = "accuracy"
+    max_length: int = 128
+    train: tuple[Example, ...] = ()
+    dev: tuple[Example, ...] = ()
+    test: tuple[Example, ...] = ()
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        train: Source = (),
+        dev: Source = (),
+        test: Source = (),
+        shots: int | None = None,
+        seed: int = 0,
+        prompt: str | None = None,
+        causal_prompt: str | None = None,
+        words: Mapping[str, str] | None = None,
+        phrases: Mapping[str, str] | None = None,
+        columns: Columns | None = None,
+        max_length: int = 128,
+    ) -> "Task":
+        """A preset, or a task of your own, with its examples.
+
+        Args:
+            name: one of the presets (sst2, mr, cr, mpqa, subj, trec, agnews, mnli, snli, qnli, rte, qqp, mrpc), else any
+                name: then the labels are `words`' keys, or those of the data.
+            train, dev, test: a file, a Hugging Face dataset id (its split of that name), or examples.
+            shots: keep this many training examples of each label, drawn by `seed`.
+            prompt, causal_prompt, words, phrases, columns: replace the preset's.
+
+        Raises:
+            TaskError: unreadable or missing examples, an unknown label, one class only, a prompt without its places.
+        """
+        preset = PRESETS.get(name)
+        columns = columns or (preset.columns if preset else Columns())
+        splits = {
+            split: read_examples(source, columns, "validation" if split == "dev" else split)
+            if isinstance(source, str | Path)
+            else list(source)
+            for split, source in (("train", train), ("dev", dev), ("test", test))
+        }
+        words = words or (preset.words if preset else {})
+        if not words:
+            words = {label: label for label in sorted({example.label for rows in splits.values() for example in rows})}
+        own = preset if preset and set(words) == set(preset.words) else Preset("{text} It was {mask}.", {}, {})
+        aliases = own.aliases if preset else {}
+        splits = {
+            split: _with_labels(rows, words, aliases, _where(source, split))
+            for (split, rows), source in zip(splits.items(), (train, dev, test), strict=True)
+        }
+        task = cls(
+            name=name,
+            prompt=prompt or own.prompt,
+            causal_prompt=causal_prompt
+            or (_up_to_mask(prompt) if prompt else own.causal_prompt or _up_to_mask(own.prompt)),
+            words=dict(words),
+            phrases=dict(phrases or own.phrases or {label: f"It is {word}." for label, word in words.items()}),
+            metric=own.metric,
+            max_length=max_length,
+            train=tuple(splits["train"]),
+            dev=tuple(splits["dev"]),
+            test=tuple(splits["test"]),
+        )
+        task._check(bool(splits["train"]))
+        return replace(task, train=tuple(k_shot(task.train, task.labels, shots, seed))) if shots else task
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels in the order of all logits."""
+        return tuple(self.words)
+
+    def targets(self, examples: Iterable[Example]) -> list[int]:
+        """Each example's label as a number, [examples]."""
+        number = {label: i for i, label in enumerate(self.labels)}
+        return [number[example.label] for example in examples]
+
+    def need(self, split: Literal["train", "dev", "test"]) -> tuple[Example, ...]:
+        """The examples of a split; raises TaskError when there are none."""
+        if not (examples := getattr(self, split)):
+            raise TaskError(
+                f"task {self.name} has no {split} examples: give {'--eval' if split == 'test' else '--data'} (Task.load({split}=...))"
+            )
+        return examples
+
+    def spec(self) -> dict[str, Any]:
+        """The task without its examples, as JSON."""
+        return {
+            key: value
+            for key, value in asdict(replace(self, train=(), dev=(), test=())).items()
+            if key not in ("train", "dev", "test")
+        }
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any] | str) -> "Task":
+        """The inverse of `spec`; takes its JSON text too."""
+        return cls(**(json.loads(spec) if isinstance(spec, str) else spec))
+
+    def _check(self, has_training: bool) -> None:
+        if len(self.words) < 2:
+            raise TaskError(f"task {self.name} has one class only ({', '.join(self.words) or 'none'}): two are needed")
+        if has_training and len(seen := {example.label for example in self.train}) < 2:
+            raise TaskError(
+                f"the training examples of task {self.name} are of one class only ({', '.join(seen)}): two are needed"
+            )
+        if len(set(self.words.values())) < len(self.words):
+            clash = next(word for word in self.words.values() if list(self.words.values()).count(word) > 1)
+            both = [label for label, word in self.words.items() if word == clash]
+            raise TaskError(f"labels {both[0]!r} and {both[1]!r} share the label word {clash!r}: give each its own")
+        if set(self.phrases) != set(self.words):
+            raise TaskError(
+                f"phrases are given for {sorted(self.phrases)}, but the labels are {sorted(self.words)}: give one phrase a label"
+            )
+        if "{text}" not in self.prompt or self.prompt.count("{mask}") != 1:
+            raise TaskError(f"the prompt {self.prompt!r} must hold {{text}} and one {{mask}}")
+        if "{text}" not in self.causal_prompt or "{mask}" in self.causal_prompt:
+            raise TaskError(
+                f"the causal prompt {self.causal_prompt!r} must hold {{text}} and no {{mask}}: the label word follows its end"
+            )
+
+
+def _with_labels(
+    rows: Sequence[Example], words: Mapping[str, str], aliases: Mapping[str, str], where: str
+) -> list[Example]:
+    known = (
+        {label.lower(): label for label in words}
+        | {alias.lower(): label for alias, label in aliases.items()}
+        | {label: label for label in words}
+    )
+    found = []
+    for row in rows:
+        label = known.get(row.label) or known.get(row.label.lower())
+        if label is None:
+            raise TaskError(
+                f"{where}: unknown label {row.label!r}; the task's labels are {', '.join(words)} (add its word: --word {row.label}=WORD)"
+            )
+        found.append(row._replace(label=label))
+    return found
+
+
+def _up_to_mask(prompt: str) -> str:
+    before = prompt.partition("{mask}")[0].rstrip()
+    return before if "{text}" in before else "{text} Label:"
+
+
+def _where(source: Source, split: str) -> str:
+    return str(source) if isinstance(source, str | Path) else f"the {split} examples"

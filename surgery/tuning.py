@@ -1,0 +1,359 @@
+"""Plain fine-tuning with a frozen readout: what grafting starts from.
+
+The default is SGD with a proximal L1 pull towards the base, which leaves most weights exactly where they were: then
+few weights carry the skill, and grafting can find them. AdamW without L1 moves every weight a little and doesn't
+localise (Panigrahi et al. 2023, section 5.2).
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from surgery.checkpoint import Checkpoint, open_checkpoint, rewrite
+from surgery.errors import OptionError, SurgeryError
+from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.models import Model, load_model
+from surgery.progress import Progress, silent
+from surgery.provenance import provenance
+from surgery.tasks.readout import Encoded, PhraseReadout, Readout, collate, pick_readout, readout_file
+from surgery.tasks.scoring import score_model
+from surgery.tasks.task import Task
+
+Optimizer = Literal["sgd-l1", "sgd", "adamw", "adamw-l1"]
+_SAVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune. Raises OptionError for a value out of its range.
+
+    Attributes:
+        rate: peak learning rate; None picks .05 for SGD, 1e-4 for AdamW.
+        l1: strength of the pull: after each step every difference from the base shrinks by rate * l1, down to zero.
+        steps: optimiser steps; None picks four passes over the examples, within 120 and 1,000.
+        batch_size: examples a step; `accumulate` splits them into that many pieces of memory.
+        warmup: the share of the steps over which the rate rises; it then falls linearly to zero.
+        clip: the longest gradient that is used as it is.
+        patience: with dev examples, stop after this many evaluations without a better one; the best weights are kept.
+    """
+
+    optimizer: Optimizer = "sgd-l1"
+    rate: float | None = None
+    l1: float = 0.01
+    steps: int | None = None
+    batch_size: int = 16
+    accumulate: int = 1
+    momentum: float = 0.9
+    warmup: float = 0.1
+    clip: float = 5.0
+    evaluations: int = 10
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("sgd-l1", "sgd", "adamw", "adamw-l1"):
+            raise OptionError(f"--optimizer {self.optimizer} isn't one of sgd-l1, sgd, adamw, adamw-l1")
+        positive = {
+            "rate": self.rate,
+            "steps": self.steps,
+            "batch-size": self.batch_size,
+            "accumulate": self.accumulate,
+            "clip": self.clip,
+        }
+        for name, value in positive.items():
+            if value is not None and not value > 0:
+                raise OptionError(f"--{name} must be above 0, not {value}")
+        if not self.l1 >= 0:
+            raise OptionError(f"--l1 must be 0 or more, not {self.l1}")
+        if self.accumulate > self.batch_size:
+            raise OptionError(
+                f"--accumulate {self.accumulate} leaves pieces smaller than one example of a batch of {self.batch_size}"
+            )
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate in force."""
+        return self.rate if self.rate is not None else (0.05 if self.optimizer.startswith("sgd") else 1e-4)
+
+    @property
+    def pull(self) -> float:
+        """The L1 strength in force."""
+        return self.l1 if self.optimizer.endswith("-l1") else 0.0
+
+    def length(self, examples: int) -> int:
+        """The number of steps for so many training examples."""
+        return self.steps or min(1000, max(120, math.ceil(4 * examples / self.batch_size)))
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of step 0 to steps - 1."""
+        rising = max(1, round(self.warmup * steps))
+        return self.peak * min((step + 1) / rising, (steps - step) / max(1, steps - rising))
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """A fine-tuned checkpoint in memory.
+
+    Attributes:
+        base: what it was tuned from.
+        tensors: the tensors that may have moved, by their name in the base's files.
+        readout: the base's phrase embeddings, for a sentence encoder.
+        report: what was done, with losses, dev scores and the number of weights moved.
+    """
+
+    base: Checkpoint
+    tensors: dict[str, Tensor]
+    task: Task
+    readout: PhraseReadout | None
+    report: dict[str, Any]
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Checkpoint:
+        """Write a Hugging Face folder with the base's files, dtypes and tensor names."""
+        with new_folder(Path(folder), overwrite=overwrite) as staged:
+            rewrite(self.base, self.tensors, staged)
+            if self.readout:
+                replace_bytes(staged / readout_file(self.task), self.readout.to_bytes())
+            replace_json(staged / "report.json", self.report)
+        return Checkpoint(folder)
+
+
+def tune(
+    base: str | Path | Checkpoint,
+    task: Task,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    device: str | None = None,
+    dtype: str | None = None,
+    resume: str | Path | None = None,
+    progress: Progress = silent,
+) -> Tuned:
+    """Fine-tune a checkpoint's block weights on a task's training examples; dropout is off.
+
+    Args:
+        include, exclude: patterns over tensor names, as `Checkpoint.block_weights` takes them.
+        dtype: float32, or bfloat16 for mixed precision over float32 weights; default bfloat16 where CUDA has it.
+        resume: a folder for the state, saved every half minute and when interrupted; a later call with the same
+            arguments goes on from there. The caller deletes it.
+        progress: called with step, steps and a line on how it goes.
+
+    Raises:
+        SurgeryError: the loss becomes NaN.
+    """
+    recipe = recipe or Recipe()
+    checkpoint = open_checkpoint(base)
+    examples = task.need("train")
+    began = time.monotonic()
+    model = load_model(checkpoint, device=device)
+    readout = pick_readout(model, task)
+    names = checkpoint.block_weights(include, exclude)
+    steps = recipe.length(len(examples))
+    about = {
+        "base": checkpoint.fingerprint,
+        "task": task.spec(),
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "steps": steps,
+        "tensors": names,
+    }
+    loop = _Loop(
+        model,
+        readout,
+        recipe,
+        names,
+        steps,
+        _digest({**about, "examples": examples, "dev": task.dev}),
+        Path(resume) if resume else None,
+    )
+    rows, targets = readout.encode(examples), torch.tensor(task.targets(examples))
+    history = loop.run(rows, targets, seed, task, _autocast(model.device, dtype), progress)
+    tensors = {name: loop.weights[name].detach() for name in names}
+    moved = sum(int((tensors[name] != loop.base[name]).sum()) for name in names)
+    report = {
+        **provenance(call={"tune": str(checkpoint)}, inputs={"base": checkpoint.fingerprint}, seed=seed),
+        "task": task.spec(),
+        "examples": {"train": len(task.train), "dev": len(task.dev)},
+        "recipe": {**asdict(recipe), "rate": recipe.peak, "l1": recipe.pull, "steps": steps},
+        "moved": moved,
+        "movable": sum(checkpoint.entries[name].size for name in names),
+        **history,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    return Tuned(checkpoint, tensors, task, readout if isinstance(readout, PhraseReadout) else None, report)
+
+
+class _Loop:
+    """The weights being trained, the optimiser's state, and the file they survive in."""
+
+    def __init__(
+        self,
+        model: Model,
+        readout: Readout,
+        recipe: Recipe,
+        names: Sequence[str],
+        steps: int,
+        identity: str,
+        folder: Path | None,
+    ) -> None:
+        self.model, self.readout, self.recipe, self.steps = model, readout, recipe, steps
+        self.weights = {name: model.parameters[name].requires_grad_(True) for name in names}
+        self.base = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.identity = identity
+        self.file = folder / "state.safetensors" if folder else None
+        self.step = 0
+        self.losses: list[float] = []
+        self.dev: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        parameters: list[nn.Parameter] = list(self.weights.values())
+        if recipe.optimizer.startswith("sgd"):
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                parameters, lr=recipe.peak, momentum=recipe.momentum
+            )
+        else:
+            self.optimizer = torch.optim.AdamW(parameters, lr=recipe.peak, weight_decay=0.0)
+        if self.file and self.file.exists():
+            self._load()
+
+    def run(
+        self, rows: Sequence[Encoded], targets: Tensor, seed: int, task: Task, autocast: Any, progress: Progress
+    ) -> dict[str, Any]:
+        """Train to the end, or until dev examples say stop; the best weights, or the last, are in `weights` after."""
+        every = max(1, self.steps // self.recipe.evaluations)
+        saved = time.monotonic()
+        try:
+            for numbers in _batches(len(rows), self.recipe.batch_size, seed, self.step, self.steps):
+                loss = self._step(rows, targets, numbers, autocast)
+                self.losses.append(round(loss, 5))
+                self.step += 1
+                if task.dev and (self.step % every == 0 or self.step == self.steps) and self._evaluate(task):
+                    break
+                dev = f", dev {self.dev[-1]['value']:.3f}" if self.dev else ""
+                progress(self.step, self.steps, f"tuning: loss {np.mean(self.losses[-20:]):.3f}{dev}")
+                if self.file and time.monotonic() - saved > _SAVE_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            if self.file:
+                self._save()
+            raise
+        with torch.no_grad():
+            for name, tensor in self.best.items():
+                self.weights[name].copy_(tensor)
+        return {"losses": self.losses, "dev": self.dev, "stopped_at": self.step}
+
+    def _step(self, rows: Sequence[Encoded], targets: Tensor, numbers: Sequence[int], autocast: Any) -> float:
+        total = 0.0
+        for piece in np.array_split(np.asarray(numbers), self.recipe.accumulate):
+            batch, positions = collate(self.model, [rows[number] for number in piece])
+            with autocast:
+                scores = self.readout.logits(self.model.module, batch, positions)
+            loss = F.cross_entropy(scores, targets[piece].to(self.model.device)) * (len(piece) / len(numbers))
+            loss.backward()
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            raise SurgeryError(
+                f"the loss became {total} at step {self.step + 1}: lower --rate (now {self.recipe.peak:g})"
+            )
+        rate = self.recipe.rate_at(self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.recipe.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.recipe.pull:
+            pull_towards(self.weights, self.base, rate * self.recipe.pull)
+        return total
+
+    def _evaluate(self, task: Task) -> bool:
+        """Score the dev examples, keep the weights if they are the best so far, and say whether to stop."""
+        result = score_model(self.model, self.readout, task, task.dev)
+        self.dev.append({"step": self.step, "value": result.value, "ece": result.ece})
+        values = [entry["value"] for entry in self.dev]
+        best = int(np.argmax(values))
+        if best == len(values) - 1:
+            self.best = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        return len(values) - 1 - best >= self.recipe.patience
+
+    def _save(self) -> None:
+        assert self.file is not None
+        tensors = {f"weight/{name}": weight.detach() for name, weight in self.weights.items()}
+        tensors |= {f"best/{name}": weight for name, weight in self.best.items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"state/{number}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+        header = {
+            "identity": self.identity,
+            "step": str(self.step),
+            "losses": json.dumps(self.losses),
+            "dev": json.dumps(self.dev),
+        }
+        replace_bytes(
+            self.file, save({key: value.contiguous().cpu() for key, value in tensors.items()}, metadata=header)
+        )
+
+    def _load(self) -> None:
+        with safe_open(self.file, "pt") as opened:
+            header = opened.metadata()
+            if header["identity"] != self.identity:
+                raise OptionError(
+                    f"{self.file} is the state of another run (other data, base or options): delete it to begin anew"
+                )
+            state: dict[int, dict[str, Tensor]] = {}
+            with torch.no_grad():
+                for key in opened.keys():  # noqa: SIM118 (not a dict)
+                    what, _, name = key.partition("/")
+                    tensor = opened.get_tensor(key)
+                    if what == "weight":
+                        self.weights[name].copy_(tensor)
+                    elif what == "best":
+                        self.best[name] = tensor.to(self.model.device)
+                    else:
+                        number, _, field = name.partition("/")
+                        state.setdefault(int(number), {})[field] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.step, self.losses, self.dev = int(header["step"]), json.loads(header["losses"]), json.loads(header["dev"])
+
+
+def pull_towards(weights: dict[str, nn.Parameter], base: dict[str, Tensor], threshold: float) -> None:
+    """Soft thresholding of the differences: the proximal step of threshold * L1 norm.
+
+    What falls to zero takes the base's exact value, bit for bit.
+    """
+    with torch.no_grad():
+        for name, weight in weights.items():
+            delta = F.softshrink(weight - base[name], threshold)
+            weight.copy_(torch.where(delta == 0, base[name], base[name] + delta))
+
+
+def _batches(examples: int, size: int, seed: int, first: int, steps: int) -> Iterator[list[int]]:
+    """The example numbers of steps `first` to `steps`: each pass is a permutation of its own, by seed and pass."""
+    size = min(size, examples)
+    each = examples // size
+    for step in range(first, steps):
+        order = np.random.default_rng([seed, step // each]).permutation(examples)
+        yield order[(step % each) * size : (step % each + 1) * size].tolist()
+
+
+def _autocast(device: torch.device, dtype: str | None) -> Any:
+    if dtype not in (None, "float32", "bfloat16"):
+        raise OptionError(f"--dtype {dtype} isn't for training: float32 or bfloat16")
+    if dtype == "bfloat16" or (dtype is None and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()
