@@ -27,7 +27,7 @@ def show(skill: SkillFolder, json: options.Json = False) -> None:
     counts = [(extent.name, extent.weights) for extent in delta.extents]
     modules: dict[str, int] = {}
     for name, weights in counts:
-        module = layer_and_module(name)[1 - 1]
+        module = layer_and_module(name)[0]
         modules[module] = modules.get(module, 0) + weights
     if json:
         figures = {key: report[key] for key in ("base", "tuned", "graft") if key in report}

@@ -42,7 +42,7 @@ class Checkpoint:
 
     def __init__(self, source: "str | Path | Checkpoint", *, half_patched: bool = False) -> None:
         self.source = str(source)
-        self.folder = source.folder if isinstance(source, Checkpoint) else _resolve(source)
+        self.folder: Path = source.folder if isinstance(source, Checkpoint) else _resolve(source)
         if (self.folder / JOURNAL).exists() and not half_patched:
             raise CheckpointError(
                 f"{self.folder} is half patched: an in-place run was interrupted; complete it with "
@@ -224,7 +224,7 @@ def rewrite(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], folder: Path)
 
 
 def _raw_bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _resolve(source: str | Path) -> Path:

@@ -79,11 +79,11 @@ def hash_and_patch(source: BinaryIO, entry: Entry, edit: Edit | None, target: Bi
                     raise WrongBaseError(entry, int(edit.indices[low + unknown[0]]))
                 weights[local] = edit.base[low:high]
                 wanted = edit.wanted[low:high]
-        digest.update(view)
+        digest.update(view.data)
         if target is not None:
             if wanted is not None:
                 weights[local] = wanted
-            target.write(view)
+            target.write(view.data)
         done += len(view)
         first += len(view) // item
     return digest.hexdigest()

@@ -210,7 +210,9 @@ class _Loop:
         folder: Path | None,
     ) -> None:
         self.model, self.readout, self.recipe, self.steps = model, readout, recipe, steps
-        self.weights = {name: model.parameters[name].requires_grad_(True) for name in names}
+        for name in names:
+            model.parameters[name].requires_grad_(True)
+        self.weights = {name: model.parameters[name] for name in names}
         self.base = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.identity = identity
         self.file = folder / "state.safetensors" if folder else None

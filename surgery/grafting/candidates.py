@@ -64,9 +64,9 @@ class Candidates:
                 f"{base} and {tuned} agree in all {movable:,} movable weights: there is no skill to find (is it the right pair?)"
             )
         parts = {name: part for name, part in _furthest(parts, limit).items() if len(part[0])}
-        columns = [torch.cat(column) for column in zip(*parts.values(), strict=True)]
+        indices, before, after = (torch.cat(column) for column in zip(*parts.values(), strict=True))
         bounds = np.cumsum([0, *(len(part[0]) for part in parts.values())])
-        return cls(tuple(parts), tuple(bounds.tolist()), *columns, movable=movable, moved=moved)
+        return cls(tuple(parts), tuple(bounds.tolist()), indices, before, after, movable=movable, moved=moved)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -81,6 +81,7 @@ def _reliability(report: Mapping[str, Any], file: Path) -> None:
                 color=colour,
                 alpha=0.75,
                 zorder=3,
+                clip_on=False,
             )
             axes.set(
                 xlim=(0, 1),
