@@ -29,9 +29,9 @@ class Candidates:
 
     names: tuple[str, ...]
     bounds: tuple[int, ...]
-    indices: Int64[Tensor, "candidates"]
-    base: Float[Tensor, "candidates"]
-    tuned: Float[Tensor, "candidates"]
+    indices: Int64[Tensor, " candidates"]
+    base: Float[Tensor, " candidates"]
+    tuned: Float[Tensor, " candidates"]
     movable: int
     moved: int
 
@@ -75,7 +75,7 @@ class Candidates:
         """Each tensor's name and its stretch of the arrays."""
         return ((name, slice(self.bounds[i], self.bounds[i + 1])) for i, name in enumerate(self.names))
 
-    def parts(self, chosen: Int64[Tensor, "chosen"]) -> dict[str, tuple[Tensor, Tensor]]:
+    def parts(self, chosen: Int64[Tensor, " chosen"]) -> dict[str, tuple[Tensor, Tensor]]:
         """The chosen candidates as `SparseDelta.from_parts` takes them."""
         chosen = chosen.cpu().sort().values
         edges = torch.searchsorted(chosen, torch.tensor(self.bounds))
@@ -97,7 +97,7 @@ class GraftedModel:
         self.tuned = candidates.tuned.to(model.device)
         self._indices = candidates.indices.to(model.device)
 
-    def wear(self, weight: Bool[Tensor, "candidates"] | Float[Tensor, "candidates"]) -> None:
+    def wear(self, weight: Bool[Tensor, " candidates"] | Float[Tensor, " candidates"]) -> None:
         """Set every candidate to base + weight * (tuned - base): for booleans the exact base or tuned value."""
         values = (
             torch.where(weight, self.tuned, self.base)
@@ -109,7 +109,7 @@ class GraftedModel:
                 parameter = self.model.parameters[name]
                 parameter.view(-1)[self._indices[stretch]] = values[stretch].to(parameter.dtype)
 
-    def wear_only(self, chosen: Int64[Tensor, "chosen"]) -> None:
+    def wear_only(self, chosen: Int64[Tensor, " chosen"]) -> None:
         """Tuned values for the chosen candidates, base values for all others."""
         mask = torch.zeros(len(self.candidates), dtype=torch.bool, device=self.model.device)
         mask[chosen.to(self.model.device)] = True
@@ -121,7 +121,7 @@ class GraftedModel:
         with torch.inference_mode():
             return self.readout.logits(self.model.module, batch, positions)
 
-    def slope(self, rows: Sequence[Encoded], targets: Tensor) -> Float[Tensor, "candidates"]:
+    def slope(self, rows: Sequence[Encoded], targets: Tensor) -> Float[Tensor, " candidates"]:
         """The derivative of the mean cross-entropy with respect to each candidate's weight in `wear`.
 
         Args:

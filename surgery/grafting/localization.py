@@ -24,7 +24,7 @@ from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.calibration import fit_bias, softmax
 from surgery.tasks.readout import PhraseReadout, pick_readout, readout_file
-from surgery.tasks.scoring import Score, predict, score_model
+from surgery.tasks.scoring import Score, predict
 from surgery.tasks.task import Task
 
 _CANDIDATES_PER_WEIGHT, _FEWEST_CANDIDATES = 16, 1 << 20

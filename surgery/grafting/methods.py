@@ -15,14 +15,14 @@ from surgery.tasks.readout import Encoded
 Method = Literal["averaging", "sigmoid", "movement"]
 METHODS: tuple[Method, ...] = ("averaging", "sigmoid", "movement")
 
-Chosen = Int64[Tensor, "k"]
+Chosen = Int64[Tensor, " k"]
 
 
 class Evidence(NamedTuple):
     """What a method learns from: encoded training examples and, for each, the label and the tuned model's probabilities."""
 
     rows: Sequence[Encoded]
-    labels: Int64[Tensor, "examples"]
+    labels: Int64[Tensor, " examples"]
     soft: Float[Tensor, "examples labels"]
 
 

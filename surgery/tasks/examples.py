@@ -31,13 +31,14 @@ class Columns(NamedTuple):
     label: str | None = None
 
 
-def read_examples(source: str | Path, columns: Columns = Columns(), split: str = "train") -> list[Example]:
+def read_examples(source: str | Path, columns: Columns | None = None, split: str = "train") -> list[Example]:
     """Read examples from a file by its ending (.jsonl, .csv, .tsv, .parquet), else from a Hugging Face dataset id.
 
     `id` or `id:config` names a dataset; `split` applies to datasets alone. Labels become strings; integer labels of a
     dataset with named classes become those names. Raises TaskError, naming file and line, for anything unreadable.
     """
     path = Path(source).expanduser()
+    columns = columns or Columns()
     readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     if path.suffix in readers:
         if not path.is_file():

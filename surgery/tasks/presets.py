@@ -19,7 +19,7 @@ class Preset:
     phrases: dict[str, str]
     causal_prompt: str = ""
     metric: Literal["accuracy", "f1"] = "accuracy"
-    columns: Columns = Columns()
+    columns: Columns | None = None
     aliases: dict[str, str] = field(default_factory=dict)
 
 

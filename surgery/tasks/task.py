@@ -69,7 +69,7 @@ class Task:
             TaskError: unreadable or missing examples, an unknown label, one class only, a prompt without its places.
         """
         preset = PRESETS.get(name)
-        columns = columns or (preset.columns if preset else Columns())
+        columns = columns or (preset.columns if preset else None)
         splits = {
             split: read_examples(source, columns, "validation" if split == "dev" else split)
             if isinstance(source, str | Path)
