@@ -1,0 +1,39 @@
+# Everything on a fresh machine with Python 3.11 or newer and a package index: make demo, make test.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test unit lint bench clean
+
+help:
+	@echo "make demo   find and graft a skill in MiniLM, about a minute after set-up"
+	@echo "make test   every check and test, real checkpoints included"
+	@echo "make unit   lint, types and the tests that need no real checkpoint"
+	@echo "make bench  measure: every figure of the README, in some hours"
+
+demo: $(READY)
+	$(BIN)/surgery graft
+
+test: $(READY) lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+unit: $(READY) lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not real"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
