@@ -86,7 +86,7 @@ def graft(
             loaded,
             sparsity=sparsity,
             weights=weights,
-            method=method,  # type: ignore[arg-type]  # checked there
+            method=method,
             sweep=parse_sweep(sweep) if sweep else (),
             baselines=baselines,
             seed=seed,

@@ -57,12 +57,12 @@ Prompt = Annotated[
 ]
 Word = Annotated[
     list[str] | None,
-    typer.Option(help="LABEL=WORD, once for each label.", show_default="the preset's", rich_help_panel=_TASK),
+    typer.Option(help="LABEL=WORD; may be repeated.", show_default="the preset's", rich_help_panel=_TASK),
 ]
 Phrase = Annotated[
     list[str] | None,
     typer.Option(
-        help="LABEL=PHRASE, once for each label; for sentence encoders.",
+        help="LABEL=PHRASE, for sentence encoders; may be repeated.",
         show_default="the preset's",
         rich_help_panel=_TASK,
     ),

@@ -57,7 +57,7 @@ def tune(
 
     folder = options.need_output(output)
     check_output(folder, overwrite=overwrite)
-    recipe = Recipe(optimizer=optimizer, rate=rate, l1=l1, steps=steps, batch_size=batch_size, accumulate=accumulate)  # type: ignore[arg-type]
+    recipe = Recipe(optimizer=optimizer, rate=rate, l1=l1, steps=steps, batch_size=batch_size, accumulate=accumulate)
     loaded = options.load_task(
         task,
         train=data,

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from surgery.checkpoint import JOURNAL, Checkpoint, fingerprint
 from surgery.delta import SparseDelta
-from surgery.errors import CheckpointError, SkillError
+from surgery.errors import CheckpointError, SkillError, SurgeryError
 from surgery.files import new_folder, replace_bytes
 from surgery.patching import Edit, WrongBaseError, digests, hash_and_patch, patch_in_place
 from surgery.progress import Progress, silent
@@ -41,19 +42,21 @@ def write_patched(
         SkillError: the checkpoint isn't the delta's base, naming fingerprints and the first differing tensor.
     """
     edits = delta.edits(revert=direction == "revert")
+    _check_apart(checkpoint.folder, Path(folder))
     with new_folder(Path(folder), overwrite=overwrite) as staged:
         check_shapes(delta, checkpoint)
         source = checkpoint.as_safetensors(staged)
         if source is not checkpoint:  # converted into the new folder already: patch it there
-            _check_digests(delta, checkpoint, digests(source.entries.values(), edits))
+            _check_base(delta, source, edits, checkpoint)
             patch_in_place(source.entries.values(), edits)
         else:
             checkpoint.copy_other_files(staged)
             try:
                 found = _copy_patched(checkpoint, edits, staged, progress)
             except WrongBaseError as error:
-                raise _wrong_base(delta, checkpoint, error.tensor) from error
-            _check_digests(delta, checkpoint, found)
+                raise _wrong_base(delta, checkpoint, edits) from error
+            if not _is_base(delta, checkpoint, found):
+                raise _wrong_base(delta, checkpoint, edits)
         _change_extras(staged, add if direction == "apply" else None, drop if direction == "revert" else None)
     return Path(folder)
 
@@ -88,18 +91,16 @@ def patch_folder(
             f"{folder} holds pickled weights, which can't be patched in place: apply into a new folder"
         )
     check_shapes(delta, checkpoint)
+    if readonly := [file for file in checkpoint.files if not os.access(file, os.W_OK)]:
+        raise CheckpointError(f"{readonly[0]} can't be written to: apply into a new folder")
     journal = folder / JOURNAL
     name = _name(delta)
-    if journal.exists() and (begun := json.loads(journal.read_text()).get("delta")) != name:
+    if journal.exists() and (begun := _read_journal(journal)) != name:
         raise SkillError(
             f"{folder} is half patched by another skill ({begun}), not by this one ({name}): apply or revert that one first"
         )
     edits = delta.edits(revert=direction == "revert")
-    try:
-        found = digests(checkpoint.entries.values(), edits)
-    except WrongBaseError as error:
-        raise _wrong_base(delta, checkpoint, error.tensor) from error
-    _check_digests(delta, checkpoint, found)
+    _check_base(delta, checkpoint, edits)
     replace_bytes(journal, json.dumps({"delta": name, "direction": direction}).encode())
     patch_in_place(checkpoint.entries.values(), edits)
     _change_extras(folder, add if direction == "apply" else None, drop if direction == "revert" else None)
@@ -126,7 +127,7 @@ def _copy_patched(
     checkpoint: Checkpoint, edits: Mapping[str, Edit], folder: Path, progress: Progress
 ) -> dict[str, str]:
     found = {}
-    done, total = 0, sum(file.stat().st_size for file in checkpoint.files)
+    done, total = 0, sum(entry.stop - entry.start for entry in checkpoint.entries.values())
     for file in checkpoint.files:
         entries = sorted((e for e in checkpoint.entries.values() if e.file == file), key=lambda e: (e.start, e.stop))
         with file.open("rb", buffering=0) as source, (folder / file.name).open("wb") as target:
@@ -138,22 +139,58 @@ def _copy_patched(
     return found
 
 
-def _check_digests(delta: SparseDelta, checkpoint: Checkpoint, found: Mapping[str, str]) -> None:
-    if delta.base_fingerprint and fingerprint(checkpoint.entries, found) != delta.base_fingerprint:
-        raise _wrong_base(delta, checkpoint, None)
+def _check_apart(base: Path, output: Path) -> None:
+    base, output = base.resolve(), output.resolve()
+    if base in output.parents or output in base.parents:
+        raise SurgeryError(f"{output} and the checkpoint {base} lie one inside the other: name another output")
 
 
-def _wrong_base(delta: SparseDelta, checkpoint: Checkpoint, touched: str | None) -> SkillError:
-    names = sorted(checkpoint.entries)
-    if len(names) == len(delta.base_digests):
-        pairs = zip(names, delta.base_digests, strict=True)
-        tensor = next((name for name, digest in pairs if checkpoint.digests[name] != digest), touched)
-    else:
-        tensor = f"unknown, since it holds {len(names)} tensors and the base {len(delta.base_digests)}"
+def _check_base(
+    delta: SparseDelta, checkpoint: Checkpoint, edits: Mapping[str, Edit], shown: Checkpoint | None = None
+) -> None:
+    try:
+        found = digests(checkpoint.entries.values(), edits)
+    except WrongBaseError as error:
+        raise _wrong_base(delta, checkpoint, edits, shown) from error
+    if not _is_base(delta, checkpoint, found):
+        raise _wrong_base(delta, checkpoint, edits, shown)
+
+
+def _is_base(delta: SparseDelta, checkpoint: Checkpoint, found: Mapping[str, str]) -> bool:
+    return not delta.base_fingerprint or fingerprint(checkpoint.entries, found) == delta.base_fingerprint
+
+
+def _wrong_base(
+    delta: SparseDelta, checkpoint: Checkpoint, edits: Mapping[str, Edit], shown: Checkpoint | None = None
+) -> SkillError:
+    """Says what differs; `shown` is the checkpoint to name where `checkpoint` is only a converted copy of it."""
+    expected = delta.base_fingerprint[:16] or "one that holds the skill's values"
     return SkillError(
-        f"{checkpoint} is not the skill's base: fingerprint {checkpoint.fingerprint[:16]} instead of {delta.base_fingerprint[:16]}, "
-        f"first differing tensor {tensor}; apply the skill to the checkpoint it was made from"
+        f"{shown or checkpoint} is not the skill's base: fingerprint {checkpoint.fingerprint[:16]} instead of {expected}, "
+        f"first differing tensor {_first_difference(delta, checkpoint, edits)}; apply the skill to the checkpoint it was made from"
     )
+
+
+def _first_difference(delta: SparseDelta, checkpoint: Checkpoint, edits: Mapping[str, Edit]) -> str:
+    names = sorted(checkpoint.entries)
+    if delta.base_digests and len(names) != len(delta.base_digests):
+        return f"unknown, since it holds {len(names)} tensors and the base {len(delta.base_digests)}"
+    # A tensor is compared as it was before the skill: a touched weight that holds its tuned value is no difference.
+    for name, digest in zip(names, delta.base_digests or [None] * len(names), strict=True):
+        try:
+            found = digests([checkpoint.entries[name]], edits)[name]
+        except WrongBaseError:
+            return name
+        if digest not in (None, found):
+            return name
+    return "unknown, since only names or shapes differ"
+
+
+def _read_journal(journal: Path) -> str:
+    try:
+        return str(json.loads(journal.read_bytes())["delta"])
+    except (ValueError, TypeError, KeyError):
+        raise CheckpointError(f"{journal} can't be read, so this folder is half patched by no one knows what") from None
 
 
 def _change_extras(folder: Path, add: Mapping[str, bytes] | None, drop: Mapping[str, bytes] | None) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -147,8 +148,10 @@ class Checkpoint:
                 f"{self.folder} holds no {_SINGLE}, {_INDEX} or {_OLD_SINGLE}: is it a Hugging Face model folder?"
             )
         table = _read_json(self.folder / index).get("weight_map")
-        if not isinstance(table, dict) or not table:
-            raise CheckpointError(f"{self.folder / index} has no weight_map: fetch the checkpoint again")
+        if not isinstance(table, dict) or not table or any(Path(str(n)).name != n for n in table.values()):
+            raise CheckpointError(
+                f"{self.folder / index} has no weight_map from tensors to files beside it: fetch the checkpoint again"
+            )
         files = [self.folder / name for name in sorted(set(table.values()))]
         for file in files:
             if not file.exists():
@@ -171,17 +174,19 @@ class Checkpoint:
                         f"tensor {entry.name} lies in {found[entry.name].file} and in {file}: fetch the checkpoint again"
                     )
                 found[entry.name] = entry
-        index = self.folder / (_OLD_INDEX if self._pickled else _INDEX)
-        if len(self.files) > 1 and (lost := set(_read_json(index)["weight_map"]) - set(found)):
+        single, index = (_OLD_SINGLE, _OLD_INDEX) if self._pickled else (_SINGLE, _INDEX)
+        indexed = {} if (self.folder / single).exists() else _read_json(self.folder / index)["weight_map"]
+        if lost := set(indexed) - set(found):
             raise CheckpointError(
-                f"{self.folder}: {index.name} names tensor {min(lost)}, which no file holds: fetch the checkpoint again"
+                f"{self.folder}: {index} names tensor {min(lost)}, which no file holds: fetch the checkpoint again"
             )
         return found
 
     def _pickled_shard(self, file: Path) -> dict[str, Tensor]:
         if file not in self._shards:
+            zipped = zipfile.is_zipfile(file)  # torch wrote another format before 1.6, which can't be mapped
             try:
-                shard = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+                shard = torch.load(file, weights_only=True, map_location="cpu", mmap=zipped)
             except Exception as error:  # the unpickler raises a dozen different types
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise CheckpointError(

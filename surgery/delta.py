@@ -7,9 +7,10 @@ twice is applying once, and reverting restores every bit.
 """
 
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from surgery.tensorfile import DTYPES
 
 SCHEMA = 1
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
+_COUNTABLE = 1 << 32  # weights of one tensor: indices are kept as U32
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -132,7 +134,7 @@ class SparseDelta:
     @property
     def sparsity(self) -> float:
         """The share of the movable (block) weights that differ."""
-        return self.weights / self.movable
+        return self.weights / self.movable if self.movable else 0.0
 
     @cached_property
     def tensors(self) -> dict[str, Extent]:
@@ -224,7 +226,7 @@ class SparseDelta:
     # -- file ------------------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """The content of `skill.safetensors`."""
+        """The content of `skill.safetensors`, the same bytes for the same delta."""
         table = [[e.name, _CODES[e.dtype], list(e.shape), e.start, e.stop] for e in self.extents]
         header = {
             **self.metadata,
@@ -241,7 +243,7 @@ class SparseDelta:
             "base_values": self.base_values.contiguous(),
             "digests": torch.from_numpy(digests.copy()),
         }
-        return save(arrays, metadata=header)
+        return _sort_header(save(arrays, metadata=header))
 
     @classmethod
     def load(cls, file: str | Path) -> "SparseDelta":
@@ -263,10 +265,20 @@ class SparseDelta:
             )
         known = {"format", "schema", "movable", "base_fingerprint", "tensors"}
         try:
-            table = json.loads(header["tensors"])
+            if arrays["indices"].dtype != torch.uint32:
+                raise ValueError(f"indices of {arrays['indices'].dtype}")
+            if arrays["digests"].dtype != torch.uint8 or arrays["digests"].shape[1:] != (8,):
+                raise ValueError("digests that aren't eight bytes each")
             return cls(
                 extents=tuple(
-                    Extent(name, DTYPES[code], tuple(shape), start, stop) for name, code, shape, start, stop in table
+                    Extent(
+                        name,
+                        DTYPES[code],
+                        tuple(map(operator.index, shape)),
+                        operator.index(start),
+                        operator.index(stop),
+                    )
+                    for name, code, shape, start, stop in json.loads(header["tensors"])
                 ),
                 indices=arrays["indices"].to(torch.int64),
                 values=arrays["values"],
@@ -278,14 +290,27 @@ class SparseDelta:
             )
         except SkillError as error:
             raise SkillError(f"{file}: {error}") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise SkillError(
                 f"{file}: its header or arrays can't be read ({error!r}): make or fetch it again"
             ) from None
 
 
+def _sort_header(content: bytes) -> bytes:
+    """The safetensors library puts the metadata in another order at each call."""
+    stop = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:stop])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)  # the arrays begin at a multiple of 8, as the library has it
+    return len(raw).to_bytes(8, "little") + raw + content[stop:]
+
+
 def _check(delta: SparseDelta) -> None:
     weights = len(delta.indices)
+    arrays = delta.indices, delta.values, delta.base_values
+    if any(array.dim() != 1 for array in arrays) or delta.values.dtype != delta.base_values.dtype:
+        raise SkillError("indices, values and base values must be flat arrays, the latter two of one dtype")
     if len(delta.values) != weights or len(delta.base_values) != weights:
         raise SkillError(
             f"{weights} indices, {len(delta.values)} values and {len(delta.base_values)} base values don't match"
@@ -301,6 +326,8 @@ def _check(delta: SparseDelta) -> None:
             raise SkillError(
                 f"tensor {extent.name}: the table's extent {extent.start}:{extent.stop} doesn't follow the one before"
             )
+        if extent.size > _COUNTABLE:
+            raise SkillError(f"tensor {extent.name} has {extent.size:,} weights, more than 32-bit indices can count")
         position = extent.stop
         index = delta.indices[extent.start : extent.stop]
         steps = index.diff()
@@ -309,8 +336,11 @@ def _check(delta: SparseDelta) -> None:
         if bool((steps < 0).any()):
             raise SkillError(f"tensor {extent.name}: the indices aren't sorted")
         if int(index[0]) < 0 or int(index[-1]) >= extent.size:
+            wrong = int(index[0] if index[0] < 0 else index[-1])
+            raise SkillError(f"tensor {extent.name}: index {wrong} is out of range for {extent.size:,} weights")
+        if _widest([extent.dtype, delta.values.dtype]) != delta.values.dtype:
             raise SkillError(
-                f"tensor {extent.name}: index {int(index[-1])} is out of range for {extent.size:,} weights"
+                f"tensor {extent.name} is {extent.dtype}, which the values' {delta.values.dtype} can't hold"
             )
     if position != weights:
         raise SkillError(f"the tensor table covers {position} of {weights} weights")
@@ -319,10 +349,15 @@ def _check(delta: SparseDelta) -> None:
 def _concatenate(tensors: Sequence[Tensor]) -> Tensor:
     if not tensors:
         return torch.empty(0)
-    widest = tensors[0].dtype
-    for tensor in tensors:
-        widest = torch.promote_types(widest, tensor.dtype)
+    widest = _widest([tensor.dtype for tensor in tensors])
     return torch.cat([tensor.to(widest) for tensor in tensors])
+
+
+def _widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
+    try:
+        return reduce(torch.promote_types, dtypes)
+    except RuntimeError:  # 8-bit floats have no common type with others
+        raise SkillError(f"tensors of {' and '.join(sorted(set(map(str, dtypes))))} can't share one skill") from None
 
 
 def _as_integers(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `folder` that takes its name if, and only if, the block ends well."""
     check_output(folder, overwrite=overwrite)
     folder = folder.absolute()
+    made = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     folder.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -69,17 +70,31 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
         for path in staged.rglob("*"):
             sync(path)
         sync(staged)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-            folder.rename(old / "old")
-            staged.rename(folder)
-            shutil.rmtree(old)
-        else:
-            staged.rename(folder)
-        sync(folder.parent)
+        _take_name(staged, folder)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
+        with suppress(OSError):  # another run may have put something there meanwhile
+            for parent in made:
+                parent.rmdir()
         raise
+    sync(folder.parent)
+
+
+def _take_name(staged: Path, folder: Path) -> None:
+    if not folder.exists():
+        staged.rename(folder)
+        return
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    old = aside / "old"
+    try:
+        folder.rename(old)
+        staged.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _umask() -> int:

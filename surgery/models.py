@@ -66,13 +66,13 @@ def load_model(checkpoint: Checkpoint, *, device: str | None = None, dtype: str 
     Raises:
         CheckpointError: tensors that the model needs are missing, or hold NaN or infinity.
     """
-    place = pick_device(device)
+    place, precision = pick_device(device), pick_dtype(dtype)
     structure = checkpoint.structure
     with _quiet():
         try:
             module, info = structure.model_class.from_pretrained(  # type: ignore[attr-defined]
                 checkpoint.folder,
-                dtype=pick_dtype(dtype),
+                dtype=precision,
                 local_files_only=True,
                 output_loading_info=True,
                 weights_only=True,
@@ -99,7 +99,7 @@ def load_model(checkpoint: Checkpoint, *, device: str | None = None, dtype: str 
             raise CheckpointError(f"{checkpoint}: tensor {tensor} holds NaN or infinity: fetch or make it again")
     for tensor in structure.blocks:
         # The library may rename or fuse tensors while loading; a skill is only right if none of that happened.
-        if not torch.equal(model.parameters[tensor].cpu(), checkpoint.tensor(tensor).to(pick_dtype(dtype))):
+        if not torch.equal(model.parameters[tensor].cpu(), checkpoint.tensor(tensor).to(precision)):
             raise CheckpointError(
                 f"{checkpoint}: transformers changes tensor {tensor} while loading it, so it can't be grafted"
             )
@@ -111,11 +111,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
     except Exception as error:  # whatever the library raises on files it can't use
         raise CheckpointError(
             f"{checkpoint}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})"
         ) from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        # For some families the library makes up an empty tokenizer when the files are missing.
+        raise CheckpointError(f"{checkpoint}: no tokenizer can be loaded from it (it knows no words): fetch its files")
+    return tokenizer
 
 
 def check_alike(base: Checkpoint, tuned: Checkpoint, texts: list[str]) -> None:

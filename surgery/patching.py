@@ -7,7 +7,7 @@ whichever state the file is in.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -89,7 +89,7 @@ def hash_and_patch(source: BinaryIO, entry: Entry, edit: Edit | None, target: Bi
     return digest.hexdigest()
 
 
-def digests(entries: Iterable[Entry], edits: dict[str, Edit] | None = None) -> dict[str, str]:
+def digests(entries: Iterable[Entry], edits: Mapping[str, Edit] | None = None) -> dict[str, str]:
     """The hash of each tensor's base content, two tensors at a time; sixteen hex digits, xxh3-64."""
 
     def one(entry: Entry) -> tuple[str, str]:
@@ -100,7 +100,7 @@ def digests(entries: Iterable[Entry], edits: dict[str, Edit] | None = None) -> d
         return dict(pool.map(one, entries))
 
 
-def patch_in_place(entries: Iterable[Entry], edits: dict[str, Edit]) -> None:
+def patch_in_place(entries: Iterable[Entry], edits: Mapping[str, Edit]) -> None:
     """Write each wanted weight at its byte offset; touches nothing else and reads nothing.
 
     Not synced: ten thousand scattered pages take longer to reach a disk than all the rest. A killed process loses
@@ -117,7 +117,7 @@ def patch_in_place(entries: Iterable[Entry], edits: dict[str, Edit]) -> None:
                     os.pwrite(descriptor, raw[number * item : (number + 1) * item], offset)
 
 
-def _by_file(entries: Iterable[Entry], edits: dict[str, Edit]) -> Iterator[tuple]:
+def _by_file(entries: Iterable[Entry], edits: Mapping[str, Edit]) -> Iterator[tuple]:
     files: dict = {}
     for entry in entries:
         if entry.name in edits:

@@ -7,6 +7,7 @@ copied need the offsets themselves, which that library keeps to itself.
 import json
 import math
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 
 import torch
@@ -90,7 +91,7 @@ def _read_header_json(file: Path) -> tuple[dict, int]:
         raw = handle.read(length)
     try:
         header = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its safetensors header isn't a JSON table: fetch the file again")
@@ -100,8 +101,8 @@ def _read_header_json(file: Path) -> tuple[dict, int]:
 def _entry(file: Path, name: str, about: object, data: int) -> Entry:
     try:
         dtype = DTYPES[about["dtype"]]  # type: ignore[index]
-        shape = tuple(int(n) for n in about["shape"])  # type: ignore[index]
-        start, stop = (data + int(n) for n in about["data_offsets"])  # type: ignore[index]
+        shape = tuple(index(n) for n in about["shape"])  # type: ignore[index]
+        start, stop = (data + index(n) for n in about["data_offsets"])  # type: ignore[index]
     except (TypeError, KeyError, ValueError):
         raise CheckpointError(
             f"{file}: the header's line on tensor {name} can't be read ({about}): fetch the file again"

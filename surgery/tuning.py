@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +28,14 @@ from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.models import Model, load_model
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
+from surgery.structure import Kind
 from surgery.tasks.readout import Encoded, PhraseReadout, Readout, collate, pick_readout, readout_file
 from surgery.tasks.scoring import score_model
 from surgery.tasks.task import Task
 
-Optimizer = Literal["sgd-l1", "sgd", "adamw", "adamw-l1"]
+OPTIMIZERS = ("sgd-l1", "sgd", "adamw", "adamw-l1")
 _SAVE_SECONDS = 30.0
+_PULL = 11  # chosen on examples held out from the training sets of trec, subj and cr
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,20 @@ class Recipe:
     """How to fine-tune. Raises OptionError for a value out of its range.
 
     Attributes:
-        rate: peak learning rate; None picks .05 for SGD, 1e-4 for AdamW.
-        l1: strength of the pull: after each step every difference from the base shrinks by rate * l1, down to zero.
-        steps: optimiser steps; None picks four passes over the examples, within 120 and 1,000.
+        rate: peak learning rate; None picks 1e-4 for AdamW, for SGD .05 on sentence encoders and .004 on language models.
+        l1: strength of the pull: after each step every difference from the base shrinks by rate * l1, down to zero; None
+            picks 11 times the root mean square of the gradient at the base (its norm counts up to twice `clip`): then a
+            weight stays put unless its gradient is about that much larger than most, whatever the model and the task.
+        steps: optimiser steps; None picks one pass over the examples, within 150 and 1,000.
         batch_size: examples a step; `accumulate` splits them into that many pieces of memory.
         warmup: the share of the steps over which the rate rises; it then falls linearly to zero.
         clip: the longest gradient that is used as it is.
         patience: with dev examples, stop after this many evaluations without a better one; the best weights are kept.
     """
 
-    optimizer: Optimizer = "sgd-l1"
+    optimizer: str = "sgd-l1"
     rate: float | None = None
-    l1: float = 0.01
+    l1: float | None = None
     steps: int | None = None
     batch_size: int = 16
     accumulate: int = 1
@@ -63,8 +67,8 @@ class Recipe:
     patience: int = 3
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("sgd-l1", "sgd", "adamw", "adamw-l1"):
-            raise OptionError(f"--optimizer {self.optimizer} isn't one of sgd-l1, sgd, adamw, adamw-l1")
+        if self.optimizer not in OPTIMIZERS:
+            raise OptionError(f"--optimizer {self.optimizer} isn't one of {', '.join(OPTIMIZERS)}")
         positive = {
             "rate": self.rate,
             "steps": self.steps,
@@ -75,31 +79,34 @@ class Recipe:
         for name, value in positive.items():
             if value is not None and not value > 0:
                 raise OptionError(f"--{name} must be above 0, not {value}")
-        if not self.l1 >= 0:
+        if self.l1 is not None and not self.l1 >= 0:
             raise OptionError(f"--l1 must be 0 or more, not {self.l1}")
         if self.accumulate > self.batch_size:
             raise OptionError(
                 f"--accumulate {self.accumulate} leaves pieces smaller than one example of a batch of {self.batch_size}"
             )
 
-    @property
-    def peak(self) -> float:
-        """The peak learning rate in force."""
-        return self.rate if self.rate is not None else (0.05 if self.optimizer.startswith("sgd") else 1e-4)
+    def pace(self, kind: Kind, movable: int, examples: int, slope: float) -> "Pace":
+        """The numbers in force for a kind of model, a number of weights and of examples, and the base's gradient norm."""
+        sgd = self.optimizer.startswith("sgd")
+        rate = (0.05 if kind == "encoder" else 0.004) if sgd else 1e-4
+        l1 = _PULL * min(slope, 2 * self.clip) / math.sqrt(movable) if self.l1 is None else self.l1
+        steps = min(1000, max(150, math.ceil(examples / self.batch_size)))
+        return Pace(self.rate or rate, l1 if self.optimizer.endswith("-l1") else 0.0, self.steps or steps, self.warmup)
 
-    @property
-    def pull(self) -> float:
-        """The L1 strength in force."""
-        return self.l1 if self.optimizer.endswith("-l1") else 0.0
 
-    def length(self, examples: int) -> int:
-        """The number of steps for so many training examples."""
-        return self.steps or min(1000, max(120, math.ceil(4 * examples / self.batch_size)))
+class Pace(NamedTuple):
+    """Peak learning rate, strength of the pull, number of steps, and the share of them over which the rate rises."""
 
-    def rate_at(self, step: int, steps: int) -> float:
+    rate: float
+    l1: float
+    steps: int
+    warmup: float
+
+    def rate_at(self, step: int) -> float:
         """The learning rate of step 0 to steps - 1."""
-        rising = max(1, round(self.warmup * steps))
-        return self.peak * min((step + 1) / rising, (steps - step) / max(1, steps - rising))
+        rising = max(1, round(self.warmup * self.steps))
+        return self.rate * min((step + 1) / rising, (self.steps - step) / max(1, self.steps - rising))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,32 +161,33 @@ def tune(
     Raises:
         SurgeryError: the loss becomes NaN.
     """
-    recipe = recipe or Recipe()
     checkpoint = open_checkpoint(base)
     examples = task.need("train")
     began = time.monotonic()
     model = load_model(checkpoint, device=device)
     readout = pick_readout(model, task)
     names = checkpoint.block_weights(include, exclude)
-    steps = recipe.length(len(examples))
+    movable = sum(checkpoint.entries[name].size for name in names)
+    recipe = recipe or Recipe()
+    rows, targets = readout.encode(examples), torch.tensor(task.targets(examples))
+    pace = recipe.pace(model.kind, movable, len(examples), _slope(model, readout, names, rows, targets, seed))
     about = {
         "base": checkpoint.fingerprint,
         "task": task.spec(),
         "recipe": asdict(recipe),
+        "pace": pace,
         "seed": seed,
-        "steps": steps,
         "tensors": names,
     }
     loop = _Loop(
         model,
         readout,
         recipe,
+        pace,
         names,
-        steps,
         _digest({**about, "examples": examples, "dev": task.dev}),
         Path(resume) if resume else None,
     )
-    rows, targets = readout.encode(examples), torch.tensor(task.targets(examples))
     history = loop.run(rows, targets, seed, task, _autocast(model.device, dtype), progress)
     tensors = {name: loop.weights[name].detach() for name in names}
     moved = sum(int((tensors[name] != loop.base[name]).sum()) for name in names)
@@ -187,9 +195,9 @@ def tune(
         **provenance(call={"tune": str(checkpoint)}, inputs={"base": checkpoint.fingerprint}, seed=seed),
         "task": task.spec(),
         "examples": {"train": len(task.train), "dev": len(task.dev)},
-        "recipe": {**asdict(recipe), "rate": recipe.peak, "l1": recipe.pull, "steps": steps},
+        "recipe": {**asdict(recipe), **pace._asdict()},
         "moved": moved,
-        "movable": sum(checkpoint.entries[name].size for name in names),
+        "movable": movable,
         **history,
         "seconds": round(time.monotonic() - began, 2),
     }
@@ -204,12 +212,12 @@ class _Loop:
         model: Model,
         readout: Readout,
         recipe: Recipe,
+        pace: Pace,
         names: Sequence[str],
-        steps: int,
         identity: str,
         folder: Path | None,
     ) -> None:
-        self.model, self.readout, self.recipe, self.steps = model, readout, recipe, steps
+        self.model, self.readout, self.recipe, self.pace = model, readout, recipe, pace
         for name in names:
             model.parameters[name].requires_grad_(True)
         self.weights = {name: model.parameters[name] for name in names}
@@ -222,11 +230,9 @@ class _Loop:
         self.best: dict[str, Tensor] = {}
         parameters: list[nn.Parameter] = list(self.weights.values())
         if recipe.optimizer.startswith("sgd"):
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
-                parameters, lr=recipe.peak, momentum=recipe.momentum
-            )
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=pace.rate, momentum=recipe.momentum)
         else:
-            self.optimizer = torch.optim.AdamW(parameters, lr=recipe.peak, weight_decay=0.0)
+            self.optimizer = torch.optim.AdamW(parameters, lr=pace.rate, weight_decay=0.0)
         if self.file and self.file.exists():
             self._load()
 
@@ -234,17 +240,17 @@ class _Loop:
         self, rows: Sequence[Encoded], targets: Tensor, seed: int, task: Task, autocast: Any, progress: Progress
     ) -> dict[str, Any]:
         """Train to the end, or until dev examples say stop; the best weights, or the last, are in `weights` after."""
-        every = max(1, self.steps // self.recipe.evaluations)
+        every = max(1, self.pace.steps // self.recipe.evaluations)
         saved = time.monotonic()
         try:
-            for numbers in _batches(len(rows), self.recipe.batch_size, seed, self.step, self.steps):
+            for numbers in _batches(len(rows), self.recipe.batch_size, seed, self.step, self.pace.steps):
                 loss = self._step(rows, targets, numbers, autocast)
                 self.losses.append(round(loss, 5))
                 self.step += 1
-                if task.dev and (self.step % every == 0 or self.step == self.steps) and self._evaluate(task):
+                if task.dev and (self.step % every == 0 or self.step == self.pace.steps) and self._evaluate(task):
                     break
                 dev = f", dev {self.dev[-1]['value']:.3f}" if self.dev else ""
-                progress(self.step, self.steps, f"tuning: loss {np.mean(self.losses[-20:]):.3f}{dev}")
+                progress(self.step, self.pace.steps, f"tuning: loss {np.mean(self.losses[-20:]):.3f}{dev}")
                 if self.file and time.monotonic() - saved > _SAVE_SECONDS:
                     self._save()
                     saved = time.monotonic()
@@ -268,16 +274,16 @@ class _Loop:
             total += float(loss.detach())
         if not math.isfinite(total):
             raise SurgeryError(
-                f"the loss became {total} at step {self.step + 1}: lower --rate (now {self.recipe.peak:g})"
+                f"the loss became {total} at step {self.step + 1}: lower --rate (now {self.pace.rate:g})"
             )
-        rate = self.recipe.rate_at(self.step, self.steps)
+        rate = self.pace.rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.recipe.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.recipe.pull:
-            pull_towards(self.weights, self.base, rate * self.recipe.pull)
+        if self.pace.l1:
+            pull_towards(self.weights, self.base, rate * self.pace.l1)
         return total
 
     def _evaluate(self, task: Task) -> bool:
@@ -327,6 +333,22 @@ class _Loop:
                         state.setdefault(int(number), {})[field] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.step, self.losses, self.dev = int(header["step"]), json.loads(header["losses"]), json.loads(header["dev"])
+
+
+def _slope(
+    model: Model, readout: Readout, names: Sequence[str], rows: Sequence[Encoded], targets: Tensor, seed: int
+) -> float:
+    """The norm of the gradient at the base, over 64 training examples."""
+    weights = [model.parameters[name].requires_grad_(True) for name in names]
+    numbers = np.random.default_rng(seed).permutation(len(rows))[:64]
+    for piece in np.array_split(numbers, math.ceil(len(numbers) / 16)):
+        batch, positions = collate(model, [rows[number] for number in piece])
+        scores = readout.logits(model.module, batch, positions)
+        (F.cross_entropy(scores, targets[piece].to(model.device), reduction="sum") / len(numbers)).backward()
+    norm = float(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
+    for weight in weights:
+        weight.grad = None
+    return norm
 
 
 def pull_towards(weights: dict[str, nn.Parameter], base: dict[str, Tensor], threshold: float) -> None:

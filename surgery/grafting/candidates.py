@@ -15,6 +15,8 @@ from surgery.errors import CheckpointError
 from surgery.models import Model
 from surgery.tasks.readout import Encoded, Readout, collate
 
+_PIECE = 16  # rows that go through the model at once while gradients are taken
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
@@ -124,6 +126,8 @@ class GraftedModel:
     def slope(self, rows: Sequence[Encoded], targets: Tensor) -> Float[Tensor, " candidates"]:
         """The derivative of the mean cross-entropy with respect to each candidate's weight in `wear`.
 
+        Rows go through the model in pieces of like length, so that a large batch costs the memory of a small one.
+
         Args:
             targets: label numbers [rows], or label probabilities [rows, labels].
         """
@@ -133,14 +137,18 @@ class GraftedModel:
             parameter = self.model.parameters[name].requires_grad_(True)
 
             def reduce(parameter: Any, stretch: slice = stretch) -> None:
-                found[stretch] = parameter.grad.view(-1)[self._indices[stretch]].to(found.dtype)
+                found[stretch] += parameter.grad.view(-1)[self._indices[stretch]].to(found.dtype)
                 parameter.grad = None
 
             handles.append(parameter.register_post_accumulate_grad_hook(reduce))
         try:
-            batch, positions = collate(self.model, rows)
-            scores = self.readout.logits(self.model.module, batch, positions)
-            F.cross_entropy(scores, targets.to(self.model.device)).backward()
+            order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
+            for start in range(0, len(order), _PIECE):
+                piece = order[start : start + _PIECE]
+                batch, positions = collate(self.model, [rows[number] for number in piece])
+                scores = self.readout.logits(self.model.module, batch, positions)
+                loss = F.cross_entropy(scores, targets[piece].to(self.model.device), reduction="sum") / len(rows)
+                loss.backward()
         finally:
             for handle in handles:
                 handle.remove()

@@ -15,7 +15,7 @@ from surgery.grafting.skill import Skill
 from surgery.progress import Progress, silent
 from surgery.tasks.examples import Example
 from surgery.tasks.task import Task
-from surgery.tuning import Recipe, tune
+from surgery.tuning import tune
 
 FOLDER = "surgery-example"
 _STEM = 5  # letters
@@ -63,7 +63,7 @@ def run_example(
         f"1. {len(task.train):,} words to learn from, {len(task.test):,} of other stems to test on: is a word's meaning good or bad?"
     )
     say(f"2. Tuning MiniLM ({base.folder}) by SGD with a pull towards the base")
-    tuned = tune(base, task, Recipe(steps=120), seed=seed, device=device, progress=progress)
+    tuned = tune(base, task, seed=seed, device=device, progress=progress)
     say(
         f"   {tuned.report['moved']:,} of {tuned.report['movable']:,} block weights moved, in {tuned.report['seconds']:.0f} s"
     )

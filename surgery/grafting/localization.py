@@ -17,7 +17,7 @@ from surgery.delta import SparseDelta
 from surgery.errors import OptionError
 from surgery.grafting.baselines import BASELINES, wear_baseline
 from surgery.grafting.candidates import Candidates, GraftedModel
-from surgery.grafting.methods import METHODS, Evidence, Method, averaging, movement, sigmoid
+from surgery.grafting.methods import METHODS, Evidence, averaging, movement, sigmoid
 from surgery.grafting.skill import Skill
 from surgery.models import check_alike, load_model
 from surgery.progress import Progress, silent
@@ -37,7 +37,7 @@ def graft(
     *,
     sparsity: float | None = None,
     weights: int | None = None,
-    method: Method = "averaging",
+    method: str = "averaging",
     sweep: Sequence[float] = (),
     baselines: bool = False,
     seed: int = 0,
@@ -224,7 +224,7 @@ class _Results:
         return found
 
 
-def _locate(method: Method, grafted: GraftedModel, evidence: Evidence, k: int, seed: int, progress: Progress) -> Tensor:
+def _locate(method: str, grafted: GraftedModel, evidence: Evidence, k: int, seed: int, progress: Progress) -> Tensor:
     if method == "movement":
         return movement(grafted, k)
     if method == "sigmoid":

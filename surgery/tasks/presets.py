@@ -57,7 +57,7 @@ PRESETS: dict[str, Preset] = {
     "subj": Preset(
         "{text} This is {mask}.",
         {"subjective": "subjective", "objective": "objective"},
-        {"subjective": "This is subjective.", "objective": "This is objective."},
+        {"subjective": "This is my opinion of the movie.", "objective": "This is what happens in the story."},
         causal_prompt="{text} This is",
         aliases={"0": "objective", "1": "subjective"},
     ),
@@ -72,12 +72,12 @@ PRESETS: dict[str, Preset] = {
             "number": "Number",
         },
         {
-            "description": "description",
-            "entity": "entity",
-            "abbreviation": "abbreviation",
-            "human": "human",
-            "location": "location",
-            "number": "number",
+            "description": "What is the definition?",
+            "entity": "Which thing?",
+            "abbreviation": "What does the abbreviation stand for?",
+            "human": "Who is it?",
+            "location": "Where is it?",
+            "number": "How many?",
         },
         causal_prompt="{text} Type:",
         aliases={

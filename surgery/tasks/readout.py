@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ class Encoded(NamedTuple):
     position: int
 
 
+@runtime_checkable
 class Readout(Protocol):
     """Turns examples into token ids, and a model's run over them into label scores."""
 

@@ -63,7 +63,7 @@ class Task:
                 name: then the labels are `words`' keys, or those of the data.
             train, dev, test: a file, a Hugging Face dataset id (its split of that name), or examples.
             shots: keep this many training examples of each label, drawn by `seed`.
-            prompt, causal_prompt, words, phrases, columns: replace the preset's.
+            prompt, causal_prompt, words, phrases, columns: replace the preset's; words and phrases label by label.
 
         Raises:
             TaskError: unreadable or missing examples, an unknown label, one class only, a prompt without its places.
@@ -76,22 +76,25 @@ class Task:
             else list(source)
             for split, source in (("train", train), ("dev", dev), ("test", test))
         }
-        words = words or (preset.words if preset else {})
+        if preset and not set(words or ()) <= set(preset.words):
+            preset = None  # other labels than the preset's: nothing of it fits but the examples' columns
+        own = preset or Preset("{text} It was {mask}.", {}, {})
+        words = {**own.words, **(words or {})}
         if not words:
             words = {label: label for label in sorted({example.label for rows in splits.values() for example in rows})}
-        own = preset if preset and set(words) == set(preset.words) else Preset("{text} It was {mask}.", {}, {})
-        aliases = own.aliases if preset else {}
+        phrases = {**{label: f"It is {word}." for label, word in words.items()}, **own.phrases, **(phrases or {})}
+        sources = {"train": train, "dev": dev, "test": test}
         splits = {
-            split: _with_labels(rows, words, aliases, _where(source, split))
-            for (split, rows), source in zip(splits.items(), (train, dev, test), strict=True)
+            split: _with_labels(rows, words, own.aliases, _where(sources[split], split))
+            for split, rows in splits.items()
         }
         task = cls(
             name=name,
             prompt=prompt or own.prompt,
             causal_prompt=causal_prompt
             or (_up_to_mask(prompt) if prompt else own.causal_prompt or _up_to_mask(own.prompt)),
-            words=dict(words),
-            phrases=dict(phrases or own.phrases or {label: f"It is {word}." for label, word in words.items()}),
+            words=words,
+            phrases=phrases,
             metric=own.metric,
             max_length=max_length,
             train=tuple(splits["train"]),

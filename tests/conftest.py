@@ -1,0 +1,48 @@
+"""Fixtures for all tests: checkpoints of every model family, small enough to take milliseconds, and ways to change them."""
+
+# ruff: noqa: E402 (the first lines must run before the imports that follow)
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's library
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["surgery", "probes", "pcfg", "cli"], "beartype.beartype")  # shapes and types, checked as tests run
+
+import shutil
+
+import pytest
+from hypothesis import settings
+from tiny import KINDS, build
+
+settings.register_profile("tests", max_examples=50, deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """`tiny(kind)`: the folder of a tiny checkpoint, made once a session; for reading only."""
+    made = {}
+
+    def get(kind):
+        if kind not in made:
+            made[kind] = build(kind, tmp_path_factory.mktemp("tiny") / kind)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    """`copied(kind, name)`: a copy of a tiny checkpoint in the test's own folder, to be changed at will."""
+
+    def get(kind, name="base"):
+        return shutil.copytree(tiny(kind), tmp_path / name)
+
+    return get
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    """Each kind of tiny checkpoint in turn."""
+    return request.param

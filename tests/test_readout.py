@@ -1,0 +1,192 @@
+"""Readouts against plain runs of the transformers library."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from tiny import build
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import CheckpointError, OptionError, TaskError
+from surgery.models import check_alike, load_model
+from surgery.tasks.examples import Example
+from surgery.tasks.readout import PhraseReadout, collate, pick_readout, readout_file
+from surgery.tasks.scoring import predict, score
+from surgery.tasks.task import Task
+
+ROWS = [
+    Example("the film was boring and the acting was awful", "", "negative"),
+    Example("we loved it", "", "positive"),
+    Example("good food", "", "positive"),
+]
+
+
+def task(**changes):
+    return Task.load("sst2", train=ROWS, test=ROWS, **changes)
+
+
+def opened(folder):
+    return load_model(Checkpoint(folder), device="cpu")
+
+
+def logits_of(model, readout, rows=ROWS):
+    return torch.from_numpy(predict(model, readout, readout.encode(rows), batch_size=2))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_masked_models_are_read_at_the_mask(tiny, kind):
+    model = opened(tiny(kind))
+    found = logits_of(model, pick_readout(model, task()))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny(kind))
+    plain = transformers.AutoModelForMaskedLM.from_pretrained(tiny(kind)).eval()
+    words = [tokenizer.convert_tokens_to_ids(word) for word in ("terrible", "great")]
+    for example, row in zip(ROWS, found, strict=True):
+        inputs = tokenizer(f"{example.text} It was {tokenizer.mask_token}.", return_tensors="pt")
+        at = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
+        assert torch.allclose(row, plain(**inputs).logits[0, at, words], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "llama-tied"])
+def test_causal_models_are_read_after_the_prompt(tiny, kind):
+    model = opened(tiny(kind))
+    found = logits_of(model, pick_readout(model, task()))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny(kind))
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tiny(kind)).eval()
+    words = [tokenizer.convert_tokens_to_ids(word) for word in ("terrible", "great")]
+    for example, row in zip(ROWS, found, strict=True):
+        inputs = tokenizer(f"{example.text} It was", return_tensors="pt", return_token_type_ids=False)
+        assert torch.allclose(row, plain(**inputs).logits[0, -1, words], atol=1e-5)
+
+
+def test_classifiers_are_read_by_their_head_in_the_tasks_order(copied):
+    folder = copied("bert-classifier")
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    plain.config.id2label, plain.config.label2id = {0: "POSITIVE", 1: "NEGATIVE"}, {"POSITIVE": 0, "NEGATIVE": 1}
+    plain.save_pretrained(folder)
+    model = opened(folder)
+    found = logits_of(model, pick_readout(model, task()))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for example, row in zip(ROWS, found, strict=True):
+        assert torch.allclose(row, plain(**tokenizer(example.text, return_tensors="pt")).logits[0].flip(0), atol=1e-5)
+
+
+def test_a_head_without_names_is_taken_in_order_and_a_wrong_one_refused(tiny, copied):
+    model = opened(tiny("bert-classifier"))
+    assert pick_readout(model, task()).order == (0, 1)
+    with pytest.raises(TaskError, match="the checkpoint's head has 2 labels, task trec has 6"):
+        pick_readout(model, Task.load("trec"))
+    model.module.config.id2label = {0: "spam", 1: "ham"}
+    with pytest.raises(TaskError, match="spam, ham, but not the task's label 'negative'"):
+        pick_readout(model, task())
+
+
+def test_encoders_are_read_by_cosine_with_the_bases_phrases(tiny):
+    model = opened(tiny("bert-encoder"))
+    found = logits_of(model, pick_readout(model, task()))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny("bert-encoder"))
+    plain = transformers.AutoModel.from_pretrained(tiny("bert-encoder")).eval()
+
+    def embed(text):
+        return plain(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+
+    for example, row in zip(ROWS, found, strict=True):
+        wanted = [
+            20 * F.cosine_similarity(embed(example.text), embed(phrase), dim=0)
+            for phrase in ("It was terrible.", "It was great.")
+        ]
+        assert torch.allclose(row, torch.stack(wanted), atol=1e-4)
+
+
+def test_a_readout_file_beside_the_checkpoint_wins_over_its_own_embeddings(tiny, copied):
+    base = pick_readout(opened(tiny("bert-encoder")), task())
+    other = build("bert-encoder", copied("bert-encoder").parent / "other", seed=5)
+    own = pick_readout(opened(other), task())
+    (other / readout_file(task())).write_bytes(base.to_bytes())
+    given = pick_readout(opened(other), task())
+    assert torch.equal(given.anchors, base.anchors) and not torch.allclose(own.anchors, base.anchors)
+    with pytest.raises(TaskError, match="was made for the phrases"):
+        pick_readout(opened(other), task(phrases={"positive": "Good."}))
+    (other / readout_file(task())).write_bytes(b"nonsense")
+    with pytest.raises(TaskError, match="is no readout"):
+        pick_readout(opened(other), task())
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_label_words_must_be_one_token_each_and_different(tiny, kind):
+    model = opened(tiny(kind))
+    with pytest.raises(TaskError, match="'not good' is 2 tokens"):
+        pick_readout(model, task(words={"positive": "not good"}))
+    # A word outside the vocabulary becomes the unknown token, which tells nothing.
+    if kind == "bert":
+        with pytest.raises(TaskError, match="label word 'stupendous' is 1 tokens .*UNK"):
+            pick_readout(model, task(words={"positive": "stupendous"}))
+
+
+def test_long_texts_are_cut_and_the_prompt_stays(tiny):
+    long = Example("the film was boring " * 40, "", "negative")
+    for kind, tail in (("bert", " It was [MASK]. [SEP]"), ("gpt2", " It was")):
+        model = opened(tiny(kind))
+        row = pick_readout(model, task(max_length=20)).encode([long])[0]
+        text = model.tokenizer.decode(row.ids)
+        assert len(row.ids) == 20 and "".join(text.split()).endswith("".join(tail.split()))
+        assert text.count("boring") >= 3
+
+
+def test_pairs_are_cut_at_the_longer_text(tiny):
+    model = opened(tiny("bert"))
+    pair = Task.load("rte", words={"entailment": "yes", "not_entailment": "no"}, max_length=24)
+    row = pick_readout(model, pair).encode([Example("a film", "the acting was awful " * 30, "entailment")])[0]
+    text = model.tokenizer.decode(row.ids)
+    assert len(row.ids) <= 24 and "a film ? [MASK] , the acting was" in text.replace("?", " ? ").replace(
+        ",", " , "
+    ).replace("  ", " ")
+
+
+def test_a_mask_in_the_text_is_not_where_the_label_is_read(tiny):
+    model = opened(tiny("bert"))
+    readout = pick_readout(model, task())
+    spiked, plain = readout.encode(
+        [Example("[MASK] good {text} film", "", "positive"), Example("good {text} film", "", "positive")]
+    )
+    assert spiked == plain and spiked.ids.count(model.tokenizer.mask_token_id) == 1
+
+
+@pytest.mark.parametrize("kind", ["bert", "bert-encoder", "gpt2", "llama"])
+def test_padding_changes_nothing(tiny, kind):
+    model = opened(tiny(kind))
+    readout = pick_readout(model, task())
+    rows = readout.encode(ROWS)
+    together = readout.logits(model.module, *collate(model, rows))
+    alone = torch.cat([readout.logits(model.module, *collate(model, [row])) for row in rows])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_scores_agree_with_themselves_and_are_saved(tiny, tmp_path):
+    result = score(tiny("gpt2"), task(), against=tiny("gpt2"), device="cpu")
+    assert result.agreement == 1.0
+    right = sum(int(row.argmax()) == number for row, number in zip(result.logits, task().targets(ROWS), strict=True))
+    assert result.accuracy == right / len(ROWS)
+    assert (result.save(tmp_path / "out") / "report.json").exists()
+
+
+def test_what_cannot_be_loaded_is_refused(tiny, copied):
+    with pytest.raises(OptionError, match="--device nonsense"):
+        load_model(Checkpoint(tiny("bert")), device="nonsense")
+    with pytest.raises(OptionError, match="--dtype int3"):
+        load_model(Checkpoint(tiny("bert")), dtype="int3", device="cpu")
+    folder = copied("bert")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        load_model(Checkpoint(folder), device="cpu")
+
+
+def test_checkpoints_must_be_alike(tiny, copied, tmp_path):
+    with pytest.raises(CheckpointError, match="both must be one architecture"):
+        check_alike(Checkpoint(tiny("bert")), Checkpoint(tiny("gpt2")), [])
+    folder = copied("bert")
+    vocabulary = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(vocabulary.replace('"awful"', '"lousy"'))
+    with pytest.raises(CheckpointError, match="different tokenizers"):
+        check_alike(Checkpoint(tiny("bert")), Checkpoint(folder), [])
+    assert isinstance(pick_readout(opened(tiny("bert-encoder")), task()), PhraseReadout)
