@@ -91,11 +91,12 @@ def test_pickled_weights_become_safetensors(tiny, tmp_path, layout):
     assert hashes(base) == before
 
 
-def test_weights_beyond_the_first_chunk(copied, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_weights_beyond_the_first_chunk(copied, tmp_path, dtype):
     base, big = copied("bert"), copied("bert", "big")
-    long = torch.arange(700_001, dtype=torch.float32)
+    long = torch.arange(700_001).to(dtype)
     tuned = long.clone()
-    for index in (0, 262_143, 262_144, 524_287, 524_288, 700_000):  # a chunk holds 2 ** 18 of them
+    for index in (0, 131_071, 131_072, 262_143, 262_144, 524_287, 524_288, 700_000):  # a chunk is 2 ** 20 bytes
         tuned[index] = -1
     save_file({"long": long}, base / "model.safetensors", metadata={"format": "pt"})
     save_file({"long": tuned}, big / "model.safetensors", metadata={"format": "pt"})
