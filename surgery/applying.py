@@ -10,7 +10,7 @@ from typing import Literal
 from surgery.checkpoint import JOURNAL, Checkpoint, fingerprint
 from surgery.delta import SparseDelta
 from surgery.errors import CheckpointError, SkillError, SurgeryError
-from surgery.files import new_folder, replace_bytes
+from surgery.files import durable_file, new_folder, replace_bytes
 from surgery.patching import Edit, WrongBaseError, digests, hash_and_patch, patch_in_place
 from surgery.progress import Progress, silent
 
@@ -82,7 +82,7 @@ def patch_folder(
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: only a checkpoint on this disk can be patched in place")
     checkpoint = Checkpoint(folder, half_patched=True)
-    if linked := [file for file in checkpoint.files if file.is_symlink()]:
+    if linked := [file for file in checkpoint.files if file.is_symlink() or file.stat().st_nlink > 1]:
         raise CheckpointError(
             f"{linked[0]} is a link, as in the hub's cache, which others share: apply into a new folder"
         )
@@ -130,7 +130,8 @@ def _copy_patched(
     done, total = 0, sum(entry.stop - entry.start for entry in checkpoint.entries.values())
     for file in checkpoint.files:
         entries = sorted((e for e in checkpoint.entries.values() if e.file == file), key=lambda e: (e.start, e.stop))
-        with file.open("rb", buffering=0) as source, (folder / file.name).open("wb") as target:
+        size = file.stat().st_size
+        with file.open("rb", buffering=0) as source, durable_file(folder / file.name, size) as target:
             target.write(source.read(entries[0].start if entries else -1))
             for entry in entries:
                 found[entry.name] = hash_and_patch(source, entry, edits.get(entry.name), target)
@@ -195,6 +196,8 @@ def _read_journal(journal: Path) -> str:
 
 def _change_extras(folder: Path, add: Mapping[str, bytes] | None, drop: Mapping[str, bytes] | None) -> None:
     for name, content in (add or {}).items():
+        if (folder / name).exists() and (folder / name).read_bytes() != content:
+            raise SkillError(f"{folder / name} is there already, and isn't the skill's: move it away and apply again")
         replace_bytes(folder / name, content)
     for name, content in (drop or {}).items():
         if (folder / name).exists() and (folder / name).read_bytes() == content:

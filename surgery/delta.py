@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -235,6 +236,7 @@ class SparseDelta:
             "movable": str(self.movable),
             "base_fingerprint": self.base_fingerprint,
             "tensors": json.dumps(table, separators=(",", ":")),
+            "checksum": self._checksum(),
         }
         digests = np.frombuffer(bytes.fromhex("".join(self.base_digests)), np.uint8).reshape(-1, 8)
         arrays = {
@@ -244,6 +246,13 @@ class SparseDelta:
             "digests": torch.from_numpy(digests.copy()),
         }
         return _sort_header(save(arrays, metadata=header))
+
+    def _checksum(self) -> str:
+        """Tells a changed bit in the arrays, which else would be applied unseen if it is in a tuned value."""
+        total = xxhash.xxh3_128()
+        for array in (self.indices, self.values, self.base_values):
+            total.update(array.contiguous().view(torch.uint8).numpy().data)
+        return total.hexdigest()
 
     @classmethod
     def load(cls, file: str | Path) -> "SparseDelta":
@@ -263,13 +272,13 @@ class SparseDelta:
             raise SkillError(
                 f"{file} has schema {header.get('schema')}, this version reads {SCHEMA}: install the version that wrote it"
             )
-        known = {"format", "schema", "movable", "base_fingerprint", "tensors"}
+        known = {"format", "schema", "movable", "base_fingerprint", "tensors", "checksum"}
         try:
             if arrays["indices"].dtype != torch.uint32:
                 raise ValueError(f"indices of {arrays['indices'].dtype}")
             if arrays["digests"].dtype != torch.uint8 or arrays["digests"].shape[1:] != (8,):
                 raise ValueError("digests that aren't eight bytes each")
-            return cls(
+            delta = cls(
                 extents=tuple(
                     Extent(
                         name,
@@ -288,6 +297,9 @@ class SparseDelta:
                 base_digests=tuple(bytes(row).hex() for row in arrays["digests"].numpy()),
                 metadata={key: value for key, value in header.items() if key not in known},
             )
+            if delta._checksum() != header["checksum"]:
+                raise SkillError("its weights don't match its checksum: make or fetch it again")
+            return delta
         except SkillError as error:
             raise SkillError(f"{file}: {error}") from None
         except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -1,15 +1,19 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from surgery.errors import SurgeryError
+
+_OURS = ("config.json", "report.json", "skill.safetensors")  # one of these lies in every folder we write
 
 
 def sync(path: Path) -> None:
@@ -47,13 +51,52 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """Refuse an output folder that can't be used, before any work is spent on it."""
     if folder.exists() and not folder.is_dir():
         raise SurgeryError(f"{folder} is a file, not a folder: name another output")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise SurgeryError(f"{folder} exists already: name another output or add --overwrite (overwrite=True)")
+    if folder.is_dir() and any(folder.iterdir()):
+        if not overwrite:
+            raise SurgeryError(f"{folder} exists already: name another output or add --overwrite (overwrite=True)")
+        if not any((folder / name).exists() for name in _OURS):
+            raise SurgeryError(
+                f"{folder} is no checkpoint, skill or report, so it isn't overwritten: name another output"
+            )
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not os.access(parent, os.W_OK):
         raise SurgeryError(f"{parent} can't be written to: name an output folder elsewhere")
+
+
+@contextmanager
+def durable_file(path: Path, size: int) -> Iterator[BinaryIO]:
+    """Yield a new file to write `size` bytes to in one go; on disk for good when the block ends.
+
+    The space is claimed first, so a full disk is found at once, and the disk is kept writing while the block runs: then
+    being durable takes hardly longer than a plain copy.
+    """
+    with path.open("wb") as file:
+        handle = file.fileno()
+        if size and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(handle, 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise  # these two: a file system that can't, which is no harm
+        done = threading.Event()
+        writer = threading.Thread(target=_keep_syncing, args=(handle, done))
+        writer.start()
+        try:
+            yield file
+        finally:
+            done.set()
+            writer.join()
+        file.flush()
+        os.fsync(handle)
+
+
+def _keep_syncing(handle: int, done: threading.Event) -> None:
+    sync_data = getattr(os, "fdatasync", os.fsync)
+    while not done.wait(0.0005):
+        with suppress(OSError):  # what matters fails again at the last fsync
+            sync_data(handle)
 
 
 @contextmanager

@@ -172,6 +172,11 @@ def test_in_place_refuses_links_pickles_and_what_is_no_folder(copied, tmp_path, 
     write_patched(delta, Checkpoint(linked), tmp_path / "out")  # a new folder from links is fine, and holds none
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
 
+    twin = copied("bert", "twin")
+    os.link(twin / "model.safetensors", tmp_path / "hard.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a link"):
+        patch_folder(delta, twin)
+
     bin_folder = pickled(real, tmp_path / "bin")
     before = listing(bin_folder)
     with pytest.raises(CheckpointError, match="pickled weights, which can't be patched in place"):
@@ -315,6 +320,7 @@ def test_overwrite_keeps_the_old_folder_when_the_new_one_fails(tiny, tmp_path, d
     out, source = tmp_path / "out", tiny("bert")
     out.mkdir()
     (out / "note.txt").write_text("mine")
+    (out / "report.json").write_text("{}")
     if point == "wrong base":
         source = build("bert", tmp_path / "wrong", seed=1)
     before, real = listing(tmp_path), Path.rename
@@ -332,6 +338,23 @@ def test_overwrite_keeps_the_old_folder_when_the_new_one_fails(tiny, tmp_path, d
     with pytest.raises(SkillError if point == "wrong base" else OSError):
         write_patched(delta, Checkpoint(source), out, overwrite=True)
     assert listing(tmp_path) == before
+
+
+def test_overwrite_spares_folders_that_are_not_ours(tiny, tmp_path, delta):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(SurgeryError, match="isn't overwritten"):
+        write_patched(delta, Checkpoint(tiny("bert")), out, overwrite=True)
+    assert (out / "thesis.txt").read_text() == "mine"
+
+
+def test_a_file_in_the_way_of_the_skills_own_is_kept(copied, tmp_path, delta):
+    base = copied("bert")
+    (base / "readout.bin").write_bytes(b"another")
+    with pytest.raises(SkillError, match="is there already, and isn't the skill's"):
+        write_patched(delta, Checkpoint(base), tmp_path / "out", add={"readout.bin": b"the skill's"})
+    assert not (tmp_path / "out").exists()
 
 
 # -- a full disk -----------------------------------------------------------------------------------------------------

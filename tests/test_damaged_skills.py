@@ -56,6 +56,15 @@ def test_a_rewritten_file_is_sound(file):
     assert SparseDelta.load(file).to_bytes() == before.to_bytes()
 
 
+@pytest.mark.parametrize("array", ["indices", "values", "base_values"])
+def test_one_flipped_bit_is_refused(file, array):
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    offset = start + json.loads(content[8:start])[array]["data_offsets"][0]
+    file.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
+    refused(file, "doesn't match|don't match|stands twice|aren't sorted|out of range")
+
+
 def test_every_truncation_is_refused(file):
     content = file.read_bytes()
     for length in [*range(32), *range(32, len(content), 97), len(content) - 1]:

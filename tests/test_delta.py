@@ -250,6 +250,7 @@ def test_file_is_what_the_format_says(tmp_path):
     with safe_open(file, "pt") as opened:
         header = opened.metadata()
     assert json.loads(header.pop("tensors")) == [["a", "F32", [4], 0, 2], ["b", "F32", [2, 3], 2, 3]]
+    assert int(header.pop("checksum"), 16) > 0
     assert header == {
         "format": "surgery.sparse-delta",
         "schema": "1",

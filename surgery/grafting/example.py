@@ -31,7 +31,7 @@ def word_task(seed: int = 0) -> Task:
         word for word, valence in rated.items() if word.isalpha() and word.isascii() and abs(valence) >= _STRONG
     )
     stems = sorted({word[:_STEM].lower() for word in words})
-    held_out = set(np.random.default_rng(seed).permutation(stems)[: len(stems) // 3].tolist())
+    held_out = set(np.random.default_rng(seed).permutation(stems)[: len(stems) // 4].tolist())
     examples = [(word, Example(word, "", "positive" if rated[word] > 0 else "negative")) for word in words]
     return Task.load(
         "valence",
@@ -70,7 +70,15 @@ def run_example(
     say("3. Which 0.01% of the block weights carry what was learnt?")
     with tempfile.TemporaryDirectory() as scratch:
         skill = graft(
-            base, tuned.save(Path(scratch) / "tuned"), task, sparsity=1e-4, seed=seed, device=device, progress=progress
+            base,
+            tuned.save(Path(scratch) / "tuned"),
+            task,
+            sparsity=1e-4,
+            sweep=(1e-5, 1e-3),
+            baselines=True,
+            seed=seed,
+            device=device,
+            progress=progress,
         )
     skill.save(folder, overwrite=output is None)
     return skill, folder, base.folder
