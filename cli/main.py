@@ -41,9 +41,6 @@ def main() -> None:
     except OSError as error:  # disk full, no permission: the library has left nothing half written
         print_error(f"{error.filename or 'the system'}: {error.strerror or error}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        print_error("interrupted")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def test_methods_return_the_whole_budget_without_repeats(pair, method, k):
     grafted, evidence = grafted_model(*pair)
     chosen = method(grafted, evidence, k)
     assert len(chosen) == len(set(chosen.tolist())) == k
-    assert 0 <= int(chosen.min()) and int(chosen.max()) < len(grafted.candidates)
+    assert int(chosen.min()) >= 0 and int(chosen.max()) < len(grafted.candidates)
 
 
 def test_methods_repeat_themselves_by_seed(pair):

@@ -118,7 +118,7 @@ def test_label_words_must_be_one_token_each_and_different(tiny, kind):
         pick_readout(model, task(words={"positive": "not good"}))
     # A word outside the vocabulary becomes the unknown token, which tells nothing.
     if kind == "bert":
-        with pytest.raises(TaskError, match="label word 'stupendous' is 1 tokens .*UNK"):
+        with pytest.raises(TaskError, match=r"label word 'stupendous' is 1 tokens .*UNK"):
             pick_readout(model, task(words={"positive": "stupendous"}))
 
 

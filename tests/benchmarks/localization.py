@@ -42,7 +42,14 @@ def run(base: Checkpoint, kind: str, name: str, seed: int, data: Path, methods: 
         for method in methods:
             first = method == methods[0]
             report = graft(
-                base, checkpoint, task, sparsity=1e-4, sweep=sweep, method=method, baselines=first, seed=seed
+                base,
+                checkpoint,
+                task,
+                sparsity=1e-4,
+                sweep=sweep,
+                method=method,
+                baselines=first and kind != "causal",
+                seed=seed,
             ).report
             found["points"] += report["points"]
             if first:

@@ -1,0 +1,89 @@
+"""Which way packages may point, and what must not be imported early."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("surgery", "probes", "pcfg", "cli")
+# Package -> what of the project it may import; a longer prefix narrows it.
+ALLOWED = {
+    "cli": ("cli", "probes", "surgery", "pcfg"),
+    "probes": (
+        "probes",
+        "pcfg",
+        "surgery.checkpoint",
+        "surgery.tasks",
+        "surgery.errors",
+        "surgery.files",
+        "surgery.figures",
+        "surgery.progress",
+        "surgery.provenance",
+    ),
+    "pcfg": ("pcfg",),
+    "surgery": ("surgery",),
+}
+METHODS = ("surgery.grafting", "surgery.unlearning", "surgery.tint")
+
+
+def imports():
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.ImportFrom):
+                    assert node.level == 0, f"{file}: relative imports hide where they point"
+                    # `from surgery.tasks import task` may name a module: both readings must be allowed.
+                    yield module, [node.module]
+                elif isinstance(node, ast.Import):
+                    yield module, [alias.name for alias in node.names]
+
+
+def inside(name, prefix):
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def test_packages_point_one_way():
+    seen = set()
+    for module, names in imports():
+        for name in names:
+            if name.split(".")[0] in PACKAGES:
+                seen.add((module.split(".")[0], name.split(".")[0]))
+                assert any(inside(name, prefix) for prefix in ALLOWED[module.split(".")[0]]), f"{module} imports {name}"
+    assert ("cli", "surgery") in seen
+
+
+def test_methods_do_not_import_each_other_nor_does_the_foundation_import_them():
+    for module, names in imports():
+        if module == "surgery":
+            continue  # the package's own face names them all
+        for name in names:
+            for method in METHODS:
+                if inside(name, method):
+                    assert inside(module, method) or inside(module, "cli"), f"{module} imports {name}"
+
+
+def test_only_one_module_imports_matplotlib_and_one_rich():
+    found = {(module, name.split(".")[0]) for module, names in imports() for name in names}
+    assert {module for module, name in found if name == "matplotlib"} == {"surgery.figures"}
+    assert {module for module, name in found if name == "rich"} == {"cli.render"}
+
+
+@pytest.mark.parametrize("statement", ["import surgery", "import cli.main"])
+def test_heavy_libraries_wait_until_they_are_needed(statement):
+    code = f"import sys; {statement}; print([n for n in ('torch', 'transformers', 'matplotlib', 'datasets', 'sklearn', 'numpy') if n in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"
+
+
+def test_every_name_of_the_face_is_there():
+    import surgery
+
+    assert sorted(surgery._HOMES) == sorted(surgery.__all__)
+    for name in surgery.__all__:
+        assert getattr(surgery, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        surgery.nonsense  # noqa: B018
