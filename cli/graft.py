@@ -116,8 +116,10 @@ def _report(skill: "Skill", folder: Path, json: bool) -> None:
     report = skill.report
     if not json:
         print_skill(report)
+        if report["weights"] < report["call"]["graft"]["weights"]:
+            say(f"Only {report['weights']:,} weights moved in tuning: the skill is all of them.")
         say(
-            f"{folder}: skill.safetensors, report.json, README.md and {len(list(folder.glob('*.png')))} figures, in {report['seconds']['all']:.0f} s"
+            f"{folder}: skill.safetensors, report.json, README.md and {len(list(folder.glob('*.png')))} figures, in {report['seconds']:.0f} s"
         )
         return
     pick: dict[str, Any] = {
@@ -132,7 +134,7 @@ def _report(skill: "Skill", folder: Path, json: bool) -> None:
             "sparsity": report["sparsity"],
             "bytes": report["bytes"],
             "output": str(folder),
-            "seconds": report["seconds"]["all"],
+            "seconds": report["seconds"],
             **more,
         }
     )

@@ -200,7 +200,7 @@ def test_baselines_hold_what_they_say(pair):
     region = movement(grafted, 30)
     for name in BASELINES:
         model.hold(base)
-        size = wear_baseline(name, model, tuned, grafted.candidates, 30, region, seed=0)
+        size = wear_baseline(name, model, tuned, base.block_weights(), grafted.candidates, 30, region, seed=0)
         now = {tensor: model.parameters[tensor].detach() for tensor in base.block_weights()}
         changed = {tensor: now[tensor] != before[tensor] for tensor in now}
         count = sum(int(mask.sum()) for mask in changed.values())

@@ -1,6 +1,6 @@
 """What a graft is held against, at the same number of weights (Panigrahi et al. 2023, section 3.3 and appendix)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,25 +18,34 @@ Parts = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def wear_baseline(
-    name: Baseline, model: Model, tuned: Checkpoint, candidates: Candidates, k: int, region: Tensor, seed: int
+    name: Baseline,
+    model: Model,
+    tuned: Checkpoint,
+    names: Sequence[str],
+    candidates: Candidates,
+    k: int,
+    region: Tensor,
+    seed: int,
 ) -> int:
-    """Put a baseline's weights into a base model, and return how many there are. The caller restores the base afterwards.
+    """Put a baseline's weights, of the movable tensors `names`, into a base model; the caller restores the base afterwards.
+
+    Returns how many weights it is made of.
 
     - movement: the k weights that moved furthest.
-    - random: k of all block weights; those that didn't move change nothing.
+    - random: k of all movable weights; those that didn't move change nothing.
     - random moved: k of the candidates, all of which moved.
     - biases: the k one-dimensional weights (biases and norms) that moved furthest.
-    - zero outside: the region's tuned values, and zero for every other block weight (a lottery ticket not retrained).
+    - zero outside: the region's tuned values, and zero for every other movable weight (a lottery ticket not retrained).
     """
     random = np.random.default_rng([seed, k])
     if name == "random":
-        parts: Parts = _random_parts(model, tuned, k, random)
+        parts: Parts = _random_parts(model, tuned, names, k, random)
     else:
         chosen = region if name == "zero outside" else _choose(name, model, candidates, k, random)
         parts = candidates.parts(chosen)
     with torch.no_grad():
         if name == "zero outside":
-            for tensor in model.checkpoint.block_weights():
+            for tensor in names:
                 model.parameters[tensor].zero_()
         for tensor, (index, values) in parts.items():
             parameter = model.parameters[tensor]
@@ -56,9 +65,8 @@ def _choose(name: Baseline, model: Model, candidates: Candidates, k: int, random
 
 
 def _random_parts(
-    model: Model, tuned: Checkpoint, k: int, random: np.random.Generator
+    model: Model, tuned: Checkpoint, names: Sequence[str], k: int, random: np.random.Generator
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    names = model.checkpoint.block_weights()
     theirs = {name: tensor for tensor, name in tuned.structure.parameters.items()}
     bounds = np.cumsum([0, *(model.parameters[name].numel() for name in names)])
     drawn = np.sort(random.choice(bounds[-1], k, replace=False))

@@ -4,12 +4,13 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from surgery.checkpoint import Checkpoint, open_checkpoint
@@ -19,15 +20,17 @@ from surgery.grafting.baselines import BASELINES, wear_baseline
 from surgery.grafting.candidates import Candidates, GraftedModel
 from surgery.grafting.methods import METHODS, Evidence, averaging, movement, sigmoid
 from surgery.grafting.skill import Skill
-from surgery.models import check_alike, load_model
+from surgery.models import Model, check_alike, load_model
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.calibration import fit_bias, softmax
-from surgery.tasks.readout import PhraseReadout, pick_readout, readout_file
+from surgery.tasks.examples import Example
+from surgery.tasks.readout import Encoded, PhraseReadout, Readout, pick_readout, readout_file
 from surgery.tasks.scoring import Score, predict
 from surgery.tasks.task import Task
 
 _CANDIDATES_PER_WEIGHT, _FEWEST_CANDIDATES = 16, 1 << 20
+_EXAMPLES = 1024
 
 
 def graft(
@@ -74,81 +77,75 @@ def graft(
     ladder = sorted({budget(movable, share, None) for share in sweep} | {k})
     if method not in METHODS:
         raise OptionError(f"--method {method} isn't one of {', '.join(METHODS)}")
-    train, test = task.need("train"), task.need("test")
+    train, test = _sample(task.need("train"), seed), task.need("test")
     check_alike(before, after, [example.text for example in train[:100]])
     candidates = Candidates.between(before, after, names, max(_FEWEST_CANDIDATES, _CANDIDATES_PER_WEIGHT * ladder[-1]))
 
     model = load_model(before, device=device, dtype=dtype)
     readout = pick_readout(model, task)
-    rows, test_rows = readout.encode(train), readout.encode(test)
-    targets = np.array(task.targets(test))
-
-    def scored(line: str) -> Score:
-        logits = predict(
-            model, readout, test_rows, batch_size, lambda done, total, _: progress(done, total, f"scoring {line}")
-        )
-        return Score(task.labels, task.metric, logits, targets)
-
-    results = _Results(scored("base"), task.metric)
-    bias = fit_bias(predict(model, readout, rows, batch_size), np.array(task.targets(train)))
+    rows = readout.encode(train)
+    labels = np.array(task.targets(train))
+    exam = _Exam(model, readout, task, readout.encode(test), batch_size, progress)
+    exam.base = exam.score("base")
+    bias = fit_bias(predict(model, readout, rows, batch_size), labels)
     model.hold(after)
-    results.tuned = scored("tuned")
+    exam.tuned = exam.score("tuned")
     soft = torch.from_numpy(softmax(predict(model, readout, rows, batch_size))).float()
     model.hold(before)
 
-    evidence = Evidence(rows, torch.tensor(task.targets(train)), soft)
+    evidence = Evidence(rows, torch.from_numpy(labels), soft)
     grafted = GraftedModel(model, readout, candidates)
     points: list[dict[str, Any]] = []
-    chosen = torch.empty(0, dtype=torch.int64)
-    located = 0.0
+    regions: dict[int, Tensor] = {}
     for count in ladder:
         started = time.monotonic()
-        found = _locate(method, grafted, evidence, count, seed, progress)
-        seconds = time.monotonic() - started
-        grafted.wear_only(found)
-        points.append(results.point(method, len(found), movable, scored(f"graft of {len(found):,} weights"), seconds))
+        regions[count] = _locate(method, grafted, evidence, count, seed, progress)
+        seconds = round(time.monotonic() - started, 2)
+        grafted.wear_only(regions[count])
+        size = len(regions[count])
+        result = exam.score(f"graft of {size:,} weights")
+        points.append({**exam.point(method, size, movable, result), "seconds": seconds})
         if count == k:
-            chosen, located, results.graft = found, seconds, results.last
-        if baselines:
-            for name in BASELINES:
-                model.hold(before)
-                size = wear_baseline(name, model, after, candidates, count, found, seed)
-                points.append(results.point(name, size, movable, scored(f"baseline {name}")))
+            exam.graft = result
+        for name in BASELINES if baselines else ():
             model.hold(before)
-    parts = candidates.parts(chosen)
-    report: dict[str, Any] = {
-        **provenance(
-            call={
-                "graft": {
-                    "base": str(before),
-                    "tuned": str(after),
-                    "method": method,
-                    "include": list(include),
-                    "exclude": list(exclude),
-                }
-            },
-            inputs={"base": before.fingerprint, "tuned": after.fingerprint},
-            seed=seed,
-        ),
+            size = wear_baseline(name, model, after, names, candidates, count, regions[count], seed)
+            points.append(exam.point(name, size, movable, exam.score(f"baseline {name}")))
+        if baselines:
+            model.hold(before)
+
+    asked = {
+        "base": str(before),
+        "tuned": str(after),
+        "method": method,
+        "weights": k,
+        "include": list(include),
+        "exclude": list(exclude),
+    }
+    summary = exam.summary()
+    summary["base"]["accuracy_bias_fitted"] = exam.accuracy_with(bias)
+    delta = SparseDelta.from_parts(
+        before, candidates.parts(regions[k]), movable=movable, metadata=_header(task, summary)
+    )
+    report = {
+        **provenance(call={"graft": asked}, inputs={"base": before.fingerprint, "tuned": after.fingerprint}, seed=seed),
         "task": task.spec(),
-        "examples": {"train": len(train), "test": len(test)},
+        "examples": {"train": len(task.train), "located_on": len(train), "test": len(test)},
         "device": str(model.device),
         "method": method,
-        **results.summary(),
-        "weights": len(chosen),
-        "sparsity": len(chosen) / movable,
+        **summary,
+        "weights": delta.weights,
+        "sparsity": delta.sparsity,
         "movable": movable,
         "moved": candidates.moved,
+        "bytes": len(delta.to_bytes()),
         "points": points,
-        "seconds": {"locate": round(located, 2), "all": 0.0},
+        "seconds": round(time.monotonic() - began, 2),
     }
-    report["base"]["accuracy_bias_fitted"] = float(((results.base.logits + bias).argmax(1) == targets).mean())
-    delta = SparseDelta.from_parts(before, parts, movable=movable, metadata=_header(task, report))
-    report["layers"] = _where(delta)
-    report["bytes"] = len(delta.to_bytes())
-    report["seconds"]["all"] = round(time.monotonic() - began, 2)
-    own = isinstance(readout, PhraseReadout) and not (before.folder / readout_file(task)).exists()
-    return Skill(delta, task, report, readout.to_bytes() if own and isinstance(readout, PhraseReadout) else None)
+    inherited = (before.folder / readout_file(task)).exists()
+    return Skill(
+        delta, task, report, readout.to_bytes() if isinstance(readout, PhraseReadout) and not inherited else None
+    )
 
 
 def budget(movable: int, sparsity: float | None, weights: int | None) -> int:
@@ -180,25 +177,33 @@ def parse_sweep(text: str) -> list[float]:
     return np.geomspace(low, high, max(2, round(2 * math.log10(high / low)) + 1)).tolist()
 
 
-@dataclass
-class _Results:
-    """The scores as they come in."""
+class _Exam:
+    """Scores a model on the test examples as it is at the moment, and sets one score against another."""
 
     base: Score
-    metric: str
-    tuned: Score = None  # type: ignore[assignment]  # scored second
-    graft: Score = None  # type: ignore[assignment]  # scored when located
-    last: Score = None  # type: ignore[assignment]
+    tuned: Score
+    graft: Score
+
+    def __init__(
+        self, model: Model, readout: Readout, task: Task, rows: Sequence[Encoded], batch_size: int, progress: Progress
+    ) -> None:
+        self._model, self._readout, self._task, self._rows = model, readout, task, rows
+        self._batch_size, self._progress = batch_size, progress
+        self._targets = np.array(task.targets(task.test))
+
+    def score(self, line: str) -> Score:
+        def progress(done: int, total: int, _: str) -> None:
+            self._progress(done, total, f"scoring {line}")
+
+        logits = predict(self._model, self._readout, self._rows, self._batch_size, progress)
+        return Score(self._task.labels, self._task.metric, logits, self._targets)
 
     def gain(self, score: Score) -> float | None:
         """(score - base) / (tuned - base) in the task's metric; None when tuning gained nothing."""
         gained = self.tuned.value - self.base.value
         return (score.value - self.base.value) / gained if gained else None
 
-    def point(
-        self, method: str, weights: int, movable: int, score: Score, seconds: float | None = None
-    ) -> dict[str, Any]:
-        self.last = score
+    def point(self, method: str, weights: int, movable: int, score: Score) -> dict[str, Any]:
         return {
             "method": method,
             "weights": weights,
@@ -208,20 +213,28 @@ class _Results:
             "ece": score.ece,
             "agreement": score.agreement_with(self.tuned),
             "gain_recovered": self.gain(score),
-            "seconds": seconds and round(seconds, 2),
         }
 
-    def summary(self) -> dict[str, Any]:
-        graft = {
-            **self.graft.summary(),
+    def accuracy_with(self, bias: NDArray) -> float:
+        """The base's accuracy once a constant per label, fitted on training examples, is added to its scores."""
+        return float(((self.base.logits + bias).argmax(1) == self._targets).mean())
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name, score in (("base", self.base), ("tuned", self.tuned), ("graft", self.graft)):
+            found[name] = {**score.summary(), "reliability": asdict(score.reliability)}
+        found["graft"] |= {
             "agreement": self.graft.agreement_with(self.tuned),
             "gain_recovered": self.gain(self.graft),
         }
-        found: dict[str, Any] = {"base": self.base.summary(), "tuned": self.tuned.summary(), "graft": graft}
-        for name, score in (("base", self.base), ("tuned", self.tuned), ("graft", self.graft)):
-            bins = score.reliability
-            found[name]["reliability"] = {"confidence": bins.confidence, "accuracy": bins.accuracy, "share": bins.share}
         return found
+
+
+def _sample(examples: Sequence[Example], seed: int) -> Sequence[Example]:
+    """At most so many examples as locating looks at (the published method's number), drawn by seed."""
+    if len(examples) <= _EXAMPLES:
+        return examples
+    return [examples[number] for number in np.random.default_rng(seed).permutation(len(examples))[:_EXAMPLES]]
 
 
 def _locate(method: str, grafted: GraftedModel, evidence: Evidence, k: int, seed: int, progress: Progress) -> Tensor:
@@ -232,15 +245,10 @@ def _locate(method: str, grafted: GraftedModel, evidence: Evidence, k: int, seed
     return averaging(grafted, evidence, k, seed=seed, progress=progress)
 
 
-def _where(delta: SparseDelta) -> dict[str, int]:
-    """Weights of the skill by tensor."""
-    return {extent.name: extent.weights for extent in delta.extents}
-
-
-def _header(task: Task, report: Mapping[str, Any]) -> dict[str, str]:
+def _header(task: Task, summary: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What a skill file says of itself without its report."""
     keys = ("accuracy", "ece", "agreement", "gain_recovered")
     metrics = {
-        name: {key: round(report[name][key], 6) for key in keys if report[name].get(key) is not None}
-        for name in ("base", "tuned", "graft")
+        who: {key: round(found[key], 6) for key in keys if found.get(key) is not None} for who, found in summary.items()
     }
-    return {"task": json.dumps(task.spec()), "metrics": json.dumps(metrics), "surgery": str(report["surgery"])}
+    return {"task": json.dumps(task.spec()), "metrics": json.dumps(metrics)}

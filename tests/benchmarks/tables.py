@@ -31,7 +31,11 @@ def main() -> None:
     for run in runs:
         at = {(m, s): point(run, m, s) for m in ("averaging", "sigmoid", "movement", "random") for s in (1e-4, 1e-5)}
         random = at["random", 1e-4]
-        seconds = [f"{at[m, 1e-4]['seconds']:.0f}" for m in ("averaging", "sigmoid") if at[m, 1e-4]]
+        seconds = [
+            f"{at[m, 1e-4]['seconds']:.0f}"
+            for m in ("averaging", "sigmoid")
+            if at[m, 1e-4] and at[m, 1e-4].get("seconds")
+        ]
         print(
             f"| {run['task']} {run['seed']} | {run['moved']:,} | {run['base']['accuracy']:.3f} | {run['tuned']['accuracy']:.3f} | "
             + " | ".join(cell(at[m, s]) for s in (1e-4, 1e-5) for m in ("averaging", "sigmoid", "movement"))
