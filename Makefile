@@ -10,7 +10,7 @@ help:
 	@echo "make demo   find and graft a skill in MiniLM, about a minute after set-up"
 	@echo "make test   every check and test, real checkpoints included"
 	@echo "make unit   lint, types and the tests that need no real checkpoint"
-	@echo "make bench  measure: every figure of the README, in some hours"
+	@echo "make bench  time and memory of applying a skill to 500 MB, against a copy"
 
 demo: $(READY)
 	$(BIN)/surgery graft
@@ -27,7 +27,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m tests.benchmarks.storage
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python"; exit 1; }

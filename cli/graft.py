@@ -32,7 +32,10 @@ def graft(
         str | None, typer.Option(help="More sparsities to try: 1e-5:1e-2, or a list with commas.", show_default=False)
     ] = None,
     baselines: Annotated[
-        bool, typer.Option("--baselines", help="Score top movement, random, biases only and zeroing outside too.")
+        bool,
+        typer.Option(
+            "--baselines", help="Score top movement, random weights, biases and norms, and zeroing outside too."
+        ),
     ] = False,
     shots: options.Shots = None,
     prompt: options.Prompt = None,
@@ -59,14 +62,34 @@ def graft(
     from surgery.grafting.localization import parse_sweep
 
     if base is None:
-        _example(output, device, seed, json)
+        given = [
+            task,
+            data,
+            evaluate,
+            sparsity,
+            weights,
+            sweep,
+            shots,
+            prompt,
+            word,
+            phrase,
+            column,
+            include,
+            exclude,
+            dtype,
+        ]
+        if any(value is not None for value in given):
+            raise OptionError(
+                "the base checkpoint is missing: surgery graft BASE TUNED --task NAME --data FILE --eval FILE -o FOLDER"
+            )
+        _example(output, device, seed, overwrite, json)
         return
     if tuned is None:
         raise OptionError(
             "the tuned checkpoint is missing: surgery graft BASE TUNED --task NAME --data FILE --eval FILE -o FOLDER"
         )
     folder = options.need_output(output)
-    check_output(folder, overwrite=overwrite)
+    check_output(folder, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
     loaded = options.load_task(
         task,
         train=data,
@@ -101,12 +124,17 @@ def graft(
     _report(skill, folder, json)
 
 
-def _example(output: Path | None, device: str | None, seed: int, json: bool) -> None:
+def _example(output: Path | None, device: str | None, seed: int, overwrite: bool, json: bool) -> None:
     from surgery.grafting.example import run_example
 
     with progress_bar() as progress:
         skill, folder, base = run_example(
-            output, device=device, seed=seed, say=lambda line: say(line, quiet=json), progress=progress
+            output,
+            overwrite=overwrite,
+            device=device,
+            seed=seed,
+            say=lambda line: say(line, quiet=json),
+            progress=progress,
         )
     _report(skill, folder, json)
     say(f"Next:  surgery skill show {folder}\n       surgery skill apply {folder} {base} -o grafted/", quiet=json)
@@ -118,6 +146,11 @@ def _report(skill: "Skill", folder: Path, json: bool) -> None:
         print_skill(report)
         if report["weights"] < report["call"]["graft"]["weights"]:
             say(f"Only {report['weights']:,} weights moved in tuning: the skill is all of them.")
+        if report["left_out"]:
+            say(
+                f"{len(report['left_out'])} tensors outside the movable ones differ too ({report['left_out'][0]} first): "
+                "the graft has them as in the base"
+            )
         say(
             f"{folder}: skill.safetensors, report.json, README.md and {len(list(folder.glob('*.png')))} figures, in {report['seconds']:.0f} s"
         )

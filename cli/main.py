@@ -38,6 +38,11 @@ def main() -> None:
     except SurgeryError as error:
         print_error(str(error))
         sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which isn't imported here
+            raise
+        print_error("the device's memory is full: lower --batch-size or --max-length, or use --dtype bfloat16")
+        sys.exit(2)
     except OSError as error:  # disk full, no permission: the library has left nothing half written
         print_error(f"{error.filename or 'the system'}: {error.strerror or error}")
         sys.exit(2)

@@ -14,8 +14,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Device = Annotated[
     str | None, typer.Option(help="cuda, cuda:1, cpu, mps; default: cuda if there is one.", show_default=False)
 ]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="float32")]
-Seed = Annotated[int, typer.Option(help="Of every random choice.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.", show_default="float32")]
+Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples scored at once.")]
 Include = Annotated[
     list[str] | None,
@@ -101,7 +101,7 @@ def load_task(
         raise OptionError("--task is missing: name a preset, such as sst2, or a task of your own")
     causal = None
     if prompt is not None and "{mask}" not in prompt:
-        causal, prompt = prompt, None
+        causal, prompt = prompt, ""
     columns = pairs(column, "--column")
     if unknown := set(columns) - set(Columns._fields):
         raise OptionError(f"--column {min(unknown)}=...: only text, text_pair and label can be named")

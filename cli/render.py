@@ -2,11 +2,14 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from surgery.progress import Progress
+
+_QUIET = 30.0  # seconds between lines in a log
 
 
 def print_json(content: Mapping[str, Any]) -> None:
@@ -44,7 +47,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Yield a progress callback that draws on stderr when that is a terminal."""
+    """Yield a progress callback that draws on stderr when that is a terminal, else writes a line there now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -53,10 +56,13 @@ def progress_bar() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
-        stage = ""
+        stage, told = "", time.monotonic()
 
         def show(done: int, total: int, line: str) -> None:
-            nonlocal stage
+            nonlocal stage, told
+            if not console.is_terminal and time.monotonic() - told > _QUIET:
+                told = time.monotonic()
+                print(f"{line} ({done} of {total})", file=sys.stderr, flush=True)
             if line.partition(":")[0] != stage:
                 stage = line.partition(":")[0]
                 bar.reset(task)
@@ -82,6 +88,7 @@ def size(count: int) -> str:
 def print_skill(report: Mapping[str, Any]) -> None:
     """The table of base, tuned and graft, and the points of a sweep or of baselines below it."""
     rows = []
+    f1 = report["task"]["metric"] == "f1"  # then it is what the gain is measured in
     for name in ("base", "tuned", "graft"):
         found = report[name]
         own = name == "graft"
@@ -89,6 +96,7 @@ def print_skill(report: Mapping[str, Any]) -> None:
             [
                 name,
                 figure(found["accuracy"]),
+                *([figure(found["f1"])] if f1 else []),
                 figure(found["ece"]),
                 figure(found.get("agreement")),
                 figure(found.get("gain_recovered")),
@@ -97,7 +105,21 @@ def print_skill(report: Mapping[str, Any]) -> None:
                 size(report["bytes"]) if own else "",
             ]
         )
-    print_table("", ["", "accuracy", "ECE", "agreement", "gain recovered", "weights", "sparsity", "file size"], rows)
+    print_table(
+        "",
+        [
+            "",
+            "accuracy",
+            *(["F1"] if f1 else []),
+            "ECE",
+            "agreement",
+            "gain recovered",
+            "weights",
+            "sparsity",
+            "file size",
+        ],
+        rows,
+    )
     if len(report.get("points", ())) > 1:
         cells = [
             [

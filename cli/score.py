@@ -38,7 +38,7 @@ def score(
     from surgery.tasks.scoring import score as run
 
     if output:
-        check_output(output, overwrite=overwrite)
+        check_output(output, overwrite=overwrite, inputs=[model, against, base, data])
     loaded = options.load_task(
         task, test=data, prompt=prompt, word=word, phrase=phrase, column=column, max_length=max_length
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cli import options
-from cli.render import figure, print_json, progress_bar, say
+from cli.render import figure, print_error, print_json, progress_bar, say
 
 
 def tune(
@@ -56,7 +56,7 @@ def tune(
     from surgery.tuning import tune as run
 
     folder = options.need_output(output)
-    check_output(folder, overwrite=overwrite)
+    check_output(folder, overwrite=overwrite, inputs=[base, data, dev])
     recipe = Recipe(optimizer=optimizer, rate=rate, l1=l1, steps=steps, batch_size=batch_size, accumulate=accumulate)
     loaded = options.load_task(
         task,
@@ -71,19 +71,23 @@ def tune(
         max_length=max_length,
     )
     partial = folder.with_name(f"{folder.name}.partial")
-    with progress_bar() as progress:
-        tuned = run(
-            base,
-            loaded,
-            recipe,
-            seed=seed,
-            include=include or (),
-            exclude=exclude or (),
-            device=device,
-            dtype=dtype,
-            resume=partial,
-            progress=progress,
-        )
+    try:
+        with progress_bar() as progress:
+            tuned = run(
+                base,
+                loaded,
+                recipe,
+                seed=seed,
+                include=include or (),
+                exclude=exclude or (),
+                device=device,
+                dtype=dtype,
+                resume=partial,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        print_error(f"interrupted: run the same command again to go on ({partial} holds the state)")
+        raise
     tuned.save(folder, overwrite=overwrite)
     rmtree(partial, ignore_errors=True)
     report = tuned.report
@@ -103,6 +107,8 @@ def tune(
         )
         return
     dev_line = f", best on dev {figure(best)}" if best is not None else ""
+    if report["rounded_away"]:
+        say(f"{report['rounded_away']:,} weights moved too little for the checkpoint's dtype and are as in the base")
     say(
         f"{folder}: {report['stopped_at']} steps in {report['seconds']:.0f} s, loss {loss:.3f}{dev_line}; {report['moved']:,} of {report['movable']:,} weights moved"
     )

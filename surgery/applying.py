@@ -9,8 +9,8 @@ from typing import Literal
 
 from surgery.checkpoint import JOURNAL, Checkpoint, fingerprint
 from surgery.delta import SparseDelta
-from surgery.errors import CheckpointError, SkillError, SurgeryError
-from surgery.files import durable_file, new_folder, replace_bytes
+from surgery.errors import CheckpointError, SkillError
+from surgery.files import check_apart, durable_file, new_folder, replace_bytes
 from surgery.patching import Edit, WrongBaseError, digests, hash_and_patch, patch_in_place
 from surgery.progress import Progress, silent
 
@@ -42,8 +42,8 @@ def write_patched(
         SkillError: the checkpoint isn't the delta's base, naming fingerprints and the first differing tensor.
     """
     edits = delta.edits(revert=direction == "revert")
-    _check_apart(checkpoint.folder, Path(folder))
-    with new_folder(Path(folder), overwrite=overwrite) as staged:
+    check_apart(Path(folder), checkpoint.folder)
+    with new_folder(Path(folder), overwrite=overwrite, replaces="config.json") as staged:
         check_shapes(delta, checkpoint)
         source = checkpoint.as_safetensors(staged)
         if source is not checkpoint:  # converted into the new folder already: patch it there
@@ -138,12 +138,6 @@ def _copy_patched(
                 done += entry.stop - entry.start
                 progress(done, total, "writing")
     return found
-
-
-def _check_apart(base: Path, output: Path) -> None:
-    base, output = base.resolve(), output.resolve()
-    if base in output.parents or output in base.parents:
-        raise SurgeryError(f"{output} and the checkpoint {base} lie one inside the other: name another output")
 
 
 def _check_base(

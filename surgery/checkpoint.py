@@ -71,6 +71,13 @@ class Checkpoint:
         with safe_open(file, "pt") as opened:
             return opened.get_tensor(name)
 
+    def finite_tensor(self, name: str) -> Tensor:
+        """`tensor`, refused by name when it holds NaN or infinity."""
+        tensor = self.tensor(name)
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{self}: tensor {name} holds NaN or infinity: fetch or make it again")
+        return tensor
+
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors by name, one in memory at a time."""
         for name in self.entries:

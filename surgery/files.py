@@ -6,14 +6,12 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from surgery.errors import SurgeryError
-
-_OURS = ("config.json", "report.json", "skill.safetensors")  # one of these lies in every folder we write
 
 
 def sync(path: Path) -> None:
@@ -47,22 +45,42 @@ def replace_json(path: Path, content: Any) -> None:
     replace_bytes(path, (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
-def check_output(folder: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that can't be used, before any work is spent on it."""
+def check_output(
+    folder: Path, *, overwrite: bool, replaces: str = "report.json", inputs: Sequence[object] = ()
+) -> None:
+    """Refuse an output folder that can't be used, before any work is spent on it.
+
+    Args:
+        replaces: a file that a folder must hold to be overwritten: what we write ourselves holds it, a user's own
+            checkpoint or data folder doesn't.
+        inputs: files and folders that must lie apart from the output; what isn't on this disk doesn't count.
+    """
+    check_apart(folder, *inputs)
     if folder.exists() and not folder.is_dir():
         raise SurgeryError(f"{folder} is a file, not a folder: name another output")
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise SurgeryError(f"{folder} exists already: name another output or add --overwrite (overwrite=True)")
-        if not any((folder / name).exists() for name in _OURS):
-            raise SurgeryError(
-                f"{folder} is no checkpoint, skill or report, so it isn't overwritten: name another output"
-            )
+        if not (folder / replaces).exists():
+            raise SurgeryError(f"{folder} holds no {replaces}, so it isn't overwritten: name another output")
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
     if not os.access(parent, os.W_OK):
         raise SurgeryError(f"{parent} can't be written to: name an output folder elsewhere")
+
+
+def check_apart(output: Path, *inputs: object) -> None:
+    """Refuse an output that is one of the inputs, or lies inside one or around it."""
+    output = output.resolve()
+    for given in inputs:
+        path = Path(str(given)).expanduser()
+        if path.exists() and (
+            path.resolve() == output or path.resolve() in output.parents or output in path.resolve().parents
+        ):
+            raise SurgeryError(
+                f"the output {output} and the input {path} are the same or lie one inside the other: name another output"
+            )
 
 
 @contextmanager
@@ -100,9 +118,9 @@ def _keep_syncing(handle: int, done: threading.Event) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(folder: Path, *, overwrite: bool = False, replaces: str = "report.json") -> Iterator[Path]:
     """Yield an empty folder beside `folder` that takes its name if, and only if, the block ends well."""
-    check_output(folder, overwrite=overwrite)
+    check_output(folder, overwrite=overwrite, replaces=replaces)
     folder = folder.absolute()
     made = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     folder.parent.mkdir(parents=True, exist_ok=True)

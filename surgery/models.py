@@ -1,5 +1,6 @@
 """Loading a checkpoint as a transformers model, and knowing which of its parameters is which tensor of the files."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, OptionError
@@ -37,11 +38,14 @@ class Model:
 
     @property
     def pad_id(self) -> int:
-        """A token to pad with; what stands there is masked, so any will do when the tokenizer names none."""
-        for token in (self.tokenizer.pad_token_id, self.module.config.eos_token_id, 0):
-            if isinstance(token, int):
-                return token
-        return 0
+        """A token to pad with. A classifier may look for its own; elsewhere padding is masked, and any token will do."""
+        config = self.module.config
+        own = getattr(config, "pad_token_id", None) if self.kind == "classifier" else None
+        return next(
+            token
+            for token in (own, self.tokenizer.pad_token_id, _first(config, "eos_token_id"), 0)
+            if token is not None
+        )
 
     @property
     def wants_types(self) -> bool:
@@ -53,7 +57,7 @@ class Model:
         by_parameter = {name: tensor for tensor, name in checkpoint.structure.parameters.items()}
         with torch.no_grad():
             for tensor, name in self.checkpoint.structure.parameters.items():
-                self.parameters[tensor].copy_(_finite(checkpoint, by_parameter[name]))
+                self.parameters[tensor].copy_(checkpoint.finite_tensor(by_parameter[name]))
 
 
 def load_model(checkpoint: Checkpoint, *, device: str | None = None, dtype: str | None = None) -> Model:
@@ -86,10 +90,9 @@ def load_model(checkpoint: Checkpoint, *, device: str | None = None, dtype: str 
             f"{checkpoint} lacks {len(missing)} tensors of a {structure.model_class.__name__}, {min(missing)} first: fetch it again"
         )
     module = module.to(place).eval().requires_grad_(False)
-    if structure.kind == "classifier" and module.config.pad_token_id is None:
-        module.config.pad_token_id = (
-            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else module.config.eos_token_id
-        )
+    if structure.kind == "classifier" and getattr(module.config, "pad_token_id", None) is None:
+        pad = tokenizer.pad_token_id
+        module.config.pad_token_id = _first(module.config, "eos_token_id") if pad is None else pad
     named = dict(module.named_parameters(remove_duplicate=False))
     model = Model(
         module, tokenizer, checkpoint, place, {tensor: named[name] for tensor, name in structure.parameters.items()}
@@ -133,6 +136,11 @@ def check_alike(base: Checkpoint, tuned: Checkpoint, texts: list[str]) -> None:
             raise CheckpointError(
                 f"tensor {tensor} is {shapes[0]} in {base}, but {shapes[1]} in {tuned}: both must be one architecture"
             )
+    for key in sorted(base.config.keys() & tuned.config.keys()):
+        if not _FREE.search(key) and base.config[key] != tuned.config[key]:
+            raise CheckpointError(
+                f"config.json says {key} {base.config[key]} in {base}, but {tuned.config[key]} in {tuned}: both must be one architecture"
+            )
     ours, other = load_tokenizer(base), load_tokenizer(tuned)
     if ours.get_vocab() != other.get_vocab():
         raise CheckpointError(
@@ -145,10 +153,24 @@ def check_alike(base: Checkpoint, tuned: Checkpoint, texts: list[str]) -> None:
             )
 
 
+# Fields of a config that change nothing in how weights are put to use.
+_FREE = re.compile(
+    r"_token_id$|drop|label|^output_|^use_cache|^problem|^torch_dtype|^dtype|version|^_|^architectures|^gradient_|^return_|^task"
+)
+
+
+def _first(config: Any, name: str) -> int | None:
+    """A config's field that may be missing, a number or a list of numbers."""
+    value = getattr(config, name, None)
+    return value[0] if isinstance(value, list) and value else value if isinstance(value, int) else None
+
+
 def pick_device(device: str | None) -> torch.device:
     """The device asked for, or CUDA when there is one, else the CPU; raises OptionError for one that isn't here."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("meta"):
+        raise OptionError("--device meta computes nothing: try cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -161,13 +183,6 @@ def pick_dtype(dtype: str | None) -> torch.dtype:
     if dtype is not None and dtype not in _DTYPES:
         raise OptionError(f"--dtype {dtype} isn't one of {', '.join(_DTYPES)}")
     return _DTYPES[dtype or "float32"]
-
-
-def _finite(checkpoint: Checkpoint, name: str) -> Tensor:
-    tensor = checkpoint.tensor(name)
-    if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{checkpoint}: tensor {name} holds NaN or infinity: fetch or make it again")
-    return tensor
 
 
 @contextmanager

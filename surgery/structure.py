@@ -40,6 +40,10 @@ class Structure:
     @classmethod
     def of(cls, checkpoint: "Checkpoint") -> "Structure":
         """Build the model on the meta device (shapes, no weights) and read it."""
+        if checkpoint.config.get("is_encoder_decoder"):
+            raise CheckpointError(
+                f"{checkpoint} is an encoder-decoder, which no readout fits: use an encoder or a decoder"
+            )
         model_class = _model_class(checkpoint)
         model = _skeleton(checkpoint, model_class)
         parameters = _match(checkpoint, model)
@@ -67,10 +71,23 @@ class Structure:
             return any(fnmatchcase(name, pattern) for pattern in patterns)
 
         chosen = [name for name in self.parameters if matches(name, include)] if include else self.blocks
-        left = tuple(sorted(name for name in chosen if not matches(name, exclude)))
+        left = self._once(sorted(name for name in chosen if not matches(name, exclude)))
         if not left:
             raise OptionError("include and exclude patterns together leave no tensor: loosen them")
         return left
+
+    def _once(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Of tensors that are tied in the model, the first."""
+        group = {name: number for number, tied in enumerate(self.tied) for name in tied}
+        seen: set[object] = set()
+        kept = []
+        for name in names:
+            parameter = self.parameters[name]
+            key: object = group.get(parameter, parameter)
+            if key not in seen:
+                seen.add(key)
+                kept.append(name)
+        return tuple(kept)
 
 
 def block_parameters(model: nn.Module) -> set[str]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from surgery.checkpoint import Checkpoint, open_checkpoint, rewrite
 from surgery.errors import OptionError, SurgeryError
-from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.files import check_apart, new_folder, replace_bytes, replace_json
 from surgery.models import Model, load_model
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
@@ -46,7 +46,7 @@ class Recipe:
         rate: peak learning rate; None picks 1e-4 for AdamW, for SGD .05 on sentence encoders and .004 on language models.
         l1: strength of the pull: after each step every difference from the base shrinks by rate * l1, down to zero; None
             picks 11 times the root mean square of the gradient at the base (its norm counts up to twice `clip`): then a
-            weight stays put unless its gradient is about that much larger than most, whatever the model and the task.
+            weight stays put unless its gradient is about that much larger than most. Made for SGD: give your own for adamw-l1.
         steps: optimiser steps; None picks one pass over the examples, within 150 and 1,000.
         batch_size: examples a step; `accumulate` splits them into that many pieces of memory.
         warmup: the share of the steps over which the rate rises; it then falls linearly to zero.
@@ -85,6 +85,11 @@ class Recipe:
             raise OptionError(
                 f"--accumulate {self.accumulate} leaves pieces smaller than one example of a batch of {self.batch_size}"
             )
+
+    @property
+    def needs_slope(self) -> bool:
+        """Whether `pace` looks at the base's gradient norm."""
+        return self.l1 is None and self.optimizer.endswith("-l1")
 
     def pace(self, kind: Kind, movable: int, examples: int, slope: float) -> "Pace":
         """The numbers in force for a kind of model, a number of weights and of examples, and the base's gradient norm."""
@@ -128,6 +133,7 @@ class Tuned:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Checkpoint:
         """Write a Hugging Face folder with the base's files, dtypes and tensor names."""
+        check_apart(Path(folder), self.base.folder)
         with new_folder(Path(folder), overwrite=overwrite) as staged:
             rewrite(self.base, self.tensors, staged)
             if self.readout:
@@ -170,12 +176,12 @@ def tune(
     movable = sum(checkpoint.entries[name].size for name in names)
     recipe = recipe or Recipe()
     rows, targets = readout.encode(examples), torch.tensor(task.targets(examples))
-    pace = recipe.pace(model.kind, movable, len(examples), _slope(model, readout, names, rows, targets, seed))
+    slope = _slope(model, readout, names, rows, targets, seed) if recipe.needs_slope else 0.0
+    pace = recipe.pace(model.kind, movable, len(examples), slope)
     about = {
         "base": checkpoint.fingerprint,
         "task": task.spec(),
         "recipe": asdict(recipe),
-        "pace": pace,
         "seed": seed,
         "tensors": names,
     }
@@ -189,14 +195,18 @@ def tune(
         Path(resume) if resume else None,
     )
     history = loop.run(rows, targets, seed, task, _autocast(model.device, dtype), progress)
-    tensors = {name: loop.weights[name].detach() for name in names}
-    moved = sum(int((tensors[name] != loop.base[name]).sum()) for name in names)
+    # What is counted is what the files will hold: in 16 bits a small difference may round to none.
+    tensors = {name: loop.weights[name].detach().to(checkpoint.entries[name].dtype) for name in names}
+    trained = sum(int((loop.weights[name] != loop.base[name]).sum()) for name in names)
+    moved = sum(int((tensors[name] != loop.base[name].to(tensors[name].dtype)).sum()) for name in names)
+    asked = {"base": str(checkpoint), "dtype": dtype, "include": list(include), "exclude": list(exclude)}
     report = {
-        **provenance(call={"tune": str(checkpoint)}, inputs={"base": checkpoint.fingerprint}, seed=seed),
+        **provenance(call={"tune": asked}, inputs={"base": checkpoint.fingerprint}, seed=seed),
         "task": task.spec(),
         "examples": {"train": len(task.train), "dev": len(task.dev)},
-        "recipe": {**asdict(recipe), **pace._asdict()},
+        "recipe": {**asdict(recipe), **loop.pace._asdict()},
         "moved": moved,
+        "rounded_away": trained - moved,
         "movable": movable,
         **history,
         "seconds": round(time.monotonic() - began, 2),
@@ -225,6 +235,7 @@ class _Loop:
         self.identity = identity
         self.file = folder / "state.safetensors" if folder else None
         self.step = 0
+        self._whole = True  # no update is half done
         self.losses: list[float] = []
         self.dev: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
@@ -247,6 +258,7 @@ class _Loop:
                 loss = self._step(rows, targets, numbers, autocast)
                 self.losses.append(round(loss, 5))
                 self.step += 1
+                self._whole = True
                 if task.dev and (self.step % every == 0 or self.step == self.pace.steps) and self._evaluate(task):
                     break
                 dev = f", dev {self.dev[-1]['value']:.3f}" if self.dev else ""
@@ -255,7 +267,7 @@ class _Loop:
                     self._save()
                     saved = time.monotonic()
         except KeyboardInterrupt:
-            if self.file:
+            if self.file and self._whole:  # else the last half minute is lost, but nothing is wrong
                 self._save()
             raise
         with torch.no_grad():
@@ -280,6 +292,7 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.recipe.clip)
+        self._whole = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.pace.l1:
@@ -307,6 +320,7 @@ class _Loop:
             "step": str(self.step),
             "losses": json.dumps(self.losses),
             "dev": json.dumps(self.dev),
+            "pace": json.dumps(self.pace),
         }
         replace_bytes(
             self.file, save({key: value.contiguous().cpu() for key, value in tensors.items()}, metadata=header)
@@ -332,6 +346,8 @@ class _Loop:
                         number, _, field = name.partition("/")
                         state.setdefault(int(number), {})[field] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        # As it was then: on some devices the gradient it came from isn't the same to the last bit.
+        self.pace = Pace(*json.loads(header["pace"]))
         self.step, self.losses, self.dev = int(header["step"]), json.loads(header["losses"]), json.loads(header["dev"])
 
 

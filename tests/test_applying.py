@@ -306,13 +306,10 @@ def test_output_that_exists(tiny, tmp_path, delta):
 def test_output_inside_or_around_the_checkpoint(copied, tmp_path, delta):
     base = copied("bert")
     before = listing(tmp_path)
-    for output in (base / "out", base / "deep" / "out", tmp_path, base / ".." / "base" / "out"):
+    for output in (base, base / "out", base / "deep" / "out", tmp_path, base / ".." / "base" / "out"):
         with pytest.raises(SurgeryError, match="lie one inside the other"):
             write_patched(delta, Checkpoint(base), output, overwrite=True)
     assert listing(tmp_path) == before
-    write_patched(delta, Checkpoint(base), base, overwrite=True)  # over itself is what it says
-    assert hashes(base) != before[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
 
 @pytest.mark.parametrize("point", ["wrong base", "write", "swap", "swap back"])
@@ -320,7 +317,7 @@ def test_overwrite_keeps_the_old_folder_when_the_new_one_fails(tiny, tmp_path, d
     out, source = tmp_path / "out", tiny("bert")
     out.mkdir()
     (out / "note.txt").write_text("mine")
-    (out / "report.json").write_text("{}")
+    (out / "config.json").write_text("{}")
     if point == "wrong base":
         source = build("bert", tmp_path / "wrong", seed=1)
     before, real = listing(tmp_path), Path.rename

@@ -121,6 +121,8 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, data,
     junk = change(tuned, tmp_path / "junk", lambda n, t: None)
     (junk / "model.safetensors").write_bytes(weights[:8] + b"?" + weights[9:])
     other = change(base, tmp_path / "other", lambda n, t: t + 1 if n == name else None)
+    lousy = change(tuned, tmp_path / "lousy", lambda n, t: None)
+    (lousy / "tokenizer.json").write_text((lousy / "tokenizer.json").read_text().replace('"awful"', '"lousy"'))
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "skill.safetensors").write_bytes((skill / "skill.safetensors").read_bytes()[:-1])
@@ -173,8 +175,14 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, data,
             tmp_path / "new",
         ),
         "must be NAME=VALUE": graft("--word", "positive"),
+        "the base checkpoint is missing": ("graft", "--task", "sst2", "-o", tmp_path / "new"),
+        "lie one inside the other": ("tune", tuned, "--task", "sst2", "--data", data, "-o", tuned / "again"),
+        "different tokenizers": graft(tuned=lousy),
     }
     before = hashes(tmp_path)
+    for command in (graft()[:-2], ("tune", tuned, *task[:4]), ("score", tuned, *task[:4])):
+        status, _, err = run(*command, "-o", tuned, "--overwrite")
+        assert status == 2 and "are the same or lie one inside the other" in err
     for message, arguments in cases.items():
         status, out, err = run(*arguments)
         assert status == 2, (message, out, err)

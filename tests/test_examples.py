@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -138,3 +139,32 @@ def test_words_and_phrases_replace_a_presets_label_by_label():
 def test_spec_survives_json():
     task = Task.load("trec", prompt="{mask}? {text}", max_length=64)
     assert Task.from_spec(json.dumps(task.spec())) == task
+
+
+def test_a_datasets_hidden_labels_are_left_out_and_named_ones_named(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        features = datasets.Features(
+            {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["negative", "positive"])}
+        )
+        return datasets.Dataset.from_dict(
+            {"sentence": ["good", "who knows", "bad"], "label": [1, -1, 0]}, features=features
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    wanted = [Example("good", "", "positive"), Example("bad", "", "negative")]
+    assert read_examples("nyu-mll/glue:sst2@validation", split="test") == wanted == read_examples("sst2", split="test")
+    assert asked == [("nyu-mll/glue", "sst2", "validation"), ("sst2", None, "test")]
+
+
+def test_a_presets_columns_give_way_to_the_usual_names(tmp_path):
+    for name, keys in (("a", ("question", "sentence")), ("b", ("text", "text_pair"))):
+        write(tmp_path / f"{name}.jsonl", [{keys[0]: "q", keys[1]: "s", "label": "entailment"}])
+        assert Task.load("qnli", test=tmp_path / f"{name}.jsonl").test == (Example("q", "s", "entailment"),)
+
+
+def test_integers_stand_for_labels_in_the_datasets_order():
+    assert Task.load("trec", test=[Example("x", "", "0")]).test[0].label == "abbreviation"
+    assert Task.load("snli", test=[Example("x", "y", "2")]).test[0].label == "contradiction"

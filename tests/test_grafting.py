@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from test_tuning import ROWS, task
 from tiny import block_names, change, hashes, perturb, raw, weights
 
@@ -211,7 +212,7 @@ def test_baselines_hold_what_they_say(pair):
         assert all(torch.equal(now[t][mask], after[t][mask]) for t, mask in changed.items())
         if name == "random":
             assert size == 30 and count < 30
-        elif name == "biases":
+        elif name == "biases and norms":
             assert count == size and all(now[t].dim() == 1 for t, mask in changed.items() if mask.any())
         else:
             assert count == size == 30
@@ -274,3 +275,31 @@ def test_pairs_that_make_no_sense_are_refused(pair, tiny, tmp_path):
         graft(base, tuned, task(test=()), device="cpu")
     with pytest.raises(OptionError, match="--method magic"):
         graft(base, tuned, task(), method="magic", device="cpu")
+
+
+def test_include_and_exclude_bound_everything(pair):
+    base, tuned = pair
+    patterns = {"include": ["*mlp*", "*input_layernorm*"], "exclude": ["*.1.*"]}
+    skill = graft(base, tuned, task(), weights=20, baselines=True, device="cpu", **patterns)
+    assert all(".layers.0." in name and ("mlp" in name or "input_layernorm" in name) for name in skill.delta.tensors)
+    assert skill.report["movable"] == 3 * 16 * 32 + 16
+    # Every differing block tensor that may not move here is named.
+    before, after = weights(base.folder), weights(tuned.folder)
+    differ = {name for name in before if not torch.equal(before[name], after[name])}
+    assert skill.report["left_out"] == sorted(differ - set(base.block_weights(**patterns))) != []
+
+
+def test_tied_tensors_count_once(copied):
+    folder = copied("llama-tied")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file(
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file, metadata={"format": "pt"}
+    )
+    names = Checkpoint(folder).block_weights(include=["*"])
+    assert len({"lm_head.weight", "model.embed_tokens.weight"} & set(names)) == 1
+
+
+def test_no_gain_is_reported_when_tuning_gained_nothing(pair):
+    base, tuned = pair
+    assert graft(tuned, base, task(), weights=5, device="cpu").report["graft"]["gain_recovered"] is None

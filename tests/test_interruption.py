@@ -209,7 +209,7 @@ def test_killed_in_place(folder, skill, states, then, number):
 def test_killed_while_writing_a_new_folder(folder, skill, states, tmp_path):
     output = tmp_path / "output"
     output.mkdir()
-    (output / "report.json").write_text("mine")
+    (output / "config.json").write_text("mine")
     before = hashes(output)
     run_and_kill(skill, folder, output, "applying", "hash_and_patch", 20)
     assert hashes(output) == before

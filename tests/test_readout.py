@@ -1,6 +1,9 @@
 """Readouts against plain runs of the transformers library."""
 
+import json
+
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
 import transformers
@@ -10,7 +13,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, OptionError, TaskError
 from surgery.models import check_alike, load_model
 from surgery.tasks.examples import Example
-from surgery.tasks.readout import PhraseReadout, collate, pick_readout, readout_file
+from surgery.tasks.readout import PhraseReadout, _one_token, collate, pick_readout, readout_file
 from surgery.tasks.scoring import predict, score
 from surgery.tasks.task import Task
 
@@ -190,3 +193,89 @@ def test_checkpoints_must_be_alike(tiny, copied, tmp_path):
     with pytest.raises(CheckpointError, match="different tokenizers"):
         check_alike(Checkpoint(tiny("bert")), Checkpoint(folder), [])
     assert isinstance(pick_readout(opened(tiny("bert-encoder")), task()), PhraseReadout)
+
+
+def test_label_words_are_tokenised_as_they_stand_in_the_prompt():
+    """With a byte-level BPE, a word after a space is another token than the word alone."""
+    core = tokenizers.Tokenizer(tokenizers.models.BPE())
+    core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    )
+    core.train_from_iterator(["No No No Yes Yes Yes", "Yes No", "No Yes", "a film, No way? Yes, a film"] * 9, trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core)
+    single, spaced = tokenizer.encode("No"), tokenizer.encode("a No")[-1:]
+    assert len(single) == 1 and single != spaced and tokenizer.convert_ids_to_tokens(spaced) == ["ĠNo"]
+    for before in ("{text} ", "{text}? ", "{text} It was ", "{text} Answer:", "{text}"):
+        assert _one_token(tokenizer, before, "No") == spaced[0], before
+    assert _one_token(tokenizer, "", "No") == single[0]
+
+
+def test_cosines_are_taken_in_single_precision_under_autocast(tiny):
+    model = opened(tiny("bert-encoder"))
+    readout = pick_readout(model, task())
+    batch = collate(model, readout.encode(ROWS))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = readout.logits(model.module, *batch)
+    assert found.dtype == torch.float32 and torch.allclose(found, readout.logits(model.module, *batch), atol=0.5)
+
+
+def test_an_unnamed_head_stands_in_the_datasets_order(tmp_path):
+    folder = build("bert-classifier", tmp_path / "three")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=3, ignore_mismatched_sizes=True
+    )
+    model.save_pretrained(folder)
+    loaded = opened(folder)
+    # mnli's integers: 0 entailment, 1 neutral, 2 contradiction; its labels here: contradiction, entailment, neutral
+    assert pick_readout(loaded, Task.load("mnli")).order == (2, 0, 1)
+    rows = [Example("a", "", label) for label in "xyz"]
+    with pytest.raises(TaskError, match="doesn't name its labels"):
+        pick_readout(loaded, Task.load("mine", train=rows))
+
+
+def test_texts_are_never_dropped_unseen(tiny):
+    pair = Example("a film", "good food", "entailment")
+    with pytest.raises(TaskError, match="has no second text"):
+        Task.load("rte", test=[pair, Example("a film", "", "entailment")])
+    mine = Task.load("mine", test=[pair, pair._replace(label="other")], words={"entailment": "yes", "other": "no"})
+    with pytest.raises(TaskError, match=r"the examples are pairs, but the prompt .* has no \{text_pair\}"):
+        pick_readout(opened(tiny("bert")), mine)
+    for prompt in ("{mask}: {text}", "{text}? {mask}, this is"):
+        with pytest.raises(TaskError, match="no prompt for a causal language model"):
+            pick_readout(opened(tiny("gpt2")), task(prompt=prompt))
+    assert task(prompt="{text} This is {mask}!").causal_prompt == "{text} This is"
+    with pytest.raises(TaskError, match="no prompt for a masked language model"):
+        pick_readout(opened(tiny("bert")), task(prompt="", causal_prompt="{text} This is"))
+
+
+def test_a_causal_classifier_pads_with_the_token_it_looks_for(tmp_path, tiny):
+    folder = build("gpt2", tmp_path / "gpt2")
+    config = transformers.AutoConfig.from_pretrained(folder, num_labels=2, pad_token_id=5)
+    torch.manual_seed(0)
+    transformers.GPT2ForSequenceClassification(config).save_pretrained(folder)
+    model = opened(folder)
+    readout = pick_readout(model, task())
+    rows = readout.encode(ROWS)
+    alone = torch.cat([readout.logits(model.module, *collate(model, [row])) for row in rows])
+    assert torch.allclose(readout.logits(model.module, *collate(model, rows)), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "bert-encoder", "gpt2"])
+def test_texts_longer_than_the_models_positions_are_cut_to_them(tiny, kind):
+    model = opened(tiny(kind))
+    readout = pick_readout(model, task(max_length=1000))
+    (row,) = readout.encode([Example("the film was boring " * 60, "", "negative")])
+    assert len(row.ids) == 64 and torch.isfinite(readout.logits(model.module, *collate(model, [row]))).all()
+
+
+def test_configs_must_agree_in_what_weights_mean(copied):
+    base, other = copied("llama"), copied("llama", "other")
+    config = json.loads((other / "config.json").read_text())
+    for key, value, refused in (("rms_norm_eps", 0.1, True), ("use_cache", False, False), ("pad_token_id", 1, False)):
+        (other / "config.json").write_text(json.dumps({**config, key: value}))
+        if refused:
+            with pytest.raises(CheckpointError, match=f"config.json says {key} "):
+                check_alike(Checkpoint(base), Checkpoint(other), [])
+        else:
+            check_alike(Checkpoint(base), Checkpoint(other), [])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import block_names, hashes, raw, weights
+from tiny import block_names, change, hashes, raw, weights
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import OptionError, SurgeryError
@@ -166,3 +166,36 @@ def test_tuning_leaves_its_base_alone(copied):
     before = hashes(folder)
     tune(folder, task(), Recipe(steps=2), device="cpu")
     assert hashes(folder) == before and Checkpoint(folder).fingerprint
+
+
+def test_what_is_reported_of_a_16_bit_checkpoint_is_what_its_file_holds(tiny, tmp_path):
+    half = change(tiny("llama"), tmp_path / "half", lambda name, tensor: tensor.bfloat16())
+    tuned = tune(half, task(), Recipe("sgd", rate=0.004, steps=20), device="cpu")
+    tuned.save(tmp_path / "tuned")
+    before, after = weights(half), weights(tmp_path / "tuned")
+    assert tuned.report["moved"] == sum(int((before[name] != after[name]).sum()) for name in before)
+    assert tuned.report["rounded_away"] > tuned.report["moved"] > 0
+
+
+def test_an_interruption_within_an_update_leaves_no_half_done_state(tiny, tmp_path, monkeypatch):
+    recipe, calls = Recipe(rate=0.01, l1=0.001, steps=12), []
+    whole = tune(tiny("bert"), task(), recipe, device="cpu")
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return pull_towards(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("surgery.tuning.pull_towards", interrupted)
+        tune(tiny("bert"), task(), recipe, device="cpu", resume=tmp_path)
+    again = tune(tiny("bert"), task(), recipe, device="cpu", resume=tmp_path)
+    assert all((raw(again.tensors[name]) == raw(whole.tensors[name])).all() for name in whole.tensors)
+
+
+def test_mixed_precision_trains_single_precision_weights(tiny):
+    tuned = tune(tiny("llama"), task(), Recipe("adamw", rate=0.01, steps=100), device="cpu", dtype="bfloat16")
+    assert sum(tuned.report["losses"][-10:]) < 0.8 * sum(tuned.report["losses"][:10])
+    with pytest.raises(OptionError, match="float16 isn't for training"):
+        tune(tiny("llama"), task(), Recipe(steps=1), device="cpu", dtype="float16")

@@ -11,8 +11,8 @@ from surgery.checkpoint import Checkpoint
 from surgery.grafting.candidates import Candidates
 from surgery.models import Model
 
-Baseline = Literal["movement", "random", "random moved", "biases", "zero outside"]
-BASELINES: tuple[Baseline, ...] = ("movement", "random", "random moved", "biases", "zero outside")
+Baseline = Literal["movement", "random", "random moved", "biases and norms", "zero outside"]
+BASELINES: tuple[Baseline, ...] = ("movement", "random", "random moved", "biases and norms", "zero outside")
 
 Parts = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -34,7 +34,7 @@ def wear_baseline(
     - movement: the k weights that moved furthest.
     - random: k of all movable weights; those that didn't move change nothing.
     - random moved: k of the candidates, all of which moved.
-    - biases: the k one-dimensional weights (biases and norms) that moved furthest.
+    - biases and norms: the k one-dimensional weights that moved furthest.
     - zero outside: the region's tuned values, and zero for every other movable weight (a lottery ticket not retrained).
     """
     random = np.random.default_rng([seed, k])
@@ -57,7 +57,7 @@ def _choose(name: Baseline, model: Model, candidates: Candidates, k: int, random
     if name == "random moved":
         return torch.from_numpy(random.permutation(len(candidates))[:k])
     distance = (candidates.tuned - candidates.base).abs()
-    if name == "biases":
+    if name == "biases and norms":
         for tensor, stretch in candidates.stretches():
             if model.parameters[tensor].dim() > 1:
                 distance[stretch] = 0.0

@@ -48,8 +48,8 @@ class Candidates:
         parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         held = movable = moved = 0
         for name in sorted(names):
-            before = _finite(base, name)
-            after = _finite(tuned, theirs[base.structure.parameters[name]])
+            before = base.finite_tensor(name).reshape(-1)
+            after = tuned.finite_tensor(theirs[base.structure.parameters[name]]).reshape(-1)
             after = after.to(base.entries[name].dtype)  # a skill holds values in the base's dtype
             exact = torch.float64 if before.dtype == torch.float64 else torch.float32
             before, after = before.to(exact), after.to(exact)
@@ -169,10 +169,3 @@ def _furthest(parts: dict[str, tuple[Tensor, Tensor, Tensor]], limit: int) -> di
         kept[name] = (part[0][mask], part[1][mask], part[2][mask])
         start += len(mask)
     return kept
-
-
-def _finite(checkpoint: Checkpoint, name: str) -> Tensor:
-    tensor = checkpoint.tensor(name).reshape(-1)
-    if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{checkpoint}: tensor {name} holds NaN or infinity: fetch or make it again")
-    return tensor

@@ -50,6 +50,7 @@ def minilm() -> Checkpoint:
 def run_example(
     output: Path | None = None,
     *,
+    overwrite: bool = False,
     device: str | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
@@ -57,7 +58,7 @@ def run_example(
 ) -> tuple[Skill, Path, Path]:
     """Tune, graft and save; returns the skill, its folder and the base's. An earlier run's folder of the default name is replaced."""
     folder = output or Path(FOLDER)
-    check_output(folder, overwrite=output is None)
+    check_output(folder, overwrite=overwrite or output is None)
     task, base = word_task(seed), minilm()
     say(
         f"1. {len(task.train):,} words to learn from, {len(task.test):,} of other stems to test on: is a word's meaning good or bad?"
@@ -80,7 +81,7 @@ def run_example(
             device=device,
             progress=progress,
         )
-    skill.save(folder, overwrite=output is None)
+    skill.save(folder, overwrite=overwrite or output is None)
     return skill, folder, base.folder
 
 

@@ -18,7 +18,7 @@ _LABELS = {
     "movement": "top movement",
     "random": "random",
     "random moved": "random among moved",
-    "biases": "biases and norms only",
+    "biases and norms": "biases and norms only",
     "zero outside": "zero outside the region",
 }
 
@@ -27,14 +27,14 @@ def draw(skill: "Skill", folder: Path) -> list[Path]:
     """Draw what the report has material for, into `folder`; returns the files in the order to show them."""
     report = skill.report
     made = []
-    if len({point["weights"] for point in report.get("points", ())}) > 1 or len(report.get("points", ())) > 1:
+    if len(report.get("points", ())) > 1:
         made.append(folder / "sparsity.png")
         _sparsity(report, made[-1])
     if "reliability" in report.get("tuned", {}):
         made.append(folder / "reliability.png")
         _reliability(report, made[-1])
     made.append(folder / "where.png")
-    _where({extent.name: (extent.weights, extent.size) for extent in skill.delta.extents}, made[-1])
+    _where({extent.name: extent.weights for extent in skill.delta.extents}, made[-1])
     return made
 
 
@@ -93,10 +93,10 @@ def _reliability(report: Mapping[str, Any], file: Path) -> None:
             axes.set_aspect("equal")
 
 
-def _where(counts: Mapping[str, tuple[int, int]], file: Path) -> None:
+def _where(counts: Mapping[str, int], file: Path) -> None:
     """A heat map of weights by layer (columns) and module (rows)."""
     cells: dict[tuple[str, int], int] = {}
-    for name, (weights, _) in counts.items():
+    for name, weights in counts.items():
         cell = layer_and_module(name)
         cells[cell] = cells.get(cell, 0) + weights
     modules = sorted({module for module, _ in cells})

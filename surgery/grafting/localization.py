@@ -119,8 +119,12 @@ def graft(
         "tuned": str(after),
         "method": method,
         "weights": k,
+        "sweep": list(sweep),
+        "baselines": baselines,
         "include": list(include),
         "exclude": list(exclude),
+        "dtype": dtype,
+        "batch_size": batch_size,
     }
     summary = exam.summary()
     summary["base"]["accuracy_bias_fitted"] = exam.accuracy_with(bias)
@@ -138,6 +142,7 @@ def graft(
         "sparsity": delta.sparsity,
         "movable": movable,
         "moved": candidates.moved,
+        "left_out": _left_out(before, after, names),
         "bytes": len(delta.to_bytes()),
         "points": points,
         "seconds": round(time.monotonic() - began, 2),
@@ -199,9 +204,9 @@ class _Exam:
         return Score(self._task.labels, self._task.metric, logits, self._targets)
 
     def gain(self, score: Score) -> float | None:
-        """(score - base) / (tuned - base) in the task's metric; None when tuning gained nothing."""
+        """(score - base) / (tuned - base) in the task's metric; None unless tuning gained."""
         gained = self.tuned.value - self.base.value
-        return (score.value - self.base.value) / gained if gained else None
+        return (score.value - self.base.value) / gained if gained > 0 else None
 
     def point(self, method: str, weights: int, movable: int, score: Score) -> dict[str, Any]:
         return {
@@ -228,6 +233,13 @@ class _Exam:
             "gain_recovered": self.gain(self.graft),
         }
         return found
+
+
+def _left_out(base: Checkpoint, tuned: Checkpoint, names: Sequence[str]) -> list[str]:
+    """Tensors that differ but may not move, such as an embedding or a head that was tuned too."""
+    theirs = {name: tensor for tensor, name in tuned.structure.parameters.items()}
+    pairs = {tensor: theirs[name] for tensor, name in base.structure.parameters.items() if tensor not in names}
+    return sorted(tensor for tensor, other in pairs.items() if base.digests[tensor] != tuned.digests[other])
 
 
 def _sample(examples: Sequence[Example], seed: int) -> Sequence[Example]:

@@ -91,7 +91,8 @@ def sigmoid(
 
     Gates gamma = g + (1 - 2 g) * sigmoid(S - 10) start at the k weights that moved furthest (g = 1 there). S takes one
     plain gradient step an epoch, on the cross-entropy over at most 1,024 examples; the mask that predicts these best is kept.
-    Published without a budget; here the k largest gates are taken.
+    Published without a budget; here the k largest gates are taken, and
+    only candidates have a gate. Published with 10 to 100 epochs; `epochs` sets them.
     """
     start = movement(grafted, k)
     inside = torch.zeros_like(grafted.delta)

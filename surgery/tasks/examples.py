@@ -31,11 +31,14 @@ class Columns(NamedTuple):
     label: str | None = None
 
 
-def read_examples(source: str | Path, columns: Columns | None = None, split: str = "train") -> list[Example]:
+def read_examples(
+    source: str | Path, columns: Columns | None = None, split: str = "train", *, usual_too: bool = False
+) -> list[Example]:
     """Read examples from a file by its ending (.jsonl, .csv, .tsv, .parquet), else from a Hugging Face dataset id.
 
-    `id` or `id:config` names a dataset; `split` applies to datasets alone. Labels become strings; integer labels of a
-    dataset with named classes become those names. Raises TaskError, naming file and line, for anything unreadable.
+    `id`, `id:config` or `id:config@split` names a dataset, whose split is `split` unless named. Labels become strings;
+    integer labels of a dataset with named classes become those names, and rows whose label is hidden (-1) are left out.
+    With `usual_too`, columns called otherwise than `columns` says are looked for under their usual names. Raises TaskError, naming file and line, for anything unreadable.
     """
     path = Path(source).expanduser()
     columns = columns or Columns()
@@ -52,17 +55,19 @@ def read_examples(source: str | Path, columns: Columns | None = None, split: str
         raise TaskError(f"{path}: examples come as .jsonl, .csv, .tsv or .parquet, or as a Hugging Face dataset id")
     else:
         rows, where = _dataset(str(source), split), f"dataset {source}, split {split}"
-    examples = _examples(rows, columns, where)
+    examples = _examples(rows, columns, where, usual_too)
     if not examples:
         raise TaskError(f"{where} holds no examples")
     return examples
 
 
-def _examples(rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Columns, where: str) -> list[Example]:
+def _examples(
+    rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Columns, where: str, usual_too: bool
+) -> list[Example]:
     found = []
     for number, row in rows:
-        text, label = _value(row, columns.text, _TEXT), _value(row, columns.label, _LABEL)
-        pair = _value(row, columns.text_pair, _PAIR) if columns.text_pair != "" else None
+        text, label = _value(row, columns.text, _TEXT, usual_too), _value(row, columns.label, _LABEL, usual_too)
+        pair = _value(row, columns.text_pair, _PAIR, usual_too) if columns.text_pair != "" else None
         for what, value in (("text", text), ("label", label)):
             if value is None or value == "":
                 raise TaskError(
@@ -72,8 +77,9 @@ def _examples(rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Columns, w
     return found
 
 
-def _value(row: Mapping[str, Any], named: str | None, usual: Sequence[str]) -> Any:
-    for name in (named,) if named else usual:
+def _value(row: Mapping[str, Any], named: str | None, usual: Sequence[str], usual_too: bool) -> Any:
+    names = usual if named is None else (named, *usual) if usual_too else (named,)
+    for name in names:
         if row.get(name) is not None:
             return row[name]
     return None
@@ -114,6 +120,8 @@ def _parquet(path: Path) -> list[tuple[int, dict]]:
 def _dataset(name: str, split: str) -> list[tuple[int, dict]]:
     import datasets
 
+    name, _, other = name.partition("@")
+    split = other or split
     identifier, _, config = name.partition(":")
     try:
         data = datasets.load_dataset(identifier, config or None, split=split)
@@ -122,11 +130,12 @@ def _dataset(name: str, split: str) -> list[tuple[int, dict]]:
             f"{name!r} is no file here, and no dataset {split!r} came from the hub for it ({type(error).__name__}): check the name"
         ) from error
     named = {key: feature.names for key, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)}
-    # GLUE marks hidden test labels by -1: they can't be scored, so they are left out of the names.
-    return [
-        (number, {k: (named[k][v] if k in named and isinstance(v, int) and v >= 0 else v) for k, v in row.items()})
-        for number, row in enumerate(data, 1)
-    ]
+    rows = []
+    for number, row in enumerate(data, 1):
+        if any(row[key] == -1 for key in named):
+            continue  # GLUE hides test labels so
+        rows.append((number, {k: named[k][v] if k in named and isinstance(v, int) else v for k, v in row.items()}))
+    return rows
 
 
 def k_shot(examples: Sequence[Example], labels: Sequence[str], shots: int, seed: int) -> list[Example]:

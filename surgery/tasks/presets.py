@@ -12,7 +12,11 @@ from surgery.tasks.examples import Columns
 
 @dataclass(frozen=True)
 class Preset:
-    """What a task is, apart from its examples. `words` maps each label to its label word, `phrases` to its phrase."""
+    """What a task is, apart from its examples.
+
+    `words` maps each label to its label word, `phrases` to its phrase; `integers` are the labels in the order of the
+    integers that stand for them in datasets and in heads that don't name their labels.
+    """
 
     prompt: str
     words: dict[str, str]
@@ -20,11 +24,12 @@ class Preset:
     causal_prompt: str = ""
     metric: Literal["accuracy", "f1"] = "accuracy"
     columns: Columns | None = None
+    integers: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict)
 
 
 _POLARITY = {"negative": "terrible", "positive": "great"}
-_POLARITY_ALIASES = {"0": "negative", "1": "positive", "neg": "negative", "pos": "positive"}
+_POLARITY_ALIASES = {"neg": "negative", "pos": "positive"}
 _POLARITY_PHRASES = {"negative": "It was terrible.", "positive": "It was great."}
 _NLI = {"contradiction": "No", "entailment": "Yes", "neutral": "Maybe"}
 _NLI_PHRASES = {
@@ -32,6 +37,7 @@ _NLI_PHRASES = {
     "entailment": "The second sentence follows from the first.",
     "neutral": "The second sentence may or may not be true.",
 }
+_NLI_INTEGERS = ("entailment", "neutral", "contradiction")
 _ENTAILS = {"entailment": "Yes", "not_entailment": "No"}
 _ENTAILS_PHRASES = {"entailment": "Yes, it follows.", "not_entailment": "No, it doesn't follow."}
 _SAME = {"not_equivalent": "No", "equivalent": "Yes"}
@@ -45,7 +51,12 @@ _CAUSAL_SAME = "{text} {text_pair} Do they mean the same, yes or no? Answer:"
 
 def _polarity() -> Preset:
     return Preset(
-        "{text} It was {mask}.", _POLARITY, _POLARITY_PHRASES, causal_prompt="{text} It was", aliases=_POLARITY_ALIASES
+        "{text} It was {mask}.",
+        _POLARITY,
+        _POLARITY_PHRASES,
+        causal_prompt="{text} It was",
+        aliases=_POLARITY_ALIASES,
+        integers=("negative", "positive"),
     )
 
 
@@ -59,7 +70,7 @@ PRESETS: dict[str, Preset] = {
         {"subjective": "subjective", "objective": "objective"},
         {"subjective": "This is my opinion of the movie.", "objective": "This is what happens in the story."},
         causal_prompt="{text} This is",
-        aliases={"0": "objective", "1": "subjective"},
+        integers=("objective", "subjective"),
     ),
     "trec": Preset(
         "{mask}: {text}",
@@ -80,6 +91,7 @@ PRESETS: dict[str, Preset] = {
             "number": "How many?",
         },
         causal_prompt="{text} Type:",
+        integers=("abbreviation", "entity", "description", "human", "location", "number"),
         aliases={
             "DESC": "description",
             "ENTY": "entity",
@@ -99,23 +111,39 @@ PRESETS: dict[str, Preset] = {
             "Sci/Tech": "This is about technology.",
         },
         causal_prompt="{text} Topic:",
+        integers=("World", "Sports", "Business", "Sci/Tech"),
     ),
-    "mnli": Preset("{text}? {mask}, {text_pair}", _NLI, _NLI_PHRASES, causal_prompt=_CAUSAL_NLI),
-    "snli": Preset("{text}? {mask}, {text_pair}", _NLI, _NLI_PHRASES, causal_prompt=_CAUSAL_NLI),
+    "mnli": Preset(
+        "{text}? {mask}, {text_pair}", _NLI, _NLI_PHRASES, causal_prompt=_CAUSAL_NLI, integers=_NLI_INTEGERS
+    ),
+    "snli": Preset(
+        "{text}? {mask}, {text_pair}", _NLI, _NLI_PHRASES, causal_prompt=_CAUSAL_NLI, integers=_NLI_INTEGERS
+    ),
     "qnli": Preset(
         "{text}? {mask}, {text_pair}",
         _ENTAILS,
         _ENTAILS_PHRASES,
         causal_prompt=_CAUSAL_PAIR,
+        integers=tuple(_ENTAILS),
         columns=Columns("question", "sentence"),
     ),
-    "rte": Preset("{text}? {mask}, {text_pair}", _ENTAILS, _ENTAILS_PHRASES, causal_prompt=_CAUSAL_PAIR),
+    "rte": Preset(
+        "{text}? {mask}, {text_pair}", _ENTAILS, _ENTAILS_PHRASES, causal_prompt=_CAUSAL_PAIR, integers=tuple(_ENTAILS)
+    ),
     "qqp": Preset(
         "{text} {mask}, {text_pair}",
         {"not_duplicate": "No", "duplicate": "Yes"},
         {"not_duplicate": _SAME_PHRASES["not_equivalent"], "duplicate": _SAME_PHRASES["equivalent"]},
         causal_prompt=_CAUSAL_SAME,
         metric="f1",
+        integers=("not_duplicate", "duplicate"),
     ),
-    "mrpc": Preset("{text} {mask}, {text_pair}", _SAME, _SAME_PHRASES, causal_prompt=_CAUSAL_SAME, metric="f1"),
+    "mrpc": Preset(
+        "{text} {mask}, {text_pair}",
+        _SAME,
+        _SAME_PHRASES,
+        causal_prompt=_CAUSAL_SAME,
+        metric="f1",
+        integers=tuple(_SAME),
+    ),
 }

@@ -59,18 +59,20 @@ class WordReadout:
     def of(cls, model: Model, task: Task) -> "WordReadout":
         """Raises TaskError for a label word that isn't one token in its place, or the same token as another's."""
         causal = model.kind == "causal"
+        template = task.causal_prompt if causal else task.prompt
+        _check_prompt(template, task, causal)
         prompt = task.causal_prompt if causal else task.prompt.replace("{mask}", _mask(model.tokenizer))
-        before = task.causal_prompt if causal else task.prompt.partition("{mask}")[0]
+        before = template.partition("{mask}")[0]
         ids: dict[str, int] = {}
         for word in task.words.values():
-            token = _one_token(model.tokenizer, before.rpartition("}")[2], word)
+            token = _one_token(model.tokenizer, before, word)
             if token in ids.values():
                 other = next(w for w, i in ids.items() if i == token)
                 raise TaskError(
                     f"label words {other!r} and {word!r} are the same token for this tokenizer: choose others (--word LABEL=WORD)"
                 )
             ids[word] = token
-        return cls(model.tokenizer, prompt, tuple(ids.values()), task.max_length, causal)
+        return cls(model.tokenizer, prompt, tuple(ids.values()), _limit(model, task), causal)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Texts that are too long are cut at the end of the longer one; the prompt around them stays whole."""
@@ -94,10 +96,11 @@ class WordReadout:
                 raise TaskError(
                     f"the prompt {self.prompt!r} alone has {len(ids)} tokens, more than --max-length {self.max_length}: raise it"
                 )
+            cut = max(1, excess // 2) if pair and text else excess  # of a pair, the longer text each time
             if len(pair) > len(text):
-                pair = self._without_last(pair, excess)
+                pair = self._without_last(pair, cut)
             else:
-                text = self._without_last(text, excess)
+                text = self._without_last(text, cut)
         if self.causal:
             return Encoded(ids, [0] * len(ids), len(ids) - 1)
         return Encoded(ids, [0] * len(ids), ids.index(self.tokenizer.mask_token_id))
@@ -138,20 +141,28 @@ class HeadReadout:
 
     @classmethod
     def of(cls, model: Model, task: Task) -> "HeadReadout":
-        """Labels are matched by the config's names, or by order when it only says LABEL_0, LABEL_1 and so on."""
+        """Labels are matched by the config's names; LABEL_0, LABEL_1 and so on stand in the usual order of the dataset.
+
+        Raises TaskError for another number of labels, other names, or an unnamed head and a task without a usual order.
+        """
         names = [str(model.module.config.id2label[i]).lower() for i in range(model.module.config.num_labels)]
         labels = [label.lower() for label in task.labels]
+        limit = _limit(model, task)
         if len(names) != len(labels):
             raise TaskError(
                 f"the checkpoint's head has {len(names)} labels, task {task.name} has {len(labels)}: use a head that was made for the task"
             )
         if all(name == f"label_{i}" for i, name in enumerate(names)):
-            return cls(model.tokenizer, tuple(range(len(labels))), task.max_length)
+            if not task.integers:
+                raise TaskError(
+                    "the checkpoint's head doesn't name its labels: set id2label and label2id in its config.json"
+                )
+            return cls(model.tokenizer, tuple(task.integers.index(label) for label in task.labels), limit)
         if lost := [label for label in labels if label not in names]:
             raise TaskError(
                 f"the checkpoint's head knows {', '.join(names)}, but not the task's label {lost[0]!r}: rename the labels in the data"
             )
-        return cls(model.tokenizer, tuple(names.index(label) for label in labels), task.max_length)
+        return cls(model.tokenizer, tuple(names.index(label) for label in labels), limit)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """As the tokenizer puts single texts and pairs."""
@@ -178,16 +189,16 @@ class PhraseReadout:
         file = model.checkpoint.folder / readout_file(task)
         phrases = tuple(task.phrases[label] for label in task.labels)
         if file.exists():
-            return cls.from_file(file, model.tokenizer, phrases, task)
+            return cls.from_file(file, model.tokenizer, phrases, _limit(model, task))
         batch, _ = collate(
-            model, encode_plain(model.tokenizer, [Example(phrase, "", "") for phrase in phrases], task.max_length)
+            model, encode_plain(model.tokenizer, [Example(phrase, "", "") for phrase in phrases], _limit(model, task))
         )
         with torch.no_grad():
             anchors = _embed(model.module, batch).float().cpu()
-        return cls(model.tokenizer, anchors, phrases, task.max_length)
+        return cls(model.tokenizer, anchors, phrases, _limit(model, task))
 
     @classmethod
-    def from_file(cls, file: Path, tokenizer: Any, phrases: tuple[str, ...], task: Task) -> "PhraseReadout":
+    def from_file(cls, file: Path, tokenizer: Any, phrases: tuple[str, ...], max_length: int) -> "PhraseReadout":
         """Read what `to_bytes` wrote; raises TaskError when it was made for other phrases."""
         try:
             with safe_open(file, "pt") as opened:
@@ -198,7 +209,7 @@ class PhraseReadout:
             raise TaskError(
                 f"{file} was made for the phrases {kept}, not {list(phrases)}: give those phrases, or another checkpoint"
             )
-        return cls(tokenizer, anchors, phrases, task.max_length)
+        return cls(tokenizer, anchors, phrases, max_length)
 
     def to_bytes(self) -> bytes:
         """A safetensors file, to lie beside every checkpoint that this readout is to read."""
@@ -210,8 +221,9 @@ class PhraseReadout:
 
     def logits(self, module: nn.Module, batch: dict[str, Tensor], positions: Tensor) -> Float[Tensor, "batch labels"]:
         """Temperature times cosine."""
-        embedded = _embed(module, batch).float()
-        return self.temperature * embedded @ self.anchors.to(embedded.device).T
+        embedded = _embed(module, batch)
+        with torch.autocast(embedded.device.type, enabled=False):  # cosines lie too close together for half precision
+            return self.temperature * embedded.float() @ self.anchors.to(embedded.device).T
 
 
 def pick_readout(model: Model, task: Task) -> Readout:
@@ -269,11 +281,39 @@ def _mask(tokenizer: Any) -> str:
     return tokenizer.mask_token
 
 
+def _limit(model: Model, task: Task) -> int:
+    """How many tokens the task and the model's positions both allow."""
+    config = model.module.config
+    positions = getattr(config, "max_position_embeddings", None) or task.max_length
+    for name, module in model.module.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1  # RoBERTa counts its positions from there
+    return min(task.max_length, positions)
+
+
+def _check_prompt(template: str, task: Task, causal: bool) -> None:
+    if not template:
+        wanted = "ends where the label word goes" if causal else "holds {mask}"
+        raise TaskError(
+            f"task {task.name} has no prompt for a {'causal' if causal else 'masked'} language model: give --prompt, one that {wanted}"
+        )
+    pairs = any(example.text_pair for examples in (task.train, task.dev, task.test) for example in examples)
+    if pairs and "{text_pair}" not in template:
+        raise TaskError(
+            f"the examples are pairs, but the prompt {template!r} has no {{text_pair}}: add it with --prompt"
+        )
+
+
 def _one_token(tokenizer: Any, before: str, word: str) -> int:
-    """The token of a label word where the prompt puts it: after the text `before`, which may be empty."""
-    context = tokenizer(before.rstrip(), add_special_tokens=False)["input_ids"] if before.strip() else []
-    whole = tokenizer(f"{before.rstrip()} {word}" if before.strip() else word, add_special_tokens=False)["input_ids"]
-    own = whole[len(context) :] if whole[: len(context)] == context else whole
+    """The token of a label word where the prompt puts it: at its beginning, or after what stands `before` it."""
+    if before:
+        # What a placeholder stands for isn't known here; any word will do to see how one follows it.
+        lead = before.rpartition("}")[2].strip() or "a"
+        context = tokenizer(lead, add_special_tokens=False)["input_ids"]
+        whole = tokenizer(f"{lead} {word}", add_special_tokens=False)["input_ids"]
+        own = whole[len(context) :] if whole[: len(context)] == context else whole
+    else:
+        own = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(own) != 1 or own[0] == tokenizer.unk_token_id:
         pieces = tokenizer.convert_ids_to_tokens(own)
         raise TaskError(

@@ -114,17 +114,19 @@ def score(
     Args:
         against: another checkpoint, to report how often both predict the same.
         base: for sentence encoders, whose embeddings of the phrases to read by; default those that lie beside the
-            checkpoint, else its own.
+            checkpoint, else its own. `against` is read by the same.
 
     Raises:
         TaskError, CheckpointError: as loading them does.
     """
     examples = task.need("test")
     first = open_checkpoint(model)
-    anchors = _readout_of(open_checkpoint(base), task, device, dtype) if base is not None else None
+    anchors = None if base is None else _anchors(load_model(open_checkpoint(base), device=device, dtype=dtype), task)
 
     def run(checkpoint: Checkpoint) -> Score:
+        nonlocal anchors
         loaded = load_model(checkpoint, device=device, dtype=dtype)
+        anchors = anchors or _anchors(loaded, task)
         return score_model(loaded, anchors or pick_readout(loaded, task), task, examples, batch_size, progress)
 
     result = run(first)
@@ -172,6 +174,6 @@ def predict(
     return found
 
 
-def _readout_of(base: Checkpoint, task: Task, device: str | None, dtype: str | None) -> Readout | None:
-    model = load_model(base, device=device, dtype=dtype)
+def _anchors(model: Model, task: Task) -> PhraseReadout | None:
+    """The readout that must be the same for every checkpoint compared; other kinds have one of their own each."""
     return PhraseReadout.of(model, task) if model.kind == "encoder" else None

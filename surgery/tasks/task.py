@@ -24,7 +24,8 @@ class Task:
         words: label -> label word (one token); its order is the order of the labels everywhere.
         phrases: label -> phrase, for sentence encoders.
         metric: `accuracy`, or `f1` of the last label.
-        max_length: texts are cut so that the whole prompt has at most this many tokens.
+        max_length: texts are cut so that the whole prompt has at most this many tokens (or as many as the model takes).
+        integers: the labels in the order of the integers that stand for them in datasets and unnamed heads; may be empty.
         train, dev, test: the examples.
     """
 
@@ -35,6 +36,7 @@ class Task:
     phrases: Mapping[str, str]
     metric: Literal["accuracy", "f1"] = "accuracy"
     max_length: int = 128
+    integers: tuple[str, ...] = ()
     train: tuple[Example, ...] = ()
     dev: tuple[Example, ...] = ()
     test: tuple[Example, ...] = ()
@@ -63,15 +65,20 @@ class Task:
                 name: then the labels are `words`' keys, or those of the data.
             train, dev, test: a file, a Hugging Face dataset id (its split of that name), or examples.
             shots: keep this many training examples of each label, drawn by `seed`.
-            prompt, causal_prompt, words, phrases, columns: replace the preset's; words and phrases label by label.
+            prompt, causal_prompt, words, phrases, columns: replace the preset's; words and phrases label by label. An empty prompt
+                stands for none, and a causal prompt is made of a new prompt only if that ends in its mask.
 
         Raises:
             TaskError: unreadable or missing examples, an unknown label, one class only, a prompt without its places.
         """
         preset = PRESETS.get(name)
-        columns = columns or (preset.columns if preset else None)
         splits = {
-            split: read_examples(source, columns, "validation" if split == "dev" else split)
+            split: read_examples(
+                source,
+                columns or (preset.columns if preset else None),
+                "validation" if split == "dev" else split,
+                usual_too=columns is None,
+            )
             if isinstance(source, str | Path)
             else list(source)
             for split, source in (("train", train), ("dev", dev), ("test", test))
@@ -85,18 +92,24 @@ class Task:
         phrases = {**{label: f"It is {word}." for label, word in words.items()}, **own.phrases, **(phrases or {})}
         sources = {"train": train, "dev": dev, "test": test}
         splits = {
-            split: _with_labels(rows, words, own.aliases, _where(sources[split], split))
+            split: _with_labels(
+                rows,
+                words,
+                {**own.aliases, **{str(i): label for i, label in enumerate(own.integers)}},
+                _where(sources[split], split),
+            )
             for split, rows in splits.items()
         }
         task = cls(
             name=name,
-            prompt=prompt or own.prompt,
+            prompt=own.prompt if prompt is None else prompt,
             causal_prompt=causal_prompt
             or (_up_to_mask(prompt) if prompt else own.causal_prompt or _up_to_mask(own.prompt)),
             words=words,
             phrases=phrases,
             metric=own.metric,
             max_length=max_length,
+            integers=own.integers,
             train=tuple(splits["train"]),
             dev=tuple(splits["dev"]),
             test=tuple(splits["test"]),
@@ -133,7 +146,8 @@ class Task:
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any] | str) -> "Task":
         """The inverse of `spec`; takes its JSON text too."""
-        return cls(**(json.loads(spec) if isinstance(spec, str) else spec))
+        fields = json.loads(spec) if isinstance(spec, str) else dict(spec)
+        return cls(**{**fields, "integers": tuple(fields.get("integers", ()))})
 
     def _check(self, has_training: bool) -> None:
         if len(self.words) < 2:
@@ -146,13 +160,20 @@ class Task:
             clash = next(word for word in self.words.values() if list(self.words.values()).count(word) > 1)
             both = [label for label, word in self.words.items() if word == clash]
             raise TaskError(f"labels {both[0]!r} and {both[1]!r} share the label word {clash!r}: give each its own")
+        single = [
+            example for examples in (self.train, self.dev, self.test) for example in examples if not example.text_pair
+        ]
+        if "{text_pair}" in self.prompt + self.causal_prompt and single:
+            raise TaskError(
+                f"task {self.name} takes pairs, but {single[0].text[:40]!r} has no second text: name its column (--column text_pair=NAME)"
+            )
         if set(self.phrases) != set(self.words):
             raise TaskError(
                 f"phrases are given for {sorted(self.phrases)}, but the labels are {sorted(self.words)}: give one phrase a label"
             )
-        if "{text}" not in self.prompt or self.prompt.count("{mask}") != 1:
+        if self.prompt and ("{text}" not in self.prompt or self.prompt.count("{mask}") != 1):
             raise TaskError(f"the prompt {self.prompt!r} must hold {{text}} and one {{mask}}")
-        if "{text}" not in self.causal_prompt or "{mask}" in self.causal_prompt:
+        if self.causal_prompt and ("{text}" not in self.causal_prompt or "{mask}" in self.causal_prompt):
             raise TaskError(
                 f"the causal prompt {self.causal_prompt!r} must hold {{text}} and no {{mask}}: the label word follows its end"
             )
@@ -178,8 +199,9 @@ def _with_labels(
 
 
 def _up_to_mask(prompt: str) -> str:
-    before = prompt.partition("{mask}")[0].rstrip()
-    return before if "{text}" in before else "{text} Label:"
+    """A causal prompt out of a masked one, when nothing but punctuation follows the mask; else none."""
+    before, _, after = prompt.partition("{mask}")
+    return before.rstrip() if "{text}" in before and not any(letter.isalnum() for letter in after) else ""
 
 
 def _where(source: Source, split: str) -> str:
