@@ -10,7 +10,7 @@ from typing import Literal
 from surgery.checkpoint import JOURNAL, Checkpoint, fingerprint
 from surgery.delta import SparseDelta
 from surgery.errors import CheckpointError, SkillError
-from surgery.files import check_apart, durable_file, new_folder, replace_bytes
+from surgery.files import check_apart, streamed_file, new_folder, replace_bytes
 from surgery.patching import Edit, WrongBaseError, digests, hash_and_patch, patch_in_place
 from surgery.progress import Progress, silent
 
@@ -131,7 +131,7 @@ def _copy_patched(
     for file in checkpoint.files:
         entries = sorted((e for e in checkpoint.entries.values() if e.file == file), key=lambda e: (e.start, e.stop))
         size = file.stat().st_size
-        with file.open("rb", buffering=0) as source, durable_file(folder / file.name, size) as target:
+        with file.open("rb", buffering=0) as source, streamed_file(folder / file.name, size) as target:
             target.write(source.read(entries[0].start if entries else -1))
             for entry in entries:
                 found[entry.name] = hash_and_patch(source, entry, edits.get(entry.name), target)

@@ -84,11 +84,11 @@ def check_apart(output: Path, *inputs: object) -> None:
 
 
 @contextmanager
-def durable_file(path: Path, size: int) -> Iterator[BinaryIO]:
-    """Yield a new file to write `size` bytes to in one go; on disk for good when the block ends.
+def streamed_file(path: Path, size: int) -> Iterator[BinaryIO]:
+    """Yield a new file of a `new_folder`, to write `size` bytes to in one go.
 
     The space is claimed first, so a full disk is found at once, and the disk is kept writing while the block runs: then
-    being durable takes hardly longer than a plain copy.
+    the folder's own sync at its end has little left to wait for, and being durable takes hardly longer than a copy.
     """
     with path.open("wb") as file:
         handle = file.fileno()
@@ -106,14 +106,12 @@ def durable_file(path: Path, size: int) -> Iterator[BinaryIO]:
         finally:
             done.set()
             writer.join()
-        file.flush()
-        os.fsync(handle)
 
 
 def _keep_syncing(handle: int, done: threading.Event) -> None:
     sync_data = getattr(os, "fdatasync", os.fsync)
     while not done.wait(0.0005):
-        with suppress(OSError):  # what matters fails again at the last fsync
+        with suppress(OSError):  # what matters fails again when the folder is synced
             sync_data(handle)
 
 
