@@ -10,7 +10,7 @@ from typing import Literal
 from surgery.checkpoint import JOURNAL, Checkpoint, fingerprint
 from surgery.delta import SparseDelta
 from surgery.errors import CheckpointError, SkillError
-from surgery.files import check_apart, streamed_file, new_folder, replace_bytes
+from surgery.files import check_apart, new_folder, replace_bytes, streamed_file
 from surgery.patching import Edit, WrongBaseError, digests, hash_and_patch, patch_in_place
 from surgery.progress import Progress, silent
 
