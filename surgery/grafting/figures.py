@@ -69,7 +69,7 @@ def _sparsity(report: Mapping[str, Any], file: Path) -> None:
 
 def _reliability(report: Mapping[str, Any], file: Path) -> None:
     with figure(file, 7.6, 3.9, columns=2) as pair:
-        for axes, name, colour in zip(pair, ("tuned", "graft"), COLOURS, strict=False):
+        for axes, name, colour in zip(pair, ("tuned", "graft"), COLOURS[:2], strict=True):
             bins = {key: np.array(value) for key, value in report[name]["reliability"].items()}
             used = bins["share"] > 0
             axes.plot([0, 1], [0, 1], color="#555555", linestyle="--", linewidth=1.2)
