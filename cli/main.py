@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cli import graft, score, skill, tune
+from cli import bottleneck, graft, score, skill, tune, unlearn
 from cli.render import print_error
 
 app = typer.Typer(
@@ -18,6 +18,8 @@ app.command()(tune.tune)
 app.command()(graft.graft)
 app.add_typer(skill.app, name="skill")
 app.command()(score.score)
+app.command()(unlearn.unlearn)
+app.add_typer(bottleneck.app, name="bottleneck")
 
 
 @app.callback(invoke_without_command=True)

@@ -17,6 +17,10 @@ class SkillError(SurgeryError):
     """A skill file that is damaged, or that doesn't fit the checkpoint it is put to."""
 
 
+class BottleneckError(SurgeryError):
+    """A bottleneck or an eraser that is damaged, or two that don't fit together."""
+
+
 class OptionError(SurgeryError):
     """An option out of its range."""
 

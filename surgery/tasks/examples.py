@@ -32,13 +32,19 @@ class Columns(NamedTuple):
 
 
 def read_examples(
-    source: str | Path, columns: Columns | None = None, split: str = "train", *, usual_too: bool = False
+    source: str | Path,
+    columns: Columns | None = None,
+    split: str = "train",
+    *,
+    usual_too: bool = False,
+    labelled: bool = True,
 ) -> list[Example]:
     """Read examples from a file by its ending (.jsonl, .csv, .tsv, .parquet), else from a Hugging Face dataset id.
 
     `id`, `id:config` or `id:config@split` names a dataset, whose split is `split` unless named. Labels become strings;
     integer labels of a dataset with named classes become those names, and rows whose label is hidden (-1) are left out.
-    With `usual_too`, columns called otherwise than `columns` says are looked for under their usual names. Raises TaskError, naming file and line, for anything unreadable.
+    With `usual_too`, columns called otherwise than `columns` says are looked for under their usual names.
+    Without `labelled`, a missing label is an empty one. Raises TaskError, naming file and line, for anything unreadable.
     """
     path = Path(source).expanduser()
     columns = columns or Columns()
@@ -55,25 +61,26 @@ def read_examples(
         raise TaskError(f"{path}: examples come as .jsonl, .csv, .tsv or .parquet, or as a Hugging Face dataset id")
     else:
         rows, where = _dataset(str(source), split), f"dataset {source}, split {split}"
-    examples = _examples(rows, columns, where, usual_too)
+    examples = _examples(rows, columns, where, usual_too, labelled)
     if not examples:
         raise TaskError(f"{where} holds no examples")
     return examples
 
 
 def _examples(
-    rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Columns, where: str, usual_too: bool
+    rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Columns, where: str, usual_too: bool, labelled: bool
 ) -> list[Example]:
     found = []
     for number, row in rows:
         text, label = _value(row, columns.text, _TEXT, usual_too), _value(row, columns.label, _LABEL, usual_too)
         pair = _value(row, columns.text_pair, _PAIR, usual_too) if columns.text_pair != "" else None
-        for what, value in (("text", text), ("label", label)):
+        wanted = [(columns.text or "text", text), (columns.label or "label", label)]
+        for what, value in wanted if labelled else wanted[:1]:
             if value is None or value == "":
                 raise TaskError(
                     f"{where}, line {number}: no {what} (columns here: {', '.join(map(str, row))}); name the column if it is called otherwise"
                 )
-        found.append(Example(str(text), "" if pair is None else str(pair), str(label)))
+        found.append(Example(str(text), "" if pair is None else str(pair), "" if label is None else str(label)))
     return found
 
 

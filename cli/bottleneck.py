@@ -1,0 +1,386 @@
+"""`surgery bottleneck ...`: fit a bottleneck, look at it, take an edit back, verify what was forgotten."""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options
+from cli.render import print_json, print_table, progress_bar, say, size
+
+if TYPE_CHECKING:
+    from surgery.unlearning.bottleneck import Bottleneck
+    from surgery.unlearning.eraser import Eraser
+    from surgery.unlearning.report import Report
+    from surgery.unlearning.values import Sgd
+
+app = typer.Typer(
+    help="Fit a classifier that can forget, look at it, take an edit back, verify what was forgotten.",
+    no_args_is_help=True,
+)
+
+_LISTED = 30  # classes in a table
+
+BottleneckFolder = Annotated[Path, typer.Argument(help="Bottleneck folder.")]
+Features = Annotated[
+    str | None,
+    typer.Option(help="Features file, .safetensors or .npz: row k is that of the data's row k.", show_default=False),
+]
+Feature = Annotated[
+    str | None, typer.Option(help="Tensor of a features file.", show_default="features, pixels, X or the only one")
+]
+
+
+@app.command()
+def fit(
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Frozen text or image model that makes the features: a folder or a hub id.", show_default=False
+        ),
+    ] = None,
+    features: Features = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Labelled training rows: .jsonl, .csv, .tsv, .parquet, a dataset id, a folder of images by class.",
+            show_default="the features file's own labels",
+        ),
+    ] = None,
+    keys_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Other rows to place the keys by, labels not needed; forgetting can be exact only then.",
+            show_default="the training rows",
+        ),
+    ] = None,
+    output: options.Output = None,
+    feature: Feature = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="mean or last for texts, pooled or mean for images.", show_default="by model")
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens a text may have; longer ones are cut.")] = 128,
+    codebooks: Annotated[int, typer.Option(help="Number of codebooks.")] = 256,
+    keys: Annotated[int, typer.Option(help="Keys in each codebook.")] = 256,
+    key_dim: Annotated[int, typer.Option(help="Dimensions of a key.")] = 14,
+    top: Annotated[int, typer.Option(help="How many nearest keys of a codebook answer.")] = 1,
+    projection: Annotated[
+        str, typer.Option(help="random, or segments: each codebook sees features of its own.")
+    ] = "random",
+    key_init: Annotated[str, typer.Option(help="kmeans, ema (moving averages, as published) or sample.")] = "kmeans",
+    values: Annotated[
+        str, typer.Option(help="sgd (as published), or counts: closed form, from which a row can be taken exactly.")
+    ] = "sgd",
+    rate: Annotated[float | None, typer.Option(help="Of SGD.", show_default="0.3")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of SGD.", show_default="10")] = None,
+    seed: options.Seed = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts or images encoded at once.")] = 32,
+    column: options.Column = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Fit a discrete key-value bottleneck on a frozen encoder's features.
+
+    Features are computed once and kept in $SURGERY_CACHE, by default ~/.cache/surgery.
+    """
+    import time
+
+    from surgery.errors import OptionError
+    from surgery.files import check_output
+    from surgery.unlearning.bottleneck import Bottleneck
+    from surgery.unlearning.encoders import Encoder
+    from surgery.unlearning.rows import read_rows
+
+    folder = options.need_output(output)
+    check_output(folder, overwrite=overwrite, inputs=[encoder, features, data, keys_from])
+    source, columns, began = data or features, named_columns(column), time.monotonic()
+    if source is None:
+        raise OptionError("the training rows are missing: give --data FILE with --encoder MODEL, or --features FILE")
+    if encoder and (features or feature):
+        raise OptionError("--encoder makes the features: leave it out, or --features and --feature")
+    if not encoder and (pooling or dtype):
+        raise OptionError("--pooling and --dtype are an encoder's: give --encoder, or leave them out")
+    settings: dict[str, Any] = {
+        "codebooks": codebooks,
+        "keys": keys,
+        "key_dim": key_dim,
+        "top": top,
+        "projection": projection,
+        "key_init": key_init,
+        "values": values,
+        "sgd": _recipe(values, rate, epochs),
+        "seed": seed,
+        "device": device,
+    }
+    with progress_bar() as progress:
+        settings["progress"] = progress
+        if encoder:
+            reader = {"pooling": pooling, "dtype": dtype, "max_length": max_length, "batch_size": batch_size}
+            opened = Encoder.open(encoder, device=device, **reader)  # type: ignore[arg-type]
+            bottleneck = Bottleneck.fit(opened, source, keys_from=keys_from, columns=columns, **settings)
+        else:
+            beside = features if data else None
+            rows = read_rows(source, features=feature, features_file=beside, columns=columns)
+            others = keys_from and read_rows(keys_from, features=feature, labels_needed=False)
+            bottleneck = Bottleneck.fit_rows(rows, keys_from=others or None, **settings)
+    bottleneck.save(folder, overwrite=overwrite)
+    _fitted(bottleneck, folder, round(time.monotonic() - began, 3), json)
+
+
+@app.command()
+def undo(
+    forgot: BottleneckFolder,
+    eraser: Annotated[Path | None, typer.Option(help="The eraser folder of the last edit.", show_default=False)] = None,
+    output: options.Output = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Take the last edit back: gives the bottleneck as it was, bit for bit."""
+    import time
+
+    from surgery.errors import OptionError
+    from surgery.files import check_output
+    from surgery.unlearning.bottleneck import Bottleneck
+    from surgery.unlearning.card import what
+    from surgery.unlearning.eraser import Eraser
+
+    folder = options.need_output(output)
+    if eraser is None:
+        raise OptionError("--eraser is missing: name the folder that `surgery unlearn` wrote beside this one")
+    check_output(folder, overwrite=overwrite, inputs=[forgot, eraser])
+    began = time.monotonic()
+    edit = Eraser.load(eraser)
+    again = edit.undo(Bottleneck.load(forgot))
+    again.save(folder, overwrite=overwrite)
+    seconds = round(time.monotonic() - began, 3)
+    if json:
+        print_json(
+            {"output": str(folder), "fingerprint": again.fingerprint, "edits": len(again.history), "seconds": seconds}
+        )
+        return
+    left = len(again.history)
+    say(
+        f"{folder}: bit for bit as before {what(edit.edit)} was forgotten, {left or 'no'} edit{'s' if left != 1 else ''} left, in {seconds:.2f} s"
+    )
+
+
+@app.command()
+def verify(
+    forgot: BottleneckFolder,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Labelled test rows, as for fit.", show_default="the features file's own labels"),
+    ] = None,
+    features: Features = None,
+    feature: Feature = None,
+    eraser: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Eraser folder; may be repeated.", show_default="those that lie beside the folder and belong to it"
+        ),
+    ] = None,
+    column: options.Column = None,
+    shadows: Annotated[
+        int, typer.Option(min=0, help="Bottlenecks trained for the strongest membership attack; 0 leaves it out.")
+    ] = 16,
+    output: options.Output = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Measure what is gone, what stayed, and what an attacker can tell, beside a bottleneck refitted without the rows."""
+    from surgery.files import check_output
+    from surgery.unlearning.verification import verify_folder
+
+    folder = options.need_output(output)
+    check_output(folder, overwrite=overwrite, inputs=[forgot, data, features, *(eraser or ())])
+    with progress_bar() as progress:
+        report = verify_folder(
+            forgot,
+            data,
+            features_file=features,
+            features=feature,
+            columns=named_columns(column),
+            erasers=eraser or None,
+            shadows=shadows,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    report.save(folder, overwrite=overwrite)
+    print_report(report, folder, json)
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(help="Bottleneck or eraser folder.")], json: options.Json = False
+) -> None:
+    """What a bottleneck or an eraser is: sizes, classes, how it was made, what was forgotten."""
+    from surgery.unlearning.bottleneck import Bottleneck
+    from surgery.unlearning.eraser import ERASER_FILE, Eraser
+
+    if (folder / ERASER_FILE).exists():
+        _show_eraser(Eraser.load(folder), json)
+    else:
+        _show_bottleneck(Bottleneck.load(folder), json)
+
+
+def print_report(report: "Report", folder: Path, json: bool) -> None:
+    """The table of a report and what must be said with it, or all of it as JSON."""
+    if json:
+        print_json({**report.content, "output": str(folder)})
+        return
+    for numbers in _side_by_side(report.columns, report.rows):
+        print_table("", [report.columns[n] for n in numbers], [[row[n] for n in numbers] for row in report.rows])
+    for remark in report.remarks:
+        say(remark)
+    say(f"{folder}: report.json, README.md and {len(list(folder.glob('*.png')))} figures")
+
+
+def _side_by_side(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Numbers of the columns that fit on a screen together, each time with the first, which names the rows."""
+    room = (shutil.get_terminal_size((120, 0)).columns if sys.stdout.isatty() else 120) - 4  # margins
+    widths = [3 + max(len(cell) for cell in (columns[n], *(row[n] for row in rows))) for n in range(len(columns))]
+    found: list[list[int]] = []
+    for number in range(1, len(columns)):
+        if not found or sum(widths[n] for n in found[-1]) + widths[number] > room:
+            found.append([0])
+        found[-1].append(number)
+    return found
+
+
+def named_columns(column: list[str] | None) -> Any:
+    """`--column` as the library takes it; None where nothing is renamed."""
+    from surgery.errors import OptionError
+    from surgery.tasks.examples import Columns
+
+    named = options.pairs(column, "--column")
+    if unknown := set(named) - set(Columns._fields):
+        raise OptionError(f"--column {min(unknown)}=...: only text, text_pair and label can be named")
+    return Columns(**named) if named else None
+
+
+def _recipe(values: str, rate: float | None, epochs: int | None) -> "Sgd":
+    from surgery.errors import OptionError
+    from surgery.unlearning.values import Sgd
+
+    if values != "sgd" and (rate is not None or epochs is not None):
+        raise OptionError("--rate and --epochs are options of --values sgd: leave them out")
+    usual = Sgd()
+    return Sgd(rate=usual.rate if rate is None else rate, epochs=usual.epochs if epochs is None else epochs)
+
+
+def _fitted(bottleneck: "Bottleneck", folder: Path, seconds: float, json: bool) -> None:
+    training = bottleneck.need_training()
+    right = float((bottleneck.answer_ids(training.ids).targets == training.targets).mean())
+    if json:
+        print_json({**_summary(bottleneck), "training_accuracy": right, "output": str(folder), "seconds": seconds})
+        return
+    codebooks, keys, d = bottleneck.selector.keys.shape
+    written = sum(path.stat().st_size for path in folder.iterdir())
+    say(
+        f"{folder}: {codebooks:,} codebooks of {keys:,} keys in {d} dimensions, {len(bottleneck.classes):,} classes, "
+        f"{100 * right:.1f}% of {len(training):,} training rows right, {size(written)} in {seconds:.1f} s"
+    )
+    if bottleneck.settings["keys_from"] == "training rows":
+        say(
+            "The training rows placed the keys, so forgetting won't be exact: for that, give other rows by --keys-from."
+        )
+    say(f"Next:  surgery unlearn {folder} --forget CLASS -o forgot/")
+
+
+def _summary(bottleneck: "Bottleneck") -> dict[str, Any]:
+    import numpy as np
+
+    from surgery.unlearning.card import placed_by
+    from surgery.unlearning.selection import CLOSED, OPEN, SILENT
+
+    training, states = bottleneck.training, bottleneck.selector.states
+    codebooks, keys, d = bottleneck.selector.keys.shape
+    rows = None if training is None else np.bincount(training.targets, minlength=len(bottleneck.classes)).tolist()
+    return {
+        "kind": "bottleneck",
+        "fingerprint": bottleneck.fingerprint,
+        "codebooks": codebooks,
+        "keys": keys,
+        "key_dim": d,
+        "width": len(bottleneck.selector.center),
+        "pairs": {
+            name: int((states == state).sum())
+            for name, state in (("open", OPEN), ("closed", CLOSED), ("silent", SILENT))
+        },
+        "classes": list(bottleneck.classes),
+        "training_rows": rows,
+        "placed_by": placed_by(bottleneck),
+        "settings": dict(bottleneck.settings),
+        "encoder": bottleneck.encoder and dict(bottleneck.encoder),
+        "history": [dict(edit) for edit in bottleneck.history],
+    }
+
+
+def _show_bottleneck(bottleneck: "Bottleneck", json: bool) -> None:
+    from surgery.unlearning.card import edit_line, promises, values_how
+
+    found = _summary(bottleneck)
+    if json:
+        print_json(found)
+        return
+    masked, rows = found["pairs"]["closed"] + found["pairs"]["silent"], found["training_rows"]
+    total = f"{sum(rows):,} training rows" if rows else "without its training rows: it answers, but can't be edited"
+    say(
+        f"bottleneck {found['fingerprint'][:16]}: {found['codebooks']:,} codebooks of {found['keys']:,} keys in "
+        f"{found['key_dim']} dimensions, {masked:,} of {found['codebooks'] * found['keys']:,} pairs masked"
+    )
+    source = (
+        found["encoder"] and f"{found['encoder']['source']} ({found['encoder']['kind']}, {found['encoder']['pooling']})"
+    )
+    say(f"encoder {source or 'none: fitted on features'}, {found['width']:,} features a row; {total}")
+    say(
+        f"keys placed by {found['placed_by']}; values {values_how(bottleneck.settings)}; seed {bottleneck.settings['seed']}"
+    )
+    counts = [f"{number:,}" for number in rows] if rows else [""] * len(bottleneck.classes)
+    cells = [[str(name), number] for name, number in zip(bottleneck.classes, counts, strict=True)]
+    print_table("", ["class", "training rows"], cells[:_LISTED])
+    if len(cells) > _LISTED:
+        say(f"... and {len(cells) - _LISTED:,} more classes")
+    for number, edit in enumerate(bottleneck.history, 1):
+        say(f"edit {number}: {edit_line(edit)}")
+    for promise in promises(bottleneck.history):
+        say(promise)
+
+
+def _show_eraser(eraser: "Eraser", json: bool) -> None:
+    import numpy as np
+
+    from surgery.unlearning.card import edit_line, promises
+
+    edit, codebooks = eraser.edit, eraser.rows.ids.shape[1]
+    touched = np.bincount(eraser.pairs // (edit["of_pairs"] // codebooks), minlength=codebooks)
+    spread = {"min": int(touched.min()), "median": float(np.median(touched)), "max": int(touched.max())}
+    if json:
+        head = {"kind": "eraser", "hash": eraser.hash, "bottleneck": eraser.bottleneck, "previous": eraser.previous}
+        print_json({**head, **edit, "codebooks": codebooks, "pairs_per_codebook": spread})
+        return
+    say(f"eraser {edit_line({**edit, 'hash': eraser.hash})}")
+    say(
+        f"made for bottleneck {eraser.bottleneck[:16]}, {f'after edit {eraser.previous[:16]}' if eraser.previous else 'its first edit'}"
+    )
+    say(
+        f"pairs: {edit['pairs']:,} of {edit['of_pairs']:,}, where the forgotten rows select {edit['active']:,}; "
+        f"in each of {codebooks:,} codebooks {spread['min']:,} to {spread['max']:,}, median {spread['median']:g}"
+    )
+    if edit["rank"]:
+        say(f"ranked by {edit['rank']}")
+    if edit["examples"]:
+        say(f"examples: {edit['examples']:,}, drawn by seed {edit['seed']}")
+    if edit["rule"]:
+        say(f"how many: {edit['rule']}")
+    for promise in promises([edit], first=not eraser.previous):
+        say(promise)
+    say("It holds what was taken out: keep it private.")

@@ -1,0 +1,185 @@
+"""`surgery unlearn`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli import options
+from cli.bottleneck import Feature, named_columns, print_report
+from cli.render import print_json, progress_bar, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from surgery.unlearning.bottleneck import Bottleneck
+    from surgery.unlearning.eraser import Eraser
+
+_USAGE = "surgery unlearn BOTTLENECK --forget CLASS -o FOLDER"
+
+
+def unlearn(
+    bottleneck: Annotated[Path | None, typer.Argument(help="Bottleneck folder.", show_default=False)] = None,
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(help="Class to forget, or several with commas; may be repeated.", show_default=False),
+    ] = None,
+    forget_rows: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows to forget, as they were in training: a file of examples or features.", show_default=False
+        ),
+    ] = None,
+    via: Annotated[
+        str, typer.Option(help="activations or examples (masks), refit, or counts (exact, of counted values).")
+    ] = "activations",
+    keys: Annotated[
+        int | None,
+        typer.Option(help="For activations: how many pairs to mask.", show_default="as few as training rows need"),
+    ] = None,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            help="For examples: how many forget rows to mask by.", show_default="as few as training rows need"
+        ),
+    ] = None,
+    rank: Annotated[
+        str, typer.Option(help="For activations: influence, count (as published) or purity.")
+    ] = "influence",
+    answer: Annotated[
+        str, typer.Option(help="For a masked key, the next open one answers, or the codebook drops out: next or drop.")
+    ] = "next",
+    output: options.Output = None,
+    eraser: Annotated[
+        Path | None, typer.Option(help="Folder for the eraser, which is yours alone.", show_default="<output>-eraser")
+    ] = None,
+    feature: Feature = None,
+    column: options.Column = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Make a bottleneck forget classes or single training rows.
+
+    Without arguments: the embedded example, start to finish, in under a minute.
+    """
+    from surgery.errors import OptionError
+    from surgery.files import check_output, new_folder
+    from surgery.unlearning.bottleneck import Bottleneck
+    from surgery.unlearning.erasing import unlearn as run
+
+    if bottleneck is None:
+        given = [forget, forget_rows, keys, examples, eraser, feature, column]
+        usual = (via, rank, answer) == ("activations", "influence", "next")
+        if not usual or any(value is not None for value in given):
+            raise OptionError(f"the bottleneck is missing: {_USAGE}")
+        _example(output, device, seed, overwrite, json)
+        return
+    folder = options.need_output(output)
+    aside = eraser or _beside(folder)
+    for name in (folder, aside):
+        check_output(name, overwrite=overwrite, inputs=[bottleneck, forget_rows])
+    before = Bottleneck.load(bottleneck)
+    _check_eraser(aside, folder, before)
+    with progress_bar() as progress:
+        edit = run(
+            before,
+            _classes(before, forget) if forget else None,
+            rows=_positions(before, forget_rows, feature, column) if forget_rows else None,
+            via=via,
+            keys=keys,
+            examples=examples,
+            rank=rank,
+            answer=answer,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    after = edit.apply(before)
+    # Both appear or neither. The eraser takes its name first: without it the other couldn't be undone.
+    with (
+        new_folder(folder, overwrite=overwrite) as staged,
+        new_folder(aside, overwrite=overwrite) as private,
+    ):
+        after.write(staged)
+        edit.write(private)
+    _report(edit, after, bottleneck, folder, aside, json)
+
+
+def _example(output: Path | None, device: str | None, seed: int, overwrite: bool, json: bool) -> None:
+    from surgery.unlearning.example import run_example
+
+    with progress_bar() as progress:
+        report, folder = run_example(
+            output,
+            overwrite=overwrite,
+            device=device,
+            seed=seed,
+            say=lambda line: say(line, quiet=json),
+            progress=progress,
+        )
+    print_report(report, folder / "report", json)
+    say(f"Next:  surgery bottleneck show {folder / 'forgot'}", quiet=json)
+    say(f"       surgery bottleneck undo {folder / 'forgot'} --eraser {folder / 'eraser'} -o again/", quiet=json)
+
+
+def _beside(folder: Path) -> Path:
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}-eraser")
+
+
+def _check_eraser(aside: Path, folder: Path, before: "Bottleneck") -> None:
+    """Refuse an eraser folder inside the output or around it, or one that an earlier edit still needs."""
+    from surgery.errors import OptionError
+    from surgery.unlearning.storage import read_json
+
+    one, other = aside.resolve(), folder.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise OptionError(
+            f"the output {folder} and the eraser {aside} are the same or lie one inside the other: name another --eraser"
+        )
+    held = read_json(aside / "report.json").get("hash") if (aside / "report.json").exists() else None
+    if held in [edit["hash"] for edit in before.history]:
+        raise OptionError(
+            f"{aside} is the eraser of an earlier edit, which couldn't be undone without it: name another --eraser"
+        )
+
+
+def _classes(before: "Bottleneck", forget: list[str]) -> list[str]:
+    """What is a class as it stands is that class, commas and all; else it is several."""
+    known = set(map(str, before.classes))
+    found = []
+    for text in forget:
+        found += [text] if text in known else [name.strip() for name in text.split(",") if name.strip()]
+    return found
+
+
+def _positions(before: "Bottleneck", source: str, feature: str | None, column: list[str] | None) -> "NDArray[np.int64]":
+    from surgery.unlearning.rows import read_digests
+
+    kind = before.encoder["kind"] if before.encoder else "text"
+    digests = read_digests(source, kind=kind, features=feature, columns=named_columns(column))
+    return before.need_training().find(digests)
+
+
+def _report(edit: "Eraser", after: "Bottleneck", source: Path, folder: Path, aside: Path, json: bool) -> None:
+    from surgery.unlearning.card import promises, what
+
+    done, seconds = edit.edit, edit.report["seconds"]
+    if json:
+        found = {"output": str(folder), "eraser": str(aside), "hash": edit.hash, **done, "seconds": seconds}
+        print_json({**found, "promises": promises(after.history)})
+        return
+    verb = {"refit": "refitted", "counts": "counted down"}.get(done["via"], "masked")
+    rows = f" ({done['rows']:,} rows)" if done["forget"] else ""
+    say(
+        f"{folder}: {what(done)}{rows} forgotten, {done['pairs']:,} of {done['of_pairs']:,} pairs {verb}, in {1000 * seconds:.1f} ms"
+    )
+    if done["rule"]:
+        say(f"How many: {done['rule']}")
+    for promise in promises(after.history):
+        say(promise)
+    say(f"{aside}: what undoes it; it holds what was taken out, so keep it, and {source}, to yourself")
+    say(f"Next:  surgery bottleneck verify {folder} --eraser {aside} --data test.jsonl -o report/")

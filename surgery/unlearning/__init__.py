@@ -1,0 +1,35 @@
+"""Remove a skill: a discrete key-value bottleneck, its edits, their proof and their undo.
+
+from surgery.unlearning import Bottleneck, Eraser, unlearn, verify
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from surgery.unlearning.bottleneck import Bottleneck
+    from surgery.unlearning.encoders import Encoder
+    from surgery.unlearning.eraser import Eraser
+    from surgery.unlearning.erasing import unlearn
+    from surgery.unlearning.report import Report
+    from surgery.unlearning.rows import Rows
+    from surgery.unlearning.verification import verify
+
+# Loaded on first use, like the names of `surgery`.
+_HOMES = {
+    "Bottleneck": "surgery.unlearning.bottleneck",
+    "Encoder": "surgery.unlearning.encoders",
+    "Eraser": "surgery.unlearning.eraser",
+    "Report": "surgery.unlearning.report",
+    "Rows": "surgery.unlearning.rows",
+    "unlearn": "surgery.unlearning.erasing",
+    "verify": "surgery.unlearning.verification",
+}
+
+__all__ = ["Bottleneck", "Encoder", "Eraser", "Report", "Rows", "unlearn", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'surgery.unlearning' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

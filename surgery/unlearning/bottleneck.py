@@ -1,0 +1,442 @@
+"""Bottleneck: frozen encoder, fixed keys, values that say the class; fitted, asked, saved and loaded."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int32, Int64, UInt16
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from surgery.errors import BottleneckError, OptionError, TaskError
+from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.models import pick_device
+from surgery.progress import Progress, silent
+from surgery.provenance import provenance
+from surgery.unlearning.card import bottleneck_card
+from surgery.unlearning.encoders import Encoder
+from surgery.unlearning.keys import KeyMethod, fit_keys, random_projections, segments
+from surgery.unlearning.rows import Rows, placed_by, read_rows
+from surgery.unlearning.selection import CLOSED, OPEN, SILENT, Selector
+from surgery.unlearning.storage import digest, read_arrays, read_json
+from surgery.unlearning.training import TrainingRows
+from surgery.unlearning.values import Sgd, Table, count, from_counts, learn_values
+
+if TYPE_CHECKING:
+    from surgery.tasks.examples import Columns
+
+CONFIG_FILE, MODEL_FILE, TRAINING_FILE = "config.json", "model.safetensors", "training.safetensors"
+_FORMAT = "surgery bottleneck 1"
+_BELOW = np.float32(-1e-6)  # what a class without rows scores at most
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a bottleneck says of rows.
+
+    Attributes:
+        logits: mean value over the codebooks that answer.
+        abstained: rows for which no codebook answers; their logits are 0 and mean nothing.
+    """
+
+    logits: Float32[np.ndarray, "N Y"]
+    abstained: Bool[np.ndarray, " N"]
+
+    @property
+    def targets(self) -> Int64[np.ndarray, " N"]:
+        """Number of the best class; -1 for an abstained row."""
+        return np.where(self.abstained, -1, self.logits.argmax(1))
+
+
+@dataclass(frozen=True, eq=False)
+class Bottleneck:
+    """A discrete key-value bottleneck (Träuble et al., ICML 2023; Shah et al., Unlearning via Sparse Representations).
+
+    Every codebook projects a row's features, finds the nearest of its keys, and answers with that key's values; the
+    answer is the mean over codebooks. Nothing else is learnt. It never changes: edits give new ones.
+
+    Attributes:
+        selector: projections, keys and which of them are closed.
+        table: values of every pair; or, when values are counted, the integer counts of classes they follow from.
+        classes: labels in the order of the table's last axis.
+        settings: how it was fitted: `top`, `values`, `sgd`, `seed`, `key_init`, `projection`, `keys_from`; and, when values
+            are counted, `class_rows`: how many rows of each class the counts are of.
+        training: the rows it was fitted on; None when that file was left out before the folder was given away.
+        encoder: the encoder's spec; None when it was fitted on features.
+        history: the edits applied, oldest first: their hashes, what was forgotten and how.
+        report: provenance of the fit.
+    """
+
+    selector: Selector
+    table: Float32[np.ndarray, "C K Y"] | Int32[np.ndarray, "C K Y"]
+    classes: tuple[int | str, ...]
+    settings: Mapping[str, Any]
+    training: TrainingRows | None
+    encoder: Mapping[str, Any] | None = None
+    history: tuple[Mapping[str, Any], ...] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def fit(
+        cls,
+        encoder: str | Path | Encoder,
+        data: str | Path,
+        *,
+        keys_from: str | Path | None = None,
+        columns: "Columns | None" = None,
+        device: str | None = None,
+        progress: Progress = silent,
+        **settings: Any,
+    ) -> "Bottleneck":
+        """Encode labelled data (once: features are cached) and fit on the features; settings are those of `fit_features`.
+
+        Args:
+            encoder: a text or image model: folder, hub id, or `Encoder` for a pooling or length of your own.
+            data: labelled rows, as `read_rows` takes them. `keys_from`: other rows, with or without labels, to place the keys by.
+        """
+        opened = encoder if isinstance(encoder, Encoder) else Encoder.open(encoder, device=device)
+        rows = read_rows(data, encoder=opened, columns=columns, progress=progress)
+        others = (
+            read_rows(keys_from, encoder=opened, columns=columns, labels_needed=False, progress=progress)
+            if keys_from is not None
+            else None
+        )
+        return cls.fit_rows(rows, keys_from=others, encoder=opened.spec(), device=device, progress=progress, **settings)
+
+    @classmethod
+    def fit_features(cls, features: Any, labels: Any, *, keys_from: Any = None, **settings: Any) -> "Bottleneck":
+        """Fit on features [N, D] (or images [N, ...]) and N labels, tensors or arrays; settings as in `fit_rows`."""
+        others = None if keys_from is None else Rows.of(keys_from)
+        return cls.fit_rows(Rows.of(features, labels), keys_from=others, **settings)
+
+    @classmethod
+    def fit_rows(
+        cls,
+        rows: Rows,
+        *,
+        codebooks: int = 256,
+        keys: int = 256,
+        key_dim: int = 14,
+        top: int = 1,
+        projection: str = "random",
+        key_init: KeyMethod = "kmeans",
+        keys_from: Rows | None = None,
+        values: str = "sgd",
+        sgd: Sgd | None = None,
+        seed: int = 0,
+        encoder: Mapping[str, Any] | None = None,
+        device: str | None = None,
+        progress: Progress = silent,
+    ) -> "Bottleneck":
+        """Place the keys without labels, then learn the values.
+
+        Args:
+            codebooks, keys, key_dim: C codebooks of K keys in d dimensions.
+            top: how many nearest keys of a codebook answer.
+            projection: `random` maps, or disjoint `segments` of the features.
+            key_init: how keys are placed: see `fit_keys`.
+            keys_from: rows to place the keys by, instead of `rows`. Deleting a training row is exact only then.
+            values: `sgd` as published, or `counts`: a closed form of integer counts, from which a row can be taken exactly.
+
+        Raises:
+            TaskError: labels missing, or fewer than two classes.
+            OptionError: a setting out of its range.
+        """
+        if rows.labels is None:
+            raise TaskError("the training rows have no labels: name a file or column that has them")
+        for name, number in (("--codebooks", codebooks), ("--key-dim", key_dim), ("--top", top)):
+            if number < 1:
+                raise OptionError(f"{name} {number} must be at least 1")
+        if top > keys:
+            raise OptionError(f"--top {top} is more than the {keys} keys of a codebook: lower it")
+        if values not in ("sgd", "counts"):
+            raise OptionError(f"--values {values} isn't one of sgd, counts")
+        if projection not in ("random", "segments"):
+            raise OptionError(f"--projection {projection} isn't one of random, segments")
+        classes = tuple(sorted(set(rows.labels)))
+        if len(classes) < 2:
+            raise TaskError(f"all training rows are of class {classes[0]!r}: two classes are needed at least")
+        place, recipe = pick_device(device), sgd or Sgd()
+        width = rows.features.shape[1]
+        if keys_from is not None and keys_from.features.shape[1] != width:
+            raise TaskError(
+                f"the rows to place keys by have {keys_from.features.shape[1]} features, the training rows {width}: encode both alike"
+            )
+        maps = (
+            random_projections(width, codebooks, key_dim, seed)
+            if projection == "random"
+            else segments(width, codebooks, key_dim)
+        )
+        placing = rows if keys_from is None else keys_from
+        selector = fit_keys(placing.features, maps, keys, method=key_init, seed=seed, device=place, progress=progress)
+        progress(0, 1, "selecting keys")
+        ids = selector.select(rows.features, top=top, device=place)
+        place_of = {name: index for index, name in enumerate(classes)}
+        targets = np.array([place_of[label] for label in rows.labels], np.int64)
+        training = TrainingRows(rows.features, ids, targets, rows.digests, placed_by(rows, keys_from))
+        settings = {
+            "top": top,
+            "values": values,
+            "sgd": asdict(recipe) if values == "sgd" else None,
+            "seed": seed,
+            "key_init": key_init,
+            "projection": projection,
+            "keys_from": "other rows" if keys_from is not None else "training rows",
+        }
+        inputs = {"rows": digest(rows.digests)} | (
+            {} if keys_from is None else {"keys_from": digest(keys_from.digests)}
+        )
+        report = provenance(
+            call={"fit": {**settings, "codebooks": codebooks, "keys": keys, "key_dim": key_dim}},
+            inputs=inputs,
+            seed=seed,
+        )
+        empty = np.zeros((codebooks, keys, len(classes)), np.float32)
+        settings["class_rows"] = training.class_rows(len(classes)) if values == "counts" else None
+        unfitted = cls(selector, empty, classes, settings, training, encoder, (), report)
+        return replace(unfitted, table=unfitted.refit_table(device=place))
+
+    def refit_table(
+        self, rows: NDArray | None = None, *, device: torch.device | None = None
+    ) -> Float32[np.ndarray, "C K Y"] | Int32[np.ndarray, "C K Y"]:
+        """The table that these training rows (default: all of them) give with all keys open, from cached ids alone."""
+        training = self.need_training()
+        ids, targets = (
+            (training.ids, training.targets) if rows is None else (training.ids[rows], training.targets[rows])
+        )
+        keys, classes = self.selector.keys.shape[1], len(self.classes)
+        if self.counted:
+            return count(ids, targets, keys, classes)
+        open_states = np.full_like(self.selector.states, OPEN)
+        table = learn_values(ids, targets, open_states, classes, self.recipe, self.settings["seed"], device)
+        absent = np.bincount(targets, minlength=classes) == 0
+        # Or they would tie where no row is left to say anything, and the first class would be answered.
+        table[:, :, absent] = np.minimum(table[:, :, absent], _BELOW)
+        return table
+
+    def refitted(self, rows: NDArray, *, device: torch.device | None = None) -> "Bottleneck":
+        """What this bottleneck would be, keys as they are and all open, had its values only seen these training rows."""
+        settings = dict(self.settings)
+        if self.counted:
+            settings["class_rows"] = self.need_training().class_rows(len(self.classes), rows)
+        table = self.refit_table(rows, device=device)
+        return replace(self, selector=self.opened, table=table, settings=settings, training=None, history=())
+
+    @property
+    def opened(self) -> Selector:
+        """The selector with no key masked."""
+        return replace(self.selector, states=np.full_like(self.selector.states, OPEN))
+
+    def masked(self, pairs: Int64[np.ndarray, " P"], answer: str) -> "Bottleneck":
+        """With these pairs closed (`next` answers) or silent (`drop`), and their values as they are."""
+        states = self.selector.states.copy()
+        states.reshape(-1)[pairs] = CLOSED if answer == "next" else SILENT
+        return replace(self, selector=replace(self.selector, states=states))
+
+    def current_ids(self, rows: NDArray | None = None) -> UInt16[np.ndarray, "N C top"]:
+        """The keys that training rows (default: all) select now that some keys may be closed."""
+        training = self.need_training()
+        if not (self.selector.states == CLOSED).any():
+            return training.ids if rows is None else training.ids[rows]
+        return self._reselected if rows is None else self._reselected[rows]
+
+    def current_selections(self) -> Int32[np.ndarray, "C K"]:
+        """How many training rows select each pair now."""
+        keys = self.selector.keys.shape[1]
+        if not (self.selector.states == CLOSED).any():
+            return self.need_training().selections(keys)
+        return count(self._reselected, np.zeros(len(self._reselected), np.int64), keys, 1)[:, :, 0]
+
+    @cached_property
+    def _reselected(self) -> NDArray:
+        training = self.need_training()
+        return self.selector.reselect(training.features, training.ids)
+
+    @property
+    def counted(self) -> bool:
+        """Whether values follow from counts in closed form."""
+        return self.settings["values"] == "counts"
+
+    @property
+    def recipe(self) -> Sgd:
+        """How values are learnt by SGD."""
+        return Sgd(**self.settings["sgd"]) if self.settings["sgd"] else Sgd()
+
+    @cached_property
+    def values(self) -> Float32[np.ndarray, "C K Y"]:
+        """Scores of every pair."""
+        if not self.counted:
+            return self.table
+        return from_counts(self.table, np.array(self.settings["class_rows"], np.int64) * self.settings["top"])
+
+    def need_training(self) -> TrainingRows:
+        """The training rows; raises BottleneckError when they aren't there."""
+        if self.training is None:
+            raise BottleneckError(
+                f"this bottleneck comes without its training rows ({TRAINING_FILE}): it answers, but can't be edited or refitted"
+            )
+        return self.training
+
+    def select(self, features: Any, *, device: str | None = None) -> UInt16[np.ndarray, "N C top"]:
+        """Ids of the keys that rows select."""
+        return self.selector.select(self._features(features), top=self.settings["top"], device=pick_device(device))
+
+    def answer(self, rows: Any, *, device: str | None = None) -> Answer:
+        """Scores of every class for rows: features [N, D], `Rows`, a list of texts or images, or a data file."""
+        return self.answer_ids(self.select(rows, device=device), device=device)
+
+    def answer_ids(self, ids: UInt16[np.ndarray, "N C top"], *, device: str | None = None) -> Answer:
+        """The same for rows whose keys are known."""
+        place = pick_device(device)
+        return Answer(*Table(self.values, self.selector.states, place).answer(ids))
+
+    def predict(self, rows: Any, *, device: str | None = None) -> NDArray:
+        """The best class of each row, as the labels were given; None (in an array of objects) for a row that no codebook answers."""
+        answer = self.answer(rows, device=device)
+        labels = np.array(self.classes)[answer.logits.argmax(1)]
+        if not answer.abstained.any():
+            return labels
+        mixed = labels.astype(object)
+        mixed[answer.abstained] = None
+        return mixed
+
+    def _features(self, rows: Any) -> Float32[np.ndarray, "N D"]:
+        if isinstance(rows, str | Path):
+            rows = read_rows(
+                rows,
+                encoder=None if self.encoder is None else Encoder.from_spec(dict(self.encoder)),
+                labels_needed=False,
+            )
+        elif isinstance(rows, Sequence) and rows and isinstance(rows[0], str | tuple | Path):
+            if self.encoder is None:
+                raise TaskError(
+                    "this bottleneck was fitted on features, so it can't read texts or images: give features"
+                )
+            return Encoder.from_spec(dict(self.encoder)).encode(list(rows))
+        return self.checked(rows.features if isinstance(rows, Rows) else Rows.of(rows).features)
+
+    def checked(self, features: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
+        """The features; raises TaskError for a width other than the training rows'."""
+        width = len(self.selector.center)
+        if features.shape[1] != width:
+            raise TaskError(
+                f"the rows have {features.shape[1]} features, and this bottleneck takes {width}: encode them as its training rows were"
+            )
+        return features
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that it holds but its report; 64 hex digits."""
+        total = hashlib.sha256(json.dumps(self._config(), sort_keys=True).encode())
+        for name, array in sorted((self._model_arrays() | self._training_arrays()).items()):
+            total.update(json.dumps([name, str(array.dtype), list(array.shape), digest(array)]).encode())
+        return total.hexdigest()
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `config.json`, `model.safetensors`, `training.safetensors`, `report.json` and a card.
+
+        The same bottleneck gives the same bytes.
+        """
+        with new_folder(Path(folder), overwrite=overwrite) as staged:
+            self.write(staged)
+        return Path(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write the files into an empty folder."""
+        replace_json(folder / CONFIG_FILE, self._config())
+        replace_bytes(folder / MODEL_FILE, save(self._model_arrays()))
+        if self.training is not None:
+            replace_bytes(folder / TRAINING_FILE, save(self._training_arrays()))
+        replace_json(folder / "report.json", dict(self.report))
+        replace_bytes(folder / "README.md", bottleneck_card(self).encode())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Bottleneck":
+        """Read a bottleneck's folder; raises BottleneckError for anything else, and for a damaged one."""
+        folder = Path(folder)
+        config = read_json(folder / CONFIG_FILE)
+        if config.get("format") != _FORMAT:
+            raise BottleneckError(
+                f"{folder / CONFIG_FILE} isn't a {_FORMAT}'s: name a folder that `surgery bottleneck fit` wrote"
+            )
+        model = read_arrays(folder / MODEL_FILE)
+        training = read_arrays(folder / TRAINING_FILE) if (folder / TRAINING_FILE).exists() else None
+        try:
+            loaded = cls(
+                Selector(model["center"], model["projections"], model["keys"], model["states"]),
+                model["table"],
+                tuple(config["classes"]),
+                config["settings"],
+                None if training is None else TrainingRows(**training),
+                config["encoder"],
+                tuple(config["history"]),
+                read_json(folder / "report.json"),
+            )
+            loaded.check()
+        except (KeyError, TypeError, ValueError) as error:
+            raise BottleneckError(f"{folder} is damaged ({error!r}): fit or fetch it again") from None
+        return loaded
+
+    def check(self) -> None:
+        """Raise ValueError unless the parts fit together."""
+        codebooks, keys, d = self.selector.keys.shape
+        width, classes = len(self.selector.center), len(self.classes)
+        wanted = {
+            "projections": (self.selector.projections, np.float32, (codebooks, width, d)),
+            "states": (self.selector.states, np.uint8, (codebooks, keys)),
+            "table": (self.table, np.int32 if self.counted else np.float32, (codebooks, keys, classes)),
+        }
+        if self.counted and len(self.settings["class_rows"]) != classes:
+            raise ValueError("class_rows isn't one number a class")
+        if self.training is not None:
+            rows = len(self.training)
+            wanted |= {
+                "features": (self.training.features, np.float32, (rows, width)),
+                "ids": (self.training.ids, np.uint16, (rows, codebooks, self.settings["top"])),
+                "targets": (self.training.targets, np.int64, (rows,)),
+                "digests": (self.training.digests, np.uint64, (rows,)),
+            }
+            if rows and (
+                int(self.training.ids.max()) >= keys
+                or not 0 <= int(self.training.targets.min()) <= int(self.training.targets.max()) < classes
+            ):
+                raise ValueError("ids or targets out of range")
+        for name, (array, dtype, shape) in wanted.items():
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
+
+    def _config(self) -> dict[str, Any]:
+        codebooks, keys, d = self.selector.keys.shape
+        return {
+            "format": _FORMAT,
+            "codebooks": codebooks,
+            "keys": keys,
+            "key_dim": d,
+            "width": len(self.selector.center),
+            "classes": list(self.classes),
+            "settings": dict(self.settings),
+            "encoder": None if self.encoder is None else dict(self.encoder),
+            "history": [dict(edit) for edit in self.history],
+        }
+
+    def _model_arrays(self) -> dict[str, NDArray]:
+        selector = self.selector
+        return {
+            "center": selector.center,
+            "projections": selector.projections,
+            "keys": selector.keys,
+            "states": selector.states,
+            "table": self.table,
+        }
+
+    def _training_arrays(self) -> dict[str, NDArray]:
+        rows = self.training
+        if rows is None:
+            return {}
+        return {name: getattr(rows, name) for name in ("features", "ids", "targets", "digests", "placed")}

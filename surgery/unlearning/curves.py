@@ -1,0 +1,78 @@
+"""What `verify` draws: accuracy and membership against the number of keys, keys that classes share, classes in turn."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from surgery.progress import Progress, silent
+from surgery.unlearning.bottleneck import Bottleneck
+from surgery.unlearning.exam import Exam
+from surgery.unlearning.membership import RocArea, confidences
+from surgery.unlearning.ranking import ForgetSet
+
+_POINTS = 12
+
+
+def sweep_keys(
+    bottleneck: Bottleneck,
+    positions: np.ndarray,
+    exam: Exam,
+    *,
+    rank: str,
+    answer: str,
+    seed: int,
+    device: torch.device,
+    progress: Progress = silent,
+) -> list[dict[str, Any]]:
+    """Masks of growing size, by one ranking: from no key to every key that the forget rows select."""
+    forgotten = ForgetSet(bottleneck, positions, exam.classes, device, silent)
+    scores, active = forgotten.scores(rank), len(forgotten.active)
+    suspects = exam.suspects()
+    area = RocArea(len(suspects.members), len(suspects.others), seed) if suspects else None
+    points = []
+    for number in np.unique(np.linspace(0, active, _POINTS).astype(int)).tolist():
+        masked = bottleneck.masked(forgotten.best(scores, number) if number else np.empty(0, np.int64), answer)
+        point = exam.point(masked)
+        found: dict[str, Any] = {key: point[key] for key in ("forget_accuracy", "retain_accuracy")}
+        if suspects and area:
+            seen = [confidences(masked, rows, device) for rows in (suspects.members, suspects.others)]
+            found["membership"] = area.of(*seen)["auc"]
+        points.append({"keys": number, "share": number / active, **found})
+        progress(number, active, "masking more and more keys")
+    return points
+
+
+def shared_keys(bottleneck: Bottleneck) -> list[list[float]]:
+    """Entry (a, b): the share of class a's selections that fall on pairs which class b selects too. [classes, classes]."""
+    training = bottleneck.need_training()
+    codebooks, keys, classes = bottleneck.table.shape
+    selections = np.zeros((classes, codebooks * keys), np.float32)
+    first = np.arange(codebooks)[:, None] * keys
+    for number in range(classes):
+        flat = (training.ids[training.targets == number].astype(np.int64) + first).reshape(-1)
+        selections[number] = np.bincount(flat, minlength=codebooks * keys)
+    shared = selections @ (selections > 0).T.astype(np.float32)
+    return (shared / np.maximum(selections.sum(1, keepdims=True), 1)).tolist()
+
+
+def in_turn(states: Sequence[Bottleneck], exam: Exam, device: torch.device) -> list[dict[str, Any]]:
+    """Bottlenecks after each of several edits, each beside its own refit.
+
+    Accuracy on the classes forgotten so far, and on those that are never forgotten, so that the turns can be compared.
+    """
+    points = []
+    for state in states:
+        gone = {name for edit in state.history for name in edit["forget"]}
+        so_far = np.isin(exam.rows.targets, [i for i, name in enumerate(state.classes) if name in gone])
+        refitted = state.refitted(np.arange(len(state.need_training())), device=device)
+        found: dict[str, Any] = {"forgotten": [str(edit["forget"]) for edit in state.history], "classes": len(gone)}
+        for name, model in (("after", state), ("refitted", refitted)):
+            right = exam.answer(model, exam.rows).targets == exam.rows.targets
+            found[name] = {
+                "forget_accuracy": float(right[so_far].mean()) if so_far.any() else None,
+                "retain_accuracy": float(right[~exam.forgotten].mean()),
+            }
+        points.append(found)
+    return points

@@ -1,0 +1,286 @@
+"""Frozen encoders: one row of features a text, pair of texts or image, kept on disk so that each is computed once."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from jaxtyping import Float32, UInt64
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from surgery.checkpoint import Checkpoint, open_checkpoint
+from surgery.errors import CheckpointError, OptionError
+from surgery.files import replace_bytes
+from surgery.models import _quiet, load_tokenizer, pick_device, pick_dtype
+from surgery.progress import Progress, silent
+from surgery.unlearning.readers import ImageReader, Input, Reader, TextReader, alike, image_digests, text_digests
+
+_CHUNK = 2048  # inputs between two writes to the cache
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A frozen Hugging Face model without its head, and how one row of features is read off it.
+
+    Attributes:
+        source: the folder or hub id, as given.
+        pooling: mean or last for texts, pooled or mean for images.
+        width: features a row.
+    """
+
+    source: str
+    checkpoint: Checkpoint
+    reader: Reader
+    module: Any
+    pooling: str
+    width: int
+    batch_size: int
+
+    @classmethod
+    def open(
+        cls,
+        source: str | Path | Checkpoint,
+        *,
+        pooling: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_length: int = 128,
+        batch_size: int = 32,
+    ) -> "Encoder":
+        """Load the model and try it on one input.
+
+        Args:
+            source: a masked or causal language model, classifier or bare encoder; or an image model: CLIP, ViT, DINOv2,
+                ResNet, ConvNeXt and so on. Which of the two follows from what the transformers class takes.
+            pooling: by default mean for an encoder of text and last for a causal decoder; for an image model pooled where
+                the checkpoint has such an output, else mean.
+            device: as torch names them; default CUDA when there is one, else the CPU.
+            dtype: float32 (default), bfloat16, float16 or float64, to compute in; features are float32.
+
+        Raises:
+            CheckpointError: no such model, tensors, tokenizer or image processor, or no features come of it.
+            OptionError: an option out of its range.
+        """
+        if batch_size < 1:
+            raise OptionError(f"--batch-size {batch_size} is less than 1: raise it")
+        place, precision, checkpoint = pick_device(device), pick_dtype(dtype), open_checkpoint(source)
+        if checkpoint.config.get("is_encoder_decoder"):
+            raise CheckpointError(f"{checkpoint} is an encoder-decoder: use an encoder or a decoder")
+        with _quiet():
+            module, has_pooler = _load_body(checkpoint, precision)
+            module = module.to(place).eval().requires_grad_(False)
+            reader = _reader(checkpoint, module, has_pooler, max_length)
+        if pooling is not None and pooling not in reader.poolings:
+            raise OptionError(
+                f"--pooling {pooling} doesn't go with {reader.kind}s: give {' or '.join(reader.poolings)}"
+            )
+        try:
+            with torch.inference_mode():
+                pooling = reader.pick_pooling(pooling)
+                # Twice: a few models drop patches at random even in evaluation mode.
+                trial, again = (reader.features(reader.prepare([reader.trial]), pooling) for _ in range(2))
+        except Exception as error:  # anything a model can raise on inputs that aren't the ones it wants
+            raise CheckpointError(
+                f"{checkpoint}: a {type(module).__name__} can't encode {reader.kind}s ({_first_line(error)})"
+            ) from error
+        if not bool(torch.isfinite(trial).all()):
+            raise CheckpointError(f"{checkpoint} gives features of NaN or infinity: fetch it again or change --dtype")
+        if not alike(trial, again):
+            raise CheckpointError(
+                f"{checkpoint}: a {type(module).__name__} gives other features each time: use another encoder"
+            )
+        return cls(str(source), checkpoint, reader, module, pooling, trial.shape[1], batch_size)
+
+    @classmethod
+    def from_spec(
+        cls, spec: Mapping[str, Any], *, source: str | Path | Checkpoint | None = None, device: str | None = None
+    ) -> "Encoder":
+        """Open what `spec()` described, or `source` in its place; raises CheckpointError if that gives other features."""
+        try:
+            options = {key: spec[key] for key in ("pooling", "dtype", "max_length") if spec[key] is not None}
+            named, fingerprint = spec["source"], spec["fingerprint"]
+        except KeyError as error:
+            raise CheckpointError(f"the description of an encoder lacks {error}: make it again") from None
+        encoder = cls.open(named if source is None else source, device=device, **options)
+        if encoder.fingerprint != fingerprint:
+            raise CheckpointError(
+                f"{encoder.source} isn't the encoder used before: its weights, config, tokenizer or image processor differ; give that one"
+            )
+        return encoder
+
+    def spec(self) -> dict[str, Any]:
+        """What `from_spec` needs to open this encoder again; plain JSON."""
+        return {
+            "source": self.source,
+            "kind": self.kind,
+            "pooling": self.pooling,
+            "width": self.width,
+            "max_length": self.max_length,
+            "dtype": self.dtype,
+            "fingerprint": self.fingerprint,
+        }
+
+    @property
+    def kind(self) -> str:
+        """What it takes: text or image."""
+        return self.reader.kind
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens after which a text is cut; None for images."""
+        return self.reader.max_length
+
+    @property
+    def dtype(self) -> str:
+        """What the model computes in."""
+        return str(self.module.dtype).removeprefix("torch.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the map from inputs to features: SHA-256 over weights, config, tokenizer or image processor, and options."""
+        files = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in self.checkpoint.folder.iterdir()
+            if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in self.reader.files)
+        }
+        marks = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")  # what saving again changes
+        config = {key: value for key, value in self.checkpoint.config.items() if key not in marks}
+        options = [self.kind, self.pooling, self.max_length, self.dtype]
+        content = json.dumps([self.checkpoint.fingerprint, config, files, options], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def encode(self, inputs: Sequence[Input], progress: Progress = silent) -> Float32[np.ndarray, "N D"]:
+        """Features of each input, in their order.
+
+        Args:
+            inputs: texts or pairs of texts; or image files, PIL images or uint8 arrays [height, width (, channels)].
+
+        Raises:
+            TaskError: an input that can't be read, or is of another kind.
+        """
+        features = np.empty((len(inputs), self.width), np.float32)
+        rows = self.reader.prepare(inputs)
+        # Similar sizes together, the longest first: what fits in memory at all then fits at once.
+        order = sorted(range(len(rows)), key=lambda number: -self.reader.size(rows[number]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            with torch.inference_mode():
+                found = self.reader.features([rows[number] for number in batch], self.pooling)
+            features[batch] = found.cpu().numpy()
+            progress(start + len(batch), len(order), "encoding")
+        return features
+
+    def digests(self, inputs: Sequence[Input]) -> UInt64[np.ndarray, " N"]:
+        """A hash of each input's content (xxh3-64)."""
+        return text_digests(inputs) if self.kind == "text" else image_digests(inputs)
+
+
+def cached_features(
+    encoder: Encoder, inputs: Sequence[Input], progress: Progress = silent
+) -> Float32[np.ndarray, "N D"]:
+    """`encoder.encode`, looked up first under `$SURGERY_CACHE` (default ~/.cache/surgery), in `features/`.
+
+    Finished parts are kept until the whole is there, so an interrupted run goes on where it stopped. A cache that is
+    damaged, or can't be written to, costs time and nothing else.
+    """
+    folder = Path(os.environ.get("SURGERY_CACHE") or "~/.cache/surgery").expanduser() / "features"
+    key = hashlib.sha256(encoder.fingerprint.encode() + encoder.digests(inputs).tobytes()).hexdigest()
+    whole = folder / f"{key}.safetensors"
+    features = _cached(whole, len(inputs), encoder.width)
+    if features is not None:
+        return features
+    features = np.empty((len(inputs), encoder.width), np.float32)
+    parts = {start: folder / f"{key}.{start}.safetensors" for start in range(0, len(inputs), _CHUNK)}
+    for start, part in parts.items():
+        chunk = inputs[start : start + _CHUNK]
+        found = _cached(part, len(chunk), encoder.width)
+        if found is None:
+            found = encoder.encode(chunk, _shifted(progress, start, len(inputs)))
+            if len(parts) > 1:
+                _keep(part, found)
+        features[start : start + len(chunk)] = found
+    _keep(whole, features)
+    for part in parts.values():
+        with suppress(OSError):
+            part.unlink()
+    return features
+
+
+def _shifted(progress: Progress, start: int, total: int) -> Progress:
+    return lambda done, _, line: progress(start + done, total, line)
+
+
+def _keep(file: Path, features: Float32[np.ndarray, "N D"]) -> None:
+    digest = np.array([xxhash.xxh3_64_intdigest(features.data)], np.uint64)
+    with suppress(OSError):
+        replace_bytes(file, save({"features": features, "digest": digest}))
+
+
+def _cached(file: Path, rows: int, width: int) -> Float32[np.ndarray, "N D"] | None:
+    """What `_keep` wrote, if it is whole and of this shape."""
+    try:
+        held = load(file.read_bytes())
+        features, digest = held["features"], held["digest"]
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    whole = features.shape == (rows, width) and features.dtype == np.float32
+    return features if whole and digest.tolist() == [xxhash.xxh3_64_intdigest(features.data)] else None
+
+
+def _load_body(checkpoint: Checkpoint, precision: torch.dtype) -> tuple[Any, bool]:
+    """The model without a head, and whether its pooler, if it has one, comes from the checkpoint."""
+    from transformers import AutoModel
+
+    try:
+        module, info = AutoModel.from_pretrained(
+            checkpoint.folder,
+            dtype=precision,
+            local_files_only=True,
+            output_loading_info=True,
+            weights_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # whatever the library raises on files it can't use
+        raise CheckpointError(f"{checkpoint}: transformers can't load it ({_first_line(error)})") from error
+    if missing := [name for name in info["missing_keys"] if "pooler" not in name]:
+        raise CheckpointError(
+            f"{checkpoint} lacks {len(missing)} tensors of a {type(module).__name__}, {min(missing)} first: fetch it again"
+        )
+    module.config.use_cache = False  # one pass each: a decoder needn't remember keys and values
+    return module, not info["missing_keys"]
+
+
+def _reader(checkpoint: Checkpoint, module: Any, has_pooler: bool, max_length: int) -> Reader:
+    """By what the class takes: pixels, alone or (CLIP and its kin) beside text; else token ids."""
+    if hasattr(module, "get_image_features") or module.main_input_name == "pixel_values":
+        from transformers import AutoImageProcessor
+
+        try:
+            # Always by Pillow: torchvision's resizing gives other pixels, so features would depend on what is installed.
+            processor = AutoImageProcessor.from_pretrained(
+                checkpoint.folder, backend="pil", local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # whatever the library raises on files it can't use
+            raise CheckpointError(
+                f"{checkpoint}: no image processor can be loaded from it ({_first_line(error)})"
+            ) from error
+        return ImageReader(module, processor, has_pooler)
+    if module.main_input_name != "input_ids":
+        raise CheckpointError(
+            f"{checkpoint}: a {type(module).__name__} takes {module.main_input_name}, neither text nor images: use another encoder"
+        )
+    return TextReader.of(module, load_tokenizer(checkpoint), max_length)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,194 @@
+"""Eraser: one edit of a bottleneck: which pairs, why, and what it takes to do and to undo it. It stays with the owner."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64, UInt8
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from surgery.errors import BottleneckError
+from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.unlearning.bottleneck import Bottleneck
+from surgery.unlearning.card import eraser_card
+from surgery.unlearning.storage import digest, read_arrays, read_json
+from surgery.unlearning.training import TrainingRows
+
+ERASER_FILE = "eraser.safetensors"
+_FORMAT = "surgery eraser 1"
+_ARRAYS = ("pairs", "old_entries", "new_entries", "old_states", "new_states", "positions")
+
+
+@dataclass(frozen=True, eq=False)
+class Eraser:
+    """What `unlearn` decides.
+
+    Attributes:
+        pairs: codebook * K + key of every pair that changes, in rising order.
+        old_entries, new_entries: rows of the table (values, or counts) of these pairs before and after.
+        old_states, new_states: likewise OPEN, CLOSED or SILENT.
+        positions: forgotten rows, as numbers of the training rows before the edit.
+        bottleneck: fingerprint of the bottleneck that it edits.
+        previous: hash of the edit before it; empty for the first.
+        edit: via, forget, rank, answer, keys, rule, seed and counts of what it touches; `class_rows` before and after.
+        report: provenance.
+    """
+
+    pairs: Int64[np.ndarray, " P"]
+    old_entries: Float32[np.ndarray, "P Y"] | Int32[np.ndarray, "P Y"]
+    new_entries: Float32[np.ndarray, "P Y"] | Int32[np.ndarray, "P Y"]
+    old_states: UInt8[np.ndarray, " P"]
+    new_states: UInt8[np.ndarray, " P"]
+    positions: Int64[np.ndarray, " R"]
+    source: TrainingRows
+    bottleneck: str
+    previous: str
+    edit: Mapping[str, Any]
+    report: Mapping[str, Any] = field(default_factory=dict)
+    loaded: bool = False
+
+    @cached_property
+    def rows(self) -> TrainingRows:
+        """The forgotten rows. Gathered when first wanted, so that deciding on an edit costs no copy of them."""
+        return self.source if self.loaded else self.source.take(self.positions)
+
+    @property
+    def masked(self) -> int:
+        """How many pairs it closes or silences."""
+        return int((self.new_states != self.old_states).sum())
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the whole edit and the one before it: 64 hex digits."""
+        content = {"edit": dict(self.edit), "bottleneck": self.bottleneck, "previous": self.previous}
+        total = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+        for name, array in sorted(self._arrays().items()):
+            total.update(json.dumps([name, str(array.dtype), list(array.shape), digest(array)]).encode())
+        return total.hexdigest()
+
+    def apply(self, bottleneck: Bottleneck) -> Bottleneck:
+        """The bottleneck with the pairs' values and the rows gone; raises BottleneckError for any other than it was made for."""
+        if bottleneck.fingerprint != self.bottleneck:
+            raise BottleneckError(self._refusal(bottleneck, "was made for"))
+        note = {
+            "hash": self.hash,
+            **{key: self.edit[key] for key in ("via", "forget", "rows", "masked", "keys_saw_them", "answer")},
+        }
+        training = bottleneck.need_training()
+        return replace(
+            self._put(bottleneck, self.new_entries, self.new_states, self.edit["class_rows"][1]),
+            training=training.without(self.positions),
+            history=(*bottleneck.history, note),
+        )
+
+    def undo(self, bottleneck: Bottleneck) -> Bottleneck:
+        """The bottleneck as it was, bit for bit.
+
+        Raises BottleneckError unless this edit is the last that was applied to it, and when the result isn't what the
+        edit was made on.
+        """
+        hashes = [edit["hash"] for edit in bottleneck.history]
+        if self.hash not in hashes:
+            raise BottleneckError(self._refusal(bottleneck, "can be taken back from"))
+        if hashes[-1] != self.hash:
+            later = len(hashes) - 1 - hashes.index(self.hash)
+            raise BottleneckError(
+                f"{later} later edit{'s' if later > 1 else ''} must be undone first: the last one is {hashes[-1][:16]}, this eraser is {self.hash[:16]}"
+            )
+        training = bottleneck.need_training()
+        changed = f"undoing edit {self.hash[:16]} doesn't give back the bottleneck {self.bottleneck[:16]}: one of the two was changed since"
+        if len(self.positions) and self.positions[-1] >= len(training) + len(self.positions):
+            raise BottleneckError(changed)
+        before = replace(
+            self._put(bottleneck, self.old_entries, self.old_states, self.edit["class_rows"][0]),
+            training=training.with_rows(self.positions, self.rows),
+            history=bottleneck.history[:-1],
+        )
+        if before.fingerprint != self.bottleneck:
+            raise BottleneckError(changed)
+        return before
+
+    def _put(self, bottleneck: Bottleneck, entries: NDArray, states: NDArray, class_rows: Any) -> Bottleneck:
+        table, state = bottleneck.table.copy(), bottleneck.selector.states.copy()
+        table.reshape(-1, table.shape[2])[self.pairs] = entries
+        bottleneck = replace(bottleneck, settings={**bottleneck.settings, "class_rows": class_rows})
+        if not len(states) or (state.reshape(-1)[self.pairs] == states).all():
+            return replace(bottleneck, table=table)
+        state.reshape(-1)[self.pairs] = states
+        return replace(bottleneck, table=table, selector=replace(bottleneck.selector, states=state))
+
+    def _refusal(self, bottleneck: Bottleneck, what: str) -> str:
+        hashes = [edit["hash"] for edit in bottleneck.history]
+        if self.hash in hashes and what.startswith("was"):
+            return f"edit {self.hash[:16]} is applied already: undo it first"
+        if bottleneck.fingerprint == self.bottleneck:
+            return f"edit {self.hash[:16]} isn't applied to this bottleneck (or is undone already): apply it first"
+        return (
+            f"eraser {self.hash[:16]} {what} bottleneck {self.bottleneck[:16]}"
+            f"{'' if what.startswith('was') else ' after the edit'}, and this one is {bottleneck.fingerprint[:16]}: use the eraser that lies beside it"
+        )
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `eraser.safetensors`, `report.json` and a card."""
+        with new_folder(Path(folder), overwrite=overwrite) as staged:
+            self.write(staged)
+        return Path(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write the files into an empty folder."""
+        replace_bytes(folder / ERASER_FILE, save(self._arrays()))
+        head = {
+            "format": _FORMAT,
+            "hash": self.hash,
+            "bottleneck": self.bottleneck,
+            "previous": self.previous,
+            "edit": dict(self.edit),
+        }
+        replace_json(folder / "report.json", {**head, **self.report})
+        replace_bytes(folder / "README.md", eraser_card(self).encode())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Eraser":
+        """Read an eraser's folder; raises BottleneckError for anything else, and for a damaged one."""
+        folder = Path(folder)
+        report = read_json(folder / "report.json")
+        if report.get("format") != _FORMAT:
+            raise BottleneckError(f"{folder} isn't a {_FORMAT}'s folder: name one that `surgery unlearn` wrote")
+        arrays = read_arrays(folder / ERASER_FILE)
+        try:
+            rows = TrainingRows(
+                **{name.removeprefix("rows."): array for name, array in arrays.items() if name.startswith("rows.")}
+            )
+            head = {key: report.pop(key) for key in ("format", "hash", "bottleneck", "previous", "edit")}
+            eraser = cls(
+                **{name: arrays[name] for name in _ARRAYS},
+                source=rows,
+                bottleneck=head["bottleneck"],
+                previous=head["previous"],
+                edit=head["edit"],
+                report=report,
+                loaded=True,
+            )
+            changed = eraser.hash != head["hash"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BottleneckError(
+                f"{folder} is damaged ({error!r}): use the copy that was made with the edit"
+            ) from None
+        if changed:
+            raise BottleneckError(
+                f"{folder} was changed since it was written: use the copy that was made with the edit"
+            )
+        return eraser
+
+    def _arrays(self) -> dict[str, NDArray]:
+        own = {name: getattr(self, name) for name in _ARRAYS}
+        rows = {
+            f"rows.{name}": getattr(self.rows, name) for name in ("features", "ids", "targets", "digests", "placed")
+        }
+        return own | rows

@@ -1,0 +1,201 @@
+"""unlearn(): which pairs to mask, which values to refit, which counts to take back."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64
+from numpy.typing import NDArray
+
+from surgery.errors import OptionError, TaskError
+from surgery.models import pick_device
+from surgery.progress import Progress, silent
+from surgery.provenance import provenance
+from surgery.unlearning.bottleneck import Bottleneck
+from surgery.unlearning.eraser import Eraser
+from surgery.unlearning.ranking import ANSWERS, RANKS, ForgetSet
+from surgery.unlearning.selection import CLOSED, OPEN, SILENT
+from surgery.unlearning.values import count
+
+VIAS = ("activations", "examples", "refit", "counts")
+
+
+def unlearn(
+    bottleneck: Bottleneck,
+    forget: int | str | np.integer | NDArray | Sequence[int] | Sequence[str] | None = None,
+    *,
+    rows: Sequence[int] | NDArray | None = None,
+    via: str = "activations",
+    keys: int | None = None,
+    examples: int | None = None,
+    rank: str = "influence",
+    answer: str = "next",
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> Eraser:
+    """Decide on the edit that makes a bottleneck forget classes, or single training rows. Nothing is changed yet.
+
+    By `activations` (Shah et al., Unlearning via Sparse Representations, section 4): mask the pairs that matter most to
+    the forget rows. By `examples` (ibid.): mask every pair that some forget rows select. By `refit`: the values that SGD
+    gives without the rows. By `counts`: the rows taken out of the integers that counted values follow from, which equals
+    counting without them bit for bit.
+
+    Args:
+        forget: a class, or several. `rows`: numbers of training rows instead; `bottleneck.training.find` gives those of
+            rows with certain content.
+        keys: for `activations`, how many pairs to mask; by default as few as `ForgetSet.fewest` finds enough.
+        examples: for `examples`, how many forget rows, drawn by `seed`; by default likewise.
+        rank: what `activations` orders pairs by: `influence`, the sum of what a pair says for the class over the forget
+            rows that select it, by one more than the other rows that do; `count`, the forget rows that select it (as
+            published); or `purity`, their share of all rows that do.
+        answer: what becomes of a row nearest to a masked key: the `next` open key answers, or the codebook `drop`s out.
+
+    Raises:
+        OptionError: an option out of its range, or more keys than the forget rows select.
+        TaskError: an unknown class, no rows to forget, or all of them.
+        BottleneckError: a bottleneck without its training rows.
+    """
+    for name, given, known in (("--via", via, VIAS), ("--rank", rank, RANKS), ("--answer", answer, ANSWERS)):
+        if given not in known:
+            raise OptionError(f"{name} {given} isn't one of {', '.join(known)}")
+    for name, number, wanted in (("--keys", keys, "activations"), ("--examples", examples, "examples")):
+        if number is not None and via != wanted:
+            raise OptionError(f"{name} is an option of --via {wanted}: leave it out with --via {via}")
+        if number is not None and number < 1:
+            raise OptionError(f"{name} {number} must be at least 1")
+    if via == "counts" and not bottleneck.counted:
+        raise OptionError("--via counts needs counted values: fit the bottleneck with --values counts")
+    fingerprint = bottleneck.fingerprint  # known after loading or fitting, or found once for all edits
+    began = time.perf_counter()
+    classes, positions = _forget_set(bottleneck, forget, rows)
+    training, place = bottleneck.need_training(), pick_device(device)
+    states = bottleneck.selector.states.reshape(-1)
+    table = bottleneck.table.reshape(len(states), -1)
+    forgotten = ForgetSet(bottleneck, positions, classes, place, progress)
+    rule, class_rows = None, bottleneck.settings["class_rows"]
+    if via == "activations":
+        pairs, rule = _by_activations(forgotten, keys, rank, answer)
+    elif via == "examples":
+        pairs, examples, rule = _by_examples(forgotten, examples, answer, seed)
+    elif via == "refit":
+        stay = np.delete(np.arange(len(training)), positions)
+        after = bottleneck.refit_table(stay, device=place).reshape(table.shape)
+        after[states != OPEN] = 0  # masked pairs keep nothing
+        class_rows = training.class_rows(table.shape[1], stay) if class_rows else None
+        pairs = np.flatnonzero((after != table).any(1))
+    else:
+        taken = count(training.ids[positions], forgotten.targets, bottleneck.table.shape[1], table.shape[1])
+        taken = taken.reshape(table.shape)
+        taken[states != OPEN] = 0  # what they held is gone
+        gone = training.class_rows(table.shape[1], positions)
+        class_rows = [before - less for before, less in zip(class_rows, gone, strict=True)]
+        pairs = np.flatnonzero(taken.any(1))
+    masks = via in ("activations", "examples")
+    old, old_states = table[pairs], states[pairs]
+    if masks:
+        new, new_states = np.zeros_like(old), np.full_like(old_states, CLOSED if answer == "next" else SILENT)
+    else:
+        new, new_states = after[pairs] if via == "refit" else old - taken[pairs], old_states
+    edit = {
+        "via": via,
+        "forget": [bottleneck.classes[number] for number in classes],
+        "rows": len(positions),
+        "pairs": len(pairs),
+        "of_pairs": len(states),
+        "active": len(forgotten.active),
+        "masked": len(pairs) if masks else 0,
+        "rank": rank if via == "activations" else None,
+        "answer": answer if masks else None,
+        "examples": examples,
+        "rule": rule,
+        "keys_saw_them": len(training.saw(positions)),
+        "class_rows": [bottleneck.settings["class_rows"], class_rows],
+        "seed": seed,
+    }
+    seconds = time.perf_counter() - began
+    asked = {"forget": edit["forget"], "rows": len(positions), "via": via, "keys": keys, "examples": edit["examples"]}
+    report = provenance(call={"unlearn": asked}, inputs={"bottleneck": fingerprint}, seed=seed)
+    return Eraser(
+        pairs,
+        old,
+        new,
+        old_states,
+        new_states,
+        positions,
+        training,
+        fingerprint,
+        bottleneck.history[-1]["hash"] if bottleneck.history else "",
+        edit,
+        report | {"seconds": round(seconds, 5)},
+    )
+
+
+def _forget_set(
+    bottleneck: Bottleneck,
+    forget: int | str | np.integer | NDArray | Sequence[int] | Sequence[str] | None,
+    rows: Sequence[int] | NDArray | None,
+) -> tuple[Int64[np.ndarray, " F"], Int64[np.ndarray, " R"]]:
+    """Numbers of the classes and of the training rows."""
+    if (forget is None) == (rows is None):
+        raise OptionError("give --forget (forget=) or --forget-rows (rows=), one of the two")
+    training = bottleneck.need_training()
+    if rows is not None:
+        given = np.asarray(rows)
+        if not given.size:
+            raise TaskError("there are no rows to forget: name at least one")
+        if given.dtype.kind not in "iu":
+            raise TaskError(f"rows to forget are of type {given.dtype}: give their numbers, counted from 0")
+        positions = np.unique(given.astype(np.int64))
+        if positions[0] < 0 or positions[-1] >= len(training):
+            raise TaskError(
+                f"row {positions[0] if positions[0] < 0 else positions[-1]} isn't one of the {len(training):,} training rows, counted from 0"
+            )
+        classes = np.empty(0, np.int64)
+    else:
+        names: list[int | str] = [] if forget is None else np.atleast_1d(np.asarray(forget)).tolist()
+        if not names:
+            raise TaskError("there is no class to forget: name at least one")
+        number: dict[int | str, int] = {str(name): index for index, name in enumerate(bottleneck.classes)}
+        number |= {name: index for index, name in enumerate(bottleneck.classes)}
+        for name in names:
+            if name not in number:
+                raise TaskError(f"no class {name!r} in this bottleneck: it knows {_listed(bottleneck.classes)}")
+        classes = np.unique([number[name] for name in names])
+        positions = np.flatnonzero(np.isin(training.targets, classes))
+        if gone := [bottleneck.classes[c] for c in classes if not (training.targets == c).any()]:
+            raise TaskError(f"class {gone[0]!r} has no training rows left: it was forgotten before")
+    if len(positions) == len(training):
+        raise TaskError("that is every training row: leave something to remember")
+    return classes, positions
+
+
+def _by_activations(forgotten: ForgetSet, keys: int | None, rank: str, answer: str) -> tuple[NDArray, str]:
+    active = len(forgotten.active)
+    if keys is not None and keys > active:
+        raise OptionError(
+            f"--keys {keys:,} is more than the {active:,} pairs that the forget rows select: ask for fewer, or leave it out"
+        )
+    scores = forgotten.scores(rank)
+    if keys is not None:
+        return forgotten.best(scores, keys), "given"
+    most = int((scores > 0).sum())
+    number, rule = forgotten.fewest(most, lambda number: forgotten.best(scores, number), answer)
+    return forgotten.best(scores, number), rule
+
+
+def _by_examples(forgotten: ForgetSet, examples: int | None, answer: str, seed: int) -> tuple[NDArray, int, str]:
+    total = len(forgotten.positions)
+    if examples is not None and examples > total:
+        raise OptionError(
+            f"--examples {examples:,} is more than the {total:,} forget rows: ask for fewer, or leave it out"
+        )
+    order = np.random.default_rng([seed, 3]).permutation(total)
+    if examples is not None:
+        return forgotten.pairs_of(order[:examples]), examples, "given"
+    number, rule = forgotten.fewest(total, lambda number: forgotten.pairs_of(order[:number]), answer)
+    return forgotten.pairs_of(order[:number]), number, rule
+
+
+def _listed(classes: Sequence[int | str]) -> str:
+    return ", ".join(map(str, classes[:12])) + (", ..." if len(classes) > 12 else "")

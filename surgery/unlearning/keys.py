@@ -1,0 +1,146 @@
+"""Where a bottleneck's keys lie: fixed projections of the features, and points in them found without labels."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from numpy.typing import NDArray
+
+from surgery.errors import OptionError
+from surgery.progress import Progress, silent
+from surgery.unlearning.selection import MOST_KEYS, Selector, nearest_keys
+
+KeyMethod = Literal["kmeans", "ema", "sample"]
+KEY_METHODS = ("kmeans", "ema", "sample")
+
+_ROUNDS = 12  # of k-means: what further ones move is below what another seed moves
+_EPOCHS, _DECAY, _BATCH, _DEAD = 10, 0.95, 256, 0.05
+
+
+def random_projections(width: int, codebooks: int, d: int, seed: int) -> Float32[np.ndarray, "C D d"]:
+    """Gaussian maps that keep squared lengths on average, one a codebook (Shah et al. 2023, section 4)."""
+    if d > width:
+        raise OptionError(f"--key-dim {d} is more than the {width} features: lower it")
+    drawn = np.random.default_rng([seed, 0]).standard_normal((codebooks, width, d), np.float32)
+    return drawn / np.float32(np.sqrt(d))
+
+
+def segments(width: int, codebooks: int, d: int) -> Float32[np.ndarray, "C D d"]:
+    """Codebook c sees features c*d to (c+1)*d-1 and no others, as in the published text experiments."""
+    if codebooks * d > width:
+        raise OptionError(
+            f"{codebooks} disjoint segments of {d} features need {codebooks * d}, and there are {width}: lower --codebooks or --key-dim, or project"
+        )
+    maps = np.zeros((codebooks, width, d), np.float32)
+    for codebook in range(codebooks):
+        maps[codebook, codebook * d + np.arange(d), np.arange(d)] = 1
+    return maps
+
+
+def fit_keys(
+    features: Float32[np.ndarray, "N D"],
+    projections: Float32[np.ndarray, "C D d"],
+    keys: int,
+    *,
+    method: KeyMethod = "kmeans",
+    seed: int = 0,
+    device: torch.device | None = None,
+    progress: Progress = silent,
+) -> Selector:
+    """Place every codebook's keys, one codebook at a time, without labels.
+
+    Args:
+        method: `kmeans` (Lloyd's rounds from rows drawn at random), `ema` (moving averages over batches, as published) or
+            `sample` (rows drawn at random and left there). Keys that no row is nearest to move to a row that is far
+            from its own key.
+
+    Raises:
+        OptionError: more keys than rows to place them by, or than a uint16 can name.
+    """
+    if method not in KEY_METHODS:
+        raise OptionError(f"--key-init {method} isn't one of {', '.join(KEY_METHODS)}")
+    if not 2 <= keys <= min(MOST_KEYS, len(features)):
+        raise OptionError(
+            f"--keys {keys} must lie between 2 and {min(MOST_KEYS, len(features)):,}: the {len(features):,} rows that place them, and {MOST_KEYS:,} at most"
+        )
+    codebooks, _, d = projections.shape
+    center = features.mean(0, dtype=np.float64).astype(np.float32)
+    centered = features - center
+    placed = np.empty((codebooks, keys, d), np.float32)
+    for codebook in range(codebooks):
+        random = np.random.default_rng([seed, 1, codebook])
+        queries = centered @ projections[codebook]
+        start = queries[random.permutation(len(queries))[:keys]]
+        if method == "kmeans":
+            start = _kmeans(queries, start, random, device)
+        elif method == "ema":
+            start = _moving_average(queries, start, random, device)
+        placed[codebook] = start
+        progress(codebook + 1, codebooks, "placing keys")
+    return Selector(center, projections, placed, np.zeros((codebooks, keys), np.uint8))
+
+
+def _kmeans(queries: NDArray, keys: NDArray, random: np.random.Generator, device: torch.device | None) -> NDArray:
+    before = None
+    for _ in range(_ROUNDS):
+        ids = _nearest(queries, keys, device)
+        if before is not None and np.array_equal(ids, before):
+            break
+        before = ids
+        counts, sums = _totals(queries, ids, len(keys))
+        used = counts > 0
+        keys = keys.copy()
+        keys[used] = (sums[used] / counts[used, None]).astype(np.float32)
+        if not used.all():
+            keys[~used] = _far_rows(queries, keys[ids], int((~used).sum()), random)
+    return keys
+
+
+def _moving_average(
+    queries: NDArray, keys: NDArray, random: np.random.Generator, device: torch.device | None
+) -> NDArray:
+    keys = keys.copy()
+    weight, total = np.ones(len(keys)), keys.astype(np.float64)
+    for _ in range(_EPOCHS):
+        order = random.permutation(len(queries))
+        for start in range(0, len(order), _BATCH):
+            batch = queries[order[start : start + _BATCH]]
+            ids = _nearest(batch, keys, device)
+            counts, sums = _totals(batch, ids, len(keys))
+            weight = _DECAY * weight + (1 - _DECAY) * counts
+            total = _DECAY * total + (1 - _DECAY) * sums
+            keys = (total / weight[:, None]).astype(np.float32)
+            dead = np.flatnonzero(weight < _DEAD * len(batch) / len(keys))
+            if len(dead):
+                keys[dead] = _far_rows(batch, keys[ids], len(dead), random)
+                weight[dead], total[dead] = 1, keys[dead]
+    return keys
+
+
+def _nearest(queries: NDArray, keys: NDArray, device: torch.device | None) -> NDArray:
+    d = keys.shape[1]
+    still = Selector(
+        np.zeros(d, np.float32), np.eye(d, dtype=np.float32)[None], keys[None], np.zeros((1, len(keys)), np.uint8)
+    )
+    step = max(1, (1 << 20) // len(keys))
+    parts = [
+        nearest_keys(queries[None, start : start + step], still.products, device=device)[0, :, 0]
+        for start in range(0, len(queries), step)
+    ]
+    return np.concatenate(parts)
+
+
+def _totals(queries: NDArray, ids: NDArray, keys: int) -> tuple[NDArray, NDArray]:
+    """Rows a key, and their sums in float64: bincount adds in order, so that the same rows give the same bits."""
+    counts = np.bincount(ids, minlength=keys)
+    sums = [np.bincount(ids, weights=queries[:, axis], minlength=keys) for axis in range(queries.shape[1])]
+    return counts, np.stack(sums, 1)
+
+
+def _far_rows(queries: NDArray, own: NDArray, count: int, random: np.random.Generator) -> NDArray:
+    """Rows drawn in proportion to the squared distance from their key."""
+    away = ((queries - own) ** 2).sum(1, dtype=np.float64)
+    chance = away / away.sum() if away.sum() > 0 else None
+    replace = count > int((away > 0).sum()) or count > len(queries)
+    return queries[random.choice(len(queries), count, replace=replace, p=None if replace else chance)]

@@ -1,0 +1,130 @@
+"""Report: what `verify` found, as fields to read, one table, JSON and figures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.errors import BottleneckError
+from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.unlearning.storage import read_json
+
+_FORMAT = "surgery unlearning report 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What is gone, what stayed, and what an attacker can tell.
+
+    Attributes:
+        content: everything, as it is saved. `content["points"]` has one entry for each of before, after, refitted and
+            the baselines: `forget_accuracy`, `retain_accuracy`, `per_class`, `abstained`, `membership`.
+    """
+
+    content: Mapping[str, Any]
+
+    @property
+    def forget_accuracy(self) -> float:
+        """Accuracy on what was forgotten, after the edit: test rows of the classes, or the very rows for single rows."""
+        return self.after["forget_accuracy"]
+
+    @property
+    def retain_accuracy(self) -> float:
+        """Accuracy on all other test rows, after the edit."""
+        return self.after["retain_accuracy"]
+
+    @property
+    def before(self) -> Mapping[str, Any] | None:
+        """Figures before the edits; None when no eraser could tell them."""
+        return self.content["points"].get("before")
+
+    @property
+    def after(self) -> Mapping[str, Any]:
+        """Figures after the edits."""
+        return self.content["points"]["after"]
+
+    @property
+    def refitted(self) -> Mapping[str, Any]:
+        """Figures of the bottleneck whose values never saw the forgotten rows: what the others are compared with."""
+        return self.content["points"]["refitted"]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What must be said with the figures, one sentence each."""
+        return self.content["remarks"]
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the table."""
+        return [
+            "",
+            "forgotten",
+            "retained",
+            "against refitted",
+            "membership AUC (loss)",
+            "by masked share",
+            "by shadows",
+            "examples to relearn",
+            "seconds",
+        ]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Of the table: accuracies in percent, areas under the ROC curve with 95% intervals."""
+        reference = self.refitted["retain_accuracy"]
+        found = []
+        for name, point in self.content["points"].items():
+            attacks = point.get("membership", {})
+            found.append(
+                [
+                    name,
+                    _percent(point["forget_accuracy"]),
+                    _percent(point["retain_accuracy"]),
+                    f"{100 * (point['retain_accuracy'] - reference):+.1f}" if name != "refitted" else "",
+                    *(_area(attacks.get(attack)) for attack in ("loss", "masked_share", "likelihood_ratio")),
+                    _relearn(point),
+                    "" if point.get("seconds") is None else f"{point['seconds']:.3f}",
+                ]
+            )
+        return found
+
+    def markdown(self) -> str:
+        """The table and the remarks."""
+        lines = [f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
+        lines += [f"| {' | '.join(row)} |" for row in self.rows]
+        return "\n".join([*lines, "", *(f"- {remark}" for remark in self.remarks), ""])
+
+    def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
+        """Write `report.json`, `README.md` with the table, and figures."""
+        from surgery.unlearning.figures import draw
+
+        with new_folder(Path(folder), overwrite=overwrite) as staged:
+            replace_json(staged / "report.json", {"format": _FORMAT, **self.content})
+            drawn = draw(self.content, staged) if figures else []
+            page = [f"# Forgotten: {self.content['forgotten']}", "", self.markdown()]
+            page += [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in drawn]
+            replace_bytes(staged / "README.md", ("\n".join(page) + "\n").encode())
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Report":
+        """Read a saved report; raises BottleneckError for anything else."""
+        path = Path(folder) / "report.json"
+        content = read_json(path)
+        if content.pop("format", None) != _FORMAT:
+            raise BottleneckError(f"{path} isn't a {_FORMAT}'s: name a folder that `surgery bottleneck verify` wrote")
+        return cls(content)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _area(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{found['auc']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+
+
+def _relearn(point: Mapping[str, Any]) -> str:
+    if "relearn" not in point:
+        return ""
+    return str(point["relearn"]["examples"] or f"> {max(map(int, point['relearn']['curve']))}")

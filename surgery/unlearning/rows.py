@@ -1,0 +1,281 @@
+"""Labelled rows of features: out of a features file, from arrays, or made of texts and images by a frozen encoder."""
+
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from jaxtyping import Float32, UInt64
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from surgery.errors import OptionError, TaskError
+from surgery.progress import Progress, silent
+from surgery.tasks.examples import Columns, Example, read_examples
+from surgery.unlearning.encoders import Encoder, cached_features
+from surgery.unlearning.readers import Input, image_digests, text_digests
+
+Label = int | str
+
+_FILES = (".safetensors", ".npz")
+_FEATURES, _LABELS = ("features", "pixels", "X"), ("label", "labels", "y")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Feature rows that are finite, at least one, with or without labels.
+
+    Attributes:
+        features: one row an example.
+        labels: all integers or all strings; None where there are none.
+        digests: a hash of each row's content (xxh3-64), by which the same text, image file or raw feature row is found
+            again elsewhere.
+    """
+
+    features: Float32[np.ndarray, "N D"]
+    labels: tuple[Label, ...] | None
+    digests: UInt64[np.ndarray, " N"]
+
+    def __post_init__(self) -> None:
+        if not self.features.size:
+            raise TaskError(f"features of shape {self.features.shape} hold no rows: give at least one")
+        for what, values in (("labels", self.labels), ("digests", self.digests)):
+            if values is not None and len(values) != len(self):
+                raise TaskError(f"there are {len(self)} feature rows and {len(values)} {what}: give one for each row")
+        finite = np.isfinite(self.features).all(1)
+        if not finite.all():
+            row = int(finite.argmin())
+            wrong = "NaN" if np.isnan(self.features[row]).any() else "infinity"
+            raise TaskError(f"feature row {row}, counted from 0, holds {wrong}: leave it out or make it again")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, indices: Sequence[int] | NDArray[np.integer]) -> "Rows":
+        """The rows of these indices, in their order."""
+        numbers = np.asarray(indices, np.int64)
+        labels = None if self.labels is None else tuple(self.labels[number] for number in numbers)
+        return Rows(self.features[numbers], labels, self.digests[numbers])
+
+    @classmethod
+    def of(cls, X: Any, y: Any = None) -> "Rows":  # noqa: N803 (as scikit-learn calls them)
+        """Rows from arrays.
+
+        Args:
+            X: numbers [rows, ...] as a numpy array or a torch tensor; what follows the first axis is flattened, and
+                nothing is scaled: pixels stay 0 to 255.
+            y: integers or strings, one a row; an array, a tensor or a list.
+
+        Raises:
+            TaskError: numbers that aren't finite, labels of another type, lengths that differ.
+        """
+        given = X.detach().cpu() if isinstance(X, Tensor) else np.asarray(X)
+        if given.ndim < 2 or 0 in given.shape:
+            raise TaskError(f"features of shape {tuple(given.shape)} aren't rows: give two axes or more, and one row")
+        flat: Any = given.reshape(len(given), -1)
+        if isinstance(flat, Tensor):
+            raw = flat.contiguous().view(torch.uint8).numpy()  # bfloat16 has bytes in numpy, but no type
+            flat = flat.float().numpy() if flat.is_floating_point() else flat.numpy()
+        else:
+            raw = flat = np.ascontiguousarray(flat)
+        if flat.dtype.kind not in "iuf":
+            raise TaskError(f"features of type {flat.dtype} aren't numbers: give integers or floats")
+        with np.errstate(over="ignore"):  # it becomes infinity, which is refused by row
+            features = flat.astype(np.float32)
+        digests = np.array([xxhash.xxh3_64_intdigest(row.data) for row in raw], np.uint64)
+        return cls(features, None if y is None else _labels(y), digests)
+
+
+def read_rows(
+    source: str | Path,
+    *,
+    encoder: Encoder | None = None,
+    features: str | None = None,
+    features_file: str | Path | None = None,
+    columns: Columns | None = None,
+    labels_needed: bool = True,
+    progress: Progress = silent,
+) -> Rows:
+    """Read rows from a features file, or encode examples.
+
+    Args:
+        source: a .safetensors or .npz file with a tensor of features and one of labels (`label`, `labels` or `y`; integers
+            become names where a classes.json, a list of them, lies beside the file). Or examples, as `read_examples`
+            reads them. For an image encoder, a folder with one folder of images a class, or a file whose column `image`
+            holds paths, relative to the file.
+        encoder: makes features of examples; they are kept in the cache.
+        features: the tensor of a features file; default `features`, `pixels`, `X`, or the only one that fits.
+        features_file: take features from this file, row by row for the examples of `source`, in place of an encoder.
+        columns: which columns of examples hold what; `text` names that of the images too.
+        labels_needed: refuse rows without labels; otherwise they are None unless every row has one.
+
+    Raises:
+        TaskError: data that can't be read, or don't fit together.
+        OptionError: arguments that don't go together.
+    """
+    if encoder is not None and (features_file is not None or Path(source).suffix in _FILES):
+        raise OptionError(f"{features_file or source} holds features already: leave out --encoder")
+    if features is not None and features_file is None and Path(source).suffix not in _FILES:
+        raise OptionError(f"{source} is no features file that could hold a tensor {features}: leave that name out")
+    if Path(source).suffix in _FILES:
+        if features_file is not None or columns is not None:
+            raise OptionError(f"{source} is a features file: give no other one and no columns with it")
+        return _from_file(Path(source).expanduser(), features, labels_needed)
+    if features_file is not None:
+        path = Path(features_file).expanduser()
+        examples = read_examples(source, columns, labelled=labels_needed)
+        rows = _rows(path, _pick_features(path, _arrays(path), features), None)
+        if len(rows) != len(examples):
+            raise TaskError(
+                f"{path} holds {len(rows)} feature rows, but {source} has {len(examples)} examples: the k-th row must be that of the k-th example"
+            )
+        return Rows(rows.features, _given([e.label for e in examples]), text_digests([_input(e) for e in examples]))
+    if encoder is None:
+        raise OptionError(f"{source} holds no features: give --encoder, or a .safetensors or .npz file of features")
+    if encoder.kind == "image":
+        inputs, labels = _images(Path(source).expanduser(), columns or Columns(), labels_needed)
+    else:
+        examples = read_examples(source, columns, labelled=labels_needed)
+        inputs, labels = [_input(example) for example in examples], [example.label for example in examples]
+    return Rows(cached_features(encoder, inputs, progress), _given(labels), encoder.digests(inputs))
+
+
+def placed_by(rows: Rows, others: Rows | None) -> UInt64[np.ndarray, " M"]:
+    """Sorted digests of the rows that place the keys: the training rows themselves, or others.
+
+    One of the others that is a training row in other clothes, text here and features there, has that row's digest: else
+    forgetting it would pass for exact.
+    """
+    if others is None:
+        return np.sort(rows.digests)
+    known = dict(zip(_feature_digests(rows), rows.digests.tolist(), strict=True))
+    same = [known.get(own, given) for own, given in zip(_feature_digests(others), others.digests.tolist(), strict=True)]
+    return np.sort(np.array(same, np.uint64))
+
+
+def _feature_digests(rows: Rows) -> list[int]:
+    return [xxhash.xxh3_64_intdigest(row.data) for row in np.ascontiguousarray(rows.features)]
+
+
+def read_digests(
+    source: str | Path, *, kind: str = "text", features: str | None = None, columns: Columns | None = None
+) -> UInt64[np.ndarray, " N"]:
+    """The digests that `read_rows` gives rows of the same content, without the cost of encoding them.
+
+    Args:
+        kind: what examples are: `text` or `image`.
+    """
+    path = Path(source).expanduser()
+    if path.suffix in _FILES:
+        return _from_file(path, features, labels_needed=False).digests
+    if kind == "image":
+        return image_digests(_images(path, columns or Columns(), labels_needed=False)[0])
+    return text_digests([_input(example) for example in read_examples(source, columns, labelled=False)])
+
+
+def _labels(given: Any) -> tuple[Label, ...]:
+    listed = given.tolist() if isinstance(given, np.ndarray | Tensor) else list(given)
+    found = [label.item() if isinstance(label, np.generic) else label for label in listed]
+    for number, label in enumerate(found):
+        if isinstance(label, bool) or not isinstance(label, int | str):
+            raise TaskError(f"label {number}, counted from 0, is {label!r}: labels are integers or strings")
+        if isinstance(label, str) != isinstance(found[0], str):
+            raise TaskError(f"labels are {found[0]!r} and {label!r}: give all as integers or all as strings")
+    return tuple(found)
+
+
+def _given(labels: Sequence[str]) -> tuple[Label, ...] | None:
+    return tuple(labels) if all(labels) else None
+
+
+def _input(example: Example) -> Input:
+    return (example.text, example.text_pair) if example.text_pair else example.text
+
+
+def _images(source: Path, columns: Columns, labels_needed: bool) -> tuple[list[Input], list[str]]:
+    """Image files and their labels."""
+    if source.is_dir():
+        files = sorted(file for file in source.glob("[!.]*/[!.]*") if file.suffix.lower() in _IMAGES)
+        if not files:
+            raise TaskError(f"{source} holds no images: put {', '.join(_IMAGES)} files in one folder a class within it")
+        return list(files), [file.parent.name for file in files]
+    if not source.is_file():
+        raise TaskError(f"{source} isn't here: images come as a folder of classes, or as a file with a column of paths")
+    examples = read_examples(source, Columns(columns.text or "image", "", columns.label), labelled=labels_needed)
+    return [source.parent / Path(e.text).expanduser() for e in examples], [e.label for e in examples]
+
+
+def _from_file(path: Path, features: str | None, labels_needed: bool) -> Rows:
+    arrays = _arrays(path)
+    named = next((name for name in _LABELS if name in arrays), None)
+    if named is None and labels_needed:
+        raise TaskError(f"{path} holds no labels, only {_listed(arrays)}: call them label, labels or y")
+    rows = _rows(path, _pick_features(path, arrays, features), None if named is None else arrays[named])
+    classes = path.parent / "classes.json"
+    if rows.labels is None or isinstance(rows.labels[0], str) or not classes.exists():
+        return rows
+    return Rows(rows.features, _names(path, rows.labels, classes), rows.digests)
+
+
+def _rows(path: Path, features: Any, labels: Any) -> Rows:
+    try:
+        return Rows.of(features, labels)
+    except TaskError as error:
+        raise TaskError(f"{path}: {error}") from None
+
+
+def _names(path: Path, labels: Sequence[Any], classes: Path) -> tuple[Label, ...]:
+    try:
+        names = json.loads(classes.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TaskError(f"{classes} isn't readable JSON ({error}): give a list of names, or remove it") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TaskError(f"{classes} isn't a list of names: give one, or remove it")
+    if strange := [label for label in labels if not 0 <= label < len(names)]:
+        raise TaskError(
+            f"{path} holds the label {strange[0]}, but {classes} names only 0 to {len(names) - 1}: mend one"
+        )
+    return tuple(names[label] for label in labels)
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    """All of a features file by name; nothing pickled is read."""
+    if not path.is_file():
+        raise TaskError(f"{path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as opened:  # torch knows bfloat16, numpy doesn't
+                return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it isn't a mapping)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    except (OSError, SafetensorError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise TaskError(f"{path} can't be read as a features file ({error})") from error
+
+
+def _pick_features(path: Path, arrays: Mapping[str, Any], named: str | None) -> Any:
+    fits = [name for name, array in arrays.items() if array.ndim > 1 and _is_float_or_byte(array)]
+    if named is None:
+        named = next((name for name in _FEATURES if name in arrays), fits[0] if len(fits) == 1 else None)
+    if named is None:
+        raise TaskError(f"{path} holds {_listed(arrays)}, and no name says which is the features: give --feature NAME")
+    if named not in arrays:
+        raise TaskError(f"{path} holds no tensor {named}, only {_listed(arrays)}: name another")
+    return arrays[named]
+
+
+def _is_float_or_byte(array: Any) -> bool:
+    if isinstance(array, Tensor):
+        return array.is_floating_point() or array.dtype == torch.uint8
+    return array.dtype.kind == "f" or array.dtype == np.uint8
+
+
+def _listed(arrays: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {tuple(array.shape)}" for name, array in arrays.items()) or "nothing"

@@ -1,0 +1,114 @@
+"""The training rows that a bottleneck remembers: what its values can be refitted from, and rows taken out of."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64, UInt16, UInt64
+from numpy.typing import NDArray
+
+from surgery.errors import TaskError
+from surgery.unlearning.values import count
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRows:
+    """Rows as the values saw them.
+
+    Attributes:
+        features: for selecting again once keys are closed.
+        ids: the keys each row selected when all were open: all that values are learnt from.
+        targets: class numbers.
+        digests: 64-bit hashes of the rows' content, by which single rows are found.
+        placed: sorted digests of the rows that placed the keys.
+    """
+
+    features: Float32[np.ndarray, "N D"]
+    ids: UInt16[np.ndarray, "N C top"]
+    targets: Int64[np.ndarray, " N"]
+    digests: UInt64[np.ndarray, " N"]
+    placed: UInt64[np.ndarray, " M"]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def selections(self, keys: int) -> Int32[np.ndarray, "C K"]:
+        """How many rows select each pair."""
+        if keys not in self._counted:
+            self._counted[keys] = count(self.ids, np.zeros(len(self), np.int64), keys, 1)[:, :, 0]
+        return self._counted[keys]
+
+    @cached_property
+    def _counted(self) -> dict[int, NDArray]:
+        return {}
+
+    def class_rows(self, classes: int, rows: NDArray | None = None) -> list[int]:
+        """How many of these rows (default: all) are of each class."""
+        return np.bincount(self.targets if rows is None else self.targets[rows], minlength=classes).tolist()
+
+    def find(self, digests: UInt64[np.ndarray, " R"]) -> Int64[np.ndarray, " S"]:
+        """Numbers of all rows with these digests; raises TaskError, naming the first digest that no row has."""
+        unknown = ~np.isin(digests, self.digests)
+        if unknown.any():
+            raise TaskError(
+                f"row {int(unknown.argmax())} of those to forget, counted from 0, is none of the {len(self):,} training rows: give rows as they were in training"
+            )
+        return np.flatnonzero(np.isin(self.digests, digests))
+
+    def without(self, positions: Int64[np.ndarray, " R"]) -> "TrainingRows":
+        """The other rows; what placed the keys is forgotten with them."""
+        stay = np.ones(len(self), bool)
+        stay[positions] = False
+        gone = self.saw(positions)
+        placed = np.delete(self.placed, np.searchsorted(self.placed, gone) + _repeats(gone))
+        return TrainingRows(
+            self.features[stay], self.ids[stay], self.targets[stay], self.digests[stay], np.sort(placed)
+        )
+
+    def saw(self, positions: Int64[np.ndarray, " R"]) -> UInt64[np.ndarray, " S"]:
+        """Sorted digests of those rows that the keys were placed by, each as often as it was both there and here."""
+        asked, times = np.unique(self.digests[positions], return_counts=True)
+        there = np.searchsorted(self.placed, asked, "right") - np.searchsorted(self.placed, asked, "left")
+        return np.repeat(asked, np.minimum(times, there))
+
+    def with_rows(
+        self,
+        positions: Int64[np.ndarray, " R"],
+        rows: "TrainingRows",
+    ) -> "TrainingRows":
+        """The inverse of `without`: rows put back where they were."""
+        total = len(self) + len(rows)
+        back = np.zeros(total, bool)
+        back[positions] = True
+
+        def merge(ours: NDArray, theirs: NDArray) -> NDArray:
+            merged = np.empty((total, *ours.shape[1:]), ours.dtype)
+            merged[~back], merged[back] = ours, theirs
+            return merged
+
+        return TrainingRows(
+            merge(self.features, rows.features),
+            merge(self.ids, rows.ids),
+            merge(self.targets, rows.targets),
+            merge(self.digests, rows.digests),
+            np.sort(np.concatenate([self.placed, rows.placed])),
+        )
+
+    def take(self, positions: Int64[np.ndarray, " R"]) -> "TrainingRows":
+        """These rows, with what they did to the keys."""
+        return TrainingRows(
+            self.features[positions],
+            self.ids[positions],
+            self.targets[positions],
+            self.digests[positions],
+            self.saw(positions),
+        )
+
+
+def _repeats(ordered: NDArray) -> NDArray:
+    """0, 1, ... within each run of equal values."""
+    if not len(ordered):
+        return np.empty(0, np.int64)
+    starts = np.r_[True, ordered[1:] != ordered[:-1]]
+    numbers = np.arange(len(ordered))
+    return numbers - np.maximum.accumulate(np.where(starts, numbers, 0))

@@ -1,0 +1,183 @@
+"""What the keys say: a score for each class, learnt by SGD as published or in closed form from counts."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt16
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from surgery.errors import OptionError
+from surgery.unlearning.selection import OPEN
+
+_ROWS = 1024  # answered at once
+_SCRATCH = 1 << 22  # floats copied at once while values are changed
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """How values are learnt (Shah et al. 2023; their code's settings but for the clipping, which does nothing here).
+
+    A step adds `rate` times (target - probability) to each value a row selects. That is plain SGD on the cross-entropy
+    summed over the batch, with the 1/C of the average over codebooks left out of the gradient.
+
+    Attributes:
+        smoothing: the share of the target spread evenly over the classes.
+    """
+
+    rate: float = 0.3
+    epochs: int = 10
+    batch: int = 256
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not (self.rate > 0 and self.epochs >= 1 and self.batch >= 1 and 0 <= self.smoothing < 1):
+            raise OptionError(
+                f"{self}: rate must be positive, epochs and batch at least 1, smoothing at least 0 and below 1"
+            )
+
+
+# From the rows of a batch and their logits [B, classes] to what is added to each value they select [B, classes].
+Push = Callable[[Tensor, Tensor], Tensor]
+
+
+class Table:
+    """Values in the shape that training and answering want: one row a pair, and a last one for "no answer".
+
+    Args:
+        values: scores of every pair.
+        states: pairs that aren't OPEN give no answer.
+    """
+
+    def __init__(
+        self,
+        values: Float32[np.ndarray, "C K Y"],
+        states: UInt8[np.ndarray, "C K"],
+        device: torch.device | None = None,
+    ) -> None:
+        self._shape = values.shape
+        codebooks, keys, classes = values.shape
+        self._none = codebooks * keys
+        self._rows = torch.zeros(self._none + 1, classes, device=device)
+        self._rows[:-1] = torch.from_numpy(values).reshape(-1, classes)
+        self._first = torch.arange(codebooks, device=device)[:, None] * keys
+        self.close(states)
+
+    def close(self, states: UInt8[np.ndarray, "C K"]) -> None:
+        """Let the pairs that are OPEN answer, and no others."""
+        closed = torch.from_numpy(states.reshape(-1) != OPEN)
+        self._closed = torch.cat([closed, torch.tensor([True])]).to(self._rows.device) if bool(closed.any()) else None
+
+    @property
+    def values(self) -> Float32[np.ndarray, "C K Y"]:
+        """The scores as they are now."""
+        return self._rows[:-1].cpu().numpy().reshape(self._shape)
+
+    def answer(self, ids: UInt16[np.ndarray, "N C top"]) -> tuple[Float32[np.ndarray, "N Y"], Bool[np.ndarray, " N"]]:
+        """Mean score over the pairs that answer, and which rows none answers for (their scores are 0)."""
+        logits, abstained = [], []
+        for start in range(0, len(ids), _ROWS):
+            pairs = self._pairs(ids[start : start + _ROWS])
+            logits.append(self._mean(pairs).cpu().numpy())
+            abstained.append((pairs == self._none).all(1).cpu().numpy())
+        return np.concatenate(logits), np.concatenate(abstained)
+
+    def step(self, ids: UInt16[np.ndarray, "N C top"], rows: Tensor, push: Push) -> None:
+        """Add what `push` says to the values that these rows select."""
+        pairs = self._pairs(ids[rows.numpy()])
+        change = push(rows, self._mean(pairs))
+        few = max(1, _SCRATCH // (pairs.shape[1] * change.shape[1]))  # rows whose B x C x classes copy stays small
+        for some, theirs in zip(pairs.split(few), change.split(few), strict=True):
+            self._rows.index_add_(0, some.reshape(-1), theirs.repeat_interleave(pairs.shape[1], 0))
+        self._rows[self._none] = 0
+
+    def _pairs(self, ids: NDArray) -> Tensor:
+        found = torch.from_numpy(ids.astype(np.int64)).to(self._rows.device) + self._first
+        found = found.flatten(1)
+        return found if self._closed is None else found.masked_fill(self._closed[found], self._none)
+
+    def _mean(self, pairs: Tensor) -> Tensor:
+        # A sum that never builds B x C x classes. "No answer" adds 0; torch's own padding_idx is ten times as slow.
+        total = F.embedding_bag(pairs, self._rows, mode="sum")
+        if self._closed is None:
+            return total / pairs.shape[1]
+        return total / (pairs != self._none).sum(1, keepdim=True).clamp(min=1)
+
+
+def toward(targets: Int64[np.ndarray, " N"], classes: int, recipe: Sgd, device: torch.device | None = None) -> Push:
+    """The published objective: cross-entropy with smoothed targets."""
+    soft = torch.full((classes, classes), recipe.smoothing / classes, device=device)
+    soft += torch.eye(classes, device=device) * (1 - recipe.smoothing)
+    labels = torch.from_numpy(targets)
+
+    def push(rows: Tensor, logits: Tensor) -> Tensor:
+        return recipe.rate * (soft[labels[rows]] - logits.softmax(1))
+
+    return push
+
+
+def batches(rows: int, recipe: Sgd, seed: int) -> Iterator[Tensor]:
+    """Row numbers, mixed anew each epoch."""
+    random = np.random.default_rng([seed, 2])
+    for _ in range(recipe.epochs):
+        yield from torch.from_numpy(random.permutation(rows)).split(recipe.batch)
+
+
+def learn_values(
+    ids: UInt16[np.ndarray, "N C top"],
+    targets: Int64[np.ndarray, " N"],
+    states: UInt8[np.ndarray, "C K"],
+    classes: int,
+    recipe: Sgd,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> Float32[np.ndarray, "C K Y"]:
+    """Values by SGD from zero, from the ids of the keys that each row selects.
+
+    On a CPU the same rows, order and seed give the same bits; on CUDA sums are taken in any order.
+    """
+    table = Table(np.zeros((*states.shape, classes), np.float32), states, device)
+    push = toward(targets, classes, recipe, device)
+    for rows in batches(len(ids), recipe, seed):
+        table.step(ids, rows, push)
+    return table.values
+
+
+def count(
+    ids: UInt16[np.ndarray, "N C top"], targets: Int64[np.ndarray, " N"], keys: int, classes: int
+) -> Int32[np.ndarray, "C K Y"]:
+    """How many rows of each class select each pair."""
+    found = np.empty((ids.shape[1], keys * classes), np.int32)
+    for codebook in range(len(found)):
+        cells = ids[:, codebook].astype(np.intp) * classes + targets[:, None]
+        found[codebook] = np.bincount(cells.reshape(-1), minlength=keys * classes)
+    return found.reshape(-1, keys, classes)
+
+
+def from_counts(
+    counts: Int32[np.ndarray, "C K Y"], selections: Int64[np.ndarray, " Y"] | None = None
+) -> Float32[np.ndarray, "C K Y"]:
+    """Values in closed form: log of the share of a class among a pair's rows over its share among all rows.
+
+    One row's worth of the overall shares is added to every pair, so that a pair that no row selects says nothing. It is
+    a function of the integers alone, entry by entry: equal counts give equal bits.
+
+    Args:
+        selections: how many selections in a codebook are of rows of each class; by default what the counts say, which
+            is too few once masked pairs' counts are taken out.
+    """
+    rows = counts[0].sum(0, dtype=np.int64) if selections is None else selections
+    if not rows.any():
+        return np.zeros(counts.shape, np.float32)
+    overall = rows / rows.sum()
+    seen = overall > 0
+    values = np.full(counts.shape, 0, np.float32)
+    total = counts.sum(2, keepdims=True, dtype=np.int64) + 1
+    lift = np.log((counts[:, :, seen] + overall[seen]) / total / overall[seen])
+    values[:, :, seen] = lift
+    # A class without rows must lose against every class that has some.
+    values[:, :, ~seen] = lift.min() - 1 if not seen.all() else 0
+    return values

@@ -1,0 +1,315 @@
+"""verify(): what is gone, what stayed and what an attacker can tell, always beside the bottleneck refitted without the rows."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from surgery.errors import BottleneckError, OptionError
+from surgery.models import pick_device
+from surgery.progress import Progress, silent
+from surgery.provenance import provenance
+from surgery.tasks.examples import Columns
+from surgery.unlearning.bottleneck import Bottleneck
+from surgery.unlearning.curves import in_turn, shared_keys, sweep_keys
+from surgery.unlearning.encoders import Encoder
+from surgery.unlearning.eraser import Eraser
+from surgery.unlearning.exam import Exam
+from surgery.unlearning.membership import RocArea, confidences, likelihood_ratios, masked_share
+from surgery.unlearning.report import Report
+from surgery.unlearning.rivals import RIVALS, rival
+from surgery.unlearning.rows import Rows, read_rows
+from surgery.unlearning.selection import OPEN
+
+
+def verify(
+    bottleneck: Bottleneck,
+    edits: Eraser | Sequence[Eraser],
+    test: Any,
+    *,
+    baselines: bool = True,
+    shadows: int = 16,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Measure an edit, or a chain of them, on test rows.
+
+    Every figure stands beside that of the same keys with values refitted without the forgotten rows: without a class
+    the rest gets easier, so a comparison with "before" flatters.
+
+    Args:
+        bottleneck: as it was before the edits; or, with none at hand, as it is after them: then what needs the forgotten
+            rows (before, membership, relearning, baselines) is left out.
+        edits: an eraser, or several in the order they are applied; may be empty.
+        test: labelled `Rows`, a file that `read_rows` takes, or (features, labels).
+        baselines: fine-tuning, random labels, NegGrad+, SCRUB and logit masking on the same bottleneck too.
+        shadows: bottlenecks trained for the likelihood-ratio attack; 0 leaves it out.
+
+    Raises:
+        TaskError: test labels missing, or of a class that training never saw.
+        BottleneckError: edits that don't follow from the bottleneck.
+    """
+    place, began = pick_device(device), time.perf_counter()
+    chain = [edits] if isinstance(edits, Eraser) else list(edits)
+    states = [bottleneck]
+    for edit in chain:
+        states.append(edit.apply(states[-1]))
+    before, after = states[0], states[-1]
+    positions = _positions(before, chain)
+    classes = sorted({after.classes.index(name) for edit in after.history for name in edit["forget"]})
+    removed = before.need_training().take(positions) if chain else None
+    exam = Exam(after, _test_rows(after, test, device, progress), classes, removed, place)
+
+    models = {"before": before} if chain else {}
+    seconds: dict[str, float | None] = {"after": sum(edit.report["seconds"] for edit in chain) if chain else None}
+    models["after"] = after
+    timed = time.perf_counter()
+    models["refitted"] = after.refitted(np.arange(len(after.need_training())), device=place)
+    seconds["refitted"] = time.perf_counter() - timed
+    for name in RIVALS if baselines and chain else ():
+        progress(len(models), len(RIVALS) + 3, f"baseline {name}")
+        timed = time.perf_counter()
+        trained = rival(name, before, positions, np.array(classes, np.int64), seed, place)
+        if trained is not None:
+            models[name], seconds[name] = trained, time.perf_counter() - timed
+    points = {name: exam.point(model) | {"seconds": seconds.get(name)} for name, model in models.items()}
+    if chain:
+        _attack(points, models, exam, chain, shadows=shadows, seed=seed, device=place, progress=progress)
+    if chain and classes and points["before"]["forget_accuracy"]:
+        for name in ("after", "refitted"):
+            points[name]["relearn"] = exam.relearn(models[name], points["before"]["forget_accuracy"], seed)
+    identical = np.array_equal(after.values, models["refitted"].values) and bool((after.selector.states == OPEN).all())
+    content: dict[str, Any] = {
+        **provenance(
+            call={"verify": {"baselines": baselines, "shadows": shadows, "edits": [edit.hash for edit in chain]}},
+            inputs={"before": before.fingerprint, "after": after.fingerprint},
+            seed=seed,
+        ),
+        "forgotten": _what(after),
+        "history": [dict(edit) for edit in after.history],
+        "examples": {
+            "test": len(exam.rows),
+            "test_forgotten": int(exam.forgotten.sum()),
+            "retained": len(after.need_training()),
+            "forgotten": len(positions) if chain else None,
+        },
+        "classes": [str(name) for name in after.classes],
+        "points": points,
+        "probe": exam.probe(seed),
+        "bit_identical": identical,
+        "exact": identical and not any(edit["keys_saw_them"] for edit in after.history),
+    }
+    if chain:
+        content["shared_keys"] = shared_keys(before)
+        last = chain[-1].edit
+        if last["via"] == "activations" and len(chain) == 1:
+            options = {"rank": last["rank"], "answer": last["answer"]}
+            content["sweep"] = sweep_keys(
+                before, positions, exam, **options, seed=seed, device=place, progress=progress
+            )
+        if len(chain) > 1:
+            content["turns"] = in_turn(states, exam, place)
+    content["remarks"] = _remarks(content)
+    content["total_seconds"] = round(time.perf_counter() - began, 1)
+    return Report(content)
+
+
+def verify_folder(
+    folder: str | Path,
+    data: str | Path | None = None,
+    *,
+    features_file: str | Path | None = None,
+    features: str | None = None,
+    columns: Columns | None = None,
+    erasers: Sequence[str | Path] | None = None,
+    **options: Any,
+) -> Report:
+    """`verify` of a saved bottleneck after its edits.
+
+    Args:
+        data: labelled test rows as `read_rows` takes them, read by the bottleneck's own encoder.
+        features_file, features, columns: a file of features for these rows, which tensor in it, which columns of the data.
+        erasers: their folders, in any order; by default those that lie beside `folder` and belong to its history.
+    """
+    after = Bottleneck.load(folder)
+    chain = _chain(after, Path(folder), erasers)
+    before = after
+    for edit in reversed(chain):
+        before = edit.undo(before)
+    test = _read_test(
+        after,
+        data,
+        features_file=features_file,
+        features=features,
+        columns=columns,
+        device=options.get("device"),
+        progress=options.get("progress", silent),
+    )
+    return verify(before, chain, test, **options)
+
+
+def _read_test(
+    bottleneck: Bottleneck,
+    data: str | Path | None,
+    *,
+    features_file: str | Path | None = None,
+    features: str | None = None,
+    columns: Columns | None = None,
+    device: str | None = None,
+    progress: Progress = silent,
+) -> Rows:
+    """Rows read as the bottleneck's own were: by its encoder, or from a features file."""
+    source, beside = (features_file, None) if data is None else (data, features_file)
+    if source is None:
+        raise OptionError("there are no test rows: name them with --data or --features")
+    read = features_file is not None or Path(source).suffix in (".safetensors", ".npz")
+    encoder = None if read or bottleneck.encoder is None else Encoder.from_spec(bottleneck.encoder, device=device)
+    return read_rows(
+        source, encoder=encoder, features=features, features_file=beside, columns=columns, progress=progress
+    )
+
+
+def _test_rows(bottleneck: Bottleneck, test: Any, device: str | None, progress: Progress) -> Rows:
+    if isinstance(test, Rows):
+        return test
+    if isinstance(test, str | Path):
+        return _read_test(bottleneck, test, device=device, progress=progress)
+    return Rows.of(*test)
+
+
+def _chain(after: Bottleneck, folder: Path, erasers: Sequence[str | Path] | None) -> list[Eraser]:
+    """The erasers of a bottleneck's history, oldest first, as far back as they are at hand."""
+    wanted = [edit["hash"] for edit in after.history]
+    if erasers is not None:
+        given = {eraser.hash: eraser for eraser in map(Eraser.load, erasers)}
+        if strange := given.keys() - set(wanted):
+            raise BottleneckError(
+                f"eraser {min(strange)[:16]} isn't in the history of {folder}: name the one made with it"
+            )
+    else:
+        given = {}
+        for path in sorted(folder.absolute().parent.glob("*/report.json")):
+            try:
+                if json.loads(path.read_text(encoding="utf-8")).get("hash") in wanted:
+                    eraser = Eraser.load(path.parent)
+                    given[eraser.hash] = eraser
+            except (OSError, ValueError, AttributeError, BottleneckError):
+                continue  # someone else's file
+    chain: list[Eraser] = []
+    for number in reversed(wanted):
+        if number not in given:
+            break
+        chain.insert(0, given[number])
+    if erasers is not None and len(chain) < len(given):
+        raise BottleneckError("an eraser between those given is missing: name all back to the first, or none")
+    return chain
+
+
+def _positions(before: Bottleneck, chain: Sequence[Eraser]) -> Int64[np.ndarray, " R"]:
+    """Forgotten rows of all edits, as numbers of the training rows before the first."""
+    numbers = np.arange(len(before.need_training()))
+    gone = []
+    for edit in chain:
+        gone.append(numbers[edit.positions])
+        numbers = np.delete(numbers, edit.positions)
+    return np.sort(np.concatenate(gone)) if gone else np.empty(0, np.int64)
+
+
+def _attack(
+    points: dict[str, dict[str, Any]],
+    models: dict[str, Bottleneck],
+    exam: Exam,
+    chain: Sequence[Eraser],
+    *,
+    shadows: int,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Add `membership` to each point: the attacks, and how each differs from the same on the refitted bottleneck."""
+    suspects = exam.suspects()
+    if suspects is None:
+        return
+    pool, members = suspects.both, len(suspects.members)
+    area = RocArea(members, len(suspects.others), seed)
+    loss = {name: confidences(model, pool, device) for name, model in models.items()}
+    attacks = {"loss": loss}
+    if (models["after"].selector.states != OPEN).any():
+        attacks["masked_share"] = {"after": masked_share(models["after"], pool.ids)}
+    if shadows:
+        attacks["likelihood_ratio"] = likelihood_ratios(
+            models["before"],
+            models["after"].need_training(),
+            suspects,
+            _how(chain),
+            {name: loss[name] for name in ("before", "after", "refitted")},
+            shadows=shadows,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    for attack, scores in attacks.items():
+        for name, score in scores.items():
+            found: dict[str, Any] = area.of(score[:members], score[members:])
+            if "refitted" in scores and name != "refitted":
+                other = scores["refitted"]
+                pairs = [(s[:members], s[members:]) for s in (score, other)]
+                found["against_refitted"] = area.difference(*pairs)
+            points[name].setdefault("membership", {})[attack] = found
+
+
+def _how(chain: Sequence[Eraser]) -> dict[str, Any]:
+    """How shadows are to forget: as the last edit did, as large a share as all edits masked."""
+    edit = chain[-1].edit
+    if edit["via"] == "examples":
+        share = sum(e.edit["examples"] or 0 for e in chain) / sum(e.edit["rows"] for e in chain)
+    else:
+        share = sum(e.edit["masked"] for e in chain) / max(1, sum(e.edit["active"] for e in chain))
+    return {"via": edit["via"], "rank": edit["rank"], "answer": edit["answer"], "share": min(1.0, share)}
+
+
+def _what(after: Bottleneck) -> str:
+    parts = [
+        ", ".join(map(str, edit["forget"])) if edit["forget"] else f"{edit['rows']:,} single rows"
+        for edit in after.history
+    ]
+    return "; ".join(parts) or "nothing"
+
+
+def _remarks(content: dict[str, Any]) -> list[str]:
+    points, history = content["points"], content["history"]
+    found = [
+        f"Compare with the refitted bottleneck, not with before: on {content['examples']['test']:,} test rows it retains {100 * points['refitted']['retain_accuracy']:.1f}%."
+        if points["refitted"]["retain_accuracy"] is not None
+        else "Every test row is of a forgotten class: nothing is left to retain."
+    ]
+    saw = sum(edit["keys_saw_them"] for edit in history)
+    if content["exact"]:
+        found.append(
+            "Exact: the values equal, bit for bit, those refitted without the forgotten rows, and the keys were placed by other rows."
+        )
+    elif content["bit_identical"]:
+        found.append(
+            f"Not exact unlearning: the values equal those refitted without the rows, but {saw:,} of the rows placed the keys; fit with --keys-from other rows."
+        )
+    else:
+        found.append("Not exact: the values differ from those refitted without the forgotten rows.")
+        if saw:
+            found.append(f"The keys were placed by {saw:,} of the forgotten rows.")
+    if any(edit["masked"] for edit in history):
+        found.append(
+            "A mask by itself betrays membership: whoever holds the folder sees which keys are closed, and whose rows are near them."
+        )
+    if content["probe"]["forgotten"] is not None:
+        found.append(
+            f"The encoder has forgotten nothing: a linear probe on its features still tells the forgotten classes in {100 * content['probe']['forgotten']:.0f}% of the test rows."
+        )
+    if "before" not in points:
+        found.append("No eraser is at hand, so nothing is said of before, of membership and of relearning.")
+    return found
