@@ -186,8 +186,18 @@ def verify(
     ] = None,
     column: options.Column = None,
     shadows: Annotated[
-        int, typer.Option(min=0, help="Bottlenecks trained for the strongest membership attack; 0 leaves it out.")
+        int,
+        typer.Option(
+            min=0, help="Bottlenecks trained for the strongest membership attack, 4 or more; 0 leaves it out."
+        ),
     ] = 16,
+    baselines: Annotated[
+        bool,
+        typer.Option("--baselines/--no-baselines", help="Fine-tuning, random labels, NegGrad+, SCRUB, logit masking."),
+    ] = True,
+    encoder: Annotated[
+        str | None, typer.Option(help="Where the encoder lies now.", show_default="where it lay for fit")
+    ] = None,
     output: options.Output = None,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -208,6 +218,8 @@ def verify(
             features=feature,
             columns=named_columns(column),
             erasers=eraser or None,
+            encoder=encoder,
+            baselines=baselines,
             shadows=shadows,
             seed=seed,
             device=device,
@@ -238,8 +250,8 @@ def print_report(report: "Report", folder: Path, json: bool) -> None:
         return
     for numbers in _side_by_side(report.columns, report.rows):
         print_table("", [report.columns[n] for n in numbers], [[row[n] for n in numbers] for row in report.rows])
-    for remark in report.remarks:
-        say(remark)
+    for line in (report.caption, "", *report.remarks):
+        say(line)
     say(f"{folder}: report.json, README.md and {len(list(folder.glob('*.png')))} figures")
 
 
@@ -351,7 +363,7 @@ def _show_bottleneck(bottleneck: "Bottleneck", json: bool) -> None:
         say(f"... and {len(cells) - _LISTED:,} more classes")
     for number, edit in enumerate(bottleneck.history, 1):
         say(f"edit {number}: {edit_line(edit)}")
-    for promise in promises(bottleneck.history):
+    for promise in promises(bottleneck.history, counted=bottleneck.counted):
         say(promise)
 
 

@@ -32,8 +32,12 @@ def unlearn(
         ),
     ] = None,
     via: Annotated[
-        str, typer.Option(help="activations or examples (masks), refit, or counts (exact, of counted values).")
-    ] = "activations",
+        str | None,
+        typer.Option(
+            help="activations or examples (masks), refit, or counts (exact, of counted values).",
+            show_default="activations; for rows refit, or counts of counted values",
+        ),
+    ] = None,
     keys: Annotated[
         int | None,
         typer.Option(help="For activations: how many pairs to mask.", show_default="as few as training rows need"),
@@ -52,7 +56,11 @@ def unlearn(
     ] = "next",
     output: options.Output = None,
     eraser: Annotated[
-        Path | None, typer.Option(help="Folder for the eraser, which is yours alone.", show_default="<output>-eraser")
+        Path | None,
+        typer.Option(
+            help="Folder for the eraser, which is yours alone: it holds the forgotten rows.",
+            show_default="<output>-eraser",
+        ),
     ] = None,
     feature: Feature = None,
     column: options.Column = None,
@@ -72,7 +80,7 @@ def unlearn(
 
     if bottleneck is None:
         given = [forget, forget_rows, keys, examples, eraser, feature, column]
-        usual = (via, rank, answer) == ("activations", "influence", "next")
+        usual = (via, rank, answer) == (None, "influence", "next")
         if not usual or any(value is not None for value in given):
             raise OptionError(f"the bottleneck is missing: {_USAGE}")
         _example(output, device, seed, overwrite, json)
@@ -170,7 +178,7 @@ def _report(edit: "Eraser", after: "Bottleneck", source: Path, folder: Path, asi
     done, seconds = edit.edit, edit.report["seconds"]
     if json:
         found = {"output": str(folder), "eraser": str(aside), "hash": edit.hash, **done, "seconds": seconds}
-        print_json({**found, "promises": promises(after.history)})
+        print_json({**found, "promises": promises(after.history, counted=after.counted)})
         return
     verb = {"refit": "refitted", "counts": "counted down"}.get(done["via"], "masked")
     rows = f" ({done['rows']:,} rows)" if done["forget"] else ""
@@ -179,7 +187,7 @@ def _report(edit: "Eraser", after: "Bottleneck", source: Path, folder: Path, asi
     )
     if done["rule"]:
         say(f"How many: {done['rule']}")
-    for promise in promises(after.history):
+    for promise in promises(after.history, counted=after.counted):
         say(promise)
     say(f"{aside}: what undoes it; it holds what was taken out, so keep it, and {source}, to yourself")
     say(f"Next:  surgery bottleneck verify {folder} --eraser {aside} --data test.jsonl -o report/")

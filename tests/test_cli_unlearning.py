@@ -186,7 +186,7 @@ def test_cards_say_what_masks_and_keys_give_away(work, ok):
         "use refit, or counts with keys from other rows",
         "this is not exact unlearning",
         "the *remaining* training rows",
-        "encoder itself has forgotten nothing",
+        "encoder itself is as it was",
         "1. bee (30 rows), forgotten by masking",
         'Bottleneck.load("THIS_FOLDER")',
     ):

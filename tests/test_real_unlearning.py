@@ -70,7 +70,7 @@ def test_a_question_type_is_forgotten_from_the_shell(tmp_path, monkeypatch):
     label = json.loads(test.read_text().splitlines()[0])["label"]
     edit = surgery("unlearn", bn, "--forget", label, "-o", forgot, "--eraser", eraser)
     assert 0 < edit["masked"] < edit["active"]
-    report = surgery("bottleneck", "verify", forgot, "--data", test, "--shadows", 2, "-o", tmp_path / "report")
+    report = surgery("bottleneck", "verify", forgot, "--data", test, "--shadows", 4, "-o", tmp_path / "report")
     points = report["points"]
     assert points["before"]["retain_accuracy"] > 0.85
     assert points["after"]["forget_accuracy"] <= 0.005

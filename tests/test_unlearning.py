@@ -229,14 +229,15 @@ def test_rules_and_given_numbers():
         expected = {(c, int(k)) for row in rows_of("ant")[chosen] for c, k in enumerate(before.training.ids[row, :, 0])}
         assert {divmod(pair, K) for pair in edit.pairs.tolist()} == expected
     one = unlearn(before, "ant", via="examples", examples=5, seed=1)
-    assert one.hash == unlearn(before, "ant", via="examples", examples=5, seed=1).hash
+    again = unlearn(before, "ant", via="examples", examples=5, seed=1)
+    assert one.pairs.tolist() == again.pairs.tolist() and one.edit == again.edit and one.hash != again.hash
     assert one.hash != unlearn(before, "ant", via="examples", examples=5, seed=2).hash
 
 
 def test_single_rows_are_masked_until_no_more_are_right_than_after_refitting():
     before = fitted()
     for rows in ([3], [5, 6], list(range(0, 80, 2))):
-        edit = unlearn(before, rows=rows)
+        edit = unlearn(before, rows=rows, via="activations")
         after = edit.apply(before)
         refitted = before.refitted(np.delete(np.arange(80), rows))
         if "not enough" not in edit.edit["rule"]:
@@ -246,17 +247,15 @@ def test_single_rows_are_masked_until_no_more_are_right_than_after_refitting():
 
 def test_classes_by_name_or_number_and_rows_by_content():
     numbers = fitted(labels=np.array([10 * NAMES.index(name) for name in LABELS]))
-    assert unlearn(numbers, "20").hash == unlearn(numbers, 20).hash == unlearn(numbers, [20, 20]).hash
+    assert unlearn(numbers, "20").edit == unlearn(numbers, 20).edit == unlearn(numbers, [20, 20]).edit
     assert unlearn(numbers, 20).edit["forget"] == [20]
     for first in (np.int64(0), np.array([0])):
-        assert unlearn(numbers, first).hash == unlearn(numbers, 0).hash
+        assert unlearn(numbers, first).edit == unlearn(numbers, 0).edit
     before = fitted()
     found = before.training.find(Rows.of(X[[8, 3]]).digests)
     assert found.tolist() == [3, 8]
-    hashes_ = {
-        unlearn(before, rows=rows).hash for rows in ([3, 8], (8, 3, 3), np.array([8, 3]), found, found.astype(np.uint8))
-    }
-    assert len(hashes_) == 1
+    for rows in ([3, 8], (8, 3, 3), np.array([8, 3]), found, found.astype(np.uint8)):
+        assert unlearn(before, rows=rows).positions.tolist() == [3, 8]
     with pytest.raises(TaskError, match="row 1 of those to forget, counted from 0, is none of the 80"):
         before.training.find(Rows.of(np.stack([X[8], X[8] + 1])).digests)
 
@@ -269,6 +268,44 @@ def test_rows_given_twice_in_training_are_both_found_and_counted_once_each():
     digest = Rows.of(X[1:2]).digests[0]
     assert (after.training.placed == digest).sum() == (after.training.digests == digest).sum() == 1
     assert edit.undo(after).fingerprint == twice.fingerprint
+
+
+def test_single_rows_are_forgotten_by_refitting_or_counts_unless_masks_are_asked_for():
+    assert unlearn(fitted(), rows=[3]).edit["via"] == "refit"
+    assert unlearn(fitted(values="counts"), rows=[3]).edit["via"] == "counts"
+    assert unlearn(fitted(), "ant").edit["via"] == "activations"
+
+
+# -- what a reader of the edited folder could work out ----------------------------------------------------------------
+
+
+def test_the_center_does_not_give_a_deleted_row_away():
+    before = fitted()
+    after = unlearn(before, rows=[7]).apply(before)
+    guess = len(X) * after.selector.center.astype(np.float64) - after.training.features.sum(0, dtype=np.float64)
+    others = np.linalg.norm(X - X[7], axis=1)
+    assert np.linalg.norm(guess - X[7]) > np.median(others)  # a guess at random does better
+
+
+def test_nothing_confirms_a_guess_at_the_deleted_row(tmp_path):
+    """No hash in the folder follows from what is in it and the right row."""
+    before = fitted("counts", keys_from=True)
+    edit = unlearn(before, rows=[7])
+    after = edit.apply(before)
+    after.save(tmp_path / "forgot")
+    said = b"".join(file.read_bytes() for file in (tmp_path / "forgot").iterdir())
+    assert before.report["inputs"] and after.report["inputs"] == {}
+    for secret in (before.fingerprint, before.report["inputs"]["rows"], edit.salt.tobytes()):
+        assert (secret.encode() if isinstance(secret, str) else secret) not in said
+    again = unlearn(before, rows=[7])  # what an attacker with the right guess would do
+    assert again.edit == edit.edit and again.hash != edit.hash
+    assert edit.undo(after).report == before.report
+
+
+def test_rows_that_placed_keys_are_listed_once_whoever_else_was_there():
+    twice = fitted(X=np.concatenate([X, X[:4]]), labels=np.concatenate([LABELS, LABELS[:4]]))
+    after = unlearn(twice, rows=[1]).apply(twice)
+    assert after.training.placed.tolist() == sorted(set(after.training.digests.tolist()))
 
 
 # -- the order of pairs ----------------------------------------------------------------------------------------------

@@ -222,11 +222,13 @@ class Bottleneck:
 
     def refitted(self, rows: NDArray, *, device: torch.device | None = None) -> "Bottleneck":
         """What this bottleneck would be, keys as they are and all open, had its values only seen these training rows."""
-        settings = dict(self.settings)
-        if self.counted:
-            settings["class_rows"] = self.need_training().class_rows(len(self.classes), rows)
+        settings = {**self.settings, "class_rows": self.class_rows(rows)}
         table = self.refit_table(rows, device=device)
         return replace(self, selector=self.opened, table=table, settings=settings, training=None, history=())
+
+    def class_rows(self, rows: NDArray | None = None) -> list[int] | None:
+        """How many of these training rows (default: all) are of each class; None unless values are counted."""
+        return self.need_training().class_rows(len(self.classes), rows) if self.counted else None
 
     @property
     def opened(self) -> Selector:
@@ -285,7 +287,8 @@ class Bottleneck:
 
     def select(self, features: Any, *, device: str | None = None) -> UInt16[np.ndarray, "N C top"]:
         """Ids of the keys that rows select."""
-        return self.selector.select(self._features(features), top=self.settings["top"], device=pick_device(device))
+        place = pick_device(device)
+        return self.selector.select(self._features(features, place), top=self.settings["top"], device=place)
 
     def answer(self, rows: Any, *, device: str | None = None) -> Answer:
         """Scores of every class for rows: features [N, D], `Rows`, a list of texts or images, or a data file."""
@@ -306,19 +309,31 @@ class Bottleneck:
         mixed[answer.abstained] = None
         return mixed
 
-    def _features(self, rows: Any) -> Float32[np.ndarray, "N D"]:
+    def open_encoder(self, source: str | Path | None = None, *, device: str | None = None) -> Encoder | None:
+        """Its encoder, from where it lay at the fit or from `source`; None if it was fitted on features. Kept once open."""
+        if self.encoder is None:
+            return None
+        asked = (source, device)
+        if asked not in self._encoders:
+            self._encoders[asked] = Encoder.from_spec(self.encoder, source=source, device=device)
+        return self._encoders[asked]
+
+    @cached_property
+    def _encoders(self) -> dict[Any, Encoder]:
+        return {}
+
+    def _features(self, rows: Any, device: torch.device) -> Float32[np.ndarray, "N D"]:
         if isinstance(rows, str | Path):
-            rows = read_rows(
-                rows,
-                encoder=None if self.encoder is None else Encoder.from_spec(dict(self.encoder)),
-                labels_needed=False,
-            )
+            read = Path(rows).suffix in (".safetensors", ".npz")
+            encoder = None if read else self.open_encoder(device=str(device))
+            rows = read_rows(rows, encoder=encoder, labels_needed=False)
         elif isinstance(rows, Sequence) and rows and isinstance(rows[0], str | tuple | Path):
-            if self.encoder is None:
+            encoder = self.open_encoder(device=str(device))
+            if encoder is None:
                 raise TaskError(
                     "this bottleneck was fitted on features, so it can't read texts or images: give features"
                 )
-            return Encoder.from_spec(dict(self.encoder)).encode(list(rows))
+            return self.checked(encoder.encode(list(rows)))
         return self.checked(rows.features if isinstance(rows, Rows) else Rows.of(rows).features)
 
     def checked(self, features: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:

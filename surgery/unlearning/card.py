@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surgery.unlearning.selection import MASKS, OPEN
+
 if TYPE_CHECKING:
     from surgery.unlearning.bottleneck import Bottleneck
     from surgery.unlearning.eraser import Eraser
 
-_MASKS = ("activations", "examples")
 _PLACED = {"kmeans": "k-means", "ema": "moving averages", "sample": "drawing rows"}
 _MOST = 30  # classes named
 _METHOD = (
@@ -22,7 +23,7 @@ _METHOD = (
 def bottleneck_card(b: "Bottleneck") -> str:
     """Markdown with the metadata block that model hubs read; the same bottleneck gives the same page."""
     codebooks, keys, d = b.selector.keys.shape
-    closed = int((b.selector.states != 0).sum())
+    closed = int((b.selector.states != OPEN).sum())
     top = f" (the {b.settings['top']} nearest keys of each)" if b.settings["top"] > 1 else ""
     lines = [
         *_head(["discrete-key-value-bottleneck", "unlearning", "model-editing"]),
@@ -44,8 +45,8 @@ def bottleneck_card(b: "Bottleneck") -> str:
         "",
         *([f"{number}. {edit_line(edit)}" for number, edit in enumerate(b.history, 1)] or ["Nothing yet."]),
         "",
-        *(f"- {promise}" for promise in promises(b.history)),
-        "- The encoder itself has forgotten nothing: a linear probe on its features still tells every class apart.",
+        *(f"- {promise}" for promise in promises(b.history, counted=b.counted)),
+        "- The encoder itself is as it was: what its features tell of a class, they still tell.",
         "",
         "## Use",
         "",
@@ -129,7 +130,7 @@ def edit_line(edit: Mapping[str, Any]) -> str:
 
 def edit_how(edit: Mapping[str, Any]) -> str:
     """By which means."""
-    if edit["via"] in _MASKS:
+    if edit["via"] in MASKS:
         then = "the next-nearest key answers" if edit["answer"] == "next" else "their codebooks drop out"
         return f"by masking {edit['masked']:,} pairs, for which {then}"
     if edit["via"] == "refit":
@@ -137,30 +138,45 @@ def edit_how(edit: Mapping[str, Any]) -> str:
     return "by taking these rows out of the counts"
 
 
-def promises(history: Sequence[Mapping[str, Any]], *, first: bool = True) -> list[str]:
-    """What edits keep and what they don't, one sentence or two each, for cards and the command line.
+def promises(
+    history: Sequence[Mapping[str, Any]], *, counted: bool = False, first: bool = True, identical: bool | None = None
+) -> list[str]:
+    """What edits keep and what they don't, one sentence or two each, for cards, reports and the command line.
 
     Args:
+        counted: whether values are counted.
         first: whether no edit went before these; otherwise nothing is called exact.
+        identical: whether values were found equal to refitted ones; None where nobody looked, and the procedure says it.
     """
     found = []
-    if any(edit["via"] in _MASKS for edit in history):
+    masks = [edit for edit in history if edit["via"] in MASKS]
+    if any(edit["masked"] for edit in masks):
         found.append(
             "A mask by itself betrays membership: whoever holds the folder sees which keys are closed, and rows nearest to "
             "closed keys were probably forgotten. Where that matters use refit, or counts with keys from other rows."
         )
+        found.append(
+            "The values of open keys keep what the forgotten rows taught them"
+            + ("; being counts, they give it away exactly to who holds the remaining rows too." if counted else ".")
+        )
+    if any(not edit["masked"] for edit in masks):
+        found.append("No key needed masking: the rows are gone from the folder, but its values hold all of them still.")
     if saw := sum(edit["keys_saw_them"] for edit in history):
         found.append(
-            f"The keys were placed by {saw:,} of the forgotten rows too: this is not exact unlearning. Fit with keys from other rows where that matters."
+            f"The keys were placed by {saw:,} of the forgotten rows too: this is not exact unlearning, and some of the rows "
+            "can be rebuilt from their keys. To give the folder away, fit with keys from other rows."
         )
-    elif first and history and all(edit["via"] == "counts" for edit in history):
+    elif first and history and not masks and identical is not False:
         found.append(
-            "Exact: the keys were placed by other rows, and the counts are, bit for bit, those without the forgotten rows."
+            "Exact: the keys were placed by other rows, and the "
+            + (
+                "counts are, bit for bit, those without the forgotten rows."
+                if all(edit["via"] == "counts" for edit in history)
+                else "values are those that fitting without the forgotten rows gives."
+            )
         )
-    elif first and history and not found:
-        found.append(
-            "Exact: the keys were placed by other rows, and the values are those fitted without the forgotten rows."
-        )
+    if identical is False and not masks:
+        found.append("Not exact: the values differ from those refitted without the forgotten rows.")
     return found
 
 
@@ -183,7 +199,7 @@ def placed_by(b: "Bottleneck") -> str:
     how = f"{_PLACED[b.settings['key_init']]} on {'the training rows' if b.settings['keys_from'] == 'training rows' else 'other rows'}"
     if b.training is None or b.settings["keys_from"] == "training rows":
         return how
-    shared = len(b.training.saw(np.arange(len(b.training))))
+    shared = b.training.saw(np.arange(len(b.training)))
     return f"{how} ({len(b.training.placed):,}, of which {shared or 'none'} {'are' if shared != 1 else 'is'} in training too)"
 
 

@@ -8,9 +8,10 @@ import torch
 
 from surgery.progress import Progress, silent
 from surgery.unlearning.bottleneck import Bottleneck
-from surgery.unlearning.exam import Exam
+from surgery.unlearning.exam import Exam, mean
 from surgery.unlearning.membership import RocArea, confidences
 from surgery.unlearning.ranking import ForgetSet
+from surgery.unlearning.values import count
 
 _POINTS = 12
 
@@ -48,13 +49,13 @@ def shared_keys(bottleneck: Bottleneck) -> list[list[float]]:
     """Entry (a, b): the share of class a's selections that fall on pairs which class b selects too. [classes, classes]."""
     training = bottleneck.need_training()
     codebooks, keys, classes = bottleneck.table.shape
-    selections = np.zeros((classes, codebooks * keys), np.float32)
-    first = np.arange(codebooks)[:, None] * keys
-    for number in range(classes):
-        flat = (training.ids[training.targets == number].astype(np.int64) + first).reshape(-1)
-        selections[number] = np.bincount(flat, minlength=codebooks * keys)
-    shared = selections @ (selections > 0).T.astype(np.float32)
-    return (shared / np.maximum(selections.sum(1, keepdims=True), 1)).tolist()
+    shared, total = np.zeros((classes, classes)), np.zeros((classes, 1))
+    for codebook in range(codebooks):
+        ids = training.ids[:, codebook : codebook + 1]
+        selections = count(ids, training.targets, keys, classes)[0].T.astype(np.float64)
+        shared += selections @ (selections > 0).T
+        total += selections.sum(1, keepdims=True)
+    return (shared / np.maximum(total, 1)).tolist()
 
 
 def in_turn(states: Sequence[Bottleneck], exam: Exam, device: torch.device) -> list[dict[str, Any]]:
@@ -71,8 +72,8 @@ def in_turn(states: Sequence[Bottleneck], exam: Exam, device: torch.device) -> l
         for name, model in (("after", state), ("refitted", refitted)):
             right = exam.answer(model, exam.rows).targets == exam.rows.targets
             found[name] = {
-                "forget_accuracy": float(right[so_far].mean()) if so_far.any() else None,
-                "retain_accuracy": float(right[~exam.forgotten].mean()),
+                "forget_accuracy": mean(right[so_far]),
+                "retain_accuracy": mean(right[~exam.forgotten]),
             }
         points.append(found)
     return points

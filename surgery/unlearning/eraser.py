@@ -22,7 +22,7 @@ from surgery.unlearning.training import TrainingRows
 
 ERASER_FILE = "eraser.safetensors"
 _FORMAT = "surgery eraser 1"
-_ARRAYS = ("pairs", "old_entries", "new_entries", "old_states", "new_states", "positions")
+_ARRAYS = ("pairs", "old_entries", "new_entries", "old_states", "new_states", "positions", "salt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,9 +34,11 @@ class Eraser:
         old_entries, new_entries: rows of the table (values, or counts) of these pairs before and after.
         old_states, new_states: likewise OPEN, CLOSED or SILENT.
         positions: forgotten rows, as numbers of the training rows before the edit.
+        salt: 32 random bytes, without which the hash in the edited bottleneck would let anyone test a guess at the rows.
         bottleneck: fingerprint of the bottleneck that it edits.
         previous: hash of the edit before it; empty for the first.
-        edit: via, forget, rank, answer, keys, rule, seed and counts of what it touches; `class_rows` before and after.
+        edit: via, forget, rank, answer, keys, rule, seed and counts of what it touches; `class_rows` before and after;
+            `inputs`: hashes of what it was fitted on, which the edited bottleneck must not keep, for the same reason.
         report: provenance.
     """
 
@@ -46,6 +48,7 @@ class Eraser:
     old_states: UInt8[np.ndarray, " P"]
     new_states: UInt8[np.ndarray, " P"]
     positions: Int64[np.ndarray, " R"]
+    salt: UInt8[np.ndarray, " 32"]
     source: TrainingRows
     bottleneck: str
     previous: str
@@ -85,6 +88,7 @@ class Eraser:
             self._put(bottleneck, self.new_entries, self.new_states, self.edit["class_rows"][1]),
             training=training.without(self.positions),
             history=(*bottleneck.history, note),
+            report={**bottleneck.report, "inputs": {}} if "inputs" in bottleneck.report else bottleneck.report,
         )
 
     def undo(self, bottleneck: Bottleneck) -> Bottleneck:
@@ -109,6 +113,9 @@ class Eraser:
             self._put(bottleneck, self.old_entries, self.old_states, self.edit["class_rows"][0]),
             training=training.with_rows(self.positions, self.rows),
             history=bottleneck.history[:-1],
+            report={**bottleneck.report, "inputs": self.edit["inputs"]}
+            if "inputs" in bottleneck.report
+            else bottleneck.report,
         )
         if before.fingerprint != self.bottleneck:
             raise BottleneckError(changed)

@@ -1,9 +1,12 @@
 """unlearn(): which pairs to mask, which values to refit, which counts to take back."""
 
+import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
@@ -14,10 +17,10 @@ from surgery.provenance import provenance
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.eraser import Eraser
 from surgery.unlearning.ranking import ANSWERS, RANKS, ForgetSet
-from surgery.unlearning.selection import CLOSED, OPEN, SILENT
+from surgery.unlearning.selection import CLOSED, MASKS, OPEN, SILENT
 from surgery.unlearning.values import count
 
-VIAS = ("activations", "examples", "refit", "counts")
+VIAS = (*MASKS, "refit", "counts")
 
 
 def unlearn(
@@ -25,7 +28,7 @@ def unlearn(
     forget: int | str | np.integer | NDArray | Sequence[int] | Sequence[str] | None = None,
     *,
     rows: Sequence[int] | NDArray | None = None,
-    via: str = "activations",
+    via: str | None = None,
     keys: int | None = None,
     examples: int | None = None,
     rank: str = "influence",
@@ -42,6 +45,7 @@ def unlearn(
     counting without them bit for bit.
 
     Args:
+        via: `activations` by default; for single rows `counts` if values are counted, else `refit`: masks hardly hide a row.
         forget: a class, or several. `rows`: numbers of training rows instead; `bottleneck.training.find` gives those of
             rows with certain content.
         keys: for `activations`, how many pairs to mask; by default as few as `ForgetSet.fewest` finds enough.
@@ -56,6 +60,79 @@ def unlearn(
         TaskError: an unknown class, no rows to forget, or all of them.
         BottleneckError: a bottleneck without its training rows.
     """
+    if via is None:
+        via = "activations" if rows is None else "counts" if bottleneck.counted else "refit"
+    _check(bottleneck, via, keys, examples, rank, answer)
+    fingerprint = bottleneck.fingerprint  # known after loading or fitting, or found once for all edits
+    began = time.perf_counter()
+    classes, positions = _forget_set(bottleneck, forget, rows)
+    place = pick_device(device)
+    forgotten = ForgetSet(bottleneck, positions, classes, place, progress)
+    if via == "activations":
+        chosen = _by_activations(forgotten, keys, rank, answer)
+    elif via == "examples":
+        chosen = _by_examples(forgotten, examples, answer, seed)
+    elif via == "refit":
+        chosen = _by_refitting(bottleneck, positions, place)
+    else:
+        chosen = _by_counts(bottleneck, positions)
+    states = bottleneck.selector.states.reshape(-1)
+    old_states, old = states[chosen.pairs], bottleneck.table.reshape(len(states), -1)[chosen.pairs]
+    masks = chosen.entries is None
+    class_rows = bottleneck.settings["class_rows"]
+    edit = {
+        "via": via,
+        "forget": [bottleneck.classes[number] for number in classes],
+        "rows": len(positions),
+        "pairs": len(chosen.pairs),
+        "of_pairs": len(states),
+        "active": len(forgotten.active),
+        "masked": len(chosen.pairs) if masks else 0,
+        "rank": rank if via == "activations" else None,
+        "answer": answer if masks else None,
+        "examples": chosen.examples,
+        "rule": chosen.rule,
+        "keys_saw_them": bottleneck.need_training().saw(positions),
+        "class_rows": [class_rows, class_rows if masks else chosen.class_rows],
+        "inputs": dict(bottleneck.report.get("inputs", {})),
+        "seed": seed,
+    }
+    eraser = Eraser(
+        pairs=chosen.pairs,
+        old_entries=old,
+        new_entries=np.zeros_like(old) if chosen.entries is None else chosen.entries,
+        old_states=old_states,
+        new_states=np.full_like(old_states, CLOSED if answer == "next" else SILENT) if masks else old_states,
+        positions=positions,
+        salt=np.frombuffer(secrets.token_bytes(32), np.uint8),
+        source=bottleneck.need_training(),
+        bottleneck=fingerprint,
+        previous=bottleneck.history[-1]["hash"] if bottleneck.history else "",
+        edit=edit,
+    )
+    seconds = round(time.perf_counter() - began, 5)
+    asked = {key: edit[key] for key in ("forget", "rows", "via", "examples")} | {"keys": keys}
+    report = provenance(call={"unlearn": asked}, inputs={"bottleneck": fingerprint}, seed=seed)
+    return replace(eraser, report=report | {"seconds": seconds})
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """Pairs that an edit changes, in order.
+
+    Attributes:
+        entries: what their rows of the table become; None to mask them.
+        class_rows: rows of each class that counted values are left with.
+    """
+
+    pairs: Int64[np.ndarray, " P"]
+    entries: NDArray | None = None
+    class_rows: list[int] | None = None
+    rule: str | None = None
+    examples: int | None = None
+
+
+def _check(bottleneck: Bottleneck, via: str, keys: int | None, examples: int | None, rank: str, answer: str) -> None:
     for name, given, known in (("--via", via, VIAS), ("--rank", rank, RANKS), ("--answer", answer, ANSWERS)):
         if given not in known:
             raise OptionError(f"{name} {given} isn't one of {', '.join(known)}")
@@ -66,69 +143,6 @@ def unlearn(
             raise OptionError(f"{name} {number} must be at least 1")
     if via == "counts" and not bottleneck.counted:
         raise OptionError("--via counts needs counted values: fit the bottleneck with --values counts")
-    fingerprint = bottleneck.fingerprint  # known after loading or fitting, or found once for all edits
-    began = time.perf_counter()
-    classes, positions = _forget_set(bottleneck, forget, rows)
-    training, place = bottleneck.need_training(), pick_device(device)
-    states = bottleneck.selector.states.reshape(-1)
-    table = bottleneck.table.reshape(len(states), -1)
-    forgotten = ForgetSet(bottleneck, positions, classes, place, progress)
-    rule, class_rows = None, bottleneck.settings["class_rows"]
-    if via == "activations":
-        pairs, rule = _by_activations(forgotten, keys, rank, answer)
-    elif via == "examples":
-        pairs, examples, rule = _by_examples(forgotten, examples, answer, seed)
-    elif via == "refit":
-        stay = np.delete(np.arange(len(training)), positions)
-        after = bottleneck.refit_table(stay, device=place).reshape(table.shape)
-        after[states != OPEN] = 0  # masked pairs keep nothing
-        class_rows = training.class_rows(table.shape[1], stay) if class_rows else None
-        pairs = np.flatnonzero((after != table).any(1))
-    else:
-        taken = count(training.ids[positions], forgotten.targets, bottleneck.table.shape[1], table.shape[1])
-        taken = taken.reshape(table.shape)
-        taken[states != OPEN] = 0  # what they held is gone
-        gone = training.class_rows(table.shape[1], positions)
-        class_rows = [before - less for before, less in zip(class_rows, gone, strict=True)]
-        pairs = np.flatnonzero(taken.any(1))
-    masks = via in ("activations", "examples")
-    old, old_states = table[pairs], states[pairs]
-    if masks:
-        new, new_states = np.zeros_like(old), np.full_like(old_states, CLOSED if answer == "next" else SILENT)
-    else:
-        new, new_states = after[pairs] if via == "refit" else old - taken[pairs], old_states
-    edit = {
-        "via": via,
-        "forget": [bottleneck.classes[number] for number in classes],
-        "rows": len(positions),
-        "pairs": len(pairs),
-        "of_pairs": len(states),
-        "active": len(forgotten.active),
-        "masked": len(pairs) if masks else 0,
-        "rank": rank if via == "activations" else None,
-        "answer": answer if masks else None,
-        "examples": examples,
-        "rule": rule,
-        "keys_saw_them": len(training.saw(positions)),
-        "class_rows": [bottleneck.settings["class_rows"], class_rows],
-        "seed": seed,
-    }
-    seconds = time.perf_counter() - began
-    asked = {"forget": edit["forget"], "rows": len(positions), "via": via, "keys": keys, "examples": edit["examples"]}
-    report = provenance(call={"unlearn": asked}, inputs={"bottleneck": fingerprint}, seed=seed)
-    return Eraser(
-        pairs,
-        old,
-        new,
-        old_states,
-        new_states,
-        positions,
-        training,
-        fingerprint,
-        bottleneck.history[-1]["hash"] if bottleneck.history else "",
-        edit,
-        report | {"seconds": round(seconds, 5)},
-    )
 
 
 def _forget_set(
@@ -170,7 +184,7 @@ def _forget_set(
     return classes, positions
 
 
-def _by_activations(forgotten: ForgetSet, keys: int | None, rank: str, answer: str) -> tuple[NDArray, str]:
+def _by_activations(forgotten: ForgetSet, keys: int | None, rank: str, answer: str) -> _Choice:
     active = len(forgotten.active)
     if keys is not None and keys > active:
         raise OptionError(
@@ -178,23 +192,42 @@ def _by_activations(forgotten: ForgetSet, keys: int | None, rank: str, answer: s
         )
     scores = forgotten.scores(rank)
     if keys is not None:
-        return forgotten.best(scores, keys), "given"
+        return _Choice(forgotten.best(scores, keys), rule="given")
     most = int((scores > 0).sum())
     number, rule = forgotten.fewest(most, lambda number: forgotten.best(scores, number), answer)
-    return forgotten.best(scores, number), rule
+    return _Choice(forgotten.best(scores, number), rule=rule)
 
 
-def _by_examples(forgotten: ForgetSet, examples: int | None, answer: str, seed: int) -> tuple[NDArray, int, str]:
+def _by_examples(forgotten: ForgetSet, examples: int | None, answer: str, seed: int) -> _Choice:
     total = len(forgotten.positions)
     if examples is not None and examples > total:
         raise OptionError(
             f"--examples {examples:,} is more than the {total:,} forget rows: ask for fewer, or leave it out"
         )
-    order = np.random.default_rng([seed, 3]).permutation(total)
-    if examples is not None:
-        return forgotten.pairs_of(order[:examples]), examples, "given"
-    number, rule = forgotten.fewest(total, lambda number: forgotten.pairs_of(order[:number]), answer)
-    return forgotten.pairs_of(order[:number]), number, rule
+    order, rule = np.random.default_rng([seed, 3]).permutation(total), "given"
+    if examples is None:
+        examples, rule = forgotten.fewest(total, lambda number: forgotten.pairs_of(order[:number]), answer)
+    return _Choice(forgotten.pairs_of(order[:examples]), rule=rule, examples=examples)
+
+
+def _by_refitting(bottleneck: Bottleneck, positions: Int64[np.ndarray, " R"], device: torch.device) -> _Choice:
+    stay = np.delete(np.arange(len(bottleneck.need_training())), positions)
+    after = bottleneck.refit_table(stay, device=device)
+    after[bottleneck.selector.states != OPEN] = 0  # masked pairs keep nothing
+    pairs = np.flatnonzero((after != bottleneck.table).any(2))
+    return _Choice(pairs, after.reshape(-1, after.shape[2])[pairs], bottleneck.class_rows(stay))
+
+
+def _by_counts(bottleneck: Bottleneck, positions: Int64[np.ndarray, " R"]) -> _Choice:
+    training, table = bottleneck.need_training(), bottleneck.table
+    gone = count(training.ids[positions], training.targets[positions], table.shape[1], table.shape[2])
+    gone[bottleneck.selector.states != OPEN] = 0  # what masked pairs held is gone already
+    pairs = np.flatnonzero(gone.any(2))
+    left = (table - gone).reshape(-1, table.shape[2])[pairs]
+    # Taken off, not counted anew: rows that a mask made forget still weigh in what the open pairs say.
+    own = training.class_rows(table.shape[2], positions)
+    class_rows = [rows - less for rows, less in zip(bottleneck.settings["class_rows"], own, strict=True)]
+    return _Choice(pairs, left, class_rows)
 
 
 def _listed(classes: Sequence[int | str]) -> str:

@@ -61,14 +61,14 @@ class Exam:
         answer = self.answer(bottleneck, self.rows)
         right = answer.targets == self.rows.targets
         if len(self.classes):
-            forget = _mean(right[self.forgotten])
+            forget = mean(right[self.forgotten])
         else:
             gone = self.removed
-            forget = None if gone is None else _mean(self.answer(bottleneck, gone).targets == gone.targets)
-        per_class = {str(name): _mean(right[self.rows.targets == index]) for index, name in enumerate(self._names)}
+            forget = None if gone is None else mean(self.answer(bottleneck, gone).targets == gone.targets)
+        per_class = {str(name): mean(right[self.rows.targets == index]) for index, name in enumerate(self._names)}
         return {
             "forget_accuracy": forget,
-            "retain_accuracy": _mean(right[~self.forgotten]),
+            "retain_accuracy": mean(right[~self.forgotten]),
             "per_class": per_class,
             "abstained": float(answer.abstained.mean()),
         }
@@ -80,28 +80,27 @@ class Exam:
         others = np.flatnonzero(np.isin(self.rows.targets, np.unique(self.removed.targets)))
         return Suspects(self.removed, self.rows.take(others)) if len(others) > 1 else None
 
-    def relearn(self, bottleneck: Bottleneck, before: float, seed: int) -> dict[str, Any]:
+    def relearn(self, bottleneck: Bottleneck, removed: TrainingRows, before: float, seed: int) -> dict[str, Any]:
         """How fast forgotten classes come back when values are trained on some of their rows, drawn by seed.
 
         Returns:
             `curve`: accuracy on the classes' test rows by number of rows relearnt; `examples`: the smallest number with
             half of the accuracy `before` forgetting, or None.
         """
-        assert self.removed is not None
-        order = np.random.default_rng([seed, 6]).permutation(len(self.removed))
+        order = np.random.default_rng([seed, 6]).permutation(len(removed))
         test = self.rows.take(np.flatnonzero(self.forgotten))
         select = bottleneck.selector.reselect
         ids = select(test.features, test.ids, device=self._device)
         curve: dict[str, float] = {}
         for number in [n for n in RELEARN if n <= len(order)]:
-            again = self.removed.take(order[:number])
+            again = removed.take(order[:number])
             again_ids = select(again.features, again.ids, device=self._device)
             table = Table(bottleneck.values, bottleneck.selector.states, self._device)
             push = toward(again.targets, len(self._names), bottleneck.recipe, self._device)
             for rows in batches(number, bottleneck.recipe, seed):
                 table.step(again_ids, rows, push)
             logits, abstained = table.answer(ids)
-            curve[str(number)] = _mean((logits.argmax(1) == test.targets) & ~abstained) or 0.0
+            curve[str(number)] = mean((logits.argmax(1) == test.targets) & ~abstained) or 0.0
         enough = [int(number) for number, accuracy in curve.items() if accuracy >= before / 2]
         return {"curve": curve, "examples": min(enough, default=None)}
 
@@ -113,13 +112,14 @@ class Exam:
         from sklearn.preprocessing import StandardScaler
 
         targets = self.rows.targets
-        if len(targets) < 20:
-            return {"forgotten": None, "retained": None}
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
         folds = KFold(5, shuffle=True, random_state=seed)
+        if len(targets) < 20 or any(len(np.unique(targets[rest])) < 2 for rest, _ in folds.split(targets)):
+            return {"forgotten": None, "retained": None}  # too few rows, or of one class
         right = cross_val_predict(probe, self.rows.features, targets, cv=folds) == targets
-        return {"forgotten": _mean(right[self.forgotten]), "retained": _mean(right[~self.forgotten])}
+        return {"forgotten": mean(right[self.forgotten]), "retained": mean(right[~self.forgotten])}
 
 
-def _mean(right: NDArray) -> float | None:
+def mean(right: NDArray) -> float | None:
+    """The share of rows that are right; None of no rows."""
     return float(right.mean()) if len(right) else None

@@ -65,7 +65,7 @@ def fit_keys(
             f"--keys {keys} must lie between 2 and {min(MOST_KEYS, len(features)):,}: the {len(features):,} rows that place them, and {MOST_KEYS:,} at most"
         )
     codebooks, _, d = projections.shape
-    center = features.mean(0, dtype=np.float64).astype(np.float32)
+    center = _coarse_mean(features)
     centered = features - center
     placed = np.empty((codebooks, keys, d), np.float32)
     for codebook in range(codebooks):
@@ -79,6 +79,12 @@ def fit_keys(
         placed[codebook] = start
         progress(codebook + 1, codebooks, "placing keys")
     return Selector(center, projections, placed, np.zeros((codebooks, keys), np.uint8))
+
+
+def _coarse_mean(features: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, " D"]:
+    """The mean, rounded to steps of about a standard deviation: enough to keep digits, too little to tell one row by."""
+    step = 2.0 ** np.ceil(np.log2(max(float(features.std(dtype=np.float64)), 1e-30)))
+    return (np.round(features.mean(0, dtype=np.float64) / step) * step).astype(np.float32)
 
 
 def _kmeans(queries: NDArray, keys: NDArray, random: np.random.Generator, device: torch.device | None) -> NDArray:

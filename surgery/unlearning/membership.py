@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from surgery.progress import Progress
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.erasing import unlearn
-from surgery.unlearning.selection import OPEN
+from surgery.unlearning.selection import MASKS, OPEN
 from surgery.unlearning.training import TrainingRows
 
 _RESAMPLES, _MOST = 1000, 2000
@@ -96,7 +96,7 @@ def confidence(logits: Float[np.ndarray, "N Y"], targets: Int64[np.ndarray, " N"
 
 
 def confidences(bottleneck: Bottleneck, rows: TrainingRows, device: torch.device) -> Float[np.ndarray, " N"]:
-    """The same of rows whose ids under open keys are known; 0 odds where no codebook answers."""
+    """The same of rows whose ids under open keys are known; that of guessing where no codebook answers."""
     ids = bottleneck.selector.reselect(rows.features, rows.ids, device=device)
     return confidence(bottleneck.answer_ids(ids, device=str(device)).logits, rows.targets)
 
@@ -141,7 +141,8 @@ def likelihood_ratios(
         training = concatenate(retained, pool.take(np.flatnonzero(inside)))
         open_states = np.full_like(before.selector.states, OPEN)
         trained = replace(before, selector=replace(before.selector, states=open_states), training=training, history=())
-        trained = replace(trained, table=trained.refit_table(device=device))
+        settings = {**trained.settings, "class_rows": trained.class_rows()}
+        trained = replace(trained, table=trained.refit_table(device=device), settings=settings)
         seen["before"][shadow] = confidences(trained, pool, device)
         forgot = _forget_again(trained, len(retained), edit, seed + shadow, device)
         seen["after"][shadow] = confidences(forgot, pool, device)
@@ -157,7 +158,7 @@ def _forget_again(
 ) -> Bottleneck:
     rows = np.arange(retained, len(trained.need_training()))
     via, share = edit["via"], edit["share"]
-    if via not in ("activations", "examples"):
+    if via not in MASKS:
         return trained.refitted(np.arange(retained), device=device)
     options: dict[str, Any] = {}
     ids = trained.need_training().ids[rows]

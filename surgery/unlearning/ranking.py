@@ -77,7 +77,9 @@ class ForgetSet:
         return found[self._open[found]]
 
     def fewest(self, most: int, pairs_for: Callable[[int], Int64[np.ndarray, " P"]], answer: str) -> tuple[int, str]:
-        """The smallest number for which masking `pairs_for(number)` is enough, to one part in a hundred, and what enough means.
+        """A number for which masking `pairs_for(number)` is enough, and what enough means.
+
+        Found by bisection to one part in a hundred: the smallest, if more masks never undo what fewer did.
 
         For classes: no forget row is left for which fewer than two of the other classes score above the best forgotten
         one (one, if there is only one other). For single rows: no more of them are answered right than by values that
@@ -109,7 +111,12 @@ class ForgetSet:
         if not len(self._classes):
             stay = np.setdiff1d(np.arange(len(self._training)), self.positions)
             refitted = self._bottleneck.refitted(stay, device=self._device)
-            right = int((refitted.answer_ids(self._training.ids[self.positions[asked]]).targets == targets).sum())
+            right = int(
+                (
+                    refitted.answer_ids(self._training.ids[self.positions[asked]], device=str(self._device)).targets
+                    == targets
+                ).sum()
+            )
             rule = f"as few answered right as after refitting: {right} of {len(asked)}"
             return lambda logits, abstained: int(((logits.argmax(1) == targets) & ~abstained).sum()) <= right, rule
         others = np.setdiff1d(np.unique(self._training.targets), self._classes)

@@ -55,18 +55,17 @@ class Report:
 
     @property
     def columns(self) -> list[str]:
+        """Of the table; `caption` says what they mean."""
+        attacks = ["AUC, loss", "AUC, masks", "AUC, shadows"]
+        return ["", "forgotten", "retained", "vs refit", *attacks, "relearn", "sec"]
+
+    @property
+    def caption(self) -> str:
         """Of the table."""
-        return [
-            "",
-            "forgotten",
-            "retained",
-            "against refitted",
-            "membership AUC (loss)",
-            "by masked share",
-            "by shadows",
-            "examples to relearn",
-            "seconds",
-        ]
+        return (
+            "Accuracy in %; membership attacks as areas under the ROC curve with 95% intervals; "
+            "forgotten rows to learn again until half of the accuracy is back."
+        )
 
     @property
     def rows(self) -> list[list[str]]:
@@ -80,7 +79,9 @@ class Report:
                     name,
                     _percent(point["forget_accuracy"]),
                     _percent(point["retain_accuracy"]),
-                    f"{100 * (point['retain_accuracy'] - reference):+.1f}" if name != "refitted" else "",
+                    ""
+                    if name == "refitted" or reference is None
+                    else f"{100 * (point['retain_accuracy'] - reference):+.1f}",
                     *(_area(attacks.get(attack)) for attack in ("loss", "masked_share", "likelihood_ratio")),
                     _relearn(point),
                     "" if point.get("seconds") is None else f"{point['seconds']:.3f}",
@@ -92,7 +93,7 @@ class Report:
         """The table and the remarks."""
         lines = [f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
         lines += [f"| {' | '.join(row)} |" for row in self.rows]
-        return "\n".join([*lines, "", *(f"- {remark}" for remark in self.remarks), ""])
+        return "\n".join([*lines, "", self.caption, "", *(f"- {remark}" for remark in self.remarks), ""])
 
     def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
         """Write `report.json`, `README.md` with the table, and figures."""
@@ -121,7 +122,10 @@ def _percent(value: float | None) -> str:
 
 
 def _area(found: Mapping[str, float] | None) -> str:
-    return "" if found is None else f"{found['auc']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+    if found is None:
+        return ""
+    area, low, high = (f"{found[key]:.2f}".removeprefix("0") for key in ("auc", "low", "high"))
+    return f"{area} ({low}-{high})"
 
 
 def _relearn(point: Mapping[str, Any]) -> str:

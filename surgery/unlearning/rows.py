@@ -26,6 +26,7 @@ Label = int | str
 
 _FILES = (".safetensors", ".npz")
 _FEATURES, _LABELS = ("features", "pixels", "X"), ("label", "labels", "y")
+_LARGEST = 1e15
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -50,6 +51,8 @@ class Rows:
         for what, values in (("labels", self.labels), ("digests", self.digests)):
             if values is not None and len(values) != len(self):
                 raise TaskError(f"there are {len(self)} feature rows and {len(values)} {what}: give one for each row")
+        if (largest := float(np.abs(self.features).max(initial=0, where=np.isfinite(self.features)))) > _LARGEST:
+            raise TaskError(f"features reach {largest:.1e}, whose squares float32 can't hold: scale them down")
         finite = np.isfinite(self.features).all(1)
         if not finite.all():
             row = int(finite.argmin())
@@ -149,16 +152,16 @@ def read_rows(
 
 
 def placed_by(rows: Rows, others: Rows | None) -> UInt64[np.ndarray, " M"]:
-    """Sorted digests of the rows that place the keys: the training rows themselves, or others.
+    """Digests of the rows that place the keys, sorted, each once: the training rows themselves, or others.
 
     One of the others that is a training row in other clothes, text here and features there, has that row's digest: else
     forgetting it would pass for exact.
     """
     if others is None:
-        return np.sort(rows.digests)
+        return np.unique(rows.digests)
     known = dict(zip(_feature_digests(rows), rows.digests.tolist(), strict=True))
     same = [known.get(own, given) for own, given in zip(_feature_digests(others), others.digests.tolist(), strict=True)]
-    return np.sort(np.array(same, np.uint64))
+    return np.unique(np.array(same, np.uint64))
 
 
 def _feature_digests(rows: Rows) -> list[int]:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 # What a (codebook, key) pair may be: open; closed, so that the next-nearest key answers; or silent, so that a row
 # nearest to it gets no answer from that codebook.
 OPEN, CLOSED, SILENT = 0, 1, 2
+MASKS = ("activations", "examples")  # the ways to forget that close keys
 
 MOST_KEYS = 1 << 16  # ids are kept as uint16
 # float32 scores held at once (2 MiB): enough for the product's full speed, little enough for a core's cache.
 _SCRATCH = 1 << 19
-_GPU_SCRATCH = 1 << 26  # a GPU wants more at once
+_GPU_SCRATCH, _GPU_ROWS = 1 << 26, 1 << 13  # a GPU wants more at once
 _FEW = 256  # rows below which a product loses speed
 
 
@@ -50,6 +51,8 @@ class Selector:
         codebooks, keys, d = self.keys.shape
         found = np.empty((len(features), codebooks, top), np.uint16)
         block = min(_block(keys), max(_FEW, _SCRATCH // (codebooks * d)))
+        if device is not None and device.type != "cpu":
+            block = _GPU_ROWS  # each block sends all keys across
         for start in range(0, len(features), block):
             rows = slice(start, start + block)
             queries = (features[rows] - self.center) @ self._map

@@ -20,7 +20,7 @@ class TrainingRows:
         ids: the keys each row selected when all were open: all that values are learnt from.
         targets: class numbers.
         digests: 64-bit hashes of the rows' content, by which single rows are found.
-        placed: sorted digests of the rows that placed the keys.
+        placed: digests of the rows that placed the keys, sorted, each once: how often would tell of rows that are gone.
     """
 
     features: Float32[np.ndarray, "N D"]
@@ -59,17 +59,16 @@ class TrainingRows:
         """The other rows; what placed the keys is forgotten with them."""
         stay = np.ones(len(self), bool)
         stay[positions] = False
-        gone = self.saw(positions)
-        placed = np.delete(self.placed, np.searchsorted(self.placed, gone) + _repeats(gone))
-        return TrainingRows(
-            self.features[stay], self.ids[stay], self.targets[stay], self.digests[stay], np.sort(placed)
-        )
+        placed = self.placed[~np.isin(self.placed, self._only(positions))]
+        return TrainingRows(self.features[stay], self.ids[stay], self.targets[stay], self.digests[stay], placed)
 
-    def saw(self, positions: Int64[np.ndarray, " R"]) -> UInt64[np.ndarray, " S"]:
-        """Sorted digests of those rows that the keys were placed by, each as often as it was both there and here."""
-        asked, times = np.unique(self.digests[positions], return_counts=True)
-        there = np.searchsorted(self.placed, asked, "right") - np.searchsorted(self.placed, asked, "left")
-        return np.repeat(asked, np.minimum(times, there))
+    def saw(self, positions: Int64[np.ndarray, " R"]) -> int:
+        """How many of these rows placed the keys."""
+        return int(np.isin(self.digests[positions], self.placed).sum())
+
+    def _only(self, positions: Int64[np.ndarray, " R"]) -> UInt64[np.ndarray, " S"]:
+        """Digests that these rows have and no other row has."""
+        return np.setdiff1d(self.digests[positions], np.delete(self.digests, positions))
 
     def with_rows(
         self,
@@ -91,7 +90,7 @@ class TrainingRows:
             merge(self.ids, rows.ids),
             merge(self.targets, rows.targets),
             merge(self.digests, rows.digests),
-            np.sort(np.concatenate([self.placed, rows.placed])),
+            np.union1d(self.placed, rows.placed),
         )
 
     def take(self, positions: Int64[np.ndarray, " R"]) -> "TrainingRows":
@@ -101,14 +100,5 @@ class TrainingRows:
             self.ids[positions],
             self.targets[positions],
             self.digests[positions],
-            self.saw(positions),
+            self.placed[np.isin(self.placed, self._only(positions))],
         )
-
-
-def _repeats(ordered: NDArray) -> NDArray:
-    """0, 1, ... within each run of equal values."""
-    if not len(ordered):
-        return np.empty(0, np.int64)
-    starts = np.r_[True, ordered[1:] != ordered[:-1]]
-    numbers = np.arange(len(ordered))
-    return numbers - np.maximum.accumulate(np.where(starts, numbers, 0))

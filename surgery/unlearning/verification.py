@@ -16,8 +16,8 @@ from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.examples import Columns
 from surgery.unlearning.bottleneck import Bottleneck
+from surgery.unlearning.card import promises
 from surgery.unlearning.curves import in_turn, shared_keys, sweep_keys
-from surgery.unlearning.encoders import Encoder
 from surgery.unlearning.eraser import Eraser
 from surgery.unlearning.exam import Exam
 from surgery.unlearning.membership import RocArea, confidences, likelihood_ratios, masked_share
@@ -25,6 +25,9 @@ from surgery.unlearning.report import Report
 from surgery.unlearning.rivals import RIVALS, rival
 from surgery.unlearning.rows import Rows, read_rows
 from surgery.unlearning.selection import OPEN
+
+_FEWEST_SHADOWS = 4
+_FEW = 10  # members below which resampling them says little
 
 
 def verify(
@@ -49,12 +52,15 @@ def verify(
         edits: an eraser, or several in the order they are applied; may be empty.
         test: labelled `Rows`, a file that `read_rows` takes, or (features, labels).
         baselines: fine-tuning, random labels, NegGrad+, SCRUB and logit masking on the same bottleneck too.
-        shadows: bottlenecks trained for the likelihood-ratio attack; 0 leaves it out.
+        shadows: bottlenecks trained for the likelihood-ratio attack, 4 or more; 0 leaves it out. They forget as the edit
+            did, and the refitted bottleneck is attacked by the same ones.
 
     Raises:
         TaskError: test labels missing, or of a class that training never saw.
         BottleneckError: edits that don't follow from the bottleneck.
     """
+    if 0 < shadows < _FEWEST_SHADOWS:
+        raise OptionError(f"--shadows {shadows} tells nothing: give 0, or {_FEWEST_SHADOWS} at least")
     place, began = pick_device(device), time.perf_counter()
     chain = [edits] if isinstance(edits, Eraser) else list(edits)
     states = [bottleneck]
@@ -81,14 +87,14 @@ def verify(
     points = {name: exam.point(model) | {"seconds": seconds.get(name)} for name, model in models.items()}
     if chain:
         _attack(points, models, exam, chain, shadows=shadows, seed=seed, device=place, progress=progress)
-    if chain and classes and points["before"]["forget_accuracy"]:
+    if removed is not None and classes and points["before"]["forget_accuracy"]:
         for name in ("after", "refitted"):
-            points[name]["relearn"] = exam.relearn(models[name], points["before"]["forget_accuracy"], seed)
+            points[name]["relearn"] = exam.relearn(models[name], removed, points["before"]["forget_accuracy"], seed)
     identical = np.array_equal(after.values, models["refitted"].values) and bool((after.selector.states == OPEN).all())
     content: dict[str, Any] = {
         **provenance(
             call={"verify": {"baselines": baselines, "shadows": shadows, "edits": [edit.hash for edit in chain]}},
-            inputs={"before": before.fingerprint, "after": after.fingerprint},
+            inputs={"after": after.fingerprint},  # that of before would let anyone test a guess at the rows
             seed=seed,
         ),
         "forgotten": _what(after),
@@ -115,7 +121,7 @@ def verify(
             )
         if len(chain) > 1:
             content["turns"] = in_turn(states, exam, place)
-    content["remarks"] = _remarks(content)
+    content["remarks"] = _remarks(content, after)
     content["total_seconds"] = round(time.perf_counter() - began, 1)
     return Report(content)
 
@@ -127,6 +133,7 @@ def verify_folder(
     features_file: str | Path | None = None,
     features: str | None = None,
     columns: Columns | None = None,
+    encoder: str | Path | None = None,
     erasers: Sequence[str | Path] | None = None,
     **options: Any,
 ) -> Report:
@@ -135,6 +142,7 @@ def verify_folder(
     Args:
         data: labelled test rows as `read_rows` takes them, read by the bottleneck's own encoder.
         features_file, features, columns: a file of features for these rows, which tensor in it, which columns of the data.
+        encoder: where the bottleneck's encoder lies now, if it has moved.
         erasers: their folders, in any order; by default those that lie beside `folder` and belong to its history.
     """
     after = Bottleneck.load(folder)
@@ -148,6 +156,7 @@ def verify_folder(
         features_file=features_file,
         features=features,
         columns=columns,
+        encoder=encoder,
         device=options.get("device"),
         progress=options.get("progress", silent),
     )
@@ -161,6 +170,7 @@ def _read_test(
     features_file: str | Path | None = None,
     features: str | None = None,
     columns: Columns | None = None,
+    encoder: str | Path | None = None,
     device: str | None = None,
     progress: Progress = silent,
 ) -> Rows:
@@ -169,9 +179,9 @@ def _read_test(
     if source is None:
         raise OptionError("there are no test rows: name them with --data or --features")
     read = features_file is not None or Path(source).suffix in (".safetensors", ".npz")
-    encoder = None if read or bottleneck.encoder is None else Encoder.from_spec(bottleneck.encoder, device=device)
+    opened = None if read else bottleneck.open_encoder(encoder, device=device)
     return read_rows(
-        source, encoder=encoder, features=features, features_file=beside, columns=columns, progress=progress
+        source, encoder=opened, features=features, features_file=beside, columns=columns, progress=progress
     )
 
 
@@ -242,12 +252,13 @@ def _attack(
     attacks = {"loss": loss}
     if (models["after"].selector.states != OPEN).any():
         attacks["masked_share"] = {"after": masked_share(models["after"], pool.ids)}
-    if shadows:
+    how = _how(models["before"], chain)
+    if shadows and how is not None:
         attacks["likelihood_ratio"] = likelihood_ratios(
             models["before"],
             models["after"].need_training(),
             suspects,
-            _how(chain),
+            how,
             {name: loss[name] for name in ("before", "after", "refitted")},
             shadows=shadows,
             seed=seed,
@@ -264,14 +275,15 @@ def _attack(
             points[name].setdefault("membership", {})[attack] = found
 
 
-def _how(chain: Sequence[Eraser]) -> dict[str, Any]:
-    """How shadows are to forget: as the last edit did, as large a share as all edits masked."""
-    edit = chain[-1].edit
-    if edit["via"] == "examples":
-        share = sum(e.edit["examples"] or 0 for e in chain) / sum(e.edit["rows"] for e in chain)
-    else:
-        share = sum(e.edit["masked"] for e in chain) / max(1, sum(e.edit["active"] for e in chain))
-    return {"via": edit["via"], "rank": edit["rank"], "answer": edit["answer"], "share": min(1.0, share)}
+def _how(before: Bottleneck, chain: Sequence[Eraser]) -> dict[str, Any] | None:
+    """How shadows are to forget: as the edits did, as large a share as they masked; None where the edits differ in kind."""
+    edits = [eraser.edit for eraser in chain]
+    first = {key: edits[0][key] for key in ("via", "rank", "answer")}
+    if before.history or any({key: edit[key] for key in first} != first for edit in edits):
+        return None
+    part, whole = ("examples", "rows") if first["via"] == "examples" else ("masked", "active")
+    share = sum(edit[part] or 0 for edit in edits) / max(1, sum(edit[whole] for edit in edits))
+    return {**first, "share": min(1.0, share)}
 
 
 def _what(after: Bottleneck) -> str:
@@ -282,34 +294,27 @@ def _what(after: Bottleneck) -> str:
     return "; ".join(parts) or "nothing"
 
 
-def _remarks(content: dict[str, Any]) -> list[str]:
-    points, history = content["points"], content["history"]
+def _remarks(content: dict[str, Any], after: Bottleneck) -> list[str]:
+    """What must be said with the figures."""
+    points, examples = content["points"], content["examples"]
+    kept = points["refitted"]["retain_accuracy"]
     found = [
-        f"Compare with the refitted bottleneck, not with before: on {content['examples']['test']:,} test rows it retains {100 * points['refitted']['retain_accuracy']:.1f}%."
-        if points["refitted"]["retain_accuracy"] is not None
-        else "Every test row is of a forgotten class: nothing is left to retain."
+        f"Compare with the refitted bottleneck, not with before: on {examples['test'] - examples['test_forgotten']:,} test rows it retains {100 * kept:.1f}%."
+        if kept is not None
+        else "Every test row is of a forgotten class: nothing is said of what stayed."
     ]
-    saw = sum(edit["keys_saw_them"] for edit in history)
-    if content["exact"]:
-        found.append(
-            "Exact: the values equal, bit for bit, those refitted without the forgotten rows, and the keys were placed by other rows."
-        )
-    elif content["bit_identical"]:
-        found.append(
-            f"Not exact unlearning: the values equal those refitted without the rows, but {saw:,} of the rows placed the keys; fit with --keys-from other rows."
-        )
-    else:
-        found.append("Not exact: the values differ from those refitted without the forgotten rows.")
-        if saw:
-            found.append(f"The keys were placed by {saw:,} of the forgotten rows.")
-    if any(edit["masked"] for edit in history):
-        found.append(
-            "A mask by itself betrays membership: whoever holds the folder sees which keys are closed, and whose rows are near them."
-        )
+    found += promises(after.history, counted=after.counted, identical=content["bit_identical"])
     if content["probe"]["forgotten"] is not None:
         found.append(
-            f"The encoder has forgotten nothing: a linear probe on its features still tells the forgotten classes in {100 * content['probe']['forgotten']:.0f}% of the test rows."
+            f"The encoder is as it was: a linear probe on its features still tells {100 * content['probe']['forgotten']:.0f}% of the test rows of the forgotten classes."
         )
     if "before" not in points:
         found.append("No eraser is at hand, so nothing is said of before, of membership and of relearning.")
+        return found
+    if "membership" not in points["after"]:
+        found.append("No test row is of a forgotten class, so nothing is said of membership and relearning.")
+    elif content["call"]["verify"]["shadows"] and "likelihood_ratio" not in points["after"]["membership"]:
+        found.append("Edits of different kinds, or earlier ones without an eraser: no attack by shadows.")
+    if examples["forgotten"] < _FEW:
+        found.append(f"Only {examples['forgotten']} rows were forgotten: the intervals of the attacks mean little.")
     return found

@@ -18,10 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from surgery.progress import silent
 from surgery.unlearning import Bottleneck, Encoder, Rows, unlearn
 from surgery.unlearning.exam import Exam
 from surgery.unlearning.example import digits
 from surgery.unlearning.membership import RocArea, confidences, likelihood_ratios, masked_share
+from surgery.unlearning.ranking import ForgetSet
 from surgery.unlearning.rivals import RIVALS, rival
 from surgery.unlearning.rows import read_rows
 
@@ -98,6 +100,10 @@ def one_class(bottleneck, test, number, seed, thorough):
     if thorough:
         everything = unlearn(bottleneck, name, keys=erasers["influence"].edit["active"], seed=seed)
         models["every active key"] = everything.apply(bottleneck)
+        forgotten = ForgetSet(bottleneck, positions, np.array([number]), CPU, silent)
+        scores = forgotten.scores("influence")
+        voting = forgotten.best(scores, int((scores > 0).sum()))
+        models["every key that speaks for it"] = bottleneck.masked(voting, "next")
         for method in RIVALS:
             timed(method, lambda method=method: rival(method, bottleneck, positions, np.array([number]), seed, CPU))
     pool = suspects.both
@@ -121,7 +127,7 @@ def one_class(bottleneck, test, number, seed, thorough):
             shadows=8,
             seed=seed,
             device=CPU,
-            progress=lambda *_: None,
+            progress=silent,
         )
     for method, model in models.items():
         point = exam.point(model)
