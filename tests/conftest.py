@@ -10,6 +10,9 @@ from jaxtyping import install_import_hook
 install_import_hook(["surgery", "probes", "pcfg", "cli"], "beartype.beartype")  # shapes and types, checked as tests run
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -46,3 +49,20 @@ def copied(tiny, tmp_path):
 def kind(request):
     """Each kind of tiny checkpoint in turn."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def made():
+    """`made(part)`: the folder of a real checkpoint or of image features, made once by the script in `shared`."""
+
+    def get(part):
+        folder = Path(os.environ.get("MODELS_DIR", "~/.cache/surgery-models")).expanduser() / part
+        if not folder.exists():
+            script = Path(__file__).resolve().parent.parent.parent / "shared" / "models" / "get_models.py"
+            if not script.exists():
+                pytest.skip(f"no {folder}, and no script at {script} to make it")
+            online = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+            subprocess.run([sys.executable, script, "--dir", folder.parent, part], check=True, env=online)
+        return folder
+
+    return get

@@ -1,6 +1,7 @@
 """Which way packages may point, and what must not be imported early."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -72,18 +73,18 @@ def test_only_one_module_imports_matplotlib_and_one_rich():
     assert {module for module, name in found if name == "rich"} == {"cli.render"}
 
 
-@pytest.mark.parametrize("statement", ["import surgery", "import cli.main"])
+@pytest.mark.parametrize("statement", ["import surgery", "import surgery.unlearning", "import cli.main"])
 def test_heavy_libraries_wait_until_they_are_needed(statement):
     code = f"import sys; {statement}; print([n for n in ('torch', 'transformers', 'matplotlib', 'datasets', 'sklearn', 'numpy') if n in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"
 
 
-def test_every_name_of_the_face_is_there():
-    import surgery
-
-    assert sorted(surgery._HOMES) == sorted(surgery.__all__)
-    for name in surgery.__all__:
-        assert getattr(surgery, name).__name__ == name
+@pytest.mark.parametrize("package", ["surgery", "surgery.unlearning"])
+def test_every_name_of_the_face_is_there(package):
+    face = importlib.import_module(package)
+    assert sorted(face._HOMES) == sorted(face.__all__)
+    for name in face.__all__:
+        assert getattr(face, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        surgery.nonsense  # noqa: B018
+        face.nonsense  # noqa: B018

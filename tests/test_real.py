@@ -4,7 +4,6 @@ MiniLM comes from its package; text and the script that makes SmolLM2 from the f
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,16 +33,9 @@ def text():
 
 
 @pytest.fixture(scope="session")
-def smollm2():
-    """SmolLM2-135M, made once by the shared script."""
-    folder = Path(os.environ.get("MODELS_DIR", "~/.cache/surgery-models")).expanduser() / "smollm2"
-    if not folder.exists():
-        script = SHARED / "models" / "get_models.py"
-        if not script.exists():
-            pytest.skip(f"no {folder}, and no script at {script} to make it")
-        online = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-        subprocess.run([sys.executable, script, "--dir", folder.parent, "smollm2"], check=True, env=online)
-    return folder
+def smollm2(made):
+    """SmolLM2-135M."""
+    return made("smollm2")
 
 
 def test_the_embedded_example(tmp_path):

@@ -4,7 +4,6 @@ MiniLM comes from its package; text and the script that makes Fashion-MNIST's fe
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,21 +19,9 @@ pytestmark = pytest.mark.real
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
 
-@pytest.fixture(scope="session")
-def fashion():
-    """10,000 training and 2,000 test images, made once by the shared script."""
-    folder = Path(os.environ.get("MODELS_DIR", "~/.cache/surgery-models")).expanduser() / "fashion"
-    if not folder.exists():
-        script = SHARED / "models" / "get_models.py"
-        if not script.exists():
-            pytest.skip(f"no {folder}, and no script at {script} to make it")
-        online = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-        subprocess.run([sys.executable, script, "--dir", folder.parent, "fashion"], check=True, env=online)
-    return folder
-
-
 @pytest.mark.parametrize(("tensor", "keys", "accuracy"), [("pixels", 256, 0.845), ("features", 64, 0.86)])
-def test_a_class_of_clothes_is_forgotten_and_the_rest_is_as_after_refitting(fashion, tensor, keys, accuracy):
+def test_a_class_of_clothes_is_forgotten_and_the_rest_is_as_after_refitting(made, tensor, keys, accuracy):
+    fashion = made("fashion")  # 10,000 training and 2,000 test images
     train, test = (read_rows(fashion / f"{split}.safetensors", features=tensor) for split in ("train", "test"))
     bottleneck = Bottleneck.fit_rows(train, codebooks=256, keys=keys)
     labels = np.array(test.labels)
