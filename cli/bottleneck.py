@@ -248,8 +248,9 @@ def print_report(report: "Report", folder: Path, json: bool) -> None:
     if json:
         print_json({**report.content, "output": str(folder)})
         return
-    for numbers in _side_by_side(report.columns, report.rows):
-        print_table("", [report.columns[n] for n in numbers], [[row[n] for n in numbers] for row in report.rows])
+    columns, rows = report.table()
+    for numbers in _side_by_side(columns, rows):
+        print_table("", [columns[n] for n in numbers], [[row[n] for n in numbers] for row in rows])
     for line in (report.caption, "", *report.remarks):
         say(line)
     say(f"{folder}: report.json, README.md and {len(list(folder.glob('*.png')))} figures")

@@ -113,7 +113,7 @@ def unlearn(
     ):
         after.write(staged)
         edit.write(private)
-    _report(edit, after, bottleneck, folder, aside, json)
+    _report(edit, before, after, bottleneck, folder, aside, json)
 
 
 def _example(output: Path | None, device: str | None, seed: int, overwrite: bool, json: bool) -> None:
@@ -172,22 +172,36 @@ def _positions(before: "Bottleneck", source: str, feature: str | None, column: l
     return before.need_training().find(digests)
 
 
-def _report(edit: "Eraser", after: "Bottleneck", source: Path, folder: Path, aside: Path, json: bool) -> None:
+def _report(
+    edit: "Eraser", before: "Bottleneck", after: "Bottleneck", source: Path, folder: Path, aside: Path, json: bool
+) -> None:
     from surgery.unlearning.card import promises, what
 
-    done, seconds = edit.edit, edit.report["seconds"]
+    done, seconds, effect = edit.edit, edit.report["seconds"], edit.effect(before, after)
     if json:
-        found = {"output": str(folder), "eraser": str(aside), "hash": edit.hash, **done, "seconds": seconds}
+        found = {
+            "output": str(folder),
+            "eraser": str(aside),
+            "hash": edit.hash,
+            **done,
+            "effect": effect,
+            "seconds": seconds,
+        }
         print_json({**found, "promises": promises(after.history, counted=after.counted)})
         return
     verb = {"refit": "refitted", "counts": "counted down"}.get(done["via"], "masked")
     rows = f" ({done['rows']:,} rows)" if done["forget"] else ""
     say(
-        f"{folder}: {what(done)}{rows} forgotten, {done['pairs']:,} of {done['of_pairs']:,} pairs {verb}, in {1000 * seconds:.1f} ms"
+        f"{folder}: {what(done)}{rows} forgotten, {done['pairs']:,} of {done['of_pairs']:,} pairs {verb}, in {f'{1000 * seconds:.1f} ms' if seconds < 1 else f'{seconds:.1f} s'}"
     )
-    if done["rule"]:
-        say(f"How many: {done['rule']}")
+    if done["rule"] not in (None, "given"):
+        say(f"As many as it takes for this to hold on training rows: {done['rule']}")
+    say(
+        f"On training rows: {100 * effect['forgotten_right']:.1f}% of the forgotten are still answered right; "
+        f"of the others {100 * effect['retained_after']:.1f}%, {100 * effect['retained_before']:.1f}% before"
+    )
     for promise in promises(after.history, counted=after.counted):
         say(promise)
     say(f"{aside}: what undoes it; it holds what was taken out, so keep it, and {source}, to yourself")
-    say(f"Next:  surgery bottleneck verify {folder} --eraser {aside} --data test.jsonl -o report/")
+    data = "--data test.jsonl" if after.encoder else "--features test.safetensors"
+    say(f"Next:  surgery bottleneck verify {folder} --eraser {aside} {data} -o report/")

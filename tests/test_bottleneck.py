@@ -333,3 +333,28 @@ def test_refitting_from_ids_is_fitting(bottleneck):
     everything = bottleneck.masked(np.arange(20), "next").refitted(np.arange(60))
     np.testing.assert_array_equal(everything.table, bottleneck.table)
     assert not everything.selector.states.any() and everything.history == () and everything.training is None
+
+
+def test_examples_in_memory_are_as_those_of_a_file(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "cache"))
+    examples = [
+        {"text": text, "label": label} for text, label in zip(("good film", "bad film") * 6, "ab" * 6, strict=True)
+    ]
+    examples[0]["text"], examples[1]["text_pair"] = "great story", "boring"
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(example) for example in examples))
+    sizes = {"codebooks": 4, "keys": 4, "key_dim": 3, "device": "cpu"}
+    ours, theirs = (Bottleneck.fit(tiny("bert-encoder"), data, **sizes) for data in (examples, tmp_path / "data.jsonl"))
+    assert ours.fingerprint == theirs.fingerprint
+    with pytest.raises(TaskError, match="example 1, counted from 0"):
+        Bottleneck.fit(tiny("bert-encoder"), [examples[0], {"text": "no label"}], **sizes)
+
+
+def test_private_rows_are_not_printed():
+    bottleneck = Bottleneck.fit_features(np.eye(6), list("aabbcc"), codebooks=2, keys=3, key_dim=2, device="cpu")
+    eraser = unlearn(bottleneck, "a")
+    shown = [repr(bottleneck), repr(bottleneck.training), repr(eraser), repr(Rows.of(np.eye(3)))]
+    assert shown[0] == "Bottleneck(2 codebooks x 3 keys in 2 dimensions, 3 classes, 6 training rows, 0 edits)"
+    assert all("array" not in text and len(text) < 120 for text in shown)
+    assert eraser.forget == ["a"]
+    codebooks, keys = eraser.codebook_keys.T
+    assert (codebooks * 3 + keys == eraser.pairs).all()

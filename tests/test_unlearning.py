@@ -473,7 +473,7 @@ def test_an_eraser_fits_one_bottleneck_once():
         edit.apply(after)
     with pytest.raises(BottleneckError, match="isn't applied to this bottleneck"):
         edit.undo(before)
-    with pytest.raises(BottleneckError, match="was made for bottleneck"):
+    with pytest.raises(BottleneckError, match="belongs to another bottleneck"):
         edit.apply(other)
     with pytest.raises(BottleneckError, match=r"can be taken back from .* after the edit"):
         edit.undo(unlearn(other, "ant").apply(other))
@@ -546,7 +546,7 @@ def test_erasers_are_saved_whole_and_damaged_ones_refused(tmp_path):
         assert "was changed since" in broken(name, edit_array(name))
     assert "was changed since" in broken("json", edit_json("bottleneck", "0" * 64))
     assert "was changed since" in broken("edit", edit_json("edit", {**edit.edit, "forget": ["bee"]}))
-    assert "isn't a surgery eraser" in broken("format", edit_json("format", "other"))
+    assert "isn't an eraser's folder" in broken("format", edit_json("format", "other"))
     assert "is damaged" in broken("keys", edit_json("edit", None))
     assert "is missing" in broken("gone", lambda folder: (folder / "eraser.safetensors").unlink())
     assert "holds no report.json" in broken("bare", lambda folder: (folder / "report.json").unlink())

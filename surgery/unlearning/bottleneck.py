@@ -22,7 +22,7 @@ from surgery.provenance import provenance
 from surgery.unlearning.card import bottleneck_card
 from surgery.unlearning.encoders import Encoder
 from surgery.unlearning.keys import KeyMethod, fit_keys, random_projections, segments
-from surgery.unlearning.rows import Rows, placed_by, read_rows
+from surgery.unlearning.rows import Rows, encode_rows, placed_by, read_rows
 from surgery.unlearning.selection import CLOSED, OPEN, SILENT, Selector
 from surgery.unlearning.storage import digest, read_arrays, read_json
 from surgery.unlearning.training import TrainingRows
@@ -82,13 +82,18 @@ class Bottleneck:
     history: tuple[Mapping[str, Any], ...] = ()
     report: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        codebooks, keys, d = self.selector.keys.shape
+        rows = "without training rows" if self.training is None else f"{len(self.training):,} training rows"
+        return f"Bottleneck({codebooks:,} codebooks x {keys:,} keys in {d} dimensions, {len(self.classes):,} classes, {rows}, {len(self.history)} edits)"
+
     @classmethod
     def fit(
         cls,
         encoder: str | Path | Encoder,
-        data: str | Path,
+        data: str | Path | Sequence[Mapping[str, Any]],
         *,
-        keys_from: str | Path | None = None,
+        keys_from: str | Path | Sequence[Mapping[str, Any]] | None = None,
         columns: "Columns | None" = None,
         device: str | None = None,
         progress: Progress = silent,
@@ -98,15 +103,17 @@ class Bottleneck:
 
         Args:
             encoder: a text or image model: folder, hub id, or `Encoder` for a pooling or length of your own.
-            data: labelled rows, as `read_rows` takes them. `keys_from`: other rows, with or without labels, to place the keys by.
+            data: labelled rows: a file as `read_rows` takes it, or a list of tables with `text` (or `image`) and `label`. `keys_from`: other rows, with or without labels, to place the keys by.
         """
         opened = encoder if isinstance(encoder, Encoder) else Encoder.open(encoder, device=device)
-        rows = read_rows(data, encoder=opened, columns=columns, progress=progress)
-        others = (
-            read_rows(keys_from, encoder=opened, columns=columns, labels_needed=False, progress=progress)
-            if keys_from is not None
-            else None
-        )
+
+        def read(given: str | Path | Sequence[Mapping[str, Any]], labels_needed: bool) -> Rows:
+            if isinstance(given, str | Path):
+                return read_rows(given, encoder=opened, columns=columns, labels_needed=labels_needed, progress=progress)
+            return encode_rows(opened, given, labels_needed=labels_needed, progress=progress)
+
+        rows = read(data, True)
+        others = None if keys_from is None else read(keys_from, False)
         return cls.fit_rows(rows, keys_from=others, encoder=opened.spec(), device=device, progress=progress, **settings)
 
     @classmethod

@@ -59,7 +59,7 @@ def bottleneck_card(b: "Bottleneck") -> str:
         "",
         "```sh",
         "surgery bottleneck show THIS_FOLDER",
-        "surgery bottleneck verify THIS_FOLDER --data test.jsonl -o report/",
+        f"surgery bottleneck verify THIS_FOLDER {'--data test.jsonl' if b.encoder else '--features test.safetensors'} -o report/",
         "surgery unlearn THIS_FOLDER --forget CLASS -o forgot/",
         "```",
         "",

@@ -56,6 +56,21 @@ class Eraser:
     report: Mapping[str, Any] = field(default_factory=dict)
     loaded: bool = False
 
+    def __repr__(self) -> str:
+        what = ", ".join(map(str, self.forget)) or f"{len(self.positions):,} single rows"
+        return f"Eraser({what}, via {self.edit['via']}, {len(self.pairs):,} of {self.edit['of_pairs']:,} pairs)"
+
+    @property
+    def forget(self) -> list[int | str]:
+        """Forgotten classes; empty for single rows."""
+        return self.edit["forget"]
+
+    @property
+    def codebook_keys(self) -> Int64[np.ndarray, "P 2"]:
+        """Codebook and key of every pair that changes."""
+        keys = self.edit["of_pairs"] // self.source.ids.shape[1]
+        return np.stack(np.divmod(self.pairs, keys), 1)
+
     @cached_property
     def rows(self) -> TrainingRows:
         """The forgotten rows. Gathered when first wanted, so that deciding on an edit costs no copy of them."""
@@ -90,6 +105,24 @@ class Eraser:
             history=(*bottleneck.history, note),
             report={**bottleneck.report, "inputs": {}} if "inputs" in bottleneck.report else bottleneck.report,
         )
+
+    def effect(self, before: Bottleneck, after: Bottleneck) -> dict[str, float]:
+        """What it did on training rows alone: share of forgotten rows still answered right, and of others before and after.
+
+        Of many others, 2,048 are asked.
+        """
+
+        def right(bottleneck: Bottleneck, rows: TrainingRows) -> float:
+            ids = bottleneck.selector.reselect(rows.features, rows.ids)
+            return float((bottleneck.answer_ids(ids, device="cpu").targets == rows.targets).mean())
+
+        retained = after.need_training()
+        some = retained.take(np.unique(np.linspace(0, len(retained) - 1, min(len(retained), 2048)).astype(np.int64)))
+        return {
+            "forgotten_right": right(after, self.rows),
+            "retained_before": right(before, some),
+            "retained_after": right(after, some),
+        }
 
     def undo(self, bottleneck: Bottleneck) -> Bottleneck:
         """The bottleneck as it was, bit for bit.
@@ -135,10 +168,10 @@ class Eraser:
         if self.hash in hashes and what.startswith("was"):
             return f"edit {self.hash[:16]} is applied already: undo it first"
         if bottleneck.fingerprint == self.bottleneck:
-            return f"edit {self.hash[:16]} isn't applied to this bottleneck (or is undone already): apply it first"
+            return f"edit {self.hash[:16]} isn't applied to this bottleneck, or is undone already"
         return (
-            f"eraser {self.hash[:16]} {what} bottleneck {self.bottleneck[:16]}"
-            f"{'' if what.startswith('was') else ' after the edit'}, and this one is {bottleneck.fingerprint[:16]}: use the eraser that lies beside it"
+            f"eraser {self.hash[:16]} belongs to another bottleneck or another edit (it {what} {self.bottleneck[:16]}"
+            f"{'' if what.startswith('was') else ' after its edit'}, this is {bottleneck.fingerprint[:16]}): use the one made with this folder"
         )
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -166,7 +199,7 @@ class Eraser:
         folder = Path(folder)
         report = read_json(folder / "report.json")
         if report.get("format") != _FORMAT:
-            raise BottleneckError(f"{folder} isn't a {_FORMAT}'s folder: name one that `surgery unlearn` wrote")
+            raise BottleneckError(f"{folder} isn't an eraser's folder: name one that `surgery unlearn` wrote")
         arrays = read_arrays(folder / ERASER_FILE)
         try:
             rows = TrainingRows(

@@ -111,13 +111,14 @@ def _sweep(content: Mapping[str, Any], file: Path) -> None:
         axes.axvline(chosen, color=_GREY, linestyle="--", linewidth=1.2)
         axes.annotate(
             "chosen on\ntraining rows",
-            (chosen, 0.5),
+            (chosen, 0.7),
             xycoords=("data", "axes fraction"),
-            xytext=(-5, 0),
+            xytext=(-6 if 2 * chosen > keys[-1] else 6, 0),
             textcoords="offset points",
-            ha="right",
+            ha="right" if 2 * chosen > keys[-1] else "left",
             va="center",
             fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
         axes.set(
             xlabel="masked (codebook, key) pairs, of those that forgotten rows select",

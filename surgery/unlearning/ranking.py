@@ -86,14 +86,15 @@ class ForgetSet:
         were refitted without them.
         """
         asked = np.linspace(0, len(self.positions) - 1, min(len(self.positions), _ASKED)).astype(np.int64)
-        features = self._training.features[self.positions[asked]]
+        queries = self._bottleneck.selector.project(self._training.features[self.positions[asked]])
         table = Table(self._bottleneck.values, self._bottleneck.selector.states, self._device)
         enough, rule = self._enough(asked)
 
         def works(number: int) -> bool:
             selector = self._bottleneck.masked(pairs_for(number), answer).selector
             table.close(selector.states)
-            return enough(*table.answer(selector.reselect(features, self.ids[asked], device=self._device)))
+            ids = selector.reselect_queries(lambda book, rows: queries[book, rows], self.ids[asked], self._device)
+            return enough(*table.answer(ids))
 
         low, high = -1, most
         steps = 0

@@ -89,10 +89,17 @@ class Report:
             )
         return found
 
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns that hold something, and the rows."""
+        rows = self.rows
+        used = [n for n in range(len(self.columns)) if n < 3 or any(row[n] for row in rows)]
+        return [self.columns[n] for n in used], [[row[n] for n in used] for row in rows]
+
     def markdown(self) -> str:
         """The table and the remarks."""
-        lines = [f"| {' | '.join(self.columns)} |", "|" + "---|" * len(self.columns)]
-        lines += [f"| {' | '.join(row)} |" for row in self.rows]
+        columns, rows = self.table()
+        lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
         return "\n".join([*lines, "", self.caption, "", *(f"- {remark}" for remark in self.remarks), ""])
 
     def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:

@@ -59,6 +59,11 @@ class Rows:
             wrong = "NaN" if np.isnan(self.features[row]).any() else "infinity"
             raise TaskError(f"feature row {row}, counted from 0, holds {wrong}: leave it out or make it again")
 
+    def __repr__(self) -> str:
+        return (
+            f"Rows({len(self):,} x {self.features.shape[1]:,} features, {'with' if self.labels else 'without'} labels)"
+        )
+
     def __len__(self) -> int:
         return len(self.features)
 
@@ -142,6 +147,8 @@ def read_rows(
             )
         return Rows(rows.features, _given([e.label for e in examples]), text_digests([_input(e) for e in examples]))
     if encoder is None:
+        if Path(source).suffix and not Path(source).expanduser().exists():
+            raise TaskError(f"{source}: there is no such file")
         raise OptionError(f"{source} holds no features: give --encoder, or a .safetensors or .npz file of features")
     if encoder.kind == "image":
         inputs, labels = _images(Path(source).expanduser(), columns or Columns(), labels_needed)
@@ -149,6 +156,26 @@ def read_rows(
         examples = read_examples(source, columns, labelled=labels_needed)
         inputs, labels = [_input(example) for example in examples], [example.label for example in examples]
     return Rows(cached_features(encoder, inputs, progress), _given(labels), encoder.digests(inputs))
+
+
+def encode_rows(
+    encoder: Encoder, examples: Sequence[Mapping[str, Any]], *, labels_needed: bool = True, progress: Progress = silent
+) -> Rows:
+    """Rows from examples in memory: tables with `text` (and `text_pair`) or `image`, and `label`."""
+    what = "image" if encoder.kind == "image" else "text"
+    for number, example in enumerate(examples):
+        if not isinstance(example, Mapping) or not all(
+            example.get(key) for key in (what, "label")[: 1 + labels_needed]
+        ):
+            wanted = f"{what} and label" if labels_needed else what
+            raise TaskError(f"example {number}, counted from 0, is {str(example)[:60]!r}: give tables with {wanted}")
+    inputs = [
+        (example[what], example["text_pair"]) if what == "text" and example.get("text_pair") else example[what]
+        for example in examples
+    ]
+    labels = [example.get("label") for example in examples]
+    known = _labels(labels) if all(label is not None for label in labels) else None
+    return Rows(cached_features(encoder, inputs, progress), known, encoder.digests(inputs))
 
 
 def placed_by(rows: Rows, others: Rows | None) -> UInt64[np.ndarray, " M"]:

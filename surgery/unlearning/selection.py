@@ -1,5 +1,6 @@
 """Which key answers for which row: the nearest open one of every codebook, at the speed of one matrix product."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,8 +56,7 @@ class Selector:
             block = _GPU_ROWS  # each block sends all keys across
         for start in range(0, len(features), block):
             rows = slice(start, start + block)
-            queries = (features[rows] - self.center) @ self._map
-            queries = np.ascontiguousarray(queries.reshape(-1, codebooks, d).transpose(1, 0, 2))
+            queries = self.project(features[rows])
             found[rows] = nearest_keys(queries, self.products, top=top, device=device).transpose(1, 0, 2)
         return found
 
@@ -70,14 +70,29 @@ class Selector:
         """`select`, where `ids` are what it gave before some more keys were closed: looks again only where one of them was."""
         if not (self.states == CLOSED).any():
             return ids
-        found = ids.copy()
         centered = features - self.center
+        return self.reselect_queries(lambda codebook, rows: centered[rows] @ self.projections[codebook], ids, device)
+
+    def project(self, features: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "C N d"]:
+        """Each row's queries, one a codebook: for asking about the same rows again and again."""
+        codebooks, _, d = self.keys.shape
+        queries = ((features - self.center) @ self._map).reshape(-1, codebooks, d)
+        return np.ascontiguousarray(queries.transpose(1, 0, 2))
+
+    def reselect_queries(
+        self,
+        queries: Callable[[int, NDArray], NDArray],
+        ids: UInt16[np.ndarray, "N C top"],
+        device: torch.device | None = None,
+    ) -> UInt16[np.ndarray, "N C top"]:
+        """`reselect`, given the queries of a codebook for some rows."""
+        found = ids.copy()
         for codebook, closed in enumerate(self.states == CLOSED):
             stale = np.flatnonzero(closed[ids[:, codebook]].any(1))
             if len(stale):
-                queries = (centered[stale] @ self.projections[codebook])[None]
                 right = self.products[codebook : codebook + 1]
-                found[stale, codebook] = nearest_keys(queries, right, top=ids.shape[2], device=device)[0]
+                asked = queries(codebook, stale)[None]
+                found[stale, codebook] = nearest_keys(asked, right, top=ids.shape[2], device=device)[0]
         return found
 
     @cached_property

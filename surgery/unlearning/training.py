@@ -29,6 +29,9 @@ class TrainingRows:
     digests: UInt64[np.ndarray, " N"]
     placed: UInt64[np.ndarray, " M"]
 
+    def __repr__(self) -> str:
+        return f"TrainingRows({len(self):,} rows)"  # what is in them is private
+
     def __len__(self) -> int:
         return len(self.targets)
 

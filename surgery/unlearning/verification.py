@@ -309,8 +309,16 @@ def _remarks(content: dict[str, Any], after: Bottleneck) -> list[str]:
             f"The encoder is as it was: a linear probe on its features still tells {100 * content['probe']['forgotten']:.0f}% of the test rows of the forgotten classes."
         )
     if "before" not in points:
-        found.append("No eraser is at hand, so nothing is said of before, of membership and of relearning.")
+        why = "The last edit's eraser isn't at hand" if after.history else "Nothing was forgotten here"
+        found.append(f"{why}, so nothing is said of before, of membership and of relearning.")
         return found
+    worse = points["after"].get("membership", {})
+    for attack, name in (("loss", "by loss"), ("likelihood_ratio", "by shadows")):
+        apart = worse.get(attack, {}).get("against_refitted")
+        if apart and (apart["low"] > 0 or apart["high"] < 0):
+            found.append(
+                f"The attack {name} tells more of the forgotten rows than after refitting (area {apart['auc']:+.2f}, 95% {apart['low']:+.2f} to {apart['high']:+.2f}): where that matters, refit."
+            )
     if "membership" not in points["after"]:
         found.append("No test row is of a forgotten class, so nothing is said of membership and relearning.")
     elif content["call"]["verify"]["shadows"] and "likelihood_ratio" not in points["after"]["membership"]:
