@@ -475,7 +475,7 @@ def test_an_eraser_fits_one_bottleneck_once():
         edit.undo(before)
     with pytest.raises(BottleneckError, match="belongs to another bottleneck"):
         edit.apply(other)
-    with pytest.raises(BottleneckError, match=r"can be taken back from .* after the edit"):
+    with pytest.raises(BottleneckError, match=r"can be taken back from .* after its edit"):
         edit.undo(unlearn(other, "ant").apply(other))
     alone = replace(after, training=None)
     with pytest.raises(BottleneckError, match="comes without its training rows"):
@@ -554,7 +554,7 @@ def test_erasers_are_saved_whole_and_damaged_ones_refused(tmp_path):
     assert "can't be read" in broken("text", lambda folder: (folder / "report.json").write_text("{"))
     assert "isn't a JSON table" in broken("list", lambda folder: (folder / "report.json").write_text("[]"))
     before.save(tmp_path / "bn")
-    with pytest.raises(BottleneckError, match="isn't a surgery eraser"):
+    with pytest.raises(BottleneckError, match="isn't an eraser's folder"):
         Eraser.load(tmp_path / "bn")
     with pytest.raises(BottleneckError, match=r"holds no config\.json"):
         Bottleneck.load(tmp_path / "eraser")
