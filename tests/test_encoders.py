@@ -1,7 +1,6 @@
 """Frozen encoders: features against the library run on one input at a time, and the cache that keeps them."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tiny import _quiet, change, pickled
 
 from surgery import Checkpoint
 from surgery.errors import CheckpointError, OptionError, TaskError
+from surgery.grafting.example import minilm
 from surgery.unlearning import encoders
 from surgery.unlearning.encoders import Encoder, cached_features
 
@@ -446,9 +446,7 @@ def test_digests_tell_contents_apart(tiny, tiny_image, images):
 
 @pytest.mark.real
 def test_minilm_gives_the_mean_over_its_tokens():
-    folder = Path(os.environ.get("MODELS_DIR", "~/.cache/surgery-models")).expanduser() / "minilm"
-    if not (folder / "model.safetensors").exists():
-        pytest.skip(f"no {folder}")
+    folder = minilm().folder
     encoder = Encoder.open(folder)
     assert (encoder.pooling, encoder.width, encoder.max_length) == ("mean", 384, 128)
     texts = ["A man is playing a guitar.", "Someone plays music on an instrument, slowly and well.", "Taxes rose."]
