@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cli import bottleneck, graft, score, skill, tune, unlearn
+from cli import bottleneck, graft, pcfg, score, skill, tune, unlearn
 from cli.render import print_error
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.add_typer(skill.app, name="skill")
 app.command()(score.score)
 app.command()(unlearn.unlearn)
 app.add_typer(bottleneck.app, name="bottleneck")
+app.add_typer(pcfg.app, name="pcfg")
 
 
 @app.callback(invoke_without_command=True)
@@ -33,17 +34,21 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run; a mistake of the user's ends with one sentence on stderr and status 2."""
+    from pcfg.errors import PcfgError
     from surgery.errors import SurgeryError
 
     try:
         app()
-    except SurgeryError as error:
+    except (SurgeryError, PcfgError) as error:
         print_error(str(error))
         sys.exit(2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which isn't imported here
             raise
         print_error("the device's memory is full: lower --batch-size or --max-length, or use --dtype bfloat16")
+        sys.exit(2)
+    except MemoryError:
+        print_error("the memory is full: give fewer or shorter inputs, or lower what the options ask for")
         sys.exit(2)
     except OSError as error:  # disk full, no permission: the library has left nothing half written
         print_error(f"{error.filename or 'the system'}: {error.strerror or error}")

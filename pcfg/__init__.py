@@ -1,1 +1,31 @@
-"""Grammars and exact inference. Empty so far; will know nothing of the other packages."""
+"""Grammars and exact inference; knows nothing of the other packages.
+
+from pcfg import Grammar, inside_outside
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pcfg.chart import Chart, inside_outside
+    from pcfg.grammar import Grammar
+    from pcfg.sampling import Samples, sample
+    from pcfg.trees import Tree
+
+# Loaded on first use: numba and torch take seconds.
+_HOMES = {
+    "Chart": "pcfg.chart",
+    "Grammar": "pcfg.grammar",
+    "Samples": "pcfg.sampling",
+    "Tree": "pcfg.trees",
+    "inside_outside": "pcfg.chart",
+    "sample": "pcfg.sampling",
+}
+
+__all__ = ["Chart", "Grammar", "Samples", "Tree", "inside_outside", "sample"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pcfg' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,87 @@
+"""Grammars, trees, sentences and output files as the `pcfg` commands take them, or a sentence that says what is wrong."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pcfg.grammar import Grammar
+    from pcfg.trees import Tree
+
+
+def load_grammar(path: Path) -> "Grammar":
+    """A grammar from JSON, or from a text of rules."""
+    from pcfg.errors import GrammarError
+    from pcfg.grammar import Grammar
+
+    if path.suffix == ".json":
+        return Grammar.load(path)
+    try:
+        return Grammar.from_text(path.expanduser().read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise GrammarError(f"{path} isn't UTF-8 text (byte {error.start:,}): name a grammar file") from None
+    except OSError as error:
+        raise GrammarError(f"{path} can't be read: {error.strerror}") from None
+
+
+def load_both(path: Path, text: Path | None) -> tuple["Grammar", list[list[str]]]:
+    """Grammar and sentences, whose words it knows."""
+    from pcfg.errors import OptionError
+    from pcfg.texts import check_words, read_sentences
+
+    if text is None:
+        raise OptionError("--text is missing: name the file of sentences, one a line")
+    grammar, sentences = load_grammar(path), read_sentences(text)
+    check_words(grammar, sentences, text)
+    return grammar, sentences
+
+
+def read_bank(source: Path | None, nltk: bool) -> "list[Tree]":
+    """The cleaned trees of a file, or of NLTK's sample."""
+    from pcfg.errors import OptionError, TreebankError
+    from pcfg.treebank import clean_trees, nltk_treebank
+    from pcfg.trees import read_trees
+
+    if (source is None) == (not nltk):
+        raise OptionError("give the trees by --trees FILE or --nltk-treebank, one of the two")
+    found = clean_trees(nltk_treebank() if source is None else read_trees(source))
+    if not found:
+        raise TreebankError(f"{source} holds no trees: write them in brackets, (S (NP (DT The) (NN dog)) ...)")
+    return found
+
+
+def pick(bank: "list[Tree]", only: str | None) -> "list[Tree]":
+    """The trees that `--only FIRST-LAST` names."""
+    from pcfg.errors import OptionError
+
+    if only is None:
+        return bank
+    first, dash, last = only.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last) <= len(bank)):
+        raise OptionError(f"--only {only} must be FIRST-LAST, between 1 and {len(bank)}")
+    return bank[int(first) - 1 : int(last)]
+
+
+def horizontal_order(h: str) -> float:
+    """`-h` as a number."""
+    from pcfg.errors import OptionError
+
+    if h != "inf" and not h.isdecimal():
+        raise OptionError(f"-h {h} must be 0, 1, 2 ... or inf")
+    return float(h)
+
+
+def need_file(output: Path | None, overwrite: bool, *inputs: Path | None) -> Path:
+    """The output file; refuses what can't be written, before any work is spent on it."""
+    from pcfg.errors import OptionError, PcfgError
+    from surgery.files import check_apart
+
+    if output is None:
+        raise OptionError("-o is missing: name the file to write")
+    check_apart(output, *(path for path in inputs if path is not None))
+    if output.is_dir():
+        raise PcfgError(f"{output} is a folder, not a file: name another output")
+    if output.exists() and not overwrite:
+        raise PcfgError(f"{output} exists already: name another output or add --overwrite")
+    if not output.absolute().parent.is_dir():
+        raise PcfgError(f"{output.absolute().parent} is not a folder: make it first, or name another output")
+    return output

@@ -1,0 +1,395 @@
+"""`surgery pcfg ...`: read grammars off trees, sample from them, parse with them, fit them to text."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options
+from cli.grammars import horizontal_order, load_both, load_grammar, need_file, pick, read_bank
+from cli.render import print_json, print_table, progress_bar, say
+
+if TYPE_CHECKING:
+    from pcfg.grammar import Grammar
+
+app = typer.Typer(
+    help="Probabilistic grammars: read them off trees, sample, parse, fit, with exact Inside-Outside.",
+    no_args_is_help=True,
+)
+
+_LISTED = 10  # sentences without a parse, or rules of a symbol
+
+GrammarFile = Annotated[
+    Path, typer.Argument(help="Grammar: .json as written here, or a text of rules such as 0.5 S -> NP VP.")
+]
+Text = Annotated[
+    Path | None,
+    typer.Option(help="Sentences, one a line, words between spaces; or .jsonl with tokens.", show_default=False),
+]
+OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads, over sentences (sparse engine).")]
+
+
+@app.command()
+def induce(
+    trees: Annotated[
+        Path | None, typer.Option(help="Bracketed trees, as in the Penn Treebank.", show_default=False)
+    ] = None,
+    nltk_treebank: Annotated[
+        bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")
+    ] = False,
+    only: Annotated[
+        str | None, typer.Option(help="FIRST-LAST: these trees only, counted from 1.", show_default="all")
+    ] = None,
+    h: Annotated[str, typer.Option("-h", "--horizontal", help="Left sisters remembered: 0, 1, 2 ... or inf.")] = "1",
+    v: Annotated[int, typer.Option("-v", "--vertical", help="1, or 2: symbols know their parents.")] = 2,
+    min_count: Annotated[int, typer.Option(min=1, help="Words seen fewer times are taken for their signatures.")] = 5,
+    smooth: Annotated[
+        bool, typer.Option("--smooth/--no-smooth", help="Smooth the words' tags by their signatures' tags.")
+    ] = True,
+    strength: Annotated[float, typer.Option(min=0, help="Sightings that a signature is worth in smoothing.")] = 1.0,
+    annotate_tags: Annotated[
+        bool, typer.Option("--annotate-tags/--no-annotate-tags", help="Tags know their parents.")
+    ] = True,
+    output: OutputFile = None,
+    overwrite: Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Read a grammar off trees: cleaned, made binary, rare words by their signatures."""
+    from pcfg.errors import OptionError
+    from pcfg.grammar import Grammar
+    from pcfg.treebank import induce as run
+
+    file, began = need_file(output, overwrite, trees), time.monotonic()
+    if strength != 1.0 and not smooth:
+        raise OptionError("--strength is for --smooth: leave one of --strength and --no-smooth out")
+    with progress_bar() as progress:
+        progress(0, 2, "reading trees")
+        bank = pick(read_bank(trees, nltk_treebank), only)
+        progress(1, 2, f"counting rules: {len(bank):,} trees")
+        settings: dict[str, Any] = {"v": v, "h": horizontal_order(h), "min_count": min_count}
+        settings |= {"smooth_lexicon": smooth, "annotate_tags": annotate_tags, "k": strength}
+        induced = run(bank, **settings)
+        grammar = Grammar.of_arrays(**induced.arrays())
+        grammar.save(file)
+    found = {**_summary(grammar), "trees": induced.trees, "tokens": induced.tokens}
+    if json:
+        print_json({**found, "output": str(file), "seconds": _since(began)})
+        return
+    say(f"{file}: {_sizes(found)}, from {induced.trees:,} trees of {induced.tokens:,} words in {_since(began):.1f} s")
+    say(f"Next:  surgery pcfg parse {file} --text sents.txt -o parses.txt")
+
+
+@app.command()
+def trees(
+    source: Annotated[
+        Path | None, typer.Option("--trees", help="Bracketed trees, as in the Penn Treebank.", show_default=False)
+    ] = None,
+    nltk_treebank: Annotated[
+        bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")
+    ] = False,
+    only: Annotated[
+        str | None, typer.Option(help="FIRST-LAST: these trees only, counted from 1.", show_default="all")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Leave longer sentences out.", show_default="no limit")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="File for the sentences, what parse takes.", show_default=False)
+    ] = None,
+    output: OutputFile = None,
+    overwrite: Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Clean a treebank's trees, as they are trained and scored on: gold trees, and their sentences by --text."""
+    from pcfg.errors import OptionError
+    from pcfg.files import replace_bytes
+    from pcfg.trees import format_trees
+
+    file = need_file(output, overwrite, source)
+    if text is not None:
+        need_file(text, overwrite, source, file)
+    bank = pick(read_bank(source, nltk_treebank), only)
+    bank = [tree for tree in bank if max_length is None or len(tree.words()) <= max_length]
+    if not bank:
+        raise OptionError(f"no tree has {max_length} words or fewer: give a higher --max-length")
+    replace_bytes(file, format_trees(bank).encode())
+    if text is not None:
+        replace_bytes(text, "".join(f"{' '.join(tree.words())}\n" for tree in bank).encode())
+    words = sum(len(tree.words()) for tree in bank)
+    if json:
+        print_json({"trees": len(bank), "words": words, "output": str(file), "text": text and str(text)})
+        return
+    say(f"{file}: {len(bank):,} trees of {words:,} words" + (f"; {text}: their sentences" if text else ""))
+
+
+@app.command()
+def sample(
+    grammar: GrammarFile,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Sentences.")] = 100_000,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Most words of a sentence.", show_default="no limit")
+    ] = None,
+    held_out: Annotated[
+        float, typer.Option(help="Share of the different sentences that go to test; train has none of them.")
+    ] = 0.0,
+    dataset: Annotated[bool, typer.Option("--dataset", help="Write a Hugging Face datasets folder too.")] = False,
+    tokenizer: Annotated[bool, typer.Option("--tokenizer", help="Write a word-level tokenizer too.")] = False,
+    shard_size: Annotated[int, typer.Option(min=1, help="Sentences in a file.")] = 50_000,
+    output: options.Output = None,
+    seed: options.Seed = 0,
+    overwrite: Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Draw sentences with their trees. A run that was stopped goes on where it was."""
+    from pcfg.corpora import write_corpus
+    from surgery.files import check_output
+
+    folder, began = options.need_output(output), time.monotonic()
+    check_output(folder, overwrite=overwrite, inputs=[grammar])
+    loaded = load_grammar(grammar)
+    with progress_bar() as progress:
+        corpus = write_corpus(
+            loaded,
+            folder,
+            count,
+            seed=seed,
+            max_length=max_length,
+            held_out=held_out,
+            dataset=dataset,
+            with_tokenizer=tokenizer,
+            shard_size=shard_size,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    if json:
+        print_json({"sentences": count, **vars(corpus), "output": str(folder), "seconds": _since(began)})
+        return
+    parts = ", ".join(f"{name} {number:,}" for name, number in corpus.parts.items())
+    say(f"{folder}: {count:,} sentences of {corpus.words:,} words ({parts}) in {_since(began):.1f} s")
+    if max_length is not None:
+        how = (
+            "thrown away" if corpus.method == "rejection" else "made impossible, every choice conditioned on the length"
+        )
+        say(f"{100 * corpus.acceptance:.1f}% of free draws have {max_length} words or fewer; longer ones were {how}")
+
+
+@app.command()
+def parse(
+    grammar: GrammarFile,
+    text: Text = None,
+    rule: Annotated[
+        str, typer.Option(help="viterbi: the likeliest tree; mbr: most expected labelled recall.")
+    ] = "viterbi",
+    cost: Annotated[
+        float | None, typer.Option(help="For mbr: what a label must bring, 0 to 1.", show_default="the library's")
+    ] = None,
+    binary: Annotated[
+        bool, typer.Option("--binary", help="Leave trees as the grammar has them, instead of as in the treebank.")
+    ] = False,
+    output: OutputFile = None,
+    workers: Workers = 1,
+    overwrite: Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Parse sentences, a tree a line; (()) where there is none. A run that was stopped goes on where it was."""
+    from pcfg.parsing import write_parses
+
+    file, began = need_file(output, overwrite, grammar, text), time.monotonic()
+    loaded, sentences = load_both(grammar, text)
+    with progress_bar() as progress:
+        settings: dict[str, Any] = {"rule": rule, "cost": cost, "binary": binary, "workers": workers}
+        found = write_parses(loaded, sentences, file, **settings, progress=progress)
+    if json:
+        print_json({**vars(found), "rule": rule, "output": str(file), "seconds": _since(began)})
+        return
+    say(
+        f"{file}: {found.sentences - len(found.unparsed):,} of {found.sentences:,} sentences parsed in {_since(began):.1f} s"
+    )
+    _say_unparsed(found.unparsed)
+
+
+@app.command()
+def spans(
+    grammar: GrammarFile,
+    text: Text = None,
+    output: OutputFile = None,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float64",
+    device: options.Device = None,
+    workers: Workers = 1,
+    overwrite: Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Posterior probability of every span of every sentence. A run that was stopped goes on where it was.
+
+    The file holds lengths, offsets, log_z and marginals: sentence k's are marginals[offsets[k]:offsets[k + 1]], an
+    array [n, n + 1] whose entry (i, j) is for words i to j - 1. pcfg.parsing.read_spans takes it apart.
+    """
+    from pcfg.parsing import write_spans
+
+    file, began = need_file(output, overwrite, grammar, text), time.monotonic()
+    loaded, sentences = load_both(grammar, text)
+    with progress_bar() as progress:
+        settings: dict[str, Any] = {"device": device, "dtype": dtype, "workers": workers}
+        found = write_spans(loaded, sentences, file, **settings, progress=progress)
+    if json:
+        print_json({**vars(found), "dtype": dtype, "output": str(file), "seconds": _since(began)})
+        return
+    say(f"{file}: marginals of {found.sentences:,} sentences, {found.entries:,} numbers, in {_since(began):.1f} s")
+    _say_unparsed(found.unparsed)
+
+
+@app.command()
+def score(
+    gold: Annotated[Path, typer.Argument(help="Gold trees.")],
+    parses: Annotated[Path, typer.Argument(help="Parses of the same sentences, (()) where there is none.")],
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled/--evalb", help="As for unsupervised parsers, or labelled as by EVALB.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Score parses against gold trees, by the convention that is named with the result."""
+    from pcfg.errors import TreebankError
+    from pcfg.scoring import score_labelled, score_unlabelled
+    from pcfg.treebank import clean
+    from pcfg.trees import read_parses, read_trees
+
+    wanted = []
+    for number, tree in enumerate(read_trees(gold), 1):
+        if (kept := clean(tree)) is None:
+            raise TreebankError(f"{gold}: tree {number} holds no words: leave it out")
+        wanted.append(kept)
+    found = [tree and clean(tree) for tree in read_parses(parses)]
+    if unlabelled:
+        plain = score_unlabelled(wanted, found)
+        result: dict[str, Any] = {"skipped": plain.skipped, "sentences": len(plain.f1s)}
+        line, shared = str(plain), plain
+    else:
+        full = score_labelled(wanted, found)
+        names = ("precision", "recall", "complete_match", "matched", "predicted", "gold", "sentences")
+        result = {name: getattr(full, name) for name in names}
+        line, shared = str(full), full  # type: ignore[assignment]
+    if json:
+        print_json({"f1": shared.f1, "convention": shared.convention, "unparsed": shared.unparsed, **result})
+        return
+    say(line)
+
+
+@app.command()
+def fit(
+    start: GrammarFile,
+    text: Text = None,
+    em: Annotated[int, typer.Option("--em", min=1, help="Rounds of expectation-maximisation.")] = 20,
+    smoothing: Annotated[float, typer.Option(min=0, help="Added to every expected count.")] = 0.0,
+    output: OutputFile = None,
+    workers: Workers = 1,
+    device: options.Device = None,
+    overwrite: Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Fit a grammar's probabilities to sentences. A run that was stopped goes on after its last whole round."""
+    from pcfg.fitting import fit_file
+
+    file, began = need_file(output, overwrite, start, text), time.monotonic()
+    grammar, sentences = load_both(start, text)
+    with progress_bar() as progress:
+        found = fit_file(
+            grammar,
+            sentences,
+            em,
+            file,
+            smoothing=smoothing,
+            workers=workers,
+            device=device,
+            on_round=lambda done, value: say(f"after {done:3} rounds: log-likelihood {value:,.4f}", quiet=json),
+            progress=progress,
+        )
+    unparsed = tuple(number + 1 for number in found.left_out)
+    if json:
+        likelihoods = found.log_likelihoods.tolist()
+        content = {"log_likelihoods": likelihoods, "unparsed": unparsed, "words": found.words}
+        print_json({**content, "output": str(file), "seconds": _since(began)})
+        return
+    per_word = found.log_likelihoods[-1] / found.words
+    say(f"{file}: {em} rounds over {len(sentences):,} sentences in {_since(began):.1f} s, {per_word:.4f} nats a word")
+    _say_unparsed(unparsed)
+
+
+@app.command()
+def show(
+    grammar: GrammarFile,
+    symbol: Annotated[str | None, typer.Option(help="List the rules of this symbol.", show_default=False)] = None,
+    json: options.Json = False,
+) -> None:
+    """What a grammar is: symbols, rules, words, roots, the mean length of a sentence."""
+    from pcfg.errors import OptionError
+
+    loaded = load_grammar(grammar)
+    found = _summary(loaded)
+    if symbol is not None and symbol not in loaded.symbols:
+        raise OptionError(f"{grammar} has no symbol {symbol}: it has {', '.join(loaded.symbols[:8])} ...")
+    if json:
+        rules = {} if symbol is None else {"rules_of_symbol": dict(_rules_of(loaded, symbol))}
+        print_json({**found, "roots": loaded.roots, **rules})
+        return
+    say(f"{grammar}: {_sizes(found)}")
+    mean = found["expected_length"]
+    say(f"sentences have {mean:.3f} words on average" if mean else "the expected length of a sentence is infinite")
+    if found["smoothed_lexicon"]:
+        say("words are scored by a smoothed lexicon: posteriors are right, log Z is no likelihood")
+    if found["useless_symbols"]:
+        say(f"{found['useless_symbols']:,} symbols are in no tree over words")
+    roots = sorted(loaded.roots.items(), key=lambda item: -item[1])
+    _print_shares("roots", "root", roots)
+    if symbol is not None:
+        _print_shares(f"rules of {symbol}", "rule", sorted(_rules_of(loaded, symbol), key=lambda item: -item[1]))
+
+
+def _summary(grammar: "Grammar") -> dict[str, Any]:
+    import math
+
+    mean = grammar.expected_length
+    return {
+        "nonterminals": len(grammar.nonterminals),
+        "preterminals": len(grammar.preterminals),
+        "words": len(grammar.words),
+        "binary_rules": len(grammar.rule_probs),
+        "lexical_rules": len(grammar.word_probs),
+        "expected_length": mean if math.isfinite(mean) else None,
+        "useless_symbols": len(grammar.useless),
+        "smoothed_lexicon": grammar.lexicon is not None,
+    }
+
+
+def _sizes(found: dict[str, Any]) -> str:
+    return (
+        f"{found['nonterminals']:,} nonterminals, {found['preterminals']:,} preterminals, {found['words']:,} words, "
+        f"{found['binary_rules']:,} binary and {found['lexical_rules']:,} lexical rules"
+    )
+
+
+def _rules_of(grammar: "Grammar", symbol: str) -> list[tuple[str, float]]:
+    if symbol in grammar.preterminals:
+        return [(f"'{word}'", p) for (tag, word), p in grammar.lexical.items() if tag == symbol]
+    return [(f"{left} {right}", p) for (parent, left, right), p in grammar.binary.items() if parent == symbol]
+
+
+def _print_shares(title: str, column: str, shares: Sequence[tuple[str, float]]) -> None:
+    rows = [[name, f"{p:.4f}"] for name, p in shares[:_LISTED]]
+    if len(shares) > _LISTED:
+        rest = sum(p for _, p in shares[_LISTED:])
+        rows.append([f"{len(shares) - _LISTED:,} more", f"{rest:.4f}"])
+    print_table(title, [column, "probability"], rows)
+
+
+def _say_unparsed(numbers: Sequence[int]) -> None:
+    if numbers:
+        more = f" and {len(numbers) - _LISTED:,} more" if len(numbers) > _LISTED else ""
+        say(f"Without a parse: {len(numbers):,}, line {', '.join(map(str, numbers[:_LISTED]))}{more}")
+
+
+def _since(began: float) -> float:
+    return round(time.monotonic() - began, 3)

@@ -1,0 +1,86 @@
+"""A grammar's binary rules as a branching process: what can be reached, what comes to an end, and how long it gets."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int32
+
+_MOST_ROUNDS = 100_000  # of the fixed point below; only grammars at the very edge of never ending need more
+
+
+@dataclass(frozen=True, eq=False)
+class Branching:
+    """Binary rules over symbols of which the first `nonterminals` have rules and the others are preterminals."""
+
+    nonterminals: int
+    symbols: int
+    parents: Int32[np.ndarray, " R"]
+    left: Int32[np.ndarray, " R"]
+    right: Int32[np.ndarray, " R"]
+    probs: Float64[np.ndarray, " R"]
+
+    def reachable(self, start: Float64[np.ndarray, " S"]) -> Bool[np.ndarray, " S"]:
+        """Which symbols some tree holds."""
+        seen = start > 0
+        while True:
+            rules = (self.probs > 0) & seen[self.parents]
+            new = seen.copy()
+            new[self.left[rules]] = new[self.right[rules]] = True
+            if (new == seen).all():
+                return seen
+            seen = new
+
+    def generating(self) -> Bool[np.ndarray, " S"]:
+        """Which symbols derive some words."""
+        done = np.arange(self.symbols) >= self.nonterminals
+        while True:
+            rules = (self.probs > 0) & done[self.left] & done[self.right]
+            new = done.copy()
+            new[self.parents[rules]] = True
+            if (new == done).all():
+                return done
+            done = new
+
+    def ending(self) -> Float64[np.ndarray, " S"]:
+        """The probability that what a symbol derives comes to an end: the least solution of q_A = sum p q_B q_C."""
+        ends = (np.arange(self.symbols) >= self.nonterminals).astype(np.float64)
+        for _ in range(_MOST_ROUNDS):
+            new = ends.copy()
+            weights = self.probs * ends[self.left] * ends[self.right]
+            new[: self.nonterminals] = np.bincount(self.parents, weights, self.nonterminals)
+            if np.abs(new - ends).max() < 1e-16:
+                break
+            ends = new
+        return ends
+
+    def matrix(self, keep: Bool[np.ndarray, " S"]) -> Float64[np.ndarray, "K K"]:
+        """How many children of each kept nonterminal each kept nonterminal has on average."""
+        kept = np.flatnonzero(keep[: self.nonterminals])
+        numbers = np.full(self.symbols, -1)
+        numbers[kept] = np.arange(len(kept))
+        means = np.zeros((len(kept), len(kept)))
+        for child in (self.left, self.right):
+            rules = (numbers[self.parents] >= 0) & (numbers[child] >= 0)
+            np.add.at(means, (numbers[self.parents[rules]], numbers[child[rules]]), self.probs[rules])
+        return means
+
+    def expected_lengths(self, keep: Bool[np.ndarray, " S"]) -> Float64[np.ndarray, " S"]:
+        """The mean number of words below each kept symbol, which must hold all it reaches; infinite for all if for one.
+
+        E = M E + (preterminal children): a linear solve. The spectral radius of M is below 1 exactly where
+        (I - M)^-1 1 has no entry below 1, as I - M is then a nonsingular M-matrix; so no eigenvalue is needed.
+        """
+        means = self.matrix(keep)
+        kept = np.flatnonzero(keep[: self.nonterminals])
+        tags = np.zeros(self.nonterminals)
+        for child in (self.left, self.right):
+            tags += np.bincount(self.parents, self.probs * (child >= self.nonterminals), self.nonterminals)
+        lengths = np.ones(self.symbols)
+        try:
+            solved = np.linalg.solve(np.eye(len(kept)) - means, np.stack([np.ones(len(kept)), tags[kept]], 1))
+        except np.linalg.LinAlgError:
+            return np.full(self.symbols, np.inf)
+        if len(kept) and not (np.isfinite(solved).all() and solved[:, 0].min() >= 1 - 1e-9 and solved.max() < 1e12):
+            return np.full(self.symbols, np.inf)
+        lengths[kept] = solved[:, 1]
+        return lengths

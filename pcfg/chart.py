@@ -1,0 +1,304 @@
+"""inside_outside(): charts of a batch of sentences by the engine that suits the grammar, and what can be asked of them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pcfg import sparse
+from pcfg.dense import DenseResult, dense_inside_outside
+from pcfg.errors import OptionError
+from pcfg.grammar import Grammar
+from pcfg.minimum_risk import PlainLabels, minimum_risk_tree
+from pcfg.sparse import Spans, SparseChart, SparseRules
+from pcfg.trees import Tree
+
+ENGINES = ("auto", "dense", "sparse")
+# The dense chart costs about n^3 N^2 / 3 + n^2 N S^2 a sentence, whatever the number of rules; the sparse one walks over
+# rules, some hundred times as slowly an operation. Beyond these sizes the dense tables alone are too large.
+_DENSE_SYMBOLS, _DENSE_SHARE = 400, 0.02
+_MOST_BYTES = 8 << 30
+# What the sparse engine holds of each symbol over a span, if it derives the words, while it works on a sentence.
+_ITEM_BYTES = 64
+
+
+def inside_outside(
+    grammar: Grammar,
+    sentences: Sequence[Sequence[str]],
+    *,
+    device: str | None = None,
+    dtype: str = "float64",
+    engine: str = "auto",
+    workers: int = 1,
+) -> "Chart":
+    """Exact inference for sentences of any lengths (Baker 1979; Lari & Young 1990).
+
+    Args:
+        device: for the dense engine: as torch names them; default CUDA if there is one, else the CPU. The sparse engine runs on the CPU.
+        dtype: float32 or float64, of the dense engine; what underflows in it is done again in float64 or in logs.
+        engine: `dense` (batched matrix products, for grammars up to some hundred symbols), `sparse` (compiled, over the
+            rules that there are, for treebank grammars) or `auto`, by cost.
+        workers: threads over sentences, of the sparse engine.
+
+    Raises:
+        GrammarError: a word that the grammar doesn't know, with its position.
+        OptionError: no sentences, an engine or dtype that is none, or a batch whose chart would not fit into memory.
+    """
+    if not len(sentences):
+        raise OptionError("there are no sentences to parse: give at least one")
+    if engine not in ENGINES:
+        raise OptionError(f"engine {engine!r} isn't one of {', '.join(ENGINES)}")
+    if dtype not in ("float32", "float64"):
+        raise OptionError(f"dtype {dtype!r} isn't float32 or float64")
+    emissions = [grammar.emissions(sentence) for sentence in sentences]
+    chosen = pick_engine(grammar) if engine == "auto" else engine
+    if not grammar.nonterminals:
+        chosen = "sparse"  # sentences of one word: there is nothing for the dense engine to multiply
+    return Chart(grammar, tuple(map(tuple, sentences)), tuple(emissions), chosen, device, dtype, workers)
+
+
+def pick_engine(grammar: Grammar) -> str:
+    """`dense` for a small grammar, or one with a good part of all the rules that its symbols allow; else `sparse`."""
+    symbols, nonterminals = len(grammar.start), len(grammar.nonterminals)
+    if symbols > _DENSE_SYMBOLS:
+        return "sparse"
+    return "dense" if len(grammar.parents) >= _DENSE_SHARE * nonterminals * symbols**2 or symbols <= 100 else "sparse"
+
+
+@dataclass(frozen=True, eq=False)
+class Chart:
+    """Inside and outside scores of a batch, computed when first asked for.
+
+    Spans (i, j) are words i..j-1; arrays over spans are [batch, n, n + 1] with n the longest sentence, 0 beyond a
+    sentence's own. A sentence without a parse has log Z -inf, zero marginals and no trees.
+    """
+
+    grammar: Grammar
+    sentences: tuple[tuple[str, ...], ...]
+    emissions: tuple[Float64[np.ndarray, "_ T"], ...]
+    engine: str
+    device: str | None
+    dtype: str
+    workers: int
+
+    @cached_property
+    def log_z(self) -> Float[Tensor, " batch"]:
+        """Log probability of each sentence; -inf without a parse. With a smoothed lexicon it is a score, no probability."""
+        if self.engine == "dense":
+            return self._dense.log_z
+        return torch.tensor([chart.log_z for chart in self._charts], dtype=torch.float64)
+
+    @cached_property
+    def span_marginals(self) -> Float[Tensor, "batch n n1"]:
+        """Posterior probability that a span of two words or more is a constituent; sums to a sentence's length - 1."""
+        if self.engine == "dense":
+            return self._dense.span_marginals
+        return self._stack([_inner(chart.span_marginals()) for chart in self._charts])
+
+    @cached_property
+    def label_marginals(self) -> Float[Tensor, "batch n n1 N"]:
+        """The same for each nonterminal."""
+        if self.engine == "dense":
+            return self._dense.label_marginals
+        self._check_memory(len(self.grammar.nonterminals))
+        return self._stack([chart.label_marginals() for chart in self._charts])
+
+    @cached_property
+    def tag_posteriors(self) -> Float[Tensor, "batch n T"]:
+        """Posterior probability of each preterminal over each word."""
+        if self.engine == "dense":
+            return self._dense.tag_posteriors
+        found = torch.zeros(len(self.sentences), self._longest, len(self.grammar.preterminals), dtype=torch.float64)
+        for row, chart in enumerate(self._charts):
+            found[row, : chart.n] = torch.from_numpy(chart.tag_posteriors())
+        return found
+
+    def rule_counts(self) -> Float64[np.ndarray, " R"]:
+        """Expected number of times that each binary rule is used in all sentences together, in the grammar's order."""
+        if self.engine == "dense":
+            grammar = self.grammar
+            return self._dense.rule_expectations.cpu().double().numpy()[grammar.parents, grammar.left, grammar.right]
+        return sum((chart.rule_counts() for chart in self._charts), np.zeros(len(self.grammar.parents)))
+
+    def start_counts(self) -> Float64[np.ndarray, " S"]:
+        """Expected number of times that each symbol is the root, in all sentences together."""
+        if self.engine == "dense":
+            return self._dense.start_expectations.cpu().double().numpy().sum(0)
+        return sum((chart.start_counts() for chart in self._charts), np.zeros(len(self.grammar.start)))
+
+    def word_counts(self) -> Float64[np.ndarray, " L"]:
+        """Expected number of times that each lexical rule is used, in the grammar's order."""
+        posteriors = self.tag_posteriors.cpu().double().numpy()
+        table = np.zeros((len(self.grammar.preterminals), len(self.grammar.words)))
+        for row, sentence in enumerate(self.sentences):
+            numbers = [self.grammar.number_of(word, position) for position, word in enumerate(sentence)]
+            np.add.at(table.T, numbers, posteriors[row, : len(sentence)])
+        return table[self.grammar.tags, self.grammar.tokens]
+
+    def entropy(self) -> Float64[np.ndarray, " batch"]:
+        """Entropy of the posterior over trees, in nats: log Z less the expected log weight of a tree; NaN without a parse."""
+        found = np.full(len(self.sentences), np.nan)
+        with np.errstate(divide="ignore"):
+            rules, roots = np.log(self.grammar.rule_probs), np.log(self.grammar.start)
+        for row, chart in enumerate(self._charts):
+            if chart.log_z > -math.inf:
+                found[row] = chart.log_z - _expected(chart, self.emissions[row], rules, roots)
+        return np.where(np.isnan(found), found, np.maximum(found, 0))
+
+    def best_trees(self) -> list[Tree | None]:
+        """The most probable tree of each sentence (Viterbi); None without a parse."""
+        return [self._tree(row, nodes) for row, (_, nodes) in enumerate(self._viterbi)]
+
+    @property
+    def best_scores(self) -> Float64[np.ndarray, " batch"]:
+        """Log probability of the most probable tree; -inf without a parse."""
+        return np.array([score for score, _ in self._viterbi])
+
+    def mbr_trees(self, cost: float = 0.35) -> list[Tree | None]:
+        """The tree of most expected labelled recall less `cost` a label (Goodman 1996), in plain labels; None without a parse."""
+        grammar = self.grammar
+        plain = PlainLabels.of_symbols(grammar.nonterminals, grammar.preterminals)
+        found: list[Tree | None] = []
+        for words, chart in zip(self.sentences, self._charts, strict=True):
+            if chart.log_z == -math.inf:
+                found.append(None)
+            else:
+                found.append(minimum_risk_tree(words, chart.label_marginals(), chart.tag_posteriors(), plain, cost))
+        return found
+
+    def k_best(self, k: int) -> list[list[tuple[float, Tree]]]:
+        """The k most probable trees of each sentence, or all if there are fewer, best first, with log probabilities."""
+        found = self._map(partial(sparse.k_best, k=k))
+        return [[(score, self._tree(row, nodes)) for score, nodes in trees] for row, trees in enumerate(found)]  # type: ignore[misc]
+
+    def sample_trees(self, count: int, *, seed: int = 0) -> list[list[Tree]]:
+        """Independent draws from each sentence's posterior over trees."""
+        return [
+            [self._tree(row, nodes) for nodes in sparse.sample_trees(chart, count, _seed(seed, row))]  # type: ignore[misc]
+            for row, chart in enumerate(self._charts)
+        ]
+
+    @cached_property
+    def _dense(self) -> DenseResult:
+        longest = self._longest
+        self._check_memory(4 * len(self.grammar.start))
+        grammar, place = self.grammar, _device(self.device)
+        kind = torch.float32 if self.dtype == "float32" else torch.float64
+        nonterminals, symbols = len(grammar.nonterminals), len(grammar.start)
+        binary = np.zeros((nonterminals, symbols, symbols))
+        binary[grammar.parents, grammar.left, grammar.right] = grammar.rule_probs
+        padded = np.zeros((len(self.sentences), longest, symbols - nonterminals))
+        for row, scores in enumerate(self.emissions):
+            padded[row, : len(scores)] = scores
+        with np.errstate(divide="ignore"):
+            # In float64: the logarithm of a small probability, rounded to float32, would be off by more than float32 is.
+            log_start, log_binary, log_emissions = (
+                torch.from_numpy(np.log(array)).to(place) for array in (grammar.start, binary, padded)
+            )
+        # An empty sentence is one word that nothing spells.
+        lengths = torch.tensor([max(1, len(sentence)) for sentence in self.sentences], device=place)
+        return dense_inside_outside(log_start, log_binary, log_emissions, lengths, dtype=kind)
+
+    @cached_property
+    def _rules(self) -> SparseRules:
+        grammar = self.grammar
+        return SparseRules.build(
+            len(grammar.nonterminals),
+            len(grammar.preterminals),
+            grammar.parents,
+            grammar.left,
+            grammar.right,
+            grammar.rule_probs,
+        )
+
+    @cached_property
+    def _charts(self) -> list[SparseChart]:
+        return self._map(sparse.inside_outside)
+
+    @cached_property
+    def _viterbi(self) -> list[tuple[float, Spans | None]]:
+        return self._map(sparse.viterbi)
+
+    def _map(self, function: Any) -> list[Any]:
+        longest, workers = self._longest, min(self.workers, len(self.sentences))
+        most = longest * (longest + 1) // 2 * len(self.grammar.nonterminals) + longest * len(self.grammar.preterminals)
+        self._refuse(_ITEM_BYTES * most * max(1, workers))
+        return sparse.parallel(
+            lambda scores: function(self._rules, self.grammar.start, scores), self.emissions, self.workers
+        )
+
+    @property
+    def _longest(self) -> int:
+        return max(1, *map(len, self.sentences))
+
+    def _tree(self, row: int, nodes: Spans | None) -> Tree | None:
+        return None if nodes is None else tree_of(self.grammar, self.sentences[row], nodes)
+
+    def _stack(self, parts: list[NDArray]) -> Tensor:
+        found = torch.zeros(len(parts), self._longest, self._longest + 1, *parts[0].shape[2:], dtype=torch.float64)
+        for row, part in enumerate(parts):
+            found[row, : len(part), : len(part) + 1] = torch.from_numpy(part)
+        return found
+
+    def _check_memory(self, numbers: int) -> None:
+        """Refuse a batch whose arrays of so many numbers a span wouldn't fit."""
+        self._refuse(8 * len(self.sentences) * self._longest * (self._longest + 1) * numbers)
+
+    def _refuse(self, wanted: int) -> None:
+        if wanted > _MOST_BYTES:
+            raise OptionError(
+                f"{len(self.sentences)} sentences of up to {self._longest} words would take {wanted / 1e9:.0f} GB: give fewer at once, or shorter ones"
+            )
+
+
+def tree_of(grammar: Grammar, sentence: Sequence[str], nodes: Spans) -> Tree:
+    """A tree in preorder of symbol numbers and spans, with names and words."""
+    built: list[Tree] = []
+    for symbol, start, end in zip(*(array[::-1].tolist() for array in nodes), strict=True):
+        name = grammar.symbols[symbol]
+        if end - start == 1 and symbol >= len(grammar.nonterminals):
+            built.append(Tree(name, (sentence[start],)))
+        else:
+            left, right = built.pop(), built.pop()
+            built.append(Tree(name, (left, right)))
+    return built.pop()
+
+
+def _expected(chart: SparseChart, emissions: NDArray, rules: NDArray, roots: NDArray) -> float:
+    """Expected log weight of a tree drawn from the posterior."""
+    tags = chart.tag_posteriors()
+    with np.errstate(divide="ignore"):
+        words = np.log(emissions)
+    return sum(
+        float((counts[counts > 0] * logs[counts > 0]).sum())
+        for counts, logs in ((chart.rule_counts(), rules), (chart.start_counts(), roots), (tags, words))
+    )
+
+
+def _inner(spans: NDArray) -> NDArray:
+    """Spans of two words or more."""
+    found = spans.copy()
+    numbers = np.arange(len(found))
+    found[numbers, numbers + 1] = 0
+    return found
+
+
+def _seed(seed: int, row: int) -> int:
+    """One for each sentence, so that no sentence's draws under one seed are another's under the next."""
+    return int(np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0])
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"device {name} can't be used here ({str(error).splitlines()[0]}): try cpu") from None

@@ -1,0 +1,272 @@
+"""Exact Inside-Outside for a batch of sentences under a grammar of up to some hundred symbols, in torch.
+
+Scores are log-potentials throughout: any finite number, or -inf for what can't be. Symbols are numbered jointly,
+nonterminals first (0..N-1), then preterminals (N..N+T-1), S = N + T together; nonterminals derive two words or more,
+preterminals one. The weight of a tree is the exponential of the sum of its root's, rules' and words' scores; a
+sentence of one word has a preterminal for its root. Scores of the start and of rules are shared by the batch, or have
+a first axis for the sentences. Everything runs where its arguments are.
+
+Charts are scaled (`dense_chart`), and each sentence is proven to have lost nothing to underflow before its numbers are
+given out: either no entry comes near the smallest number; or the same pass with what could have been lost added to
+every entry finds the same Z. The outside pass is held to giving every word exactly one preterminal. Sentences that
+fail are done again in float64, then in log-space, and one warning says so.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pcfg.dense_chart import Scores
+from pcfg.dense_logs import best, best_chart, drawn, pick_trees
+from pcfg.dense_parts import Logs, Scaled, merge, solve
+from pcfg.errors import GrammarError, OptionError
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def dense_inside_outside(
+    log_start: Float[Tensor, "*B S"],
+    log_binary: Float[Tensor, "*B N S S"],
+    log_emissions: Float[Tensor, "B n T"],
+    lengths: Int[Tensor, " B"],
+    *,
+    dtype: torch.dtype | None = None,
+) -> "DenseResult":
+    """Log Z and posteriors of each sentence; `dtype` is float32 or float64, by default that of `log_binary`.
+
+    `log_emissions` beyond a sentence's length is ignored. A sentence without a parse has log Z -inf and posteriors 0.
+    Raises GrammarError for scores or lengths that don't fit together, OptionError for another dtype.
+    """
+    scores = _check(log_start.detach(), log_binary.detach(), log_emissions.detach(), lengths)
+    dtype = _check_dtype(dtype or log_binary.dtype)
+    return DenseResult(scores, tuple(solve(scores, dtype, True)), dtype)
+
+
+def log_partition(
+    log_start: Float[Tensor, "*B S"],
+    log_binary: Float[Tensor, "*B N S S"],
+    log_emissions: Float[Tensor, "B n T"],
+    lengths: Int[Tensor, " B"],
+) -> Float[Tensor, " B"]:
+    """Log Z of each sentence, differentiable twice: expected counts come from the outside pass, not from a tape.
+
+    The second derivative runs both passes once more, on numbers with an infinitesimal imaginary part (Squire & Trapp
+    1998), which is exact to rounding. Gradients of a sentence without a parse are 0.
+    """
+    scores = _check(log_start, log_binary, log_emissions, lengths)
+    _check_dtype(log_binary.dtype)
+    return _LogPartition.apply(scores.start, scores.binary, scores.emissions, scores.lengths)
+
+
+def dense_viterbi(
+    log_start: Float[Tensor, "*B S"],
+    log_binary: Float[Tensor, "*B N S S"],
+    log_emissions: Float[Tensor, "B n T"],
+    lengths: Int[Tensor, " B"],
+) -> tuple[Float[Tensor, " B"], list[Int64[Tensor, "nodes 4"]]]:
+    """Score and nodes of the best tree of each sentence.
+
+    Nodes are rows `(symbol, first word, end, split)` in preorder, 2 n - 1 of them; a preterminal's split is -1. A
+    sentence without a parse scores -inf and has none.
+    """
+    scores = _check(log_start.detach(), log_binary.detach(), log_emissions.detach(), lengths)
+    values, chart = best_chart(scores)
+    trees = pick_trees(scores, chart, 1, best)[:, 0]
+    rows = ((2 * scores.lengths - 1) * (values > -torch.inf)).tolist()
+    return values, [tree[:row] for tree, row in zip(trees, rows, strict=True)]
+
+
+def dense_sample(
+    result: "DenseResult", count: int, generator: torch.Generator | None = None
+) -> list[Int64[Tensor, "count nodes 4"]]:
+    """`count` trees of each sentence drawn from its posterior, as rows like those of `dense_viterbi`; none without a parse."""
+    scores = result.scores
+    doubled = Scores(scores.start.double(), scores.binary.double(), scores.emissions.double(), scores.lengths)
+    trees = pick_trees(doubled, result.log_inside, count, drawn(generator))
+    found = (result.log_z > -torch.inf).tolist()
+    sizes = zip(trees, found, (2 * scores.lengths - 1).tolist(), strict=True)
+    return [tree[: count if some else 0, :size] for tree, some, size in sizes]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseResult:
+    """Posteriors of a batch; what is costly is computed when first asked for. Spans (i, j) are words i..j-1.
+
+    `log_z` and `log_inside` are always float64, the rest has the dtype asked for.
+    """
+
+    scores: Scores
+    parts: tuple["Scaled | Logs", ...]
+    dtype: torch.dtype
+
+    @cached_property
+    def log_z(self) -> Float64[Tensor, " B"]:
+        """Log of the summed weight of all trees; -inf where there is none."""
+        return merge(self.parts, [part.log_z for part in self.parts], self.scores.lengths.shape)
+
+    @cached_property
+    def span_marginals(self) -> Float[Tensor, "B n n1"]:
+        """Probability that a span of two words or more is a constituent; a sentence's sum to its length - 1."""
+        return _by_end(merge(self.parts, [part.labels.sum(3) for part in self.parts], self._spans)).to(self.dtype)
+
+    @cached_property
+    def label_marginals(self) -> Float[Tensor, "B n n1 N"]:
+        """Probability that a span of two words or more is a constituent of each nonterminal."""
+        shape = (*self._spans, self.scores.symbols[0])
+        return _by_end(merge(self.parts, [part.labels for part in self.parts], shape)).to(self.dtype)
+
+    @cached_property
+    def tag_posteriors(self) -> Float[Tensor, "B n T"]:
+        """Probability of each preterminal over each word."""
+        return merge(self.parts, [part.tags for part in self.parts], self.scores.emissions.shape).to(self.dtype)
+
+    @cached_property
+    def rule_expectations(self) -> Float[Tensor, "*B N S S"]:
+        """Expected uses of each binary rule: of the whole batch if it shares the rules, else of each sentence."""
+        counts = [part.binary_counts(None) for part in self.parts]
+        if counts[0].dim() == 3:
+            return torch.stack([count.double() for count in counts]).sum(0).to(self.dtype)
+        return merge(self.parts, counts, self.scores.binary.shape).to(self.dtype)
+
+    @cached_property
+    def start_expectations(self) -> Float[Tensor, "B S"]:
+        """Probability of each symbol at the root of each sentence."""
+        shape = (len(self.scores.lengths), sum(self.scores.symbols))
+        return merge(self.parts, [part.start_counts() for part in self.parts], shape).to(self.dtype)
+
+    @cached_property
+    def log_inside(self) -> Float64[Tensor, "B n widths N"]:
+        """Log inside scores by first word and width, those of a width up to a number of its own."""
+        shape = (*self._spans, self.scores.symbols[0])
+        return merge(self.parts, [part.log_inside for part in self.parts], shape, -torch.inf)
+
+    @property
+    def _spans(self) -> tuple[int, int, int]:
+        batch, n, _ = self.scores.emissions.shape
+        return batch, n, n + 1
+
+
+class _LogPartition(torch.autograd.Function):
+    """Log Z; its gradient is the expected counts."""
+
+    @staticmethod
+    def forward(ctx: Any, start: Tensor, binary: Tensor, emissions: Tensor, lengths: Tensor) -> Tensor:
+        scores = Scores(start.detach(), binary.detach(), emissions.detach(), lengths)
+        parts = solve(scores, binary.dtype, any(ctx.needs_input_grad))
+        ctx.save_for_backward(start, binary, emissions, lengths)
+        ctx.parts = parts
+        return merge(parts, [part.log_z for part in parts], lengths.shape).to(binary.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor | None, ...]:
+        return *_Counts.apply(*weights, *ctx.saved_tensors, ctx.parts), None
+
+
+class _Counts(torch.autograd.Function):
+    """Expected counts of the start, rules and words, times a weight for each sentence."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weights: Tensor, start: Tensor, binary: Tensor, emissions: Tensor, lengths: Tensor, parts: list
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(weights, start, binary, emissions, lengths)
+        ctx.parts = parts
+        found = [torch.zeros_like(x, dtype=torch.float64) for x in (start, binary, emissions)]
+        for part in parts:
+            share = weights[part.rows]
+            own = share.to(part.tags.dtype)
+            rules = part.binary_counts(own) if binary.dim() == 3 else part.binary_counts(None)
+            _gather(found, part.rows, share, part.start_counts(), rules, part.tags)
+        return found[0].to(start.dtype), found[1].to(binary.dtype), found[2].to(emissions.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *ways: Tensor) -> tuple[Tensor | None, ...]:
+        weights, start, binary, emissions, lengths = ctx.saved_tensors
+        scores = Scores(start, binary, emissions, lengths)
+        slopes = torch.zeros_like(weights, dtype=torch.float64)
+        found = [torch.zeros_like(x, dtype=torch.float64) for x in (start, binary, emissions)]
+        for part in ctx.parts:
+            some, share = scores.rows(part.rows), weights[part.rows].double()
+            along = _rows_of(ways, part.rows, some)
+            if isinstance(part, Scaled):
+                slopes[part.rows], step, turned = part.turned(some, along)
+                counts = turned.binary_counts(share if binary.dim() == 3 else None)
+                pieces = (turned.start_counts(), counts, turned.tags)
+                _gather(found, part.rows, share, *(piece.imag / step for piece in pieces))
+            else:
+                for at, row in enumerate(part.rows):
+                    one = tuple(
+                        way[at] if way.dim() > x.dim() else way for way, x in zip(along, part.leaves(at), strict=False)
+                    )
+                    slopes[row], turns = part.slopes(at, one)
+                    rules = turns[1] * share[at] if binary.dim() == 3 else turns[1][None]
+                    _gather(found, row[None], share[at : at + 1], turns[0][None], rules, turns[2][None])
+        gradients = (x.to(like.dtype) for x, like in zip(found, (start, binary, emissions), strict=True))
+        return slopes.to(weights.dtype), *gradients, None, None
+
+
+def _rows_of(ways: tuple[Tensor, ...], rows: Tensor, some: Scores) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions for some sentences, cut as their scores are."""
+    start = ways[0][rows] if ways[0].dim() == 2 else ways[0]
+    binary = ways[1][rows] if ways[1].dim() == 4 else ways[1]
+    return start, binary, ways[2][rows, : some.emissions.shape[1]]
+
+
+def _gather(found: list[Tensor], rows: Tensor, share: Tensor, start: Tensor, binary: Tensor, tags: Tensor) -> None:
+    """Add weighted counts of some sentences to those of the batch; shared rules come weighted and summed."""
+    start = start * share[:, None]
+    if found[0].dim() == 1:
+        found[0] += start.sum(0)
+    else:
+        found[0][rows] += start
+    if found[1].dim() == 3:
+        found[1] += binary
+    else:
+        found[1][rows] += binary * share[:, None, None, None]
+    found[2][rows, : tags.shape[1]] += tags * share[:, None, None]
+
+
+def _by_end(by_width: Float[Tensor, "B n widths *N"]) -> Float[Tensor, "B n n1 *N"]:
+    """From (first word, width) to (first word, end); 0 for spans of one word or none."""
+    n = by_width.shape[1]
+    first = torch.arange(n, device=by_width.device)[:, None]
+    width = torch.arange(n + 1, device=by_width.device) - first
+    found = by_width[:, first, width.clamp(min=0)]
+    return found.masked_fill((width < 2).reshape(n, n + 1, *[1] * (by_width.dim() - 3)), 0.0)
+
+
+def _check_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in DTYPES:
+        raise OptionError(f"The dense chart is computed in float32 or float64, not in {dtype}: choose one of the two.")
+    return dtype
+
+
+def _check(start: Tensor, binary: Tensor, emissions: Tensor, lengths: Tensor) -> Scores:
+    """The scores, if they fit together; words beyond a sentence's length can't be."""
+    batch, n, preterminals = emissions.shape
+    nonterminals, symbols = binary.shape[-3], binary.shape[-1]
+    if symbols != nonterminals + preterminals or binary.shape[-2] != symbols or start.shape[-1] != symbols:
+        raise GrammarError(
+            f"Scores don't fit together: binary {tuple(binary.shape)} and start {tuple(start.shape)} must speak of the same symbols, {nonterminals} nonterminals and the {preterminals} preterminals of emissions {tuple(emissions.shape)}."
+        )
+    own = {x.shape[0] for x, dims in ((start, 1), (binary, 3), (lengths, 0)) if x.dim() > dims}
+    if own != {batch}:
+        raise GrammarError(
+            f"Emissions are of {batch} sentences, but lengths, start or binary of {sorted(own)}: give one each."
+        )
+    if bool((lengths < 1).any()) or bool((lengths > n).any()):
+        raise GrammarError(
+            f"Lengths must be 1 to {n}, the words of emissions, but are {lengths.tolist()}: leave empty sentences out."
+        )
+    padding = torch.arange(n, device=emissions.device) >= lengths[:, None]
+    emissions = emissions.masked_fill(padding[:, :, None], -torch.inf)
+    for name, scores in (("log_start", start), ("log_binary", binary), ("log_emissions", emissions)):
+        if not bool((scores < torch.inf).all()):
+            raise GrammarError(f"{name} holds NaN or +inf: give log-potentials, -inf for what can't be.")
+    return Scores(start, binary, emissions, lengths.long())

@@ -1,0 +1,313 @@
+"""One batch of scaled charts: the inside and outside passes of the dense engine, and the rule counts they give.
+
+Every span's vector of inside scores is kept with largest entry 1 beside the logarithm of what it was divided by. Charts
+are held twice, by first word and by end, so that the two children of all splits of a span are slices of consecutive
+memory and the sum over splits is one batched matrix product; rules come after it, as one product for all spans of a
+width. Preterminals span one word and nonterminals at least two, so only the first and the last split of a span meet a
+preterminal: its rules are contracted with the word once, to a matrix per word.
+
+Layouts: n words first, then batch (so that slices of words fold into the batch without a copy), then width; the chart
+by end keeps width u at index n - u, which makes right children run the same way as left ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Int64, Num
+from torch import Tensor
+
+Settle = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Log-potentials of a batch of sentences, as the caller gave them; `start` and `binary` shared or per sentence."""
+
+    start: Float[Tensor, "*B S"]
+    binary: Float[Tensor, "*B N S S"]
+    emissions: Float[Tensor, "B n T"]
+    lengths: Int64[Tensor, " B"]
+
+    @property
+    def symbols(self) -> tuple[int, int]:
+        """Numbers of nonterminals and of preterminals."""
+        return self.binary.shape[-3], self.emissions.shape[2]
+
+    def rows(self, rows: Int64[Tensor, " r"]) -> "Scores":
+        """The same for some of the sentences, cut to the longest of them."""
+        start = self.start[rows] if self.start.dim() == 2 else self.start
+        binary = self.binary[rows] if self.binary.dim() == 4 else self.binary
+        lengths = self.lengths[rows]
+        return Scores(start, binary, self.emissions[rows, : int(lengths.max())], lengths)
+
+    def support(self) -> "Scores":
+        """0 where a score is finite, -inf elsewhere: which trees there are, whatever they weigh."""
+        start, binary, emissions = (
+            torch.where(x > -torch.inf, 0.0, x) for x in (self.start, self.binary, self.emissions)
+        )
+        return Scores(start, binary, emissions, self.lengths)
+
+
+@dataclass(frozen=True, eq=False)
+class Potentials:
+    """Potentials divided by their largest: `binary` and `start` per sentence or shared, `tags` per word.
+
+    `offsets`: what must be added to the logarithm of a scaled tree's weight, but for its words; `scales`: of each word.
+    """
+
+    start: Num[Tensor, "b S"]
+    binary: Num[Tensor, "*B N S S"]
+    tags: Num[Tensor, "n B T"]
+    scales: Float[Tensor, "n B"]
+    offsets: Float[Tensor, " B"]
+    lengths: Int64[Tensor, " B"]
+
+    @classmethod
+    def of(
+        cls, scores: Scores, dtype: torch.dtype, tangent: tuple[Tensor, Tensor, Tensor] | None = None
+    ) -> "Potentials":
+        """Exponentials of the scores; with a `tangent`, those of scores + i tangent, for a tangent far below rounding."""
+        batch, n = scores.emissions.shape[:2]
+        padding = torch.arange(n, device=scores.lengths.device) >= scores.lengths[:, None]
+        logs = scores.emissions.masked_fill(padding[:, :, None], -torch.inf).transpose(0, 1)
+        ways = (None, None, None) if tangent is None else (tangent[0], tangent[1], tangent[2].transpose(0, 1))
+        start, top = _exponentials(scores.start.reshape(-1, scores.start.shape[-1]), 1, dtype, ways[0])
+        binary, high = _exponentials(scores.binary, 3, dtype, ways[1])
+        tags, scales = _exponentials(logs, 1, dtype, ways[2])
+        scales = torch.where((logs > -torch.inf).any(2), scales, -torch.inf)
+        offsets = (top + (scores.lengths - 1) * high).expand(batch)
+        return cls(start.reshape(-1, start.shape[-1]), binary, tags, scales, offsets, scores.lengths)
+
+
+def _exponentials(logs: Tensor, dims: int, dtype: torch.dtype, tangent: Tensor | None) -> tuple[Tensor, Tensor]:
+    """exp(logs - largest over the last dims), and that largest in float64 (0 where there is none)."""
+    high = logs.amax(tuple(range(-dims, 0)), keepdim=True)
+    high = high.masked_fill(high == -torch.inf, 0.0)
+    values = (logs - high).exp().to(dtype)
+    if tangent is not None:
+        values = values * torch.complex(torch.ones_like(tangent), tangent)
+    return values, high.reshape(high.shape[: logs.dim() - dims]).double()
+
+
+def floor_of(scores: Scores, dtype: torch.dtype) -> float:
+    """No entry of a span loses more than this to numbers too small for the type, before the span is divided."""
+    symbols = sum(scores.symbols)
+    return 8.0 * torch.finfo(dtype).tiny * symbols * symbols * scores.emissions.shape[1]
+
+
+class Inside:
+    """Inside scores of a batch; `settle` is what is done to every freshly summed entry (drop what is too small)."""
+
+    def __init__(self, potentials: Potentials, nonterminals: int, settle: Settle) -> None:
+        self.potentials, self.settle = potentials, settle
+        self.start, self.tags = settle(potentials.start), settle(potentials.tags)
+        self.nonterminals, self.preterminals = nonterminals, self.tags.shape[2]
+        n, batch = self.tags.shape[:2]
+        self.inner = potentials.binary[..., : self.nonterminals, : self.nonterminals].flatten(-2)  # [(B,) N, N * N]
+        self._contract_words()
+        self.by_start = self.tags.new_zeros(n, batch, n + 1, self.nonterminals)
+        self.by_end = self.tags.new_zeros(n + 1, batch, n + 1, self.nonterminals)
+        self.peaks = self.tags.new_zeros(n, batch, n + 1, dtype=torch.empty(0, dtype=self.tags.dtype).real.dtype)
+        self.scales = potentials.scales.new_full((n, batch, n + 1), -torch.inf)
+        self.scales_by_end = potentials.scales.new_full((n + 1, batch, n + 1), -torch.inf)
+        self.scales[:, :, 1] = potentials.scales
+        self.scales_by_end[1:, :, n - 1] = potentials.scales
+        self.weights: list[Tensor] = []  # of each split, relative to the best of its span; from width 2
+        for width in range(2, n + 1):
+            self._fill(width)
+
+    def _contract_words(self) -> None:
+        """Rules with a word as left child: [n, B, N, S] over the right; as right child: [n, B, N, N] over the left."""
+        binary, nonterminals = self.potentials.binary, self.nonterminals
+        left, right = (
+            binary[..., nonterminals:, :].transpose(-3, -2),
+            binary[..., :nonterminals, nonterminals:].movedim(-1, -3),
+        )
+        self.left_rules, self.right_rules = left.flatten(-2), right.flatten(-2)  # [(B,) T, N * S], [(B,) T, N * N]
+        self.left_words = times(self.tags, self.left_rules).unflatten(-1, (nonterminals, -1))
+        self.right_words = times(self.tags, self.right_rules).unflatten(-1, (nonterminals, -1))
+
+    def _fill(self, width: int) -> None:
+        n, spans = len(self.tags), len(self.tags) - width + 1
+        sums = self.scales[:spans, :, 1:width] + self.scales_by_end[width:, :, n - width + 1 : n]
+        best = sums.amax(2)
+        known = best.masked_fill(best == -torch.inf, 0.0)
+        weights = (sums - known[:, :, None]).exp().to(self.tags.dtype)
+        if width == 2:
+            raw = (self.left_words[:-1, ..., self.nonterminals :] @ self.tags[1:, :, :, None])[..., 0] * weights
+        else:
+            right = self.by_start[1 : spans + 1, :, width - 1] * weights[:, :, :1]
+            left = self.by_start[:spans, :, width - 1] * weights[:, :, -1:]
+            raw = (self.left_words[:spans, ..., : self.nonterminals] @ right[..., None])[..., 0]
+            raw += (self.right_words[width - 1 :] @ left[..., None])[..., 0]
+        self.weights.append(weights)
+        if width > 3:
+            raw += times(self.pairs(width)[0], self.inner.mT)
+        raw = self.settle(raw)
+        peak = raw.real.amax(2)
+        self.peaks[:spans, :, width] = peak
+        raw = raw / torch.where(peak > 0, peak, 1.0)[:, :, None]
+        scale = best + peak.double().log()
+        self.by_start[:spans, :, width], self.by_end[width:, :, n - width] = raw, raw
+        self.scales[:spans, :, width], self.scales_by_end[width:, :, n - width] = scale, scale
+
+    def pairs(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over inner splits of left times right [spans, B, N * N]; weighted left and bare right children themselves."""
+        n, spans, batch = len(self.tags), len(self.tags) - width + 1, self.tags.shape[1]
+        left = self.by_start[:spans, :, 2 : width - 1] * self.weights[width - 2][:, :, 1:-1, None]
+        left = left.flatten(0, 1)
+        right = self.by_end[width:, :, n - width + 2 : n - 1].flatten(0, 1)
+        return torch.bmm(left.mT, right).view(spans, batch, -1), left, right
+
+    @cached_property
+    def roots(self) -> Num[Tensor, "B S"]:
+        """Scaled inside scores of each whole sentence, of a preterminal when it is one word."""
+        row = torch.arange(self.tags.shape[1], device=self.tags.device)
+        whole = self.by_start[0, row, self.potentials.lengths]
+        single = (self.potentials.lengths == 1)[:, None]
+        return torch.cat([whole.masked_fill(single, 0.0), self.tags[0].masked_fill(~single, 0.0)], 1)
+
+    @cached_property
+    def total(self) -> Num[Tensor, " B"]:
+        """Scaled weight of all trees of each sentence."""
+        return (self.roots * self.start).sum(1)
+
+    @property
+    def root_scales(self) -> Float[Tensor, " B"]:
+        """What the logarithm of `total` lacks to log Z."""
+        row = torch.arange(self.tags.shape[1], device=self.tags.device)
+        return self.scales[0, row, self.potentials.lengths] + self.potentials.offsets
+
+    @property
+    def log_z(self) -> Float[Tensor, " B"]:
+        """Log of the weight of all trees, -inf for none."""
+        return self.total.real.double().log() + self.root_scales
+
+    def faint(self, scores: Scores, threshold: float) -> Bool[Tensor, " B"]:
+        """Whether a span holds a zero, or anything is so small that what underflowed beside it may count.
+
+        Zeros of the start and of words are no loss where their scores are -inf.
+        """
+        n, device = len(self.tags), self.tags.device
+        ends = torch.arange(n, device=device)[:, None] + torch.arange(n + 1, device=device)
+        held = (ends[:, None] <= scores.lengths[:, None]) & (torch.arange(n + 1, device=device) > 1)
+        raw = (self.by_start * self.peaks[..., None]).masked_fill(~held[..., None], torch.inf)
+        tags = self.tags.masked_fill(scores.emissions.transpose(0, 1) == -torch.inf, torch.inf)
+        start = self.start.masked_fill(scores.start == -torch.inf, torch.inf)
+        # Over words first: there the least of many is found at once.
+        least = raw.amin(0).flatten(1).amin(1).minimum(tags.amin(0).amin(1)).minimum(start.amin(1))
+        return (least < threshold) | (self.total < threshold)
+
+
+class Outside:
+    """Outside scores of the spans of an `Inside`, each times its span's scale over Z: times inside, they are posteriors."""
+
+    def __init__(self, inside: Inside) -> None:
+        self.inside = inside
+        n, batch = inside.tags.shape[:2]
+        total = inside.total
+        self.roots = inside.start / torch.where(total.real > 0, total, 1.0)[:, None] * (inside.roots.real > 0)
+        self.by_start, self.by_end = torch.zeros_like(inside.by_start), torch.zeros_like(inside.by_end)
+        self.of_words = torch.zeros_like(inside.tags)
+        # Outside scores of the parents of a word and its sibling, by first word and by end.
+        self.at_left, self.at_right = torch.zeros_like(inside.by_start), torch.zeros_like(inside.by_end)
+        self.raw = torch.zeros_like(inside.by_start)
+        row = torch.arange(batch, device=inside.tags.device)
+        single = (inside.potentials.lengths == 1)[:, None]
+        self.by_start[0, row, inside.potentials.lengths] = self.roots[:, : inside.nonterminals].masked_fill(single, 0.0)
+        for width in range(n, 1, -1):
+            self._spread(width)
+        self._reach_words()
+        self.of_words[0] += self.roots[:, inside.nonterminals :].masked_fill(~single, 0.0)
+        self.of_words.masked_fill_(inside.tags.real == 0, 0.0)
+
+    def _spread(self, width: int) -> None:
+        """Give what a width's spans received to their children."""
+        inside, weights = self.inside, self.inside.weights[width - 2]
+        n, spans = len(inside.tags), len(inside.tags) - width + 1
+        here = self.by_start[:spans, :, width] + self.by_end[width:, :, n - width]
+        # An entry without inside score has no part in a tree; its outside score may be beyond the largest number.
+        here = here.masked_fill(inside.by_start[:spans, :, width].real == 0, 0.0)
+        self.by_start[:spans, :, width] = here
+        peak = inside.peaks[:spans, :, width]
+        here = here / torch.where(peak > 0, peak, 1.0)[:, :, None]
+        self.raw[:spans, :, width] = here
+        left, right = here * weights[:, :, :1], here * weights[:, :, -1:]
+        self.at_left[:spans, :, width], self.at_right[width:, :, n - width] = left, right
+        if width > 2:
+            matrix = inside.left_words[:spans, ..., : inside.nonterminals]
+            self.by_start[1 : spans + 1, :, width - 1] += (left[:, :, None] @ matrix)[:, :, 0]
+            self.by_start[:spans, :, width - 1] += (right[:, :, None] @ inside.right_words[width - 1 :])[:, :, 0]
+        if width > 3:
+            _, lefts, rights = inside.pairs(width)
+            rules = times(here, inside.inner).view(-1, inside.nonterminals, inside.nonterminals)
+            shape = (spans, -1, width - 3, inside.nonterminals)
+            to_left = torch.bmm(rights, rules.mT).view(shape) * weights[:, :, 1:-1, None]
+            self.by_start[:spans, :, 2 : width - 1] += to_left
+            self.by_end[width:, :, n - width + 2 : n - 1] += torch.bmm(lefts, rules).view(shape)
+
+    def _reach_words(self) -> None:
+        """Words as left and as right child: sums over all spans of parent times sibling, then the rules."""
+        inside, nonterminals = self.inside, self.inside.nonterminals
+        n = len(inside.tags)
+        self.left_words, self.right_words = torch.zeros_like(inside.left_words), torch.zeros_like(inside.right_words)
+        if n == 1:
+            return
+        pair = self.at_left[:-1, :, 2, :, None]
+        self.left_words[:-1, ..., nonterminals:] = pair * inside.tags[1:, :, None]
+        self.of_words[1:] = (pair * inside.left_words[:-1, ..., nonterminals:]).sum(2)
+        self.left_words[:-1, ..., :nonterminals] = self.at_left[:-1, :, 3:].mT @ inside.by_start[1:, :, 2:n]
+        self.right_words[1:] = self.at_right[2:, :, : n - 2].mT @ inside.by_end[1:-1, :, 1 : n - 1]
+        self.of_words += times(self.left_words.flatten(2), inside.left_rules.mT)
+        self.of_words += times(self.right_words.flatten(2), inside.right_rules.mT)
+
+    @property
+    def tag_posteriors(self) -> Num[Tensor, "n B T"]:
+        """Posterior of each preterminal over each word."""
+        return self.of_words * self.inside.tags
+
+    @property
+    def labels(self) -> Num[Tensor, "n B widths N"]:
+        """Posterior of each nonterminal over each span, by first word and width."""
+        return self.by_start * self.inside.by_start
+
+    def start_counts(self) -> Num[Tensor, "B S"]:
+        """Posterior of each symbol at the root."""
+        return self.roots * self.inside.roots
+
+    def binary_counts(self, weights: Num[Tensor, " B"] | None = None) -> Num[Tensor, "*B N S S"]:
+        """Expected uses of each rule, summed over sentences times `weights` where they share the rules."""
+        inside, nonterminals, preterminals = self.inside, self.inside.nonterminals, self.inside.preterminals
+        binary = inside.potentials.binary
+        shared = binary.dim() == 3
+        scale = None if weights is None else weights[None, :, None]
+        counts = torch.zeros_like(binary)
+        words = inside.tags if scale is None else inside.tags * scale
+        left = _outer(words, self.left_words.flatten(2), shared)
+        counts[..., nonterminals:, :] = left.unflatten(-1, (nonterminals, nonterminals + preterminals)).transpose(
+            -3, -2
+        )
+        right = _outer(words, self.right_words.flatten(2), shared)
+        counts[..., :nonterminals, nonterminals:] = right.unflatten(-1, (nonterminals, nonterminals)).movedim(-3, -1)
+        inner = counts.new_zeros(*counts.shape[:-2], nonterminals * nonterminals)
+        for width in range(4, len(inside.tags) + 1):
+            raw = self.raw[: len(inside.tags) - width + 1, :, width]
+            inner += _outer(raw if scale is None else raw * scale, inside.pairs(width)[0], shared)
+        counts[..., :nonterminals, :nonterminals] = inner.unflatten(-1, (nonterminals, nonterminals))
+        return torch.where(binary.real > 0, counts * binary, 0.0)
+
+
+def times(rows: Num[Tensor, "m B x"], matrix: Num[Tensor, "*B x y"]) -> Num[Tensor, "m B y"]:
+    """Rows of each sentence times its matrix, or the one they share."""
+    if matrix.dim() == 2:
+        return rows @ matrix
+    return torch.bmm(rows.transpose(0, 1), matrix).transpose(0, 1).contiguous()
+
+
+def _outer(one: Num[Tensor, "m B x"], two: Num[Tensor, "m B y"], shared: bool) -> Num[Tensor, "*B x y"]:
+    """Sum of outer products over m, and over sentences where they share the rules."""
+    if shared:
+        return one.flatten(0, 1).mT @ two.flatten(0, 1)
+    return torch.bmm(one.permute(1, 2, 0), two.transpose(0, 1))

@@ -1,0 +1,472 @@
+"""Grammar: symbols, binary and lexical rules, roots; checked, read and written."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int32
+from numpy.typing import ArrayLike
+
+from pcfg.branching import Branching
+from pcfg.checking import check_grammar
+from pcfg.errors import GrammarError, OptionError, PcfgError
+from pcfg.files import replace_bytes
+from pcfg.rules import Rule, Word, format_rules, read_rules, to_binary
+
+if TYPE_CHECKING:
+    import nltk
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Grammar:
+    """A probabilistic context-free grammar in binary form: `Grammar(roots=..., binary=..., lexical=...)`.
+
+    Symbols are numbered jointly: nonterminals 0..N-1, then preterminals N..N+T-1 (S = N + T). A nonterminal heads
+    binary rules, a preterminal lexical ones; both may be children of binary rules, and roots. So a nonterminal derives
+    two words or more, a preterminal one. Rules of any other shape: `from_text`, `from_nltk`.
+
+    Attributes:
+        nonterminals, preterminals, words: names in the order of their numbers.
+        start: probability of each symbol to be the root.
+        parents, left, right, rule_probs: the binary rules, sorted by parent, left, right.
+        tags, tokens, word_probs: the lexical rules: preterminal number (0..T-1), word number, probability; sorted.
+        lexicon: where given, scores words in place of `word_probs` when a sentence is parsed.
+    """
+
+    nonterminals: tuple[str, ...]
+    preterminals: tuple[str, ...]
+    words: tuple[str, ...]
+    start: Float64[np.ndarray, " S"]
+    parents: Int32[np.ndarray, " R"]
+    left: Int32[np.ndarray, " R"]
+    right: Int32[np.ndarray, " R"]
+    rule_probs: Float64[np.ndarray, " R"]
+    tags: Int32[np.ndarray, " L"]
+    tokens: Int32[np.ndarray, " L"]
+    word_probs: Float64[np.ndarray, " L"]
+    lexicon: Any = None
+
+    def __init__(
+        self,
+        roots: Mapping[str, float],
+        binary: Mapping[tuple[str, str, str], float],
+        lexical: Mapping[tuple[str, str], float],
+        lexicon: Any = None,
+    ) -> None:
+        """From {symbol: p}, {(parent, left, right): p} and {(preterminal, word): p}; symbols are told apart by use.
+
+        Raises GrammarError for whatever isn't a grammar: see `of_arrays`.
+        """
+        tags = dict.fromkeys(tag for tag, _ in lexical)
+        parents = dict.fromkeys((*(root for root in roots if root not in tags), *(rule[0] for rule in binary)))
+        for symbol in parents:
+            if symbol in tags:
+                raise GrammarError(
+                    f"{symbol} has binary and lexical rules: use two symbols, or Grammar.from_text, which makes them"
+                )
+        numbers = {name: i for i, name in enumerate((*parents, *tags))}
+        for rule in binary:
+            for child in rule:
+                if child not in numbers:
+                    raise GrammarError(f"the rule {rule[0]} -> {rule[1]} {rule[2]} uses {child}, which has no rules")
+        words = {word: i for i, word in enumerate(dict.fromkeys(word for _, word in lexical))}
+        start = np.zeros(len(numbers))
+        for root, probability in roots.items():
+            start[numbers[root]] = probability
+        rules = np.array([[numbers[name] for name in rule] for rule in binary], np.int32).reshape(-1, 3).T
+        made = Grammar.of_arrays(
+            nonterminals=tuple(parents),
+            preterminals=tuple(tags),
+            words=tuple(words),
+            start=start,
+            parents=rules[0],
+            left=rules[1],
+            right=rules[2],
+            rule_probs=list(binary.values()),
+            tags=[numbers[tag] - len(parents) for tag, _ in lexical],
+            tokens=[words[word] for _, word in lexical],
+            word_probs=list(lexical.values()),
+            lexicon=lexicon,
+        )
+        self.__dict__.update(made.__dict__)
+
+    @classmethod
+    def of_arrays(
+        cls,
+        *,
+        nonterminals: Iterable[str],
+        preterminals: Iterable[str],
+        words: Iterable[str],
+        start: ArrayLike,
+        parents: ArrayLike,
+        left: ArrayLike,
+        right: ArrayLike,
+        rule_probs: ArrayLike,
+        tags: ArrayLike,
+        tokens: ArrayLike,
+        word_probs: ArrayLike,
+        lexicon: Any = None,
+    ) -> "Grammar":
+        """From the attributes themselves; the rules may come in any order.
+
+        Raises GrammarError for an empty grammar, names that can't be used or come twice, rules that come twice,
+        probabilities that are negative, not finite or don't sum to 1, and a grammar that derives no sentence.
+        """
+        made = object.__new__(cls)
+        binary = [np.asarray(column, np.int32) for column in (parents, left, right)]
+        lexical = [np.asarray(column, np.int32) for column in (tags, tokens)]
+        for columns, probabilities, kind in ((binary, rule_probs, "binary"), (lexical, word_probs, "lexical")):
+            if len({len(column) for column in (*columns, np.asarray(probabilities))}) > 1:
+                raise GrammarError(f"the {kind} rules' columns have different lengths")
+        by_rule, by_word = np.lexsort(binary[::-1]), np.lexsort(lexical[::-1])
+        made.__dict__.update(
+            nonterminals=tuple(nonterminals),
+            preterminals=tuple(preterminals),
+            words=tuple(words),
+            start=np.array(start, np.float64),
+            parents=binary[0][by_rule],
+            left=binary[1][by_rule],
+            right=binary[2][by_rule],
+            rule_probs=np.asarray(rule_probs, np.float64)[by_rule],
+            tags=lexical[0][by_word],
+            tokens=lexical[1][by_word],
+            word_probs=np.asarray(word_probs, np.float64)[by_word],
+            lexicon=lexicon,
+        )
+        check_grammar(made)
+        return made
+
+    def replaced(self, **changes: Any) -> "Grammar":
+        """The same grammar with some attributes changed, checked again: `grammar.replaced(rule_probs=...)`."""
+        return Grammar.of_arrays(**{field.name: getattr(self, field.name) for field in fields(self)} | changes)
+
+    @classmethod
+    def from_text(cls, text: str, source: str = "the text") -> "Grammar":
+        """From rules a line: `0.5 NP -> Det N`, or `NP -> Det N [0.5] | 'her' [0.5]`; words in quotes; # for comments.
+
+        The first rule's parent is the start symbol. Rules of any shape are made binary, and every sentence keeps its
+        exact probability; trees show a chain of unary rules as its top only: see `pcfg.rules.to_binary`.
+        """
+        return cls(*to_binary(*read_rules(text, source)))
+
+    def to_text(self) -> str:
+        """What `from_text` reads back, to the last bit; words without a rule and the lexicon are left out."""
+        return format_rules(self._rules())
+
+    @classmethod
+    def from_nltk(cls, grammar: "nltk.PCFG") -> "Grammar":
+        """From any `nltk.PCFG`, made binary as in `from_text`."""
+        rules = [
+            Rule(
+                str(rule.lhs()),
+                tuple(Word(str(child)) if isinstance(child, str) else str(child) for child in rule.rhs()),
+                float(rule.prob()),
+            )
+            for rule in grammar.productions()
+        ]
+        return cls(*to_binary(rules, str(grammar.start())))
+
+    def to_nltk(self) -> "nltk.PCFG":
+        """The same grammar for NLTK, which must be installed."""
+        from nltk import PCFG, Nonterminal, ProbabilisticProduction
+
+        rules = [
+            ProbabilisticProduction(
+                Nonterminal(rule.parent),
+                [child.text if isinstance(child, Word) else Nonterminal(child) for child in rule.children],
+                prob=rule.probability,
+            )
+            for rule in self._rules()
+        ]
+        return PCFG(rules[0].lhs(), rules)
+
+    @classmethod
+    def random(
+        cls,
+        nonterminals: int,
+        preterminals: int,
+        words: int,
+        seed: int,
+        temperature: float = 1.0,
+        rules: int | None = None,
+    ) -> "Grammar":
+        """A random grammar: softmax of normal scores over every symbol's rules; each preterminal has every word.
+
+        Nonterminals share 0.9 of the start distribution, preterminals the rest.
+
+        Args:
+            temperature: standard deviation of the scores: 0 makes all rules alike, 10 gives most of the weight to few.
+            rules: number of binary rules, drawn at random (each nonterminal has one over two preterminals); None: all.
+        """
+        symbols = nonterminals + preterminals
+        if min(nonterminals, preterminals, words) < 1:
+            raise OptionError("a random grammar needs at least one nonterminal, one preterminal and one word")
+        if rules is not None and not nonterminals <= rules <= nonterminals * symbols**2:
+            raise OptionError(
+                f"{rules:,} binary rules were asked for: {nonterminals:,} nonterminals and {preterminals:,} preterminals "
+                f"can have {nonterminals:,} to {nonterminals * symbols**2:,}"
+            )
+        random = np.random.default_rng(seed)
+        chosen = np.arange(nonterminals * symbols**2)
+        if rules is not None:
+            pairs = nonterminals + random.integers(preterminals, size=(nonterminals, 2))
+            first = np.arange(nonterminals) * symbols**2 + pairs[:, 0] * symbols + pairs[:, 1]
+            others = np.setdiff1d(chosen, first)
+            chosen = np.append(first, random.choice(others, rules - nonterminals, replace=False))
+            chosen.sort()
+        parents, tags = chosen // symbols**2, np.repeat(np.arange(preterminals), words)
+        start = _softmax(random.normal(0, temperature, symbols), (np.arange(symbols) >= nonterminals).astype(int))
+        return cls.of_arrays(
+            nonterminals=(f"N{i}" for i in range(nonterminals)),
+            preterminals=(f"T{i}" for i in range(preterminals)),
+            words=(f"w{i}" for i in range(words)),
+            start=np.append(0.9 * start[:nonterminals], 0.1 * start[nonterminals:]),
+            parents=parents,
+            left=chosen // symbols % symbols,
+            right=chosen % symbols,
+            rule_probs=_softmax(random.normal(0, temperature, len(chosen)), parents),
+            tags=tags,
+            tokens=np.tile(np.arange(words), preterminals),
+            word_probs=_softmax(random.normal(0, temperature, len(tags)), tags),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Grammar":
+        """Read what `save` wrote. Raises GrammarError, naming the file, for anything else."""
+        try:
+            content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        except OSError as error:
+            raise GrammarError(f"{path} can't be read: {error.strerror}") from None
+        except ValueError as error:
+            raise GrammarError(f"{path} isn't JSON ({error}): name a file written by Grammar.save") from None
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            raise GrammarError(f"{path} isn't a grammar of schema {SCHEMA}: name a file written by this version")
+        try:
+            return _of_json(content)
+        except PcfgError as error:
+            raise GrammarError(f"{path}: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise GrammarError(f"{path} is damaged ({type(error).__name__} {error}): write it again") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON (usually `*.pcfg.json`), a rule a line; probabilities keep every bit."""
+        symbols = self.symbols
+        tables = {
+            "start": zip(symbols, self.start.tolist(), strict=True),
+            "binary": (
+                (symbols[a], symbols[b], symbols[c], p)
+                for a, b, c, p in zip(
+                    *(x.tolist() for x in (self.parents, self.left, self.right, self.rule_probs)), strict=True
+                )
+            ),
+            "lexical": (
+                (self.preterminals[t], self.words[w], p)
+                for t, w, p in zip(*(x.tolist() for x in (self.tags, self.tokens, self.word_probs)), strict=True)
+            ),
+        }
+        head = {name: getattr(self, name) for name in ("nonterminals", "preterminals", "words")}
+        head |= {"lexicon": None if self.lexicon is None else self.lexicon.to_json()}
+        parts = [f'"schema": {SCHEMA}', *(f'"{name}": {_json(value)}' for name, value in head.items())]
+        for name, rows in tables.items():
+            parts.append(f'"{name}": [\n' + ",\n".join(_json(row) for row in rows) + "\n]")
+        replace_bytes(Path(path).expanduser(), ("{\n" + ",\n".join(parts) + "\n}\n").encode())
+
+    def emissions(self, sentence: Sequence[str]) -> Float64[np.ndarray, "n T"]:
+        """Probability of each word given each preterminal, or the lexicon's scores where there is one.
+
+        A word that the grammar doesn't know is taken for its signature, where the grammar has signatures.
+        Raises GrammarError, naming word and position, for a word that stays unknown.
+        """
+        if isinstance(sentence, str):
+            raise GrammarError("a sentence is a list of words, not a text: split it into words first")
+        if self.lexicon is not None:
+            return self.lexicon.scores(sentence)
+        order, bounds = self._by_word
+        found = np.zeros((len(sentence), len(self.preterminals)))
+        for position, word in enumerate(sentence):
+            number = self.number_of(word, position)
+            entries = order[bounds[number] : bounds[number + 1]]
+            found[position, self.tags[entries]] = self.word_probs[entries]
+        return found
+
+    def number_of(self, word: str, position: int) -> int:
+        """The number of a word, or of its signature, that stands at a position (from 0) of its sentence."""
+        number = self.word_numbers.get(word)
+        if number is not None:
+            return number
+        from pcfg.lexicon import UNKNOWN, known_form
+
+        if UNKNOWN in self.word_numbers:
+            return self.word_numbers[known_form(word, position, self.word_numbers)]
+        raise GrammarError(
+            f"the word {word!r} (number {position + 1} of its sentence) is unknown: leave the sentence out, "
+            "or use a grammar with signatures for unknown words"
+        )
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Nonterminals, then preterminals."""
+        return self.nonterminals + self.preterminals
+
+    @property
+    def roots(self) -> dict[str, float]:
+        """The start distribution by name, without its zeros."""
+        return {name: p for name, p in zip(self.symbols, self.start.tolist(), strict=True) if p}
+
+    @property
+    def binary(self) -> dict[tuple[str, str, str], float]:
+        """The binary rules by name."""
+        columns = (self.parents.tolist(), self.left.tolist(), self.right.tolist(), self.rule_probs.tolist())
+        names = self.symbols
+        return {(names[a], names[b], names[c]): p for a, b, c, p in zip(*columns, strict=True)}
+
+    @property
+    def lexical(self) -> dict[tuple[str, str], float]:
+        """The lexical rules by name."""
+        columns = (self.tags.tolist(), self.tokens.tolist(), self.word_probs.tolist())
+        return {(self.preterminals[t], self.words[w]): p for t, w, p in zip(*columns, strict=True)}
+
+    @cached_property
+    def word_numbers(self) -> dict[str, int]:
+        """Each word's number."""
+        return {word: i for i, word in enumerate(self.words)}
+
+    @cached_property
+    def branching(self) -> Branching:
+        """The binary rules as a branching process."""
+        rules = (self.parents, self.left, self.right, self.rule_probs)
+        return Branching(len(self.nonterminals), len(self.symbols), *rules)
+
+    @property
+    def useless(self) -> tuple[str, ...]:
+        """The symbols that no tree over words holds, so that they can go: see `pruned`."""
+        return tuple(name for name, keep in zip(self.symbols, self._useful, strict=True) if not keep)
+
+    @cached_property
+    def expected_length(self) -> float:
+        """The mean number of words of a sentence, exactly; infinity where it has none."""
+        reachable = self.branching.reachable(self.start)
+        lengths = self.branching.expected_lengths(reachable)
+        return math.inf if np.isinf(lengths).any() else float(lengths @ self.start)
+
+    @property
+    def spectral_radius(self) -> float:
+        """The largest eigenvalue of the mean numbers of nonterminal children, over what can be reached.
+
+        Below 1, trees end and sentences have a mean length. Takes seconds from some thousand nonterminals on.
+        """
+        matrix = self.branching.matrix(self.branching.reachable(self.start))
+        return float(np.abs(np.linalg.eigvals(matrix)).max()) if len(matrix) else 0.0
+
+    def check_proper(self) -> None:
+        """Refuse a grammar whose sentences have no finite mean length; parsing does with one, free sampling doesn't."""
+        if math.isinf(self.expected_length):
+            raise GrammarError(
+                "the expected length of a sentence is infinite: give rules that end sooner more weight, limit the length, "
+                "or take grammar.pruned(), which keeps the trees that end"
+            )
+
+    def pruned(self) -> "Grammar":
+        """Without symbols, rules and words that no tree over words holds; posteriors of all sentences stay the same.
+
+        Where trees may go on for ever, the probabilities become those given that they end: p q_B q_C / q_A for
+        A -> B C, with q the probability of ending (Chi 1999, theorem 1). With a lexicon, whose scores have a column for
+        each preterminal, all preterminals stay.
+        """
+        keep, ends, n = self._useful, self.branching.ending(), len(self.nonterminals)
+        if self.lexicon is not None:
+            keep[n:] = True
+        if (ends[keep] > 1 - 1e-12).all():
+            ends[keep] = 1.0  # all trees end: no probability changes by a bit
+        rules = (self.rule_probs > 0) & keep[self.parents] & keep[self.left] & keep[self.right]
+        spelled = keep[n:][self.tags] & (self.word_probs > 0)
+        used = np.unique(self.tokens[spelled])
+        numbers, words = np.cumsum(keep) - 1, np.searchsorted(used, self.tokens[spelled])
+        parents, left, right = (column[rules] for column in (self.parents, self.left, self.right))
+        start = (self.start * ends)[keep]
+        return Grammar.of_arrays(
+            nonterminals=(name for name, kept in zip(self.nonterminals, keep[:n], strict=True) if kept),
+            preterminals=(name for name, kept in zip(self.preterminals, keep[n:], strict=True) if kept),
+            words=(self.words[i] for i in used),
+            start=start / (start.sum() if (ends[keep] < 1).any() else 1.0),
+            parents=numbers[parents],
+            left=numbers[left],
+            right=numbers[right],
+            rule_probs=self.rule_probs[rules] * ends[left] * ends[right] / ends[parents],
+            tags=numbers[n:][self.tags[spelled]] - keep[:n].sum(),
+            tokens=words,
+            word_probs=self.word_probs[spelled],
+            lexicon=self.lexicon,
+        )
+
+    @property
+    def _useful(self) -> Bool[np.ndarray, " S"]:
+        generating = self.branching.generating()
+        b, n = self.branching, len(self.nonterminals)
+        ending = generating[b.left] & generating[b.right]
+        rules = (b.parents[ending], b.left[ending], b.right[ending], b.probs[ending])
+        return Branching(n, b.symbols, *rules).reachable(self.start * generating)
+
+    @cached_property
+    def _by_word(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lexical rules ordered by word, and where each word's begin."""
+        order = np.argsort(self.tokens, kind="stable")
+        return order, np.searchsorted(self.tokens[order], np.arange(len(self.words) + 1))
+
+    def _rules(self) -> list[Rule]:
+        """All rules, the start symbol's first: a new one where a distribution over roots must be told."""
+        roots = self.roots
+        if list(roots.values()) == [1.0]:
+            start, top = next(iter(roots)), list[Rule]()
+        else:
+            start = "ROOT"
+            while start in self.symbols:
+                start += "/"
+            top = [Rule(start, (root,), p) for root, p in roots.items()]
+        rules = [Rule(a, (b, c), p) for (a, b, c), p in self.binary.items()]
+        rules += [Rule(tag, (Word(word),), p) for (tag, word), p in self.lexical.items()]
+        return top + sorted(rules, key=lambda rule: rule.parent != start)
+
+
+def _of_json(content: dict[str, Any]) -> Grammar:
+    symbols = {name: i for i, name in enumerate((*content["nonterminals"], *content["preterminals"]))}
+    words = {word: i for i, word in enumerate(content["words"])}
+    n, start = len(content["nonterminals"]), np.zeros(len(symbols))
+    for name, probability in content["start"]:
+        start[symbols[name]] = probability
+    lexicon = None
+    if content["lexicon"] is not None:
+        from pcfg.lexicon import SmoothedLexicon
+
+        lexicon = SmoothedLexicon.from_json(content["lexicon"])
+    return Grammar.of_arrays(
+        **{name: content[name] for name in ("nonterminals", "preterminals", "words")},
+        start=start,
+        parents=[symbols[rule[0]] for rule in content["binary"]],
+        left=[symbols[rule[1]] for rule in content["binary"]],
+        right=[symbols[rule[2]] for rule in content["binary"]],
+        rule_probs=[rule[3] for rule in content["binary"]],
+        tags=[symbols[rule[0]] - n for rule in content["lexical"]],
+        tokens=[words[rule[1]] for rule in content["lexical"]],
+        word_probs=[rule[2] for rule in content["lexical"]],
+        lexicon=lexicon,
+    )
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+def _softmax(scores: Float64[np.ndarray, " K"], groups: np.ndarray) -> Float64[np.ndarray, " K"]:
+    """Softmax within each group of entries."""
+    highest = np.full(groups.max() + 1, -np.inf)
+    np.maximum.at(highest, groups, scores)
+    weights = np.exp(scores - highest[groups])
+    return weights / np.bincount(groups, weights)[groups]

@@ -1,0 +1,86 @@
+"""Long work that survives a kill: what is done lies in a folder beside the output until all is."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pcfg.errors import PcfgError
+from pcfg.files import replace_bytes
+from pcfg.grammar import Grammar
+
+Progress = Callable[[int, int, str], None]  # what is done, what there is to do, and a line that says what it is
+
+_CALL = "call.json"
+
+
+def silent(done: int, total: int, line: str) -> None:
+    """Tell nobody."""
+
+
+@contextmanager
+def resumable(output: Path, call: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield the folder `<output>.partial`, with what an interrupted run of the same call left there.
+
+    It goes when the block ends well, or with a mistake of the user's (PcfgError); after anything else it stays.
+    Raises PcfgError for a folder of that name which isn't ours.
+    """
+    folder = output.absolute().with_name(f"{output.absolute().name}.partial")
+    note = folder / _CALL
+    if folder.exists() and not note.exists():
+        raise PcfgError(f"{folder} is in the way, and no interrupted run made it: move it, or name another output")
+    if note.exists() and note.read_text(encoding="utf-8") != _dump(call):
+        shutil.rmtree(folder)
+    if not note.exists():
+        replace_bytes(note, _dump(call).encode())
+    try:
+        yield folder
+    except PcfgError:
+        shutil.rmtree(folder)
+        raise
+    shutil.rmtree(folder)
+
+
+def fingerprint(grammar: Grammar) -> str:
+    """SHA-256 of all that a grammar is."""
+    digest = hashlib.sha256()
+    for field in fields(grammar):
+        value = getattr(grammar, field.name)
+        if isinstance(value, np.ndarray):
+            digest.update(value.tobytes())
+        else:
+            digest.update(json.dumps(value.to_json() if hasattr(value, "to_json") else value).encode())
+    return digest.hexdigest()
+
+
+def text_fingerprint(sentences: Sequence[Sequence[str]]) -> str:
+    """SHA-256 of sentences."""
+    return hashlib.sha256("\n".join(" ".join(sentence) for sentence in sentences).encode()).hexdigest()
+
+
+def _dump(call: Mapping[str, Any]) -> str:
+    return json.dumps({**call, "versions": versions()}, indent=2) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    return {name: version(name) for name in ("surgery", "numpy")}
+
+
+def nearest(path: Path) -> Path:
+    """The nearest folder above that is there."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def sync(file: Any) -> None:
+    """Bring an open file's content to the disk."""
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,116 @@
+"""The dense engine against torch-struct 0.5 in the same run: marginals of 20 nonterminals + 45 preterminals, batch 8.
+
+    OMP_NUM_THREADS=2 python -m tests.benchmarks.dense
+
+Ours is span marginals, tag posteriors and rule expectations; torch-struct's `marginals` has the labels of spans too. Times are
+the shortest of several runs; memory is the growth of the peak in a process of its own that computes once.
+"""
+
+import subprocess
+import sys
+import time
+import warnings
+
+import torch
+
+from pcfg.dense import dense_inside_outside, dense_sample, dense_viterbi, log_partition
+
+NONTERMINALS, PRETERMINALS, BATCH = 20, 45, 8
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def scores(n, dtype):
+    """A random grammar with softmax of normal scores for rules, and random words."""
+    generator = torch.Generator().manual_seed(0)
+    symbols = NONTERMINALS + PRETERMINALS
+    draw = {"generator": generator, "dtype": torch.float64}
+    start = torch.randn(symbols, **draw)
+    start[NONTERMINALS:] = -torch.inf
+    binary = torch.randn(NONTERMINALS, symbols * symbols, **draw).log_softmax(1).view(NONTERMINALS, symbols, symbols)
+    emissions = torch.randn(BATCH, n, PRETERMINALS, **draw) - 5
+    return start.log_softmax(0).to(dtype), binary.to(dtype), emissions.to(dtype), torch.full((BATCH,), n)
+
+
+def ours(n, dtype):
+    """Marginals of a batch by the dense engine."""
+    given = scores(n, dtype)
+
+    def run():
+        result = dense_inside_outside(*given)
+        return result.span_marginals, result.tag_posteriors, result.rule_expectations
+
+    return run
+
+
+def spans_only(n, dtype):
+    """Without rule expectations."""
+    given = scores(n, dtype)
+    return lambda: dense_inside_outside(*given).span_marginals
+
+
+def training(n, dtype):
+    """Log Z and its gradient."""
+    start, binary, emissions, lengths = scores(n, dtype)
+    binary.requires_grad_(), emissions.requires_grad_()
+    return lambda: torch.autograd.grad(log_partition(start, binary, emissions, lengths).sum(), (binary, emissions))
+
+
+def theirs(n, dtype):
+    """Marginals of a batch by torch-struct, which wants rules per sentence."""
+    import torch_struct
+
+    start, binary, emissions, lengths = scores(n, dtype)
+    rules = binary.expand(BATCH, *binary.shape).contiguous()
+    roots = start[:NONTERMINALS].expand(BATCH, NONTERMINALS).contiguous()
+    warnings.filterwarnings("ignore", message=".*arg_constraints")  # of torch, about torch-struct
+    return lambda: torch_struct.SentCFG((emissions, rules, roots), lengths=lengths).marginals
+
+
+RUNS = {"ours": ours, "spans_only": spans_only, "training": training, "theirs": theirs}
+
+
+def best_of(run, times):
+    """Shortest of several runs after one to warm up, in seconds."""
+    run()
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def growth(name, n, dtype):
+    """Megabytes that computing once adds to a fresh process at its peak (Linux)."""
+    # Not ru_maxrss: it starts from the parent's peak, and loading torch reaches higher than small runs do.
+    code = (
+        "import re; from pathlib import Path; from tests.benchmarks import dense as d; "
+        f"d.ours(4, d.DTYPES[{dtype!r}])(); run = d.RUNS[{name!r}]({n}, d.DTYPES[{dtype!r}]); "
+        "read = lambda key: int(re.search(key + r':\\s+(\\d+)', Path('/proc/self/status').read_text())[1]); "
+        "Path('/proc/self/clear_refs').write_text('5'); before = read('VmRSS'); run(); print(read('VmHWM') - before)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return int(process.stdout.split()[-1]) * 1024 / 1e6
+
+
+def main():
+    """Print times, ratios and memory."""
+    print(f"{torch.get_num_threads()} threads; milliseconds a batch of {BATCH}")
+    for n in (20, 40):
+        for label, dtype in DTYPES.items():
+            slow = best_of(theirs(n, dtype), 3)
+            fast = {name: best_of(RUNS[name](n, dtype), 15) for name in ("ours", "spans_only", "training")}
+            timings = ", ".join(f"{name} {1e3 * took:.1f} ({slow / took:.0f}x)" for name, took in fast.items())
+            print(f"n = {n}, {label}: torch-struct {1e3 * slow:.0f}, {timings}", flush=True)
+    given = scores(40, torch.float64)
+    result = dense_inside_outside(*given)
+    print(f"n = 40, float64: Viterbi trees {1e3 * best_of(lambda: dense_viterbi(*given), 3):.0f}")
+    print(f"n = 40, float64: 100 samples a sentence {1e3 * best_of(lambda: dense_sample(result, 100), 3):.0f}")
+    for label in DTYPES:
+        print(
+            f"n = 40, {label}: memory {growth('ours', 40, label):.0f} MB, torch-struct {growth('theirs', 40, label):.0f} MB"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""The sparse engine on a grammar from NLTK's treebank sample: ms a sentence by length and by rules, and NLTK's parser.
+
+NLTK_DATA=... OMP_NUM_THREADS=1 python -m tests.benchmarks.sparse
+
+The grammar is read off the trees here, in as few lines as do, so that this file measures the engine and nothing else:
+unary chains collapsed, functions and traces dropped, right-binarised with a parent and past siblings, rare words as one.
+"""
+
+import math
+import re
+import time
+from collections import Counter
+
+import nltk
+import numpy as np
+
+from pcfg.sparse import SparseRules, inside_outside, viterbi
+
+TRAIN, RARE, LONGEST = 3414, 5, 40
+UNKNOWN = "<unk>"
+
+
+def cleaned(tree):
+    """A tree without traces and functions, its unary chains collapsed, as (label, children or word); None if empty."""
+    if isinstance(tree[0], str):
+        return None if tree.label() == "-NONE-" else (tree.label(), tree[0])
+    children = [child for child in map(cleaned, tree) if child]
+    if not children:
+        return None
+    label = re.split("[-=|]", tree.label())[0] or tree.label()
+    if len(children) == 1:
+        return (f"{label}+{children[0][0]}", children[0][1])
+    return (label, children)
+
+
+def binarised(tree, vertical, horizontal, parent="TOP"):
+    """Nested (label, left, right) and (tag, word), labels bearing their parents and the siblings already passed."""
+    label, children = tree
+    if isinstance(children, str):
+        return (label, children)
+    name = f"{label}^{parent}" if vertical > 1 else label
+    children = [(child[0], binarised(child, vertical, horizontal, label)) for child in children]
+    right = children[-1][1]
+    for k in range(len(children) - 2, 0, -1):
+        past = ",".join(sibling for sibling, _ in children[max(0, k - horizontal) : k])
+        right = (f"@{name}|{past}", children[k][1], right)
+    return (name, children[0][1], right)
+
+
+def treebank(vertical=2, horizontal=1):
+    """Rules, start, word scores by word, and the test sentences of `LONGEST` words or fewer."""
+    trees = [cleaned(tree) for tree in nltk.corpus.treebank.parsed_sents()]
+    roots, binary, lexical, seen = Counter(), Counter(), Counter(), Counter()
+    trained = [binarised(tree, vertical, horizontal) for tree in trees[:TRAIN] if not isinstance(tree[1], str)]
+    for tree in trained:
+        seen.update(words(tree))
+    for tree in trained:
+        roots[tree[0]] += 1
+        count(tree, binary, lexical, seen)
+    nonterminals, tags = sorted({rule[0] for rule in binary}), sorted({tag for tag, _ in lexical})
+    number = {name: k for k, name in enumerate(["N" + n for n in nonterminals] + ["T" + t for t in tags])}
+    heads, tagged = Counter(), Counter()
+    for rule, times in binary.items():
+        heads[rule[0]] += times
+    for (tag, _), times in lexical.items():
+        tagged[tag] += times
+    rules = SparseRules.build(
+        len(nonterminals),
+        len(tags),
+        np.array([number["N" + rule[0]] for rule in binary], np.int32),
+        np.array([number[rule[1]] for rule in binary], np.int32),
+        np.array([number[rule[2]] for rule in binary], np.int32),
+        np.array([times / heads[rule[0]] for rule, times in binary.items()]),
+    )
+    start = np.zeros(len(number))
+    for name, times in roots.items():
+        start[number["N" + name]] = times / len(trained)
+    scores = {}
+    for (tag, word), times in lexical.items():
+        scores.setdefault(word, np.zeros(len(tags)))[number["T" + tag] - len(nonterminals)] = times / tagged[tag]
+    test = [words(binarised(tree, 1, 0)) for tree in trees[TRAIN:]]
+    return rules, start, scores, [sentence for sentence in test if len(sentence) <= LONGEST]
+
+
+def words(tree):
+    """A tree's words."""
+    return [tree[1]] if len(tree) == 2 else words(tree[1]) + words(tree[2])
+
+
+def count(tree, binary, lexical, seen):
+    """Add a tree's rules; a child is named with N or T, so that a tag and a nonterminal may share a name."""
+    if len(tree) == 2:
+        lexical[tree[0], tree[1] if seen[tree[1]] >= RARE else UNKNOWN] += 1
+        return
+    binary[(tree[0], *(("T" if len(child) == 2 else "N") + child[0] for child in tree[1:]))] += 1
+    count(tree[1], binary, lexical, seen)
+    count(tree[2], binary, lexical, seen)
+
+
+def emissions(scores, sentence):
+    """Word scores [n, T]."""
+    return np.array([scores.get(word, scores[UNKNOWN]) for word in sentence])
+
+
+def clock(function, sentences):
+    """Milliseconds of this thread's CPU a sentence: the better of two rounds, after one that warms up."""
+    rounds = []
+    for _ in range(3):
+        began = time.thread_time()
+        for sentence in sentences:
+            function(sentence)
+        rounds.append(1e3 * (time.thread_time() - began) / len(sentences))
+    return min(rounds[1:])
+
+
+def everything(rules, start, scores):
+    """All marginals of a sentence, but for the dense array of labels."""
+    chart = inside_outside(rules, start, scores)
+    return chart.span_marginals(), chart.rule_counts(), chart.tag_posteriors(), chart.start_counts()
+
+
+def by_rules():
+    """Cost against the number of rules: grammars of rising order."""
+    for vertical, horizontal in ((1, 0), (1, 1), (2, 1), (2, 2), (2, 3)):
+        rules, start, scores, sentences = treebank(vertical, horizontal)
+        given = [emissions(scores, sentence) for sentence in sentences]
+        print(
+            f"v={vertical} h={horizontal}: {rules.nonterminals} + {rules.preterminals} symbols, {rules.tables.rules} rules, "
+            f"{len(given)} sentences, {sum(map(len, given)) / len(given):.1f} words: "
+            f"Viterbi {clock(lambda x, r=rules, s=start: viterbi(r, s, x), given):.2f} ms, "
+            f"marginals {clock(lambda x, r=rules, s=start: everything(r, s, x), given):.2f} ms"
+        )
+
+
+def by_length(rules, start, scores, sentences):
+    """Cost against the number of words."""
+    for n in (5, 10, 15, 20, 25, 30, 35, 40):
+        given = [emissions(scores, sentence) for sentence in sentences if abs(len(sentence) - n) < 2]
+        words = sum(map(len, given)) / len(given)
+        print(
+            f"n = {words:.1f} ({len(given)} sentences): Viterbi {clock(lambda x: viterbi(rules, start, x), given):.2f} ms, "
+            f"marginals {clock(lambda x: everything(rules, start, x), given):.2f} ms"
+        )
+
+
+def against_nltk(rules, start, scores, sentences, lengths=(5, 7, 9)):
+    """NLTK's parser on a sentence of each length, with the same grammar and the words of the sentence alone."""
+    for n in lengths:
+        given = (emissions(scores, sentence) for sentence in sentences if len(sentence) == n)
+        given = next(x for x in given if viterbi(rules, start, x)[1] is not None)
+        parser = nltk.ViterbiParser(as_nltk(rules, start, given))
+        began = time.thread_time()
+        tree = next(parser.parse([f"w{i}" for i in range(n)]))
+        theirs = 1e3 * (time.thread_time() - began)
+        ours = clock(lambda x: viterbi(rules, start, x), [given] * 20)
+        same = abs(math.log(tree.prob()) - viterbi(rules, start, given)[0])
+        print(
+            f"n = {n}: NLTK {theirs:,.0f} ms, ours {ours:.3f} ms: {theirs / ours:,.0f} times; log scores differ by {same:.0e}"
+        )
+
+
+def as_nltk(rules, start, scores):
+    """The grammar for NLTK; a CFG of rules with probabilities, since words that aren't there leave sums below 1."""
+    names, table = [nltk.Nonterminal(f"X{k}") for k in range(len(start))], rules.tables
+    parents = np.repeat(np.arange(len(start)), np.diff(table.parent_start))
+    root, rule = nltk.Nonterminal("ROOT"), nltk.grammar.ProbabilisticProduction
+    made = [rule(root, [names[k]], prob=start[k]) for k in np.flatnonzero(start)]
+    made += [
+        rule(names[a], [names[b], names[c]], prob=p)
+        for a, b, c, p in zip(parents, table.left, table.right, table.unscaled, strict=True)
+    ]
+    for i, tag in zip(*np.nonzero(scores), strict=True):
+        made.append(rule(names[rules.nonterminals + tag], [f"w{i}"], prob=scores[i, tag]))
+    return nltk.grammar.CFG(root, made)
+
+
+if __name__ == "__main__":
+    by_rules()
+    chosen = treebank()
+    by_length(*chosen)
+    against_nltk(*chosen)
