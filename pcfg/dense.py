@@ -202,7 +202,8 @@ class _Counts(torch.autograd.Function):
             else:
                 for at, row in enumerate(part.rows):
                     one = tuple(
-                        way[at] if way.dim() > x.dim() else way for way, x in zip(along, part.leaves(at), strict=False)
+                        way[at] if way.dim() > x.dim() else way
+                        for way, x in zip(along, part.leaves(at)[:3], strict=True)
                     )
                     slopes[row], turns = part.slopes(at, one)
                     rules = turns[1] * share[at] if binary.dim() == 3 else turns[1][None]

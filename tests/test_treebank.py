@@ -25,13 +25,11 @@ ORDERS = [(v, h) for v in (1, 2) for h in (0, 1, 2, math.inf)]
 def penn():
     """NLTK's sample, cleaned."""
     home = os.environ.get("NLTK_DATA") or str(SHARED)
+    if not Path(home).is_dir():
+        pytest.skip(f"no NLTK data at {home}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NLTK_DATA", home)
-        try:
-            raw = nltk_treebank()
-        except TreebankError as error:
-            pytest.skip(str(error))
-    return clean_trees(raw)
+        return clean_trees(nltk_treebank())
 
 
 # -- reading and cleaning --------------------------------------------------------------------------------------------
