@@ -27,7 +27,7 @@ from surgery.tuning import Recipe, tune
 def pair(tiny, tmp_path_factory):
     """A tiny LLaMA and the same after it has learnt the task."""
     folder = tmp_path_factory.mktemp("pair") / "tuned"
-    tune(tiny("llama"), task(), Recipe("sgd-l1", rate=0.3, l1=0.003, steps=120), device="cpu").save(folder)
+    tune(tiny("llama"), task(), Recipe("sgd-l1", rate=0.1, l1=0.003, steps=200), device="cpu").save(folder)
     return Checkpoint(tiny("llama")), Checkpoint(folder)
 
 
