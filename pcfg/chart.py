@@ -1,23 +1,24 @@
 """inside_outside(): charts of a batch of sentences by the engine that suits the grammar, and what can be asked of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pcfg import sparse
-from pcfg.dense import DenseResult, dense_inside_outside
+from pcfg.dense import DenseResult, dense_inside_outside, dense_k_best, dense_sample, dense_viterbi
 from pcfg.errors import OptionError
 from pcfg.grammar import Grammar
 from pcfg.minimum_risk import PlainLabels, minimum_risk_tree
-from pcfg.sparse import Spans, SparseChart, SparseRules
+from pcfg.sparse import Spans, SparseChart
+from pcfg.treebank import chain
 from pcfg.trees import Tree
 
 ENGINES = ("auto", "dense", "sparse")
@@ -107,7 +108,7 @@ class Chart:
         """The same for each nonterminal."""
         if self.engine == "dense":
             return self._dense.label_marginals
-        self._check_memory(len(self.grammar.nonterminals))
+        self._refuse(8 * len(self.sentences) * self._longest * (self._longest + 1) * len(self.grammar.nonterminals))
         return self._stack([chart.label_marginals() for chart in self._charts])
 
     @cached_property
@@ -142,15 +143,43 @@ class Chart:
             np.add.at(table.T, numbers, posteriors[row, : len(sentence)])
         return table[self.grammar.tags, self.grammar.tokens]
 
+    def word_posteriors(self) -> list[Float64[np.ndarray, "_ V"]]:
+        """P(word i = w | all other words) of each sentence: `pcfg.masked.word_posteriors`, where masks are told of."""
+        from pcfg.masked import word_posteriors
+
+        return word_posteriors(
+            self.grammar, self.sentences, engine=self.engine, device=self.device, workers=self.workers
+        )
+
+    def prefix_log_z(self) -> Float64[np.ndarray, " batch"]:
+        """Log probability that a sentence begins with these words: `pcfg.queries.prefix_log_z`."""
+        from pcfg.queries import prefix_log_z
+
+        return prefix_log_z(self.grammar, self.sentences)
+
     def entropy(self) -> Float64[np.ndarray, " batch"]:
         """Entropy of the posterior over trees, in nats: log Z less the expected log weight of a tree; NaN without a parse."""
+        logs = [_logs(scores) for scores in self.emissions]
+        expected = self.expected(_logs(self.grammar.start), _logs(self.grammar.rule_probs), logs)
+        return np.maximum(self.log_z.cpu().double().numpy() - expected, 0)
+
+    def expected(
+        self,
+        start: Float64[np.ndarray, " S"],
+        rules: Float64[np.ndarray, " R"],
+        words: Sequence[Float64[np.ndarray, "_ T"]],
+    ) -> Float64[np.ndarray, " batch"]:
+        """Expected sum of such (finite) weights of root, rules and words over a tree; NaN without a parse."""
         found = np.full(len(self.sentences), np.nan)
-        with np.errstate(divide="ignore"):
-            rules, roots = np.log(self.grammar.rule_probs), np.log(self.grammar.start)
-        for row, chart in enumerate(self._charts):
+        if self.engine == "dense":
+            given = self._tensors(start, rules, words, 0.0)
+            some = self._dense.log_z > -math.inf
+            return torch.where(some, self._dense.expected(*given), math.nan).cpu().numpy()
+        for row, (chart, weights) in enumerate(zip(self._charts, words, strict=True)):
             if chart.log_z > -math.inf:
-                found[row] = chart.log_z - _expected(chart, self.emissions[row], rules, roots)
-        return np.where(np.isnan(found), found, np.maximum(found, 0))
+                roots, used = chart.start_counts() @ start, chart.rule_counts() @ rules
+                found[row] = roots + used + (chart.tag_posteriors() * weights).sum()
+        return found
 
     def best_trees(self) -> list[Tree | None]:
         """The most probable tree of each sentence (Viterbi); None without a parse."""
@@ -162,61 +191,90 @@ class Chart:
         return np.array([score for score, _ in self._viterbi])
 
     def mbr_trees(self, cost: float = 0.35) -> list[Tree | None]:
-        """The tree of most expected labelled recall less `cost` a label (Goodman 1996), in plain labels; None without a parse."""
+        """The tree of most expected labelled recall less `cost` a label (Goodman 1996); None without a parse.
+
+        Under a treebank's grammar, in the treebank's own labels; else in the grammar's.
+        """
         grammar = self.grammar
-        plain = PlainLabels.of_symbols(grammar.nonterminals, grammar.preterminals)
+        chain_of = chain if grammar.transformed else lambda name: (name,)
+        plain = PlainLabels.of_symbols(grammar.nonterminals, grammar.preterminals, chain_of)
         found: list[Tree | None] = []
-        for words, chart in zip(self.sentences, self._charts, strict=True):
-            if chart.log_z == -math.inf:
-                found.append(None)
-            else:
-                found.append(minimum_risk_tree(words, chart.label_marginals(), chart.tag_posteriors(), plain, cost))
+        for words, log_z, (labels, tags) in zip(self.sentences, self.log_z.tolist(), self._posteriors(), strict=True):
+            found.append(None if log_z == -math.inf else minimum_risk_tree(words, labels, tags, plain, cost))
         return found
 
     def k_best(self, k: int) -> list[list[tuple[float, Tree]]]:
         """The k most probable trees of each sentence, or all if there are fewer, best first, with log probabilities."""
-        found = self._map(partial(sparse.k_best, k=k))
+        if self.engine == "dense":
+            rows = dense_k_best(*self._scores, k)
+            found = [[(score, Spans(*nodes.T)) for score, nodes in trees] for trees in rows]
+        else:
+            found = self._map(partial(sparse.k_best, k=k))
         return [[(score, self._tree(row, nodes)) for score, nodes in trees] for row, trees in enumerate(found)]  # type: ignore[misc]
 
     def sample_trees(self, count: int, *, seed: int = 0) -> list[list[Tree]]:
-        """Independent draws from each sentence's posterior over trees."""
+        """Independent draws from each sentence's posterior over trees, none without a parse.
+
+        A sentence's draws depend on the seed and its place in the batch, not on the other sentences.
+        """
         return [
-            [self._tree(row, nodes) for nodes in sparse.sample_trees(chart, count, _seed(seed, row))]  # type: ignore[misc]
-            for row, chart in enumerate(self._charts)
+            [self._tree(row, nodes) for nodes in self._draw(row, count, _seed(seed, row))]  # type: ignore[misc]
+            for row in range(len(self.sentences))
         ]
+
+    def _draw(self, row: int, count: int, seed: int) -> list[Spans]:
+        if self.engine == "sparse":
+            return sparse.sample_trees(self._charts[row], count, seed)
+        result = self._dense
+        generator = torch.Generator(result.log_z.device).manual_seed(seed)
+        return [_spans(tree) for tree in dense_sample(result, count, generator, row=row)[0]]
+
+    def _posteriors(self) -> Iterator[tuple[NDArray, NDArray]]:
+        """Marginals of labels [n, n + 1, N] and of tags [n, T], sentence by sentence."""
+        if self.engine == "sparse":
+            yield from ((chart.label_marginals(), chart.tag_posteriors()) for chart in self._charts)
+            return
+        labels, tags = (x.cpu().double().numpy() for x in (self.label_marginals, self.tag_posteriors))
+        for row, sentence in enumerate(self.sentences):
+            n = len(sentence)
+            yield labels[row, :n, : n + 1], tags[row, :n]
+
+    @cached_property
+    def _scores(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the dense engine is given, in float64: the logarithm of a small probability, rounded to float32, would be
+        off by more than float32 is."""
+        grammar, n = self.grammar, self._longest
+        inner, symbols = len(grammar.nonterminals), len(grammar.start)
+        tags = symbols - inner
+        # Charts inside and outside by first word and by end, words with their rules, pairs of children, rules.
+        spans = 7 * (n + 1) * inner + 2 * inner * (symbols + inner) + inner * inner + 2 * tags
+        self._refuse(8 * (len(self.sentences) * n * spans + 3 * inner * symbols * symbols))
+        logs = self._tensors(
+            _logs(grammar.start, -np.inf),
+            _logs(grammar.rule_probs, -np.inf),
+            [_logs(x, -np.inf) for x in self.emissions],
+            -np.inf,
+        )
+        # An empty sentence is one word that nothing spells.
+        lengths = torch.tensor([max(1, len(sentence)) for sentence in self.sentences], device=logs[0].device)
+        return *logs, lengths
+
+    def _tensors(
+        self, start: NDArray, rules: NDArray, words: Sequence[NDArray], padding: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Numbers of symbols, rules and words as the dense engine has them: [S], [N, S, S], [B, n, T]."""
+        grammar, place = self.grammar, _device(self.device)
+        inner, symbols = len(grammar.nonterminals), len(grammar.start)
+        binary = np.full((inner, symbols, symbols), padding)
+        binary[grammar.parents, grammar.left, grammar.right] = rules
+        padded = np.full((len(self.sentences), self._longest, symbols - inner), padding)
+        for row, scores in enumerate(words):
+            padded[row, : len(scores)] = scores
+        return tuple(torch.from_numpy(array).to(place) for array in (start, binary, padded))  # type: ignore[return-value]
 
     @cached_property
     def _dense(self) -> DenseResult:
-        longest = self._longest
-        self._check_memory(4 * len(self.grammar.start))
-        grammar, place = self.grammar, _device(self.device)
-        kind = torch.float32 if self.dtype == "float32" else torch.float64
-        nonterminals, symbols = len(grammar.nonterminals), len(grammar.start)
-        binary = np.zeros((nonterminals, symbols, symbols))
-        binary[grammar.parents, grammar.left, grammar.right] = grammar.rule_probs
-        padded = np.zeros((len(self.sentences), longest, symbols - nonterminals))
-        for row, scores in enumerate(self.emissions):
-            padded[row, : len(scores)] = scores
-        with np.errstate(divide="ignore"):
-            # In float64: the logarithm of a small probability, rounded to float32, would be off by more than float32 is.
-            log_start, log_binary, log_emissions = (
-                torch.from_numpy(np.log(array)).to(place) for array in (grammar.start, binary, padded)
-            )
-        # An empty sentence is one word that nothing spells.
-        lengths = torch.tensor([max(1, len(sentence)) for sentence in self.sentences], device=place)
-        return dense_inside_outside(log_start, log_binary, log_emissions, lengths, dtype=kind)
-
-    @cached_property
-    def _rules(self) -> SparseRules:
-        grammar = self.grammar
-        return SparseRules.build(
-            len(grammar.nonterminals),
-            len(grammar.preterminals),
-            grammar.parents,
-            grammar.left,
-            grammar.right,
-            grammar.rule_probs,
-        )
+        return dense_inside_outside(*self._scores, dtype=torch.float32 if self.dtype == "float32" else torch.float64)
 
     @cached_property
     def _charts(self) -> list[SparseChart]:
@@ -224,15 +282,17 @@ class Chart:
 
     @cached_property
     def _viterbi(self) -> list[tuple[float, Spans | None]]:
-        return self._map(sparse.viterbi)
+        if self.engine == "sparse":
+            return self._map(sparse.viterbi)
+        scores, trees = dense_viterbi(*self._scores)
+        return [(s, _spans(tree) if len(tree) else None) for s, tree in zip(scores.tolist(), trees, strict=True)]
 
     def _map(self, function: Any) -> list[Any]:
         longest, workers = self._longest, min(self.workers, len(self.sentences))
         most = longest * (longest + 1) // 2 * len(self.grammar.nonterminals) + longest * len(self.grammar.preterminals)
         self._refuse(_ITEM_BYTES * most * max(1, workers))
-        return sparse.parallel(
-            lambda scores: function(self._rules, self.grammar.start, scores), self.emissions, self.workers
-        )
+        rules, start = self.grammar.compiled, self.grammar.start
+        return sparse.parallel(lambda scores: function(rules, start, scores), self.emissions, self.workers)
 
     @property
     def _longest(self) -> int:
@@ -246,10 +306,6 @@ class Chart:
         for row, part in enumerate(parts):
             found[row, : len(part), : len(part) + 1] = torch.from_numpy(part)
         return found
-
-    def _check_memory(self, numbers: int) -> None:
-        """Refuse a batch whose arrays of so many numbers a span wouldn't fit."""
-        self._refuse(8 * len(self.sentences) * self._longest * (self._longest + 1) * numbers)
 
     def _refuse(self, wanted: int) -> None:
         if wanted > _MOST_BYTES:
@@ -271,15 +327,13 @@ def tree_of(grammar: Grammar, sentence: Sequence[str], nodes: Spans) -> Tree:
     return built.pop()
 
 
-def _expected(chart: SparseChart, emissions: NDArray, rules: NDArray, roots: NDArray) -> float:
-    """Expected log weight of a tree drawn from the posterior."""
-    tags = chart.tag_posteriors()
-    with np.errstate(divide="ignore"):
-        words = np.log(emissions)
-    return sum(
-        float((counts[counts > 0] * logs[counts > 0]).sum())
-        for counts, logs in ((chart.rule_counts(), rules), (chart.start_counts(), roots), (tags, words))
-    )
+def _logs(values: NDArray, nothing: float = 0.0) -> NDArray:
+    """Logarithms, and `nothing` for those of 0."""
+    return np.log(values, where=values > 0, out=np.full(values.shape, nothing))
+
+
+def _spans(nodes: Int64[Tensor, "nodes 4"]) -> Spans:
+    return Spans(*nodes[:, :3].cpu().numpy().astype(np.int32).T)
 
 
 def _inner(spans: NDArray) -> NDArray:

@@ -12,15 +12,18 @@ every entry finds the same Z. The outside pass is held to giving every word exac
 fail are done again in float64, then in log-space, and one warning says so.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pcfg.dense_best import best_trees
 from pcfg.dense_chart import Scores
 from pcfg.dense_logs import best, best_chart, drawn, pick_trees
 from pcfg.dense_parts import Logs, Scaled, merge, solve
@@ -81,14 +84,44 @@ def dense_viterbi(
     return values, [tree[:row] for tree, row in zip(trees, rows, strict=True)]
 
 
+def dense_k_best(
+    log_start: Float[Tensor, "*B S"],
+    log_binary: Float[Tensor, "*B N S S"],
+    log_emissions: Float[Tensor, "B n T"],
+    lengths: Int[Tensor, " B"],
+    count: int,
+) -> list[list[tuple[float, Int64[np.ndarray, "nodes 3"]]]]:
+    """The `count` best trees of each sentence, or all if there are fewer, best first (Huang & Chiang 2005, algorithm 3).
+
+    Each with its score and its nodes in preorder, rows `(symbol, first word, end)`.
+    """
+    if count < 1:
+        raise OptionError(f"{count} best trees were asked for: ask for 1 or more")
+    scores = _check(log_start.detach(), log_binary.detach(), log_emissions.detach(), lengths)
+    found = []
+    for row in range(len(lengths)):
+        one = scores.rows(torch.tensor([row], device=lengths.device))
+        value, chart = best_chart(one)
+        found.append(best_trees(one, chart, count) if float(value[0]) > -math.inf else [])
+    return found
+
+
 def dense_sample(
-    result: "DenseResult", count: int, generator: torch.Generator | None = None
+    result: "DenseResult", count: int, generator: torch.Generator | None = None, *, row: int | None = None
 ) -> list[Int64[Tensor, "count nodes 4"]]:
-    """`count` trees of each sentence drawn from its posterior, as rows like those of `dense_viterbi`; none without a parse."""
-    scores = result.scores
+    """`count` trees of each sentence drawn from its posterior, as rows like those of `dense_viterbi`; none without a parse.
+
+    Args:
+        row: of this sentence only.
+    """
+    scores, log_inside, log_z = result.scores, result.log_inside, result.log_z
+    if row is not None:
+        scores = scores.rows(torch.tensor([row], device=scores.lengths.device))
+        n = scores.emissions.shape[1]
+        log_inside, log_z = log_inside[row : row + 1, :n, : n + 1], log_z[row : row + 1]
     doubled = Scores(scores.start.double(), scores.binary.double(), scores.emissions.double(), scores.lengths)
-    trees = pick_trees(doubled, result.log_inside, count, drawn(generator))
-    found = (result.log_z > -torch.inf).tolist()
+    trees = pick_trees(doubled, log_inside, count, drawn(generator))
+    found = (log_z > -torch.inf).tolist()
     sizes = zip(trees, found, (2 * scores.lengths - 1).tolist(), strict=True)
     return [tree[: count if some else 0, :size] for tree, some, size in sizes]
 
@@ -144,6 +177,19 @@ class DenseResult:
         """Log inside scores by first word and width, those of a width up to a number of its own."""
         shape = (*self._spans, self.scores.symbols[0])
         return merge(self.parts, [part.log_inside for part in self.parts], shape, -torch.inf)
+
+    def expected(
+        self, start: Float[Tensor, " S"], binary: Float[Tensor, "N S S"], emissions: Float[Tensor, "B n T"]
+    ) -> Float64[Tensor, " B"]:
+        """Expected sum of such weights of root, rules and words over the trees of each sentence; 0 without a parse.
+
+        It is the slope of log Z along the weights, so that no sentence's expected rule counts are made.
+        """
+        found = []
+        for part in self.parts:
+            scores = self.scores.rows(part.rows)
+            found.append(part.slopes(scores, _rows_of((start, binary, emissions), part.rows, scores)))
+        return merge(self.parts, found, self.scores.lengths.shape)
 
     @property
     def _spans(self) -> tuple[int, int, int]:
@@ -205,7 +251,7 @@ class _Counts(torch.autograd.Function):
                         way[at] if way.dim() > x.dim() else way
                         for way, x in zip(along, part.leaves(at)[:3], strict=True)
                     )
-                    slopes[row], turns = part.slopes(at, one)
+                    slopes[row], turns = part.turned(at, one)
                     rules = turns[1] * share[at] if binary.dim() == 3 else turns[1][None]
                     _gather(found, row[None], share[at : at + 1], turns[0][None], rules, turns[2][None])
         gradients = (x.to(like.dtype) for x, like in zip(found, (start, binary, emissions), strict=True))

@@ -128,7 +128,7 @@ def drawn(generator: torch.Generator | None) -> Pick:
 
 
 @dataclass(frozen=True, eq=False)
-class _Nodes:
+class Nodes:
     """Nodes of trees still to be expanded: the tree, the place in its preorder, the sentence, first word and symbol."""
 
     tree: Int64[Tensor, " nodes"]
@@ -137,11 +137,11 @@ class _Nodes:
     first: Int64[Tensor, " nodes"]
     symbol: Int64[Tensor, " nodes"]
 
-    def __getitem__(self, which: slice | Tensor) -> "_Nodes":
-        return _Nodes(*(getattr(self, name)[which] for name in self.__annotations__))
+    def __getitem__(self, which: slice | Tensor) -> "Nodes":
+        return Nodes(*(getattr(self, name)[which] for name in self.__annotations__))
 
     @classmethod
-    def joined(cls, parts: list["_Nodes"]) -> "_Nodes":
+    def joined(cls, parts: list["Nodes"]) -> "Nodes":
         """All of them together."""
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__annotations__))
 
@@ -161,13 +161,13 @@ def pick_trees(
     rows = torch.arange(batch, device=device)[(roots > -torch.inf).any(1)].repeat_interleave(count)
     tree = rows * count + torch.arange(len(rows), device=device) % count
     zero = torch.zeros_like(rows)
-    nodes = _Nodes(tree, zero, rows, zero, pick(roots[rows]) if len(rows) else zero)
-    pending: list[list[_Nodes]] = [[] for _ in range(n + 1)]
+    nodes = Nodes(tree, zero, rows, zero, pick(roots[rows]) if len(rows) else zero)
+    pending: list[list[Nodes]] = [[] for _ in range(n + 1)]
     for width in range(1, n + 1):
         pending[width].append(nodes[scores.lengths[rows] == width])
     nonterminals, preterminals = scores.symbols
     for width in range(n, 1, -1):
-        nodes = _Nodes.joined(pending[width])
+        nodes = Nodes.joined(pending[width])
         step = max(
             1,
             ROOM
@@ -179,23 +179,23 @@ def pick_trees(
         )
         for at in range(0, len(nodes.tree), step):
             some = nodes[at : at + step]
-            split, left, right = _unfold(scores, width, pick(_choices(scores, chart, some, width)))
+            split, left, right = unfold(scores, width, pick(choices_of(scores, chart, some, width)))
             _write(trees, some, width, some.first + split)
             for k in split.unique().tolist():
                 one = some[split == k]
                 chosen = split == k
-                pending[k].append(_Nodes(one.tree, one.place + 1, one.row, one.first, left[chosen]))
-                pending[width - k].append(_Nodes(one.tree, one.place + 2 * k, one.row, one.first + k, right[chosen]))
-    words = _Nodes.joined(pending[1])
+                pending[k].append(Nodes(one.tree, one.place + 1, one.row, one.first, left[chosen]))
+                pending[width - k].append(Nodes(one.tree, one.place + 2 * k, one.row, one.first + k, right[chosen]))
+    words = Nodes.joined(pending[1])
     _write(trees, words, 1, torch.full_like(words.tree, -1))
     return trees.view(batch, count, 2 * n - 1, 4)
 
 
-def _write(trees: Tensor, nodes: _Nodes, width: int, split: Tensor) -> None:
+def _write(trees: Tensor, nodes: Nodes, width: int, split: Tensor) -> None:
     trees[nodes.tree, nodes.place] = torch.stack([nodes.symbol, nodes.first, nodes.first + width, split], 1)
 
 
-def _choices(scores: Scores, chart: Tensor, nodes: _Nodes, width: int) -> Float[Tensor, "nodes choices"]:
+def choices_of(scores: Scores, chart: Tensor, nodes: Nodes, width: int) -> Float[Tensor, "nodes choices"]:
     """Scores of every split and pair of children of nodes of one width: word left, word right, then the inner splits."""
     nonterminals, _ = scores.symbols
     rules = scores.binary[nodes.row, nodes.symbol] if scores.binary.dim() == 4 else scores.binary[nodes.symbol]
@@ -217,8 +217,8 @@ def _choices(scores: Scores, chart: Tensor, nodes: _Nodes, width: int) -> Float[
     return torch.cat(parts, 1)
 
 
-def _unfold(scores: Scores, width: int, choice: Int64[Tensor, " nodes"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Width of the left child, left and right symbol of choices numbered as `_choices` does."""
+def unfold(scores: Scores, width: int, choice: Int64[Tensor, " nodes"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Width of the left child, left and right symbol of choices numbered as `choices_of` does."""
     nonterminals, preterminals = scores.symbols
     if width == 2:
         return torch.ones_like(choice), nonterminals + choice // preterminals, nonterminals + choice % preterminals

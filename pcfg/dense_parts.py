@@ -56,8 +56,8 @@ class Scaled:
         """Expected uses of each rule, summed over sentences times `weights` where they share the rules."""
         return self._outside.binary_counts(weights)
 
-    def turned(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, "Scaled"]:
-        """Slope of log Z along `ways`, the size of the step, and charts whose imaginary parts over it are slopes.
+    def tangent(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Inside]:
+        """Slope of log Z along `ways`, the size of the step, and the inside pass whose imaginary parts over it are slopes.
 
         The step is so far below rounding that its square is nothing to the real part: there is no difference of close
         numbers, as in a difference quotient, and no error but rounding.
@@ -69,7 +69,16 @@ class Scaled:
         inside = Inside(potentials, self.inside.nonterminals, _drop(floor_of(scores, torch.float64)))
         some = inside.total.real > 0
         slope = torch.where(some, inside.total.imag / torch.where(some, inside.total.real, 1.0), 0.0) / step
+        return slope, step, inside
+
+    def turned(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, "Scaled"]:
+        """`tangent` with the outside pass."""
+        slope, step, inside = self.tangent(scores, ways)
         return slope, step, Scaled(self.rows, inside, Outside(inside))
+
+    def slopes(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> Float64[Tensor, " r"]:
+        """Slope of each sentence's log Z along `ways`."""
+        return self.tangent(scores, ways)[0]
 
 
 class Logs:
@@ -118,7 +127,15 @@ class Logs:
         shares = [1.0] * len(self.rows) if weights is None else weights.double()
         return sum(share * counts[1] for share, counts in zip(shares, self._counts, strict=True))
 
-    def slopes(self, row: int, ways: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def slopes(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> Float64[Tensor, " r"]:
+        """Slope of each sentence's log Z along `ways`: its expected counts times them."""
+        found = torch.zeros(len(self.rows), dtype=torch.float64, device=self.rows.device)
+        for row, counts in enumerate(self._counts):
+            for count, way in zip(counts[:3], ways, strict=True):
+                found[row] += (count * (way[row] if way.dim() > count.dim() else way).double()).sum()
+        return found
+
+    def turned(self, row: int, ways: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Slope of one sentence's log Z along `ways`, and of its counts."""
         leaves = self.leaves(row)[:4]
         with torch.enable_grad():

@@ -267,6 +267,7 @@ def _restricted(grammar: Grammar, kept: Bool[np.ndarray, " S"]) -> Grammar:
         tokens=grammar.tokens,
         word_probs=grammar.word_probs,
         lexicon=grammar.lexicon,
+        transformed=grammar.transformed,
     ).pruned()
 
 

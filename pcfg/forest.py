@@ -5,6 +5,7 @@ Vertices are a chart's items and, last, the root; edges of a vertex lie together
 
 import heapq
 import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
@@ -213,57 +214,76 @@ def best_logs(forest, items, log_weights):
     return best
 
 
+class Edges(NamedTuple):
+    """The ways of building a vertex: log weight of each, its children (-1 for none) and the score of its best tree."""
+
+    weights: Float64[np.ndarray, " E"]
+    left: Int64[np.ndarray, " E"]
+    right: Int64[np.ndarray, " E"]
+    scores: Float64[np.ndarray, " E"]
+
+
 class _Vertex:
     """What is known of one vertex's best trees: found ones in order, candidates in a heap, successors not yet scored."""
 
-    __slots__ = ("candidates", "found", "pending", "seen")
+    __slots__ = ("candidates", "edges", "found", "pending", "seen")
 
-    def __init__(self, candidates: list[tuple[float, int, int, int]], leaf: float | None) -> None:
-        self.candidates = candidates
+    def __init__(self, edges: Edges, leaf: float | None) -> None:
+        self.edges = edges
+        self.candidates = [(-float(score), k, 0, 0) for k, score in enumerate(edges.scores)]
         heapq.heapify(self.candidates)
-        self.seen = {candidate[1:] for candidate in candidates}
+        self.seen = {candidate[1:] for candidate in self.candidates}
         self.found: list[tuple[float, int, int, int]] = [] if leaf is None else [(-leaf, -1, 0, 0)]
         self.pending: list[tuple[int, int, int]] = []
 
+    def children(self, edge: int) -> tuple[int, int]:
+        """Of one of its edges."""
+        return int(self.edges.left[edge]), int(self.edges.right[edge])
+
 
 class Best:
-    """Trees of a forest by falling score, found lazily (Huang & Chiang 2005, algorithm 3), without recursion."""
+    """Trees by falling score, found lazily (Huang & Chiang 2005, algorithm 3), without recursion.
 
-    def __init__(self, forest: Forest, items: Items, log_weights: Float64[np.ndarray, " E"], count: int) -> None:
-        self.forest, self.log_weights, self.count = forest, log_weights, count
-        self.best = best_logs(forest, items, log_weights)
+    Args:
+        root: a vertex that stands for all trees.
+        edges: a vertex's edges, at least the `count` with the best scores; a leaf has none, and its own score instead.
+        count: how many trees will be asked for at most: no tree among them uses an edge that so many others beat.
+    """
+
+    def __init__(self, root: int, edges: Callable[[int], Edges | float], count: int) -> None:
+        self.root, self.edges, self.count = root, edges, count
         self.vertices: dict[int, _Vertex] = {}
 
     def _vertex(self, v: int) -> _Vertex:
         if v not in self.vertices:
-            first, size = int(self.forest.first[v]), int(self.forest.size[v])
-            edges = slice(first, first + size)
-            right = self.forest.right[edges]
-            scores = self.log_weights[edges] + self.best[self.forest.left[edges]]
-            scores = -(scores + np.where(right >= 0, self.best[right], 0.0))
-            # No tree among the best `count` uses an edge that `count` others beat.
-            kept = np.argpartition(scores, self.count - 1)[: self.count] if size > self.count else np.arange(size)
-            candidates = [(float(scores[k]), first + int(k), 0, 0) for k in kept]
-            self.vertices[v] = _Vertex(candidates, None if size else float(self.best[v]))
+            found = self.edges(v)
+            if not isinstance(found, Edges):
+                none = np.zeros(0, np.int64)
+                self.vertices[v] = _Vertex(Edges(np.zeros(0), none, none, np.zeros(0)), found)
+            else:
+                if len(found.scores) > self.count:
+                    kept = np.argpartition(-found.scores, self.count - 1)[: self.count]
+                    found = Edges(*(column[kept] for column in found))
+                self.vertices[v] = _Vertex(found, None)
         return self.vertices[v]
 
-    def _score(self, edge: int, a: int, b: int) -> float | None:
-        """Negative score of an edge with the a-th and b-th best children; None if there are no such trees."""
-        score = -self.log_weights[edge]
-        for child, rank in ((int(self.forest.left[edge]), a), (int(self.forest.right[edge]), b)):
+    def _score(self, vertex: _Vertex, edge: int, *ranks: int) -> float | None:
+        """Negative score of an edge with children of such ranks among their trees; None if there are no such trees."""
+        score = -float(vertex.edges.weights[edge])
+        for child, rank in zip(vertex.children(edge), ranks, strict=True):
             if child >= 0:
                 found = self._vertex(child).found
                 if len(found) <= rank:
                     return None
                 score += found[rank][0]
-        return float(score)
+        return score
 
-    def _missing(self, edge: int, a: int, b: int) -> tuple[int, int] | None:
+    def _missing(self, vertex: _Vertex, edge: int, *ranks: int) -> tuple[int, int] | None:
         """A child whose trees aren't found as far as needed, though it may have them."""
-        for child, rank in ((int(self.forest.left[edge]), a), (int(self.forest.right[edge]), b)):
+        for child, rank in zip(vertex.children(edge), ranks, strict=True):
             if child >= 0:
-                vertex = self._vertex(child)
-                if len(vertex.found) <= rank and (vertex.candidates or vertex.pending):
+                below = self._vertex(child)
+                if len(below.found) <= rank and (below.candidates or below.pending):
                     return child, rank
         return None
 
@@ -276,12 +296,12 @@ class Best:
             if len(vertex.found) > rank_now or not (vertex.candidates or vertex.pending):
                 stack.pop()
             elif vertex.pending:
-                missing = self._missing(*vertex.pending[-1])
+                missing = self._missing(vertex, *vertex.pending[-1])
                 if missing:
                     stack.append(missing)
                     continue
                 successor = vertex.pending.pop()
-                score = self._score(*successor)
+                score = self._score(vertex, *successor)
                 if score is not None:
                     heapq.heappush(vertex.candidates, (score, *successor))
             else:
@@ -292,22 +312,45 @@ class Best:
         taken = heapq.heappop(vertex.candidates)
         _, edge, a, b = taken
         vertex.found.append(taken)
-        successors = [(edge, a + 1, b)] + ([(edge, a, b + 1)] if self.forest.right[edge] >= 0 else [])
+        successors = [(edge, a + 1, b)] + ([(edge, a, b + 1)] if vertex.children(edge)[1] >= 0 else [])
         vertex.pending += [s for s in successors if s not in vertex.seen]
         vertex.seen.update(successors)
 
-    def tree(self, rank: int) -> tuple[float, Int64[np.ndarray, " nodes"]]:
-        """Log score and items, in preorder, of the rank-th best tree found at the root."""
-        root = len(self.best) - 1
-        nodes, stack = [], [(root, rank)]
+    def trees(self) -> Iterator[tuple[float, Int64[np.ndarray, " nodes"]]]:
+        """Log score and vertices in preorder, the root left out, of the best trees: `count` of them, or all if fewer."""
+        for rank in range(self.count):
+            if not self.find(self.root, rank):
+                return
+            yield -self._vertex(self.root).found[rank][0], self._nodes(rank)
+
+    def _nodes(self, rank: int) -> Int64[np.ndarray, " nodes"]:
+        nodes, stack = [], [(self.root, rank)]
         while stack:
             v, k = stack.pop()
             self.find(v, k)  # a best child is known by its score only, until it's wanted
-            _, edge, a, b = self.vertices[v].found[k]
-            if v != root:
+            vertex = self._vertex(v)
+            _, edge, a, b = vertex.found[k]
+            if v != self.root:
                 nodes.append(v)
             if edge >= 0:
-                if self.forest.right[edge] >= 0:
-                    stack.append((int(self.forest.right[edge]), b))
-                stack.append((int(self.forest.left[edge]), a))
-        return -self.vertices[root].found[rank][0], np.array(nodes, np.int64)
+                left, right = vertex.children(edge)
+                if right >= 0:
+                    stack.append((right, b))
+                stack.append((left, a))
+        return np.array(nodes, np.int64)
+
+
+def best_of_forest(
+    forest: Forest, items: Items, log_weights: Float64[np.ndarray, " E"], count: int
+) -> Iterator[tuple[float, Int64[np.ndarray, " nodes"]]]:
+    """The best trees of a forest: log scores, and items in preorder."""
+    best = best_logs(forest, items, log_weights)
+
+    def edges(v: int) -> Edges | float:
+        here = slice(int(forest.first[v]), int(forest.first[v] + forest.size[v]))
+        left, right, weights = forest.left[here], forest.right[here], log_weights[here]
+        if not len(left):
+            return float(best[v])
+        return Edges(weights, left, right, weights + best[left] + np.where(right >= 0, best[right], 0.0))
+
+    return Best(len(items.symbols), edges, count).trees()

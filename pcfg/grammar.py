@@ -14,12 +14,15 @@ from numpy.typing import ArrayLike
 
 from pcfg.branching import Branching
 from pcfg.checking import check_grammar
-from pcfg.errors import GrammarError, OptionError, PcfgError
+from pcfg.errors import GrammarError, PcfgError
 from pcfg.files import replace_bytes
 from pcfg.rules import Rule, Word, format_rules, read_rules, to_binary
 
 if TYPE_CHECKING:
     import nltk
+
+    from pcfg.sparse import SparseRules
+    from pcfg.trees import Tree
 
 SCHEMA = 1
 
@@ -38,6 +41,7 @@ class Grammar:
         parents, left, right, rule_probs: the binary rules, sorted by parent, left, right.
         tags, tokens, word_probs: the lexical rules: preterminal number (0..T-1), word number, probability; sorted.
         lexicon: where given, scores words in place of `word_probs` when a sentence is parsed.
+        transformed: whether symbols are labels of `treebank.transform`, so that `treebank.undo` takes trees back.
     """
 
     nonterminals: tuple[str, ...]
@@ -52,6 +56,7 @@ class Grammar:
     tokens: Int32[np.ndarray, " L"]
     word_probs: Float64[np.ndarray, " L"]
     lexicon: Any = None
+    transformed: bool = False
 
     def __init__(
         self,
@@ -113,6 +118,7 @@ class Grammar:
         tokens: ArrayLike,
         word_probs: ArrayLike,
         lexicon: Any = None,
+        transformed: bool = False,
     ) -> "Grammar":
         """From the attributes themselves; the rules may come in any order.
 
@@ -139,6 +145,7 @@ class Grammar:
             tokens=lexical[1][by_word],
             word_probs=np.asarray(word_probs, np.float64)[by_word],
             lexicon=lexicon,
+            transformed=transformed,
         )
         check_grammar(made)
         return made
@@ -146,6 +153,21 @@ class Grammar:
     def replaced(self, **changes: Any) -> "Grammar":
         """The same grammar with some attributes changed, checked again: `grammar.replaced(rule_probs=...)`."""
         return Grammar.of_arrays(**{field.name: getattr(self, field.name) for field in fields(self)} | changes)
+
+    @classmethod
+    def from_trees(
+        cls, trees: "Iterable[Tree | nltk.Tree]", *, h: int | float = 1, v: int = 2, **options: Any
+    ) -> "Grammar":
+        """Read off a treebank's trees, ours or NLTK's, as they stand: cleaned and made binary on the way.
+
+        `pcfg.parsing.parse` gives trees in the treebank's own form again. Other options, and what they do:
+        `pcfg.treebank.induce`. Raises TreebankError for no trees, and for orders it doesn't know.
+        """
+        from pcfg.treebank import clean_trees, induce
+        from pcfg.trees import Tree
+
+        own = (tree if isinstance(tree, Tree) else Tree.from_nltk(tree) for tree in trees)
+        return cls.of_arrays(**induce(clean_trees(own), v=v, h=h, **options).arrays())
 
     @classmethod
     def from_text(cls, text: str, source: str = "the text") -> "Grammar":
@@ -205,37 +227,9 @@ class Grammar:
             temperature: standard deviation of the scores: 0 makes all rules alike, 10 gives most of the weight to few.
             rules: number of binary rules, drawn at random (each nonterminal has one over two preterminals); None: all.
         """
-        symbols = nonterminals + preterminals
-        if min(nonterminals, preterminals, words) < 1:
-            raise OptionError("a random grammar needs at least one nonterminal, one preterminal and one word")
-        if rules is not None and not nonterminals <= rules <= nonterminals * symbols**2:
-            raise OptionError(
-                f"{rules:,} binary rules were asked for: {nonterminals:,} nonterminals and {preterminals:,} preterminals "
-                f"can have {nonterminals:,} to {nonterminals * symbols**2:,}"
-            )
-        random = np.random.default_rng(seed)
-        chosen = np.arange(nonterminals * symbols**2)
-        if rules is not None:
-            pairs = nonterminals + random.integers(preterminals, size=(nonterminals, 2))
-            first = np.arange(nonterminals) * symbols**2 + pairs[:, 0] * symbols + pairs[:, 1]
-            others = np.setdiff1d(chosen, first)
-            chosen = np.append(first, random.choice(others, rules - nonterminals, replace=False))
-            chosen.sort()
-        parents, tags = chosen // symbols**2, np.repeat(np.arange(preterminals), words)
-        start = _softmax(random.normal(0, temperature, symbols), (np.arange(symbols) >= nonterminals).astype(int))
-        return cls.of_arrays(
-            nonterminals=(f"N{i}" for i in range(nonterminals)),
-            preterminals=(f"T{i}" for i in range(preterminals)),
-            words=(f"w{i}" for i in range(words)),
-            start=np.append(0.9 * start[:nonterminals], 0.1 * start[nonterminals:]),
-            parents=parents,
-            left=chosen // symbols % symbols,
-            right=chosen % symbols,
-            rule_probs=_softmax(random.normal(0, temperature, len(chosen)), parents),
-            tags=tags,
-            tokens=np.tile(np.arange(words), preterminals),
-            word_probs=_softmax(random.normal(0, temperature, len(tags)), tags),
-        )
+        from pcfg.random_grammar import random_arrays
+
+        return cls.of_arrays(**random_arrays(nonterminals, preterminals, words, seed, temperature, rules))
 
     @classmethod
     def load(cls, path: str | Path) -> "Grammar":
@@ -272,7 +266,7 @@ class Grammar:
             ),
         }
         head = {name: getattr(self, name) for name in ("nonterminals", "preterminals", "words")}
-        head |= {"lexicon": None if self.lexicon is None else self.lexicon.to_json()}
+        head |= {"lexicon": None if self.lexicon is None else self.lexicon.to_json(), "transformed": self.transformed}
         parts = [f'"schema": {SCHEMA}', *(f'"{name}": {_json(value)}' for name, value in head.items())]
         for name, rows in tables.items():
             parts.append(f'"{name}": [\n' + ",\n".join(_json(row) for row in rows) + "\n]")
@@ -344,6 +338,14 @@ class Grammar:
         rules = (self.parents, self.left, self.right, self.rule_probs)
         return Branching(len(self.nonterminals), len(self.symbols), *rules)
 
+    @cached_property
+    def compiled(self) -> "SparseRules":
+        """The binary rules as the sparse engine wants them."""
+        from pcfg.sparse import SparseRules
+
+        columns = (self.parents, self.left, self.right, self.rule_probs)
+        return SparseRules.build(len(self.nonterminals), len(self.preterminals), *columns)
+
     @property
     def useless(self) -> tuple[str, ...]:
         """The symbols that no tree over words holds, so that they can go: see `pruned`."""
@@ -404,6 +406,7 @@ class Grammar:
             tokens=words,
             word_probs=self.word_probs[spelled],
             lexicon=self.lexicon,
+            transformed=self.transformed,
         )
 
     @property
@@ -457,16 +460,9 @@ def _of_json(content: dict[str, Any]) -> Grammar:
         tokens=[words[rule[1]] for rule in content["lexical"]],
         word_probs=[rule[2] for rule in content["lexical"]],
         lexicon=lexicon,
+        transformed=bool(content["transformed"]),
     )
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
-
-
-def _softmax(scores: Float64[np.ndarray, " K"], groups: np.ndarray) -> Float64[np.ndarray, " K"]:
-    """Softmax within each group of entries."""
-    highest = np.full(groups.max() + 1, -np.inf)
-    np.maximum.at(highest, groups, scores)
-    weights = np.exp(scores - highest[groups])
-    return weights / np.bincount(groups, weights)[groups]

@@ -15,7 +15,7 @@ from pcfg.files import new_folder, replace_bytes
 from pcfg.grammar import Grammar
 from pcfg.shards import Progress, fingerprint, nearest, resumable, silent, sync, text_fingerprint
 from pcfg.texts import batches
-from pcfg.treebank import is_made, undo
+from pcfg.treebank import undo
 from pcfg.trees import NO_PARSE, Tree, format_trees
 
 RULES = ("viterbi", "mbr")
@@ -27,15 +27,6 @@ class Parses:
 
     sentences: int
     unparsed: tuple[int, ...]
-
-
-def is_treebank(grammar: Grammar) -> bool:
-    """Whether the symbols are those of `treebank.transform`, so that trees can be turned back by `treebank.undo`."""
-    return (
-        grammar.lexicon is not None
-        or "<unk>" in grammar.words
-        or any("^" in name or is_made(name) for name in grammar.symbols)
-    )
 
 
 def parse(
@@ -62,7 +53,7 @@ def parse(
         raise OptionError("--cost is for --rule mbr: leave it out")
     if rule == "mbr" and binary:
         raise OptionError("--binary is for --rule viterbi: minimum-risk trees aren't the grammar's own")
-    back = is_treebank(grammar) and not binary
+    back = grammar.transformed and not binary
     trees: list[Tree | None] = [None] * len(sentences)
     # The best tree takes no tables that last.
     for numbers in batches(sentences, len(grammar.start) if rule == "mbr" else 1):

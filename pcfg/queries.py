@@ -1,15 +1,17 @@
 """Questions about grammars and sentences beyond one chart: divergence of two grammars' parses, probability of a prefix."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float64, Int32
+from numpy.typing import NDArray
 
 from pcfg import sparse
+from pcfg.chart import inside_outside
 from pcfg.errors import GrammarError
 from pcfg.grammar import Grammar
-from pcfg.sparse import SparseChart, SparseRules
+from pcfg.sparse import SparseChart
 
 
 def kl(grammar_p: Grammar, grammar_q: Grammar, sentences: Sequence[Sequence[str]]) -> Float64[np.ndarray, " batch"]:
@@ -21,31 +23,23 @@ def kl(grammar_p: Grammar, grammar_q: Grammar, sentences: Sequence[Sequence[str]
     Raises GrammarError for other symbols, or an unknown word.
     """
     place = _same_symbols(grammar_p, grammar_q)
-    rules_p, rules_q = _rules(grammar_p), _rules(grammar_q)
     inner = len(grammar_p.nonterminals)
-    with np.errstate(divide="ignore"):
-        roots = np.log(grammar_p.start), np.log(grammar_q.start[place])
-        binary = np.log(grammar_p.rule_probs), np.log(_matched(grammar_p, grammar_q, place))
-    found = np.empty(len(sentences))
-    for row, sentence in enumerate(sentences):
-        scores_p, scores_q = grammar_p.emissions(sentence), grammar_q.emissions(sentence)
-        chart = sparse.inside_outside(rules_p, grammar_p.start, scores_p)
-        if chart.log_z == -math.inf:
-            found[row] = math.nan
-            continue
-        log_z = sparse.inside_outside(rules_q, grammar_q.start, scores_q).log_z
-        tags = place[inner:] - inner
-        with np.errstate(divide="ignore"):
-            words = np.log(scores_p), np.log(scores_q[:, tags])
-        ratio = sum(
-            _expected_ratio(counts, *logs)
-            for counts, logs in (
-                (chart.start_counts(), roots),
-                (chart.rule_counts(), binary),
-                (chart.tag_posteriors(), words),
-            )
-        )
-        found[row] = max(0.0, ratio - chart.log_z + log_z) if ratio < math.inf else math.inf
+    tags = place[inner:] - inner
+    chart_p, chart_q = inside_outside(grammar_p, sentences), inside_outside(grammar_q, sentences)
+    words = [_log_ratio(p, q[:, tags]) for p, q in zip(chart_p.emissions, chart_q.emissions, strict=True)]
+    start = _log_ratio(grammar_p.start, grammar_q.start[place])
+    rules = _log_ratio(grammar_p.rule_probs, _matched(grammar_p, grammar_q, place))
+
+    def expected(part: Callable[[NDArray], NDArray]) -> Float64[np.ndarray, " batch"]:
+        return chart_p.expected(part(start), part(rules), [part(ratios) for ratios in words])
+
+    ratio = expected(lambda ratios: np.where(np.isinf(ratios), 0.0, ratios))
+    lacking = expected(lambda ratios: np.isinf(ratios).astype(np.float64))
+    log_p, log_q = (chart.log_z.cpu().double().numpy() for chart in (chart_p, chart_q))
+    with np.errstate(invalid="ignore"):
+        found = np.maximum(0.0, ratio - log_p + log_q)
+    found[lacking > 0] = math.inf
+    found[np.isneginf(log_p)] = math.nan
     return found
 
 
@@ -63,7 +57,7 @@ def prefix_log_z(grammar: Grammar, prefixes: Sequence[Sequence[str]]) -> Float64
     # Given that trees end, whatever stands to the right of the prefix has probability 1.
     proper = grammar.pruned()
     tags = [grammar.preterminals.index(name) for name in proper.preterminals]
-    corners, rules = _LeftCorners(proper), _rules(proper)
+    corners, rules = _LeftCorners(proper), proper.compiled
     found = np.full(len(prefixes), ending)
     for row, prefix in enumerate(prefixes):
         scores = grammar.emissions(prefix)[:, tags]
@@ -136,11 +130,6 @@ def _times(log_matrix: Float64[np.ndarray, "N x"], log_vector: Float64[np.ndarra
     return np.logaddexp.reduce(log_matrix + log_vector, 1)
 
 
-def _rules(grammar: Grammar) -> SparseRules:
-    columns = (grammar.parents, grammar.left, grammar.right, grammar.rule_probs)
-    return SparseRules.build(len(grammar.nonterminals), len(grammar.preterminals), *columns)
-
-
 def _same_symbols(grammar_p: Grammar, grammar_q: Grammar) -> Int32[np.ndarray, " S"]:
     """The number in q of each of p's symbols."""
     for kind in ("nonterminals", "preterminals"):
@@ -162,8 +151,7 @@ def _matched(grammar_p: Grammar, grammar_q: Grammar, place: Int32[np.ndarray, " 
     return np.array([given.get(rule, 0.0) for rule in zip(*wanted, strict=True)], np.float64)
 
 
-def _expected_ratio(
-    counts: Float64[np.ndarray, "..."], logs_p: Float64[np.ndarray, "..."], logs_q: Float64[np.ndarray, "..."]
-) -> float:
-    used = counts > 0
-    return float((counts[used] * (logs_p[used] - logs_q[used])).sum())
+def _log_ratio(p: Float64[np.ndarray, "..."], q: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:
+    """log p / q: 0 where p is 0, infinite where only q is."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(p > 0, np.log(p) - np.log(q), 0.0)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64, Integer
 
 from pcfg.errors import GrammarError
-from pcfg.forest import Best, Forest, Items, draw, grow_forest, root_edges
+from pcfg.forest import Forest, Items, best_of_forest, draw, grow_forest, root_edges
 from pcfg.sparse_kernels import (
     DONE,
     NO_ROOM,
@@ -365,9 +365,7 @@ def _k_best(chart: SparseChart, k: int) -> list[tuple[float, Spans]]:
     weights = np.empty(len(forest.rule))
     weights[~roots] = log_rules[forest.rule[~roots]]
     weights[roots] = log_start[items.symbols[forest.left[roots]]]
-    best = Best(forest, items, weights, k)
-    found: list[tuple[float, Spans]] = []
-    while len(found) < k and best.find(len(items.symbols), len(found)):
-        score, nodes = best.tree(len(found))
-        found.append((score, Spans(items.symbols[nodes], items.starts[nodes], items.ends[nodes])))
-    return found
+    return [
+        (score, Spans(items.symbols[nodes], items.starts[nodes], items.ends[nodes]))
+        for score, nodes in best_of_forest(forest, items, weights, k)
+    ]

@@ -243,6 +243,7 @@ class Induced:
             **dict(zip(("tags", "tokens"), lexical, strict=True)),
             "word_probs": word_probs,
             "lexicon": self.lexicon,
+            "transformed": True,
         }
 
 
