@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pcfg.grammar import Grammar
+    from pcfg.shards import Progress
     from pcfg.trees import Tree
 
 
@@ -35,15 +36,30 @@ def load_both(path: Path, text: Path | None) -> tuple["Grammar", list[list[str]]
     return grammar, sentences
 
 
-def read_bank(source: Path | None, nltk: bool) -> "list[Tree]":
-    """The cleaned trees of a file, or of NLTK's sample."""
+def read_bank(
+    source: Path | None,
+    nltk: bool,
+    raw: Path | None = None,
+    model: str | None = None,
+    progress: "Progress | None" = None,
+) -> "list[Tree]":
+    """The cleaned trees of a file, of NLTK's sample, or what benepar finds in a file of sentences."""
     from pcfg.errors import OptionError, TreebankError
+    from pcfg.shards import silent
     from pcfg.treebank import clean_trees, nltk_treebank
     from pcfg.trees import read_trees
 
-    if (source is None) == (not nltk):
-        raise OptionError("give the trees by --trees FILE or --nltk-treebank, one of the two")
-    found = clean_trees(nltk_treebank() if source is None else read_trees(source))
+    if [source is not None, nltk, raw is not None].count(True) != 1:
+        more = " or --raw FILE" if progress else ""
+        raise OptionError(f"give the trees by --trees FILE or --nltk-treebank{more}: one of them")
+    if raw is not None:
+        from pcfg.neural import MODEL, neural_parser, neural_trees
+        from pcfg.texts import read_sentences
+
+        parsed = neural_trees(read_sentences(raw), neural_parser(model or MODEL), progress=progress or silent)
+        found = [tree for tree in parsed if tree is not None]
+    else:
+        found = clean_trees(nltk_treebank() if source is None else read_trees(source))
     if not found:
         raise TreebankError(f"{source} holds no trees: write them in brackets, (S (NP (DT The) (NN dog)) ...)")
     return found

@@ -91,6 +91,13 @@ def trees(
     nltk_treebank: Annotated[
         bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")
     ] = False,
+    raw: Annotated[
+        Path | None,
+        typer.Option(help="Sentences, as parse takes them, that benepar parses (extra benepar).", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="benepar's model, by name or path.", show_default="benepar_en3")
+    ] = None,
     only: Annotated[
         str | None, typer.Option(help="FIRST-LAST: these trees only, counted from 1.", show_default="all")
     ] = None,
@@ -104,15 +111,18 @@ def trees(
     overwrite: Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Clean a treebank's trees, as they are trained and scored on: gold trees, and their sentences by --text."""
+    """Trees as they are trained and scored on, and their sentences by --text: a treebank's, cleaned, or benepar's parses."""
     from pcfg.errors import OptionError
     from pcfg.files import replace_bytes
     from pcfg.trees import format_trees
 
-    file = need_file(output, overwrite, source)
+    file = need_file(output, overwrite, source, raw)
     if text is not None:
-        need_file(text, overwrite, source, file)
-    bank = pick(read_bank(source, nltk_treebank), only)
+        need_file(text, overwrite, source, raw, file)
+    if model is not None and raw is None:
+        raise OptionError("--model is for --raw: name the file of sentences too")
+    with progress_bar() as progress:
+        bank = pick(read_bank(source, nltk_treebank, raw, model, progress), only)
     bank = [tree for tree in bank if max_length is None or len(tree.words()) <= max_length]
     if not bank:
         raise OptionError(f"no tree has {max_length} words or fewer: give a higher --max-length")

@@ -99,13 +99,15 @@ def masks(items, symbols):
 
 @kernel
 @no_type_check
-def grow_forest(tables, items, start):
+def grow_forest(tables, items, start, most):
     """All edges that a tree can use, from the root down, with marginals on the way (Z must be positive).
 
     A share is at most 1, so what underflows here are probabilities below 1e-300 and nothing else.
 
     Returns:
         The forest, each item's marginal, and the expected count of each rule.
+
+    Raises MemoryError when there is no room among `most` edges.
     """
     n, vertices = items.first.shape[0], items.symbols.size
     first, size = np.zeros(vertices + 1, np.int64), np.zeros(vertices + 1, np.int64)
@@ -132,6 +134,8 @@ def grow_forest(tables, items, start):
                         continue
                     split, end = splits(both, shift, i, j)
                     while used + end - split > left.size:
+                        if 2 * left.size > most:
+                            raise MemoryError
                         left, right = grown(left, used), grown(right, used)
                         rules, share = grown(rules, used), grown(share, used)
                     for m in range(split, end):

@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64, Integer
 
-from pcfg.errors import GrammarError
+from pcfg.errors import GrammarError, OptionError
 from pcfg.forest import Forest, Items, best_of_forest, draw, grow_forest, root_edges
 from pcfg.sparse_kernels import (
     DONE,
@@ -33,6 +33,9 @@ from pcfg.sparse_wide import inside_wide
 
 Sentence = TypeVar("Sentence")
 Result = TypeVar("Result")
+
+
+MOST_EDGES = 1 << 27  # of a forest, at 32 bytes
 
 
 class Spans(NamedTuple):
@@ -215,7 +218,7 @@ class SparseChart:
     @cached_property
     def forest(self) -> Forest:
         """Every way of building every item that a whole tree has; only where there is a parse."""
-        return grow_forest(self.rules.tables, self.items, self.start)[0]
+        return _grow(self.rules, self.items, self.start)[0]
 
 
 def viterbi(
@@ -336,8 +339,20 @@ def _wide_chart(
     _, _, total, exponent = root_edges(items, start)
     log_z = math.log(total) + int(exponent) * math.log(2) if total > 0 else -math.inf
     if marginals and total > 0:
-        _, found, counts = grow_forest(rules.tables, items, start)
+        _, found, counts = _grow(rules, items, start)
     return SparseChart(rules, start, log_z, items, found, counts)
+
+
+def _grow(
+    rules: SparseRules, items: Items, start: Float64[np.ndarray, " S"]
+) -> tuple[Forest, Float64[np.ndarray, " items"], Float64[np.ndarray, " R"]]:
+    try:
+        return grow_forest(rules.tables, items, start, MOST_EDGES)
+    except MemoryError:
+        raise OptionError(
+            f"a sentence of {len(items.first)} words has more than {MOST_EDGES // 2:,} ways of building what trees hold: "
+            "give shorter sentences, or take the dense engine"
+        ) from None
 
 
 def _ordered(

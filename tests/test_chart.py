@@ -13,6 +13,8 @@ from pcfg import chart as module
 from pcfg.chart import inside_outside, pick_engine
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammar import Grammar
+from pcfg.masked import word_posteriors
+from pcfg.queries import prefix_log_z
 
 ENGINES = ("dense", "sparse")
 
@@ -88,8 +90,16 @@ def test_the_engines_agree_beyond_what_can_be_listed(seed):
     dense, sparse = (inside_outside(grammar, sentences, engine=engine) for engine in ENGINES)
     for name in ("log_z", "span_marginals", "label_marginals", "tag_posteriors"):
         assert (getattr(dense, name) - getattr(sparse, name)).abs().max() < 1e-10, name
-    for name in ("rule_counts", "start_counts", "word_counts"):
+    for name in ("rule_counts", "start_counts", "word_counts", "entropy"):
         assert np.abs(getattr(dense, name)() - getattr(sparse, name)()).max() < 1e-10, name
+    assert [str(tree) for tree in dense.mbr_trees(0.3)] == [str(tree) for tree in sparse.mbr_trees(0.3)]
+    for mine, theirs in zip(dense.k_best(20), sparse.k_best(20), strict=True):
+        assert [score for score, _ in mine] == pytest.approx([score for score, _ in theirs], abs=1e-10)
+        # Trees of the same rules in another order have the same score.
+        assert [log_weight(grammar, tree) for _, tree in mine] == pytest.approx([score for score, _ in mine], abs=1e-10)
+        assert len({str(tree) for _, tree in mine}) == len(mine)
+    assert [log_weight(grammar, tree) for tree in dense.best_trees()] == pytest.approx(dense.best_scores, abs=1e-10)
+    assert dense.best_scores == pytest.approx(sparse.best_scores, abs=1e-10)
 
 
 def test_sentences_of_other_lengths_beside_it_change_nothing(engine):
@@ -126,11 +136,11 @@ def test_one_word_has_a_tag_for_its_root(engine):
     assert not chart.span_marginals.any()
 
 
-def test_samples_follow_the_posterior_and_seeds_are_their_own():
+def test_samples_follow_the_posterior_and_seeds_are_their_own(engine):
     grammar = Grammar.random(2, 2, 2, 3)
     sentence = ["w0", "w1", "w1", "w0"]
     trees = all_trees(grammar, sentence)
-    chart = inside_outside(grammar, [sentence, sentence])
+    chart = inside_outside(grammar, [sentence, sentence], engine=engine)
     drawn = [[str(tree) for tree in row] for row in chart.sample_trees(20_000, seed=5)]
     for row in drawn:
         counts = Counter(row)
@@ -146,6 +156,37 @@ def test_samples_follow_the_posterior_and_seeds_are_their_own():
     again, other = ([[str(t) for t in row] for row in chart.sample_trees(50, seed=s)] for s in (5, 6))
     assert again == [[str(t) for t in row] for row in chart.sample_trees(50, seed=5)]
     assert other[0] != again[1], "a seed's second sentence isn't the next seed's first"
+    longer = inside_outside(grammar, [sentence, [*sentence, *sentence]], engine=engine)
+    assert [str(t) for t in longer.sample_trees(50, seed=5)[0]] == again[0], "the batch changes nothing"
+
+
+def test_masked_words_and_prefixes_are_asked_of_a_chart(engine):
+    grammar = sparse_grammar(2)
+    sentences = [random_sentence(grammar, seed, 4) for seed in range(3)]
+    chart = inside_outside(grammar, sentences, engine=engine)
+    for mine, theirs in zip(chart.word_posteriors(), word_posteriors(grammar, sentences), strict=True):
+        assert mine.shape == (4, len(grammar.words)) and np.abs(mine - theirs).max() < 1e-12
+        assert ((np.abs(mine.sum(1) - 1) < 1e-12) | (mine == 0).all(1)).all()
+    assert (chart.prefix_log_z() == prefix_log_z(grammar, sentences)).all()
+    assert (chart.prefix_log_z() >= chart.log_z.numpy() - 1e-12).all()
+
+
+def test_names_are_a_treebanks_only_where_the_grammar_says_so(engine):
+    grammar = Grammar({"S+X": 1.0}, {("S+X", "A", "B^C"): 1.0}, {("A", "a"): 1.0, ("B^C", "b"): 1.0})
+    trees = [
+        str(inside_outside(grammar.replaced(transformed=said), [["a", "b"]], engine=engine).mbr_trees()[0])
+        for said in (False, True)
+    ]
+    assert trees == ["(S+X (A a) (B^C b))", "(S (X (A a) (B b)))"]
+
+
+def test_a_sparse_grammars_forest_is_refused_before_it_fills_the_memory(monkeypatch):
+    grammar = Grammar.random(4, 4, 2, 0)
+    monkeypatch.setattr("pcfg.sparse.MOST_EDGES", 5000)
+    chart = inside_outside(grammar, [["w0"] * 12], engine="sparse")
+    for ask in (lambda: chart.k_best(2), lambda: chart.sample_trees(1)):
+        with pytest.raises(OptionError, match="ways of building what trees hold"):
+            ask()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

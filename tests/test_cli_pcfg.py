@@ -386,7 +386,7 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, monke
         "dtype 'float16'": ("spans", work / "toy.txt", *text, "--dtype", "float16", *new),
         "device nonsense": ("spans", work / "toy.txt", *text, "--device", "nonsense", *new),
         "no sentence has a parse": ("fit", work / "toy.txt", "--text", work / "verbs.txt", *new),
-        "one of the two": induce(),
+        "one of them": induce(),
         "open.txt, line 1: a '(' is never closed": induce("--trees", work / "open.txt"),
         "bare.txt, line 2: 'word' stands outside": induce("--trees", work / "bare.txt"),
         "empty.txt holds no trees": induce("--trees", work / "empty.txt"),
@@ -398,6 +398,9 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, monke
         "there are 2 gold trees and 1 parses": ("score", work / "gold.txt", work / "fewer.txt"),
         "sentence 2 isn't the same in both": ("score", work / "gold.txt", work / "other.txt"),
         "no tree has 2 words or fewer": ("trees", *bank, "--max-length", 2, *new),
+        "--model is for --raw": ("trees", *bank, "--model", "benepar_en3", *new),
+        "--raw FILE: one of them": ("trees", *bank, "--raw", work / "sents.txt", *new),
+        "the parser nowhere can't be loaded": ("trees", "--raw", work / "sents.txt", "--model", "nowhere", *new),
         "has no symbol XP": ("show", work / "toy.txt", "--symbol", "XP"),
     }
     (work / "verbs.txt").write_text("saw\nsaw saw\n")

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcfg.errors import TreebankError
+from pcfg.grammar import Grammar
 from pcfg.lexicon import SmoothedLexicon, known_form, signatures
 from pcfg.treebank import chain, clean, clean_trees, induce, is_made, nltk_treebank, strip_function, transform, undo
 from pcfg.trees import Tree
@@ -299,6 +300,18 @@ def test_relative_frequencies_by_hand():
     assert words["DT", "the"] == 3 / 4
     assert {name: p for name, p in start.items() if p} == {"S": 3 / 4, "FRAG+NN": 1 / 4}
     assert induced.lexicon is None and (induced.trees, induced.tokens) == (4, 14)
+
+
+def test_from_trees_takes_ours_and_nltks_as_they_stand():
+    text = "( (S (NP-SBJ (DT The) (NN dog)) (VP (VBZ sees) (NP (-NONE- *))) (. .)) )"
+    options = {"h": 2, "v": 1, "min_count": 1, "smooth_lexicon": False}
+    expected = Grammar.of_arrays(**induce(clean_trees([Tree.parse(text)]), **options).arrays())
+    for tree in (Tree.parse(text), Tree.parse(text).to_nltk()):
+        grammar = Grammar.from_trees([tree], **options)
+        assert (grammar.binary, grammar.lexical, grammar.roots) == (expected.binary, expected.lexical, expected.roots)
+        assert grammar.transformed and grammar.pruned().transformed and not Grammar.from_text("1 S -> 'a'").transformed
+    with pytest.raises(TreebankError, match="no trees"):
+        Grammar.from_trees([])
 
 
 def test_rare_words_become_signatures_that_are_not_rare():
