@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
+KEPT_BYTES = 64 << 20  # of products over splits, which rule counts need again
+
 Settle = Callable[[Tensor], Tensor]
 
 
@@ -109,12 +111,18 @@ class Inside:
         self._contract_words()
         self.by_start = self.tags.new_zeros(n, batch, n + 1, self.nonterminals)
         self.by_end = self.tags.new_zeros(n + 1, batch, n + 1, self.nonterminals)
-        self.peaks = self.tags.new_zeros(n, batch, n + 1, dtype=torch.empty(0, dtype=self.tags.dtype).real.dtype)
+        kind = self.tags.real.dtype
+        self.peaks, self.tiny = self.tags.new_zeros(n, batch, n + 1, dtype=kind), torch.finfo(kind).tiny
         self.scales = potentials.scales.new_full((n, batch, n + 1), -torch.inf)
         self.scales_by_end = potentials.scales.new_full((n + 1, batch, n + 1), -torch.inf)
         self.scales[:, :, 1] = potentials.scales
         self.scales_by_end[1:, :, n - 1] = potentials.scales
         self.weights: list[Tensor] = []  # of each split, relative to the best of its span; from width 2
+        # Sums over splits of left times right, from width 4, where all of them take little room.
+        inner_spans, entries = (n - 3) * (n - 2) // 2 * batch, self.nonterminals**2
+        self.products: list[Tensor] | None = (
+            [] if inner_spans * entries * self.tags.element_size() <= KEPT_BYTES else None
+        )
         for width in range(2, n + 1):
             self._fill(width)
 
@@ -128,38 +136,50 @@ class Inside:
         self.left_rules, self.right_rules = left.flatten(-2), right.flatten(-2)  # [(B,) T, N * S], [(B,) T, N * N]
         self.left_words = times(self.tags, self.left_rules).unflatten(-1, (nonterminals, -1))
         self.right_words = times(self.tags, self.right_rules).unflatten(-1, (nonterminals, -1))
+        # The same for batched products: words and sentences together, and the right a nonterminal.
+        self.left_flat = self.left_words.flatten(0, 1)[..., :nonterminals]
+        self.right_flat = self.right_words.flatten(0, 1)
 
     def _fill(self, width: int) -> None:
-        n, spans = len(self.tags), len(self.tags) - width + 1
+        # Operations are small and many: each one spared counts as much as the arithmetic.
+        n, spans, batch = len(self.tags), len(self.tags) - width + 1, self.tags.shape[1]
         sums = self.scales[:spans, :, 1:width] + self.scales_by_end[width:, :, n - width + 1 : n]
         best = sums.amax(2)
         known = best.masked_fill(best == -torch.inf, 0.0)
-        weights = (sums - known[:, :, None]).exp().to(self.tags.dtype)
+        weights = sums.sub_(known[:, :, None]).exp_().to(self.tags.dtype)
+        self.weights.append(weights)
         if width == 2:
             raw = (self.left_words[:-1, ..., self.nonterminals :] @ self.tags[1:, :, :, None])[..., 0] * weights
         else:
             right = self.by_start[1 : spans + 1, :, width - 1] * weights[:, :, :1]
             left = self.by_start[:spans, :, width - 1] * weights[:, :, -1:]
-            raw = (self.left_words[:spans, ..., : self.nonterminals] @ right[..., None])[..., 0]
-            raw += (self.right_words[width - 1 :] @ left[..., None])[..., 0]
-        self.weights.append(weights)
+            raw = torch.bmm(self.left_flat[: spans * batch], right.view(spans * batch, -1, 1))
+            raw = raw.baddbmm_(self.right_flat[(width - 1) * batch :], left.view(spans * batch, -1, 1))
+            raw = raw.view(spans, batch, -1)
         if width > 3:
-            raw += times(self.pairs(width)[0], self.inner.mT)
+            product = self.pairs(width)
+            if self.products is not None:
+                self.products.append(product)
+            raw += times(product, self.inner.mT)
         raw = self.settle(raw)
         peak = raw.real.amax(2)
         self.peaks[:spans, :, width] = peak
-        raw = raw / torch.where(peak > 0, peak, 1.0)[:, :, None]
-        scale = best + peak.double().log()
-        self.by_start[:spans, :, width], self.by_end[width:, :, n - width] = raw, raw
+        scaled = self.by_start[:spans, :, width]
+        torch.div(raw, peak.clamp(min=self.tiny)[:, :, None], out=scaled)
+        self.by_end[width:, :, n - width] = scaled
+        scale = peak.double().log_().add_(best)
         self.scales[:spans, :, width], self.scales_by_end[width:, :, n - width] = scale, scale
 
-    def pairs(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums over inner splits of left times right [spans, B, N * N]; weighted left and bare right children themselves."""
-        n, spans, batch = len(self.tags), len(self.tags) - width + 1, self.tags.shape[1]
+    def children(self, width: int) -> tuple[Tensor, Tensor]:
+        """Weighted left and bare right children of all inner splits [spans * B, splits, N]."""
+        n, spans = len(self.tags), len(self.tags) - width + 1
         left = self.by_start[:spans, :, 2 : width - 1] * self.weights[width - 2][:, :, 1:-1, None]
-        left = left.flatten(0, 1)
-        right = self.by_end[width:, :, n - width + 2 : n - 1].flatten(0, 1)
-        return torch.bmm(left.mT, right).view(spans, batch, -1), left, right
+        return left.flatten(0, 1), self.by_end[width:, :, n - width + 2 : n - 1].flatten(0, 1)
+
+    def pairs(self, width: int) -> Num[Tensor, "spans B NN"]:
+        """Sums over inner splits of left times right."""
+        left, right = self.children(width)
+        return torch.bmm(left.mT, right).view(-1, self.tags.shape[1], self.nonterminals**2)
 
     @cached_property
     def roots(self) -> Num[Tensor, "B S"]:
@@ -214,6 +234,8 @@ class Outside:
         # Outside scores of the parents of a word and its sibling, by first word and by end.
         self.at_left, self.at_right = torch.zeros_like(inside.by_start), torch.zeros_like(inside.by_end)
         self.raw = torch.zeros_like(inside.by_start)
+        # An entry without inside score has no part in a tree; its outside score may be beyond the largest number.
+        self.dead, self.peaks = inside.by_start.real == 0, inside.peaks.clamp(min=inside.tiny)
         row = torch.arange(batch, device=inside.tags.device)
         single = (inside.potentials.lengths == 1)[:, None]
         self.by_start[0, row, inside.potentials.lengths] = self.roots[:, : inside.nonterminals].masked_fill(single, 0.0)
@@ -226,22 +248,20 @@ class Outside:
     def _spread(self, width: int) -> None:
         """Give what a width's spans received to their children."""
         inside, weights = self.inside, self.inside.weights[width - 2]
-        n, spans = len(inside.tags), len(inside.tags) - width + 1
-        here = self.by_start[:spans, :, width] + self.by_end[width:, :, n - width]
-        # An entry without inside score has no part in a tree; its outside score may be beyond the largest number.
-        here = here.masked_fill(inside.by_start[:spans, :, width].real == 0, 0.0)
-        self.by_start[:spans, :, width] = here
-        peak = inside.peaks[:spans, :, width]
-        here = here / torch.where(peak > 0, peak, 1.0)[:, :, None]
-        self.raw[:spans, :, width] = here
-        left, right = here * weights[:, :, :1], here * weights[:, :, -1:]
-        self.at_left[:spans, :, width], self.at_right[width:, :, n - width] = left, right
+        n, spans, batch = len(inside.tags), len(inside.tags) - width + 1, inside.tags.shape[1]
+        received = self.by_start[:spans, :, width]
+        received += self.by_end[width:, :, n - width]
+        received.masked_fill_(self.dead[:spans, :, width], 0.0)
+        here = torch.div(received, self.peaks[:spans, :, width, None], out=self.raw[:spans, :, width])
+        left = torch.mul(here, weights[:, :, :1], out=self.at_left[:spans, :, width])
+        right = torch.mul(here, weights[:, :, -1:], out=self.at_right[width:, :, n - width])
         if width > 2:
-            matrix = inside.left_words[:spans, ..., : inside.nonterminals]
-            self.by_start[1 : spans + 1, :, width - 1] += (left[:, :, None] @ matrix)[:, :, 0]
-            self.by_start[:spans, :, width - 1] += (right[:, :, None] @ inside.right_words[width - 1 :])[:, :, 0]
+            to_right = torch.bmm(left.flatten(0, 1)[:, None], inside.left_flat[: spans * batch])
+            to_left = torch.bmm(right.flatten(0, 1)[:, None], inside.right_flat[(width - 1) * batch :])
+            self.by_start[1 : spans + 1, :, width - 1] += to_right.view(spans, batch, -1)
+            self.by_start[:spans, :, width - 1] += to_left.view(spans, batch, -1)
         if width > 3:
-            _, lefts, rights = inside.pairs(width)
+            lefts, rights = inside.children(width)
             rules = times(here, inside.inner).view(-1, inside.nonterminals, inside.nonterminals)
             shape = (spans, -1, width - 3, inside.nonterminals)
             to_left = torch.bmm(rights, rules.mT).view(shape) * weights[:, :, 1:-1, None]
@@ -291,10 +311,14 @@ class Outside:
         )
         right = _outer(words, self.right_words.flatten(2), shared)
         counts[..., :nonterminals, nonterminals:] = right.unflatten(-1, (nonterminals, nonterminals)).movedim(-3, -1)
+        raws = [self.raw[: len(inside.tags) - width + 1, :, width] for width in range(4, len(inside.tags) + 1)]
         inner = counts.new_zeros(*counts.shape[:-2], nonterminals * nonterminals)
-        for width in range(4, len(inside.tags) + 1):
-            raw = self.raw[: len(inside.tags) - width + 1, :, width]
-            inner += _outer(raw if scale is None else raw * scale, inside.pairs(width)[0], shared)
+        if raws and inside.products is not None:
+            raw = torch.cat(raws)
+            inner = _outer(raw if scale is None else raw * scale, torch.cat(inside.products), shared)
+        elif raws:
+            for width, raw in enumerate(raws, 4):
+                inner += _outer(raw if scale is None else raw * scale, inside.pairs(width), shared)
         counts[..., :nonterminals, :nonterminals] = inner.unflatten(-1, (nonterminals, nonterminals))
         return torch.where(binary.real > 0, counts * binary, 0.0)
 

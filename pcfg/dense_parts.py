@@ -181,6 +181,7 @@ def solve(scores: Scores, dtype: torch.dtype, outside: bool) -> list[Scaled | Lo
     return parts
 
 
+@torch.inference_mode()  # some hundred small operations: what autograd would note of each takes as long as they do
 def _attempt(scores: Scores, dtype: torch.dtype, outside: bool) -> tuple[Inside, Outside | None, Bool[Tensor, " B"]]:
     """Scaled charts, and which sentences they are proven to hold."""
     floor, eps = floor_of(scores, dtype), torch.finfo(dtype).eps
@@ -210,7 +211,13 @@ def _attempt(scores: Scores, dtype: torch.dtype, outside: bool) -> tuple[Inside,
 
 def _drop(floor: float) -> Any:
     """Makes entries 0 that are too small to divide by."""
-    return lambda entries: entries.masked_fill(entries.real < floor, 0.0)
+
+    def drop(entries: Tensor) -> Tensor:
+        if entries.is_complex():
+            return entries.masked_fill(entries.real <= floor, 0.0)
+        return torch.nn.functional.threshold(entries, floor, 0.0)
+
+    return drop
 
 
 def merge(

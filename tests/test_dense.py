@@ -265,6 +265,14 @@ def test_batched_is_alone(own):
     torch.testing.assert_close(together.rule_expectations, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_rule_counts_are_the_same_whether_products_are_kept_or_made_again(own, monkeypatch):
+    scores = grammar(3, 3, 4, 2, 9, own=own)
+    kept = dense(scores, [9, 6]).rule_expectations
+    monkeypatch.setattr("pcfg.dense_chart.KEPT_BYTES", 0)
+    assert (dense(scores, [9, 6]).rule_expectations - kept).abs().max() < 1e-13
+
+
 def test_sums_of_posteriors():
     result = dense(softmaxed(0, 12, 20, 3, 25), [25, 20, 2])
     torch.testing.assert_close(result.span_marginals.sum((1, 2)), torch.tensor([24.0, 19.0, 1.0]).double())

@@ -80,7 +80,7 @@ def test_raw_text_from_the_shell(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "raw.txt").write_text("the dog saw a man\n\na dog\n")
     words = ["surgery", "pcfg", "trees", "--raw", str(tmp_path / "raw.txt"), "--model", str(model)]
     monkeypatch.setattr("sys.argv", [*words, "-o", str(tmp_path / "trees.mrg")])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main()
     assert "2 trees of 7 words" in capsys.readouterr().out
     assert [" ".join(tree.words()) for tree in read_trees(tmp_path / "trees.mrg")] == ["the dog saw a man", "a dog"]
