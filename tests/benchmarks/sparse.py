@@ -1,6 +1,6 @@
 """The sparse engine on a grammar from NLTK's treebank sample: ms a sentence by length and by rules, and NLTK's parser.
 
-NLTK_DATA=... OMP_NUM_THREADS=1 python -m tests.benchmarks.sparse
+NLTK_DATA=... OMP_NUM_THREADS=1 python -m tests.benchmarks.sparse [FIGURE.png]
 
 The grammar is read off the trees here, in as few lines as do, so that this file measures the engine and nothing else:
 unary chains collapsed, functions and traces dropped, right-binarised with a parent and past siblings, rare words as one.
@@ -8,6 +8,7 @@ unary chains collapsed, functions and traces dropped, right-binarised with a par
 
 import math
 import re
+import sys
 import time
 from collections import Counter
 
@@ -120,27 +121,58 @@ def everything(rules, start, scores):
 
 
 def by_rules():
-    """Cost against the number of rules: grammars of rising order."""
+    """Cost against the number of rules, of grammars of rising order: (rules, Viterbi, marginals)."""
+    found = []
     for vertical, horizontal in ((1, 0), (1, 1), (2, 1), (2, 2), (2, 3)):
         rules, start, scores, sentences = treebank(vertical, horizontal)
         given = [emissions(scores, sentence) for sentence in sentences]
+        best = clock(lambda x, r=rules, s=start: viterbi(r, s, x), given)
+        every = clock(lambda x, r=rules, s=start: everything(r, s, x), given)
+        found.append((rules.tables.rules, best, every))
         print(
             f"v={vertical} h={horizontal}: {rules.nonterminals} + {rules.preterminals} symbols, {rules.tables.rules} rules, "
             f"{len(given)} sentences, {sum(map(len, given)) / len(given):.1f} words: "
-            f"Viterbi {clock(lambda x, r=rules, s=start: viterbi(r, s, x), given):.2f} ms, "
-            f"marginals {clock(lambda x, r=rules, s=start: everything(r, s, x), given):.2f} ms"
+            f"Viterbi {best:.2f} ms, marginals {every:.2f} ms",
+            flush=True,
         )
+    return found
 
 
 def by_length(rules, start, scores, sentences):
-    """Cost against the number of words."""
+    """Cost against the number of words: (words, Viterbi, marginals)."""
+    found = []
     for n in (5, 10, 15, 20, 25, 30, 35, 40):
         given = [emissions(scores, sentence) for sentence in sentences if abs(len(sentence) - n) < 2]
         words = sum(map(len, given)) / len(given)
-        print(
-            f"n = {words:.1f} ({len(given)} sentences): Viterbi {clock(lambda x: viterbi(rules, start, x), given):.2f} ms, "
-            f"marginals {clock(lambda x: everything(rules, start, x), given):.2f} ms"
+        best, every = (
+            clock(f, given) for f in (lambda x: viterbi(rules, start, x), lambda x: everything(rules, start, x))
         )
+        found.append((words, best, every))
+        print(f"n = {words:.1f} ({len(given)} sentences): Viterbi {best:.2f} ms, marginals {every:.2f} ms", flush=True)
+    return found
+
+
+def draw_costs(path, lengths, sizes):
+    """How the cost of a sentence grows with its words and with the rules, each beside a straight power of it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    titles = ("words of the sentence (v = 2, h = 1)", "binary rules (sentences of 22.4 words)")
+    for axes, rows, title in ((left, lengths, titles[0]), (right, sizes, titles[1])):
+        x, best, every = np.array(rows).T
+        axes.loglog(x, every, "s-", color="#b2182b", label="all marginals")
+        axes.loglog(x, best, "o--", color="#2166ac", label="most probable tree")
+        axes.set_xlabel(title)
+        axes.set_xticks(x, [f"{value:,.0f}" for value in x], rotation=45 if x.max() > 1000 else 0)
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    cube = np.array(lengths)[:, 0] ** 3
+    left.loglog(np.array(lengths)[:, 0], cube * lengths[3][2] / cube[3], ":", color="0.4", label="words cubed")
+    left.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+    left.set_ylabel("ms a sentence, one thread")
+    left.legend()
+    figure.savefig(path, dpi=150)
 
 
 def against_nltk(rules, start, scores, sentences, lengths=(5, 7, 9)):
@@ -175,7 +207,9 @@ def as_nltk(rules, start, scores):
 
 
 if __name__ == "__main__":
-    by_rules()
+    by_size = by_rules()
     chosen = treebank()
-    by_length(*chosen)
+    by_words = by_length(*chosen)
     against_nltk(*chosen)
+    if sys.argv[1:]:
+        draw_costs(sys.argv[1], by_words, by_size)
