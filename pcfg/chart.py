@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ ENGINES = ("auto", "dense", "sparse")
 # The dense chart costs about n^3 N^2 / 3 + n^2 N S^2 a sentence, whatever the number of rules; the sparse one walks over
 # rules, some hundred times as slowly an operation. Beyond these sizes the dense tables alone are too large.
 _DENSE_SYMBOLS, _DENSE_SHARE = 400, 0.02
-_MOST_BYTES = 8 << 30
+_SOME_BYTES = 8 << 30  # what a chart may take where nothing says what there is
 # What the sparse engine holds of each symbol over a span, if it derives the words, while it works on a sentence.
 _ITEM_BYTES = 64
 
@@ -308,10 +309,25 @@ class Chart:
         return found
 
     def _refuse(self, wanted: int) -> None:
-        if wanted > _MOST_BYTES:
+        """Before anything is allocated: a process that the system kills says nothing."""
+        there = room(_device(self.device if self.engine == "dense" else "cpu"))
+        if wanted > there:
             raise OptionError(
-                f"{len(self.sentences)} sentences of up to {self._longest} words would take {wanted / 1e9:.0f} GB: give fewer at once, or shorter ones"
+                f"{len(self.sentences)} sentences of up to {self._longest} words would take {wanted / 1e9:.1f} GB, and "
+                f"{there / 1e9:.1f} GB are free: give fewer at once, or shorter ones"
             )
+
+
+def room(device: torch.device) -> int:
+    """Bytes of memory that are free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return _SOME_BYTES
+    available = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(available[0]) << 10 if available else _SOME_BYTES
 
 
 def tree_of(grammar: Grammar, sentence: Sequence[str], nodes: Spans) -> Tree:

@@ -295,10 +295,11 @@ class Grammar:
         number = self.word_numbers.get(word)
         if number is not None:
             return number
-        from pcfg.lexicon import UNKNOWN, known_form
+        from pcfg.lexicon import signatures
 
-        if UNKNOWN in self.word_numbers:
-            return self.word_numbers[known_form(word, position, self.word_numbers)]
+        for signature in signatures(word, position):
+            if signature in self.word_numbers:
+                return self.word_numbers[signature]
         raise GrammarError(
             f"the word {word!r} (number {position + 1} of its sentence) is unknown: leave the sentence out, "
             "or use a grammar with signatures for unknown words"

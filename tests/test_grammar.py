@@ -107,6 +107,13 @@ def test_emissions_and_unknown_words():
         grammar.emissions("cats")
 
 
+def test_signatures_serve_without_the_plainest_of_them():
+    grammar = Grammar({"N": 1.0}, {}, {("N", "dogs"): 0.5, ("N", "<unk:lower>"): 0.5})
+    assert grammar.words[grammar.number_of("birds", 0)] == "<unk:lower>"
+    with pytest.raises(GrammarError, match=r"'1989' \(number 1 of its sentence\) is unknown"):
+        grammar.emissions(["1989"])
+
+
 def test_unknown_words_become_signatures_where_there_are_some():
     lexical = {("N", "dogs"): 0.5, ("N", "<unk:number>"): 0.3, ("N", "<unk>"): 0.2, ("V", "see"): 1.0}
     grammar = Grammar(roots=ROOTS, binary=BINARY, lexical=lexical)
