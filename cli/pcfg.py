@@ -201,6 +201,7 @@ def parse(
         bool, typer.Option("--binary", help="Leave trees as the grammar has them, instead of as in the treebank.")
     ] = False,
     output: OutputFile = None,
+    device: options.Device = None,
     workers: Workers = 1,
     overwrite: Overwrite = False,
     json: options.Json = False,
@@ -211,7 +212,7 @@ def parse(
     file, began = need_file(output, overwrite, grammar, text), time.monotonic()
     loaded, sentences = load_both(grammar, text)
     with progress_bar() as progress:
-        settings: dict[str, Any] = {"rule": rule, "cost": cost, "binary": binary, "workers": workers}
+        settings: dict[str, Any] = {"rule": rule, "cost": cost, "binary": binary, "device": device, "workers": workers}
         found = write_parses(loaded, sentences, file, **settings, progress=progress)
     if json:
         print_json({**vars(found), "rule": rule, "output": str(file), "seconds": _since(began)})

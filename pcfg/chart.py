@@ -43,7 +43,7 @@ def inside_outside(
     """Exact inference for sentences of any lengths (Baker 1979; Lari & Young 1990).
 
     Args:
-        device: for the dense engine: as torch names them; default CUDA if there is one, else the CPU. The sparse engine runs on the CPU.
+        device: of the dense engine, as torch names them; default CUDA if there is one. The sparse engine runs on the CPU.
         dtype: float32 or float64, of the dense engine; what underflows in it is done again in float64 or in logs.
         engine: `dense` (batched matrix products, for grammars up to some hundred symbols), `sparse` (compiled, over the
             rules that there are, for treebank grammars) or `auto`, by cost.
@@ -183,7 +183,10 @@ class Chart:
         return found
 
     def best_trees(self) -> list[Tree | None]:
-        """The most probable tree of each sentence (Viterbi); None without a parse."""
+        """The most probable tree of each sentence (Viterbi), in the grammar's symbols; None without a parse.
+
+        `treebank.undo` turns the tree of a treebank's grammar back into the treebank's own form.
+        """
         return [self._tree(row, nodes) for row, (_, nodes) in enumerate(self._viterbi)]
 
     @property

@@ -36,6 +36,7 @@ def parse(
     rule: str = "viterbi",
     cost: float | None = None,
     binary: bool = False,
+    device: str | None = None,
     workers: int = 1,
 ) -> list[Tree | None]:
     """A tree for each sentence, None without a parse; those of a treebank's grammar as in the treebank.
@@ -44,6 +45,7 @@ def parse(
         rule: `viterbi`, the most probable tree, or `mbr`, the tree with the most expected labelled recall.
         cost: for `mbr`: what a label must bring.
         binary: leave the most probable trees as the grammar has them.
+        device, workers: as for `inside_outside`.
     """
     from pcfg.chart import inside_outside
 
@@ -57,7 +59,7 @@ def parse(
     trees: list[Tree | None] = [None] * len(sentences)
     # The best tree takes no tables that last.
     for numbers in batches(sentences, len(grammar.start) if rule == "mbr" else 1):
-        chart = inside_outside(grammar, [sentences[number] for number in numbers], workers=workers)
+        chart = inside_outside(grammar, [sentences[number] for number in numbers], device=device, workers=workers)
         if rule == "mbr":
             found = chart.mbr_trees() if cost is None else chart.mbr_trees(cost=cost)
         else:
@@ -75,6 +77,7 @@ def write_parses(
     rule: str = "viterbi",
     cost: float | None = None,
     binary: bool = False,
+    device: str | None = None,
     workers: int = 1,
     shard_size: int = 200,
     progress: Progress = silent,
@@ -90,7 +93,9 @@ def write_parses(
         for done, some in _longest_first(sentences, shard_size):
             shards.append(partial / f"{some.start // shard_size:06d}.txt")
             if not shards[-1].exists():
-                trees = parse(grammar, sentences[some], rule=rule, cost=cost, binary=binary, workers=workers)
+                trees = parse(
+                    grammar, sentences[some], rule=rule, cost=cost, binary=binary, device=device, workers=workers
+                )
                 replace_bytes(shards[-1], format_trees(trees).encode())
             progress(done, len(sentences), "parsing")
         shards.sort()
