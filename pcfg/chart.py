@@ -17,7 +17,7 @@ from pcfg import sparse
 from pcfg.dense import DenseResult, dense_inside_outside, dense_k_best, dense_sample, dense_viterbi
 from pcfg.errors import OptionError
 from pcfg.grammar import Grammar
-from pcfg.minimum_risk import PlainLabels, minimum_risk_tree
+from pcfg.minimum_risk import PlainLabels, check_cost, minimum_risk_tree
 from pcfg.sparse import Spans, SparseChart
 from pcfg.treebank import chain
 from pcfg.trees import Tree
@@ -26,6 +26,7 @@ ENGINES = ("auto", "dense", "sparse")
 # The dense chart costs about n^3 N^2 / 3 + n^2 N S^2 a sentence, whatever the number of rules; the sparse one walks over
 # rules, some hundred times as slowly an operation. Beyond these sizes the dense tables alone are too large.
 _DENSE_SYMBOLS, _DENSE_SHARE = 400, 0.02
+_LEAST_BYTES = 256 << 20  # what must stay free while charts are kept
 _SOME_BYTES = 8 << 30  # what a chart may take where nothing says what there is
 # What the sparse engine holds of each symbol over a span, if it derives the words, while it works on a sentence.
 _ITEM_BYTES = 64
@@ -59,19 +60,34 @@ def inside_outside(
         raise OptionError(f"engine {engine!r} isn't one of {', '.join(ENGINES)}")
     if dtype not in ("float32", "float64"):
         raise OptionError(f"dtype {dtype!r} isn't float32 or float64")
+    if workers < 1:
+        raise OptionError(f"workers is {workers}: give 1 or more")
     emissions = [grammar.emissions(sentence) for sentence in sentences]
-    chosen = pick_engine(grammar) if engine == "auto" else engine
-    if not grammar.nonterminals:
-        chosen = "sparse"  # sentences of one word: there is nothing for the dense engine to multiply
+    chosen = pick_engine(grammar, engine)
     return Chart(grammar, tuple(map(tuple, sentences)), tuple(emissions), chosen, device, dtype, workers)
 
 
-def pick_engine(grammar: Grammar) -> str:
+def pick_engine(grammar: Grammar, wanted: str = "auto") -> str:
     """`dense` for a small grammar, or one with a good part of all the rules that its symbols allow; else `sparse`."""
     symbols, nonterminals = len(grammar.start), len(grammar.nonterminals)
+    if not nonterminals:
+        return "sparse"  # sentences of one word: there is nothing for the dense engine to multiply
+    if wanted != "auto":
+        return wanted
     if symbols > _DENSE_SYMBOLS:
         return "sparse"
     return "dense" if len(grammar.parents) >= _DENSE_SHARE * nonterminals * symbols**2 or symbols <= 100 else "sparse"
+
+
+def chart_numbers(grammar: Grammar, n: int) -> int:
+    """About how many numbers the chart of a sentence of n words holds at once."""
+    inner, symbols = len(grammar.nonterminals), len(grammar.start)
+    if pick_engine(grammar) == "sparse":
+        return n * n * symbols
+    tags = symbols - inner
+    # Charts inside and outside by first word and by end, words with their rules, pairs of children, the best of a word's.
+    by_word = 7 * (n + 1) * inner + 2 * inner * (symbols + inner) + 2 * inner * inner + 2 * tags
+    return n * by_word + inner * tags * symbols
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +215,7 @@ class Chart:
 
         Under a treebank's grammar, in the treebank's own labels; else in the grammar's.
         """
+        check_cost(cost)
         grammar = self.grammar
         chain_of = chain if grammar.transformed else lambda name: (name,)
         plain = PlainLabels.of_symbols(grammar.nonterminals, grammar.preterminals, chain_of)
@@ -221,6 +238,8 @@ class Chart:
 
         A sentence's draws depend on the seed and its place in the batch, not on the other sentences.
         """
+        if count < 0 or seed < 0:
+            raise OptionError(f"{count} samples were asked for, with seed {seed}: neither can be negative")
         return [
             [self._tree(row, nodes) for nodes in self._draw(row, count, _seed(seed, row))]  # type: ignore[misc]
             for row in range(len(self.sentences))
@@ -247,12 +266,8 @@ class Chart:
     def _scores(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the dense engine is given, in float64: the logarithm of a small probability, rounded to float32, would be
         off by more than float32 is."""
-        grammar, n = self.grammar, self._longest
-        inner, symbols = len(grammar.nonterminals), len(grammar.start)
-        tags = symbols - inner
-        # Charts inside and outside by first word and by end, words with their rules, pairs of children, rules.
-        spans = 7 * (n + 1) * inner + 2 * inner * (symbols + inner) + inner * inner + 2 * tags
-        self._refuse(8 * (len(self.sentences) * n * spans + 3 * inner * symbols * symbols))
+        grammar, rules = self.grammar, len(self.grammar.nonterminals) * len(self.grammar.start) ** 2
+        self._refuse(8 * (len(self.sentences) * chart_numbers(grammar, self._longest) + 3 * rules))
         logs = self._tensors(
             _logs(grammar.start, -np.inf),
             _logs(grammar.rule_probs, -np.inf),
@@ -296,7 +311,16 @@ class Chart:
         most = longest * (longest + 1) // 2 * len(self.grammar.nonterminals) + longest * len(self.grammar.preterminals)
         self._refuse(_ITEM_BYTES * most * max(1, workers))
         rules, start = self.grammar.compiled, self.grammar.start
-        return sparse.parallel(lambda scores: function(rules, start, scores), self.emissions, self.workers)
+
+        def run(scores: NDArray) -> Any:
+            found = function(rules, start, scores)
+            if room(torch.device("cpu")) < _LEAST_BYTES:
+                raise OptionError(
+                    f"the charts of these {len(self.emissions)} sentences fill the memory: give fewer at once"
+                )
+            return found
+
+        return sparse.parallel(run, self.emissions, self.workers)
 
     @property
     def _longest(self) -> int:
@@ -324,13 +348,14 @@ class Chart:
 def room(device: torch.device) -> int:
     """Bytes of memory that are free."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return _SOME_BYTES
-    available = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(available[0]) << 10 if available else _SOME_BYTES
+    available = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    return available[0] if available else _SOME_BYTES
 
 
 def tree_of(grammar: Grammar, sentence: Sequence[str], nodes: Spans) -> Tree:

@@ -45,7 +45,9 @@ def dense_inside_outside(
     `log_emissions` beyond a sentence's length is ignored. A sentence without a parse has log Z -inf and posteriors 0.
     Raises GrammarError for scores or lengths that don't fit together, OptionError for another dtype.
     """
-    scores = _check(log_start.detach(), log_binary.detach(), log_emissions.detach(), lengths)
+    # Copies: what is computed later must be of these scores, though an optimiser changes them in place meanwhile.
+    start, binary, emissions = (scores.detach().clone() for scores in (log_start, log_binary, log_emissions))
+    scores = _check(start, binary, emissions, lengths)
     dtype = _check_dtype(dtype or log_binary.dtype)
     return DenseResult(scores, tuple(solve(scores, dtype, True)), dtype)
 
@@ -302,12 +304,16 @@ def _check(start: Tensor, binary: Tensor, emissions: Tensor, lengths: Tensor) ->
         raise GrammarError(
             f"Scores don't fit together: binary {tuple(binary.shape)} and start {tuple(start.shape)} must speak of the same symbols, {nonterminals} nonterminals and the {preterminals} preterminals of emissions {tuple(emissions.shape)}."
         )
+    if not (batch and nonterminals and preterminals and n):
+        raise GrammarError(
+            f"Emissions are {tuple(emissions.shape)} and binary {tuple(binary.shape)}: give at least one sentence, word, nonterminal and preterminal."
+        )
     own = {x.shape[0] for x, dims in ((start, 1), (binary, 3), (lengths, 0)) if x.dim() > dims}
     if own != {batch}:
         raise GrammarError(
             f"Emissions are of {batch} sentences, but lengths, start or binary of {sorted(own)}: give one each."
         )
-    if bool((lengths < 1).any()) or bool((lengths > n).any()):
+    if lengths.is_floating_point() or bool((lengths < 1).any()) or bool((lengths > n).any()):
         raise GrammarError(
             f"Lengths must be 1 to {n}, the words of emissions, but are {lengths.tolist()}: leave empty sentences out."
         )

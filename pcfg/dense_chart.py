@@ -85,6 +85,8 @@ class Potentials:
 
 def _exponentials(logs: Tensor, dims: int, dtype: torch.dtype, tangent: Tensor | None) -> tuple[Tensor, Tensor]:
     """exp(logs - largest over the last dims), and that largest in float64 (0 where there is none)."""
+    if dtype != torch.float32:
+        logs = logs.double()  # what float32 would already lose here no later check could see
     high = logs.amax(tuple(range(-dims, 0)), keepdim=True)
     high = high.masked_fill(high == -torch.inf, 0.0)
     values = (logs - high).exp().to(dtype)
@@ -108,7 +110,8 @@ class Inside:
         self.nonterminals, self.preterminals = nonterminals, self.tags.shape[2]
         n, batch = self.tags.shape[:2]
         self.inner = potentials.binary[..., : self.nonterminals, : self.nonterminals].flatten(-2)  # [(B,) N, N * N]
-        self._contract_words()
+        with full_precision(self.tags):
+            self._contract_words()
         self.by_start = self.tags.new_zeros(n, batch, n + 1, self.nonterminals)
         self.by_end = self.tags.new_zeros(n + 1, batch, n + 1, self.nonterminals)
         kind = self.tags.real.dtype
@@ -123,8 +126,9 @@ class Inside:
         self.products: list[Tensor] | None = (
             [] if inner_spans * entries * self.tags.element_size() <= KEPT_BYTES else None
         )
-        for width in range(2, n + 1):
-            self._fill(width)
+        with full_precision(self.tags):
+            for width in range(2, n + 1):
+                self._fill(width)
 
     def _contract_words(self) -> None:
         """Rules with a word as left child: [n, B, N, S] over the right; as right child: [n, B, N, N] over the left."""
@@ -239,9 +243,10 @@ class Outside:
         row = torch.arange(batch, device=inside.tags.device)
         single = (inside.potentials.lengths == 1)[:, None]
         self.by_start[0, row, inside.potentials.lengths] = self.roots[:, : inside.nonterminals].masked_fill(single, 0.0)
-        for width in range(n, 1, -1):
-            self._spread(width)
-        self._reach_words()
+        with full_precision(inside.tags):
+            for width in range(n, 1, -1):
+                self._spread(width)
+            self._reach_words()
         self.of_words[0] += self.roots[:, inside.nonterminals :].masked_fill(~single, 0.0)
         self.of_words.masked_fill_(inside.tags.real == 0, 0.0)
 
@@ -299,6 +304,10 @@ class Outside:
 
     def binary_counts(self, weights: Num[Tensor, " B"] | None = None) -> Num[Tensor, "*B N S S"]:
         """Expected uses of each rule, summed over sentences times `weights` where they share the rules."""
+        with full_precision(self.inside.tags):
+            return self._binary_counts(weights)
+
+    def _binary_counts(self, weights: Num[Tensor, " B"] | None) -> Num[Tensor, "*B N S S"]:
         inside, nonterminals, preterminals = self.inside, self.inside.nonterminals, self.inside.preterminals
         binary = inside.potentials.binary
         shared = binary.dim() == 3
@@ -321,6 +330,11 @@ class Outside:
                 inner += _outer(raw if scale is None else raw * scale, inside.pairs(width), shared)
         counts[..., :nonterminals, :nonterminals] = inner.unflatten(-1, (nonterminals, nonterminals))
         return torch.where(binary.real > 0, counts * binary, 0.0)
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """No half precision in here, whatever the training loop around it does."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def times(rows: Num[Tensor, "m B x"], matrix: Num[Tensor, "*B x y"]) -> Num[Tensor, "m B y"]:

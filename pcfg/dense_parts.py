@@ -3,13 +3,13 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, Num
 from torch import Tensor
 
-from pcfg.dense_chart import Inside, Outside, Potentials, Scores, floor_of
+from pcfg.dense_chart import Inside, Outside, Potentials, Scores, Settle, floor_of
 from pcfg.dense_logs import LogInside
 
 # Words' posteriors must sum to 1 within this many roundings, lest the outside pass has lost something.
@@ -209,15 +209,15 @@ def _attempt(scores: Scores, dtype: torch.dtype, outside: bool) -> tuple[Inside,
     return inside, found, sound & ~wrong.any(0)
 
 
-def _drop(floor: float) -> Any:
+def _drop(floor: float) -> Settle:
     """Makes entries 0 that are too small to divide by."""
+    return partial(_dropped, floor=floor)
 
-    def drop(entries: Tensor) -> Tensor:
-        if entries.is_complex():
-            return entries.masked_fill(entries.real <= floor, 0.0)
-        return torch.nn.functional.threshold(entries, floor, 0.0)
 
-    return drop
+def _dropped(entries: Tensor, floor: float) -> Tensor:
+    if entries.is_complex():
+        return entries.masked_fill(entries.real <= floor, 0.0)
+    return torch.nn.functional.threshold(entries, floor, 0.0)
 
 
 def merge(

@@ -94,6 +94,7 @@ def fit(
     """
     _check_options(rounds, smoothing, tolerance)
     _check_words(grammar, sentences)
+    grammar = _normalised(grammar)
     likelihoods, left_out, words = list[float](), tuple[int, ...](), 0
     for number in range(rounds + 1):
         line = f"log-likelihood {likelihoods[-1]:,.4f}" if likelihoods else "expected counts"
@@ -118,6 +119,20 @@ def fit(
     if progress is not None:
         progress(1, 1, f"{len(likelihoods) - 1} rounds: log-likelihood {likelihoods[-1]:,.4f}")
     return Fitted(grammar, np.array(likelihoods), left_out, words)
+
+
+def _normalised(grammar: Grammar) -> Grammar:
+    """Sums of exactly 1 where they were 1 within what a grammar is allowed to be off: else the first round could lose."""
+    start = float(grammar.start.sum())
+    rules = np.bincount(grammar.parents, grammar.rule_probs, len(grammar.nonterminals))
+    words = np.bincount(grammar.tags, grammar.word_probs, len(grammar.preterminals))
+    if max(abs(start - 1), *(np.abs(sums - 1).max(initial=0.0) for sums in (rules, words))) < 1e-12:
+        return grammar
+    return grammar.replaced(
+        start=grammar.start / start,
+        rule_probs=grammar.rule_probs / rules[grammar.parents],
+        word_probs=grammar.word_probs / words[grammar.tags],
+    )
 
 
 def expected_counts(

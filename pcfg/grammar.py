@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from pcfg.branching import Branching
 from pcfg.checking import check_grammar
-from pcfg.errors import GrammarError, PcfgError
+from pcfg.errors import GrammarError, PcfgError, TreebankError
 from pcfg.files import replace_bytes
 from pcfg.rules import Rule, Word, format_rules, read_rules, to_binary
 
@@ -101,6 +101,9 @@ class Grammar:
             lexicon=lexicon,
         )
         self.__dict__.update(made.__dict__)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def of_arrays(
@@ -281,7 +284,10 @@ class Grammar:
         if isinstance(sentence, str):
             raise GrammarError("a sentence is a list of words, not a text: split it into words first")
         if self.lexicon is not None:
-            return self.lexicon.scores(sentence)
+            try:
+                return self.lexicon.scores(sentence)
+            except TreebankError as error:
+                raise GrammarError(str(error)) from None
         order, bounds = self._by_word
         found = np.zeros((len(sentence), len(self.preterminals)))
         for position, word in enumerate(sentence):
@@ -393,7 +399,7 @@ class Grammar:
         used = np.unique(self.tokens[spelled])
         numbers, words = np.cumsum(keep) - 1, np.searchsorted(used, self.tokens[spelled])
         parents, left, right = (column[rules] for column in (self.parents, self.left, self.right))
-        start = (self.start * ends)[keep]
+        start, probs = (self.start * ends)[keep], self.rule_probs[rules] * ends[left] * ends[right]
         return Grammar.of_arrays(
             nonterminals=(name for name, kept in zip(self.nonterminals, keep[:n], strict=True) if kept),
             preterminals=(name for name, kept in zip(self.preterminals, keep[n:], strict=True) if kept),
@@ -402,7 +408,7 @@ class Grammar:
             parents=numbers[parents],
             left=numbers[left],
             right=numbers[right],
-            rule_probs=self.rule_probs[rules] * ends[left] * ends[right] / ends[parents],
+            rule_probs=probs / np.bincount(parents, probs)[parents] if (ends[keep] < 1).any() else probs,
             tags=numbers[n:][self.tags[spelled]] - keep[:n].sum(),
             tokens=words,
             word_probs=self.word_probs[spelled],

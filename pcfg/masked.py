@@ -79,7 +79,7 @@ def tag_posteriors(
 ) -> list[Float64[np.ndarray, "_ T"]]:
     """P(tag of word i = t | all other words), the word itself masked; rows of 0 where no word would give a parse."""
     doubled, tags = _doubled(grammar), len(grammar.preterminals)
-    engine = pick_engine(doubled) if engine == "auto" else engine
+    engine = pick_engine(doubled, engine)
     scores = [grammar.emissions(sentence) for sentence in sentences]
     found: list[Float64[np.ndarray, "_ T"]] = [np.zeros(rows.shape) for rows in scores]
     order = sorted(range(len(scores)), key=lambda i: -len(scores[i]))
@@ -168,7 +168,7 @@ def masked_posteriors(
     positions = tuple(positions)
     if not positions or len(set(positions)) < len(positions) or not all(0 <= p < len(sentence) for p in positions):
         raise OptionError(f"the masks {list(positions)} must be different positions from 0 to {len(sentence) - 1}")
-    engine = pick_engine(grammar) if engine == "auto" else engine
+    engine = pick_engine(grammar, engine)
     scores = _others(grammar, sentence, positions)
     chart = Chart(grammar, (tuple(sentence),), (scores,), engine, device, "float64", 1)
     tags = chart.tag_posteriors[0].cpu().double().numpy()[list(positions)]

@@ -95,6 +95,12 @@ def minimum_risk_tree(
     return mbr_tree(words, tags, phrases, plain.labels, cost, depths)
 
 
+def check_cost(cost: float) -> None:
+    """Raise OptionError for what can't be the cost of a label."""
+    if not 0 <= cost <= 1:
+        raise OptionError(f"the cost of a label is {cost}: it must lie between 0 and 1")
+
+
 def mbr_tree(
     words: Sequence[str],
     tags: Sequence[str],
@@ -114,8 +120,7 @@ def mbr_tree(
             Treebank.
         depths: marginal times expected place in the chain: orders the labels of one span, likelier first without it.
     """
-    if not 0 <= cost <= 1:
-        raise OptionError(f"the cost of a label is {cost}: it must lie between 0 and 1")
+    check_cost(cost)
     n = len(words)
     gains = np.maximum(marginals - cost, 0.0).sum(axis=2)
     split = _best_splits(gains)

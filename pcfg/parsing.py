@@ -47,7 +47,7 @@ def parse(
         binary: leave the most probable trees as the grammar has them.
         device, workers: as for `inside_outside`.
     """
-    from pcfg.chart import inside_outside
+    from pcfg.chart import chart_numbers, inside_outside, pick_engine
 
     if rule not in RULES:
         raise OptionError(f"--rule {rule} isn't one of {', '.join(RULES)}")
@@ -57,8 +57,8 @@ def parse(
         raise OptionError("--binary is for --rule viterbi: minimum-risk trees aren't the grammar's own")
     back = grammar.transformed and not binary
     trees: list[Tree | None] = [None] * len(sentences)
-    # The best tree takes no tables that last.
-    for numbers in batches(sentences, len(grammar.start) if rule == "mbr" else 1):
+    tables = rule == "mbr" or pick_engine(grammar) == "dense"  # the sparse engine's best trees take none that last
+    for numbers in batches(sentences, lambda n: chart_numbers(grammar, n) if tables else n * n):
         chart = inside_outside(grammar, [sentences[number] for number in numbers], device=device, workers=workers)
         if rule == "mbr":
             found = chart.mbr_trees() if cost is None else chart.mbr_trees(cost=cost)
@@ -195,11 +195,11 @@ def _marginals(
     grammar: Grammar, sentences: Sequence[Sequence[str]], device: str | None, dtype: str, workers: int
 ) -> tuple[Float[np.ndarray, " entries"], Float[np.ndarray, " sentences"]]:
     """Marginals one after another, and log Z."""
-    from pcfg.chart import inside_outside
+    from pcfg.chart import chart_numbers, inside_outside
 
     found: list[np.ndarray] = [np.zeros(0, dtype)] * len(sentences)
     log_z = np.full(len(sentences), -np.inf)
-    for numbers in batches(sentences, len(grammar.start)):
+    for numbers in batches(sentences, lambda n: chart_numbers(grammar, n)):
         some = [sentences[number] for number in numbers]
         chart = inside_outside(grammar, some, device=device, dtype=dtype, workers=workers)
         log_z[numbers] = chart.log_z.detach().cpu().numpy()

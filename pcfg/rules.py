@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Bool, Float64
 
 from pcfg.errors import GrammarError
 
@@ -249,6 +250,7 @@ def _closed(
         raise GrammarError(
             "some unary rules lead round in a circle with probability 1: give one of them another way out"
         )
+    chains = np.where(_linked(matrix), chains, 0.0)  # where there is no chain the inverse may hold rounding
     closed: dict[str, dict[Key, float]] = {name: dict(own) for name, own in rules.items()}
     for parent in dict.fromkeys(parent for parent, _ in unary):
         closed[parent] = {}
@@ -256,6 +258,16 @@ def _closed(
             for key, probability in rules.get(symbols[end], {}).items():
                 _add(closed[parent], key, float(chains[numbers[parent], end]) * probability)
     return closed
+
+
+def _linked(matrix: Float64[np.ndarray, "K K"]) -> Bool[np.ndarray, "K K"]:
+    """Which entries a power of the matrix may fill, the zeroth among them."""
+    linked = (matrix != 0) | np.eye(len(matrix), dtype=bool)
+    while True:
+        more = linked @ linked
+        if (more == linked).all():
+            return linked
+        linked = more
 
 
 def _split_mixed(

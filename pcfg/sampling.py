@@ -16,6 +16,7 @@ from pcfg.trees import Tree
 METHODS = ("auto", "rejection", "exact")
 # Share of free draws within the limit below which conditioning on lengths is faster than throwing away.
 _SCARCE = 0.2
+_MOST_DRAWS = 1e10  # of which all but a few are thrown away
 _MOST_BYTES = 2 << 30  # for the tables of exact conditioning
 _BLOCK = 1 << 16  # sentences drawn between two looks at the room that is left
 
@@ -158,6 +159,11 @@ def sample(
     acceptance = float((grammar.start @ lengths).sum())
     if not acceptance:
         raise GrammarError(f"the grammar has no sentence of {max_length} words or fewer: allow longer ones")
+    if method == "rejection" and count > _MOST_DRAWS * acceptance:
+        raise GrammarError(
+            f"{acceptance:.2g} of free draws have {max_length} words or fewer, so throwing the others away would take for "
+            "ever: use method='exact', or allow longer sentences"
+        )
     if method == "rejection" or (method == "auto" and acceptance >= _SCARCE):
         return _sample_freely(grammar, count, seed, first, max_length, acceptance)
     return _sample_by_length(grammar, count, seed, first, lengths, acceptance)

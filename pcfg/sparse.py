@@ -10,8 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64, Integer
@@ -92,6 +91,12 @@ class SparseRules:
         return cls(
             nonterminals, preterminals, _tables(symbols, parents, left, right, probs.astype(float), pairs, heads)
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"spaces": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"spaces": threading.local()})
 
     def space(self, n: int, more: bool = False) -> Space:
         """This thread's memory for a sentence of n words; with `more`, twice the rows and items."""
@@ -215,9 +220,8 @@ class SparseChart:
             counts[self.items.symbols[roots]] = self.marginals[roots]
         return counts
 
-    @cached_property
     def forest(self) -> Forest:
-        """Every way of building every item that a whole tree has; only where there is a parse."""
+        """Every way of building every item that a whole tree has; only where there is a parse. Not kept: it is large."""
         return _grow(self.rules, self.items, self.start)[0]
 
 
@@ -255,7 +259,7 @@ def k_best(
 ) -> list[tuple[float, Spans]]:
     """The k best trees, or all if there are fewer, with their log probabilities, best first; exact."""
     if k < 1:
-        raise GrammarError(f"{k} best trees were asked for: ask for 1 or more")
+        raise OptionError(f"{k} best trees were asked for: ask for 1 or more")
     return _k_best(_chart(rules, start, emissions, marginals=False), k)
 
 
@@ -263,7 +267,7 @@ def sample_trees(chart: SparseChart, count: int, seed: int) -> list[Spans]:
     """Independent draws from the posterior over trees; none if there is no parse."""
     if chart.log_z == -math.inf:
         return []
-    drawn = draw(chart.forest, np.random.default_rng(seed).random((count, chart.n)))
+    drawn = draw(chart.forest(), np.random.default_rng(seed).random((count, chart.n)))
     items = chart.items
     return [Spans(*tree) for tree in zip(items.symbols[drawn], items.starts[drawn], items.ends[drawn], strict=True)]
 
@@ -373,7 +377,7 @@ def _ordered(
 def _k_best(chart: SparseChart, k: int) -> list[tuple[float, Spans]]:
     if chart.log_z == -math.inf:
         return []
-    forest, items = chart.forest, chart.items
+    forest, items = chart.forest(), chart.items
     with np.errstate(divide="ignore"):
         log_rules, log_start = np.log(chart.rules.tables.unscaled), np.log(chart.start)
     roots = forest.rule < 0

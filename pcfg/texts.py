@@ -1,7 +1,7 @@
 """Sentences read from files, checked against a grammar before any work is spent on them."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,17 +58,16 @@ def check_words(grammar: Grammar, sentences: Iterable[Sequence[str]], source: ob
         known |= new
 
 
-def batches(sentences: Sequence[Sequence[str]], numbers: int) -> Iterator[Int64[np.ndarray, " some"]]:
+def batches(sentences: Sequence[Sequence[str]], numbers: Callable[[int], int]) -> Iterator[Int64[np.ndarray, " some"]]:
     """Sentences of about the same length that go into a chart together, longest first; those of no words are left out.
 
     Args:
-        numbers: what a chart holds for a span.
+        numbers: how many numbers the chart of a sentence of so many words holds.
     """
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
     while len(order):
-        spans = int(lengths[order[0]]) ** 2
-        size = max(1, min(_MOST, _MOST_NUMBERS // (spans * numbers)))
+        size = max(1, min(_MOST, _MOST_NUMBERS // numbers(int(lengths[order[0]]))))
         yield order[:size]
         order = order[size:]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _TOKEN = re.compile(r"[()]|[^\s()]+|\n")
-_BRACKETS = {"(": "-LRB-", ")": "-RRB-"}
+_BRACKETS = str.maketrans({"(": "-LRB-", ")": "-RRB-"})
 NO_PARSE = "(())"  # what EVALB reads as a sentence that has no parse
 
 
@@ -141,8 +141,8 @@ class Tree:
 def format_tree(tree: Tree | None) -> str:
     """A tree in one line of brackets; None, no parse, as `(())`.
 
-    Round brackets among the words become -LRB- and -RRB-, as in the Penn Treebank.
-    Raises TreebankError for a label or word that would not be read back: an empty one, or one with spaces or brackets.
+    Round brackets in words become -LRB- and -RRB-, as in the Penn Treebank.
+    Raises TreebankError for what would not be read back: an empty label or word, one with spaces, a label with brackets.
     """
     if tree is None:
         return NO_PARSE
@@ -153,7 +153,7 @@ def format_tree(tree: Tree | None) -> str:
         if node is None:
             pieces.append(")")
         elif isinstance(node, str):
-            pieces.append(f" {_checked(_BRACKETS.get(node, node), 'word')}")
+            pieces.append(f" {_checked(node.translate(_BRACKETS), 'word')}")
         else:
             pieces.append(f"{' ' if pieces else ''}({_checked(node.label, 'label')}")
             stack.append(None)

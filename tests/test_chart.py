@@ -184,6 +184,7 @@ def test_a_sparse_grammars_forest_is_refused_before_it_fills_the_memory(monkeypa
     grammar = Grammar.random(4, 4, 2, 0)
     monkeypatch.setattr("pcfg.sparse.MOST_EDGES", 5000)
     chart = inside_outside(grammar, [["w0"] * 12], engine="sparse")
+    assert float(chart.log_z[0]) < 0
     for ask in (lambda: chart.k_best(2), lambda: chart.sample_trees(1)):
         with pytest.raises(OptionError, match="ways of building what trees hold"):
             ask()
@@ -211,6 +212,15 @@ def test_what_cant_be_is_refused_with_its_place(engine, monkeypatch):
         inside_outside(grammar, [["w0"]], dtype="float16")
     with pytest.raises(OptionError, match="device quantum"):
         _ = inside_outside(grammar, [["w0"]], engine="dense", device="quantum").log_z
+    for wrong in ({"count": -1}, {"count": 1, "seed": -1}):
+        with pytest.raises(OptionError, match="neither can be negative"):
+            inside_outside(grammar, [["w0"]], engine=engine).sample_trees(**wrong)
+    with pytest.raises(OptionError, match="0 best trees"):
+        inside_outside(grammar, [["w0"]], engine=engine).k_best(0)
+    with pytest.raises(OptionError, match="cost of a label is 7"):
+        inside_outside(grammar, [["w0"]], engine=engine).mbr_trees(7.0)
+    with pytest.raises(OptionError, match="workers is 0"):
+        inside_outside(grammar, [["w0"]], engine=engine, workers=0)
     monkeypatch.setattr(module, "room", lambda device: 1000)
     with pytest.raises(OptionError, match=r"sentences of up to 60 words would take 0.0 GB, and 0.0 GB are free"):
         _ = inside_outside(grammar, [["w0"] * 60], engine=engine).log_z

@@ -450,3 +450,42 @@ def test_runs_where_its_arguments_are():
         tree.tolist() for tree in dense_viterbi(*scores, lengths)[1]
     ]
     assert len(dense_sample(two, 4, torch.Generator("cuda").manual_seed(0))) == 3
+
+
+@pytest.mark.parametrize("gap", [95, 98, 102, 120, 300])
+def test_what_single_precision_scores_would_lose_is_promoted_in_time(gap):
+    start = torch.tensor([0.0, -INF, -INF, -INF])
+    binary = torch.full((2, 4, 4), -INF)
+    binary[1, 2, 2], binary[0, 2, 2], binary[0, 2, 3] = 0.0, -gap, -gap - 1.0
+    given = (start, binary, torch.zeros(1, 2, 2), torch.tensor([2]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        free = binary.clone().requires_grad_()
+        log_z = log_partition(start, free, *given[2:])
+        log_z.sum().backward()
+        results = [dense_inside_outside(*given, dtype=dtype) for dtype in (torch.float32, torch.float64)]
+    right = math.log(1 + math.exp(-1)) - gap
+    assert float(log_z.detach()) == pytest.approx(right, rel=1e-6)
+    assert free.grad[0, 2, 2:].tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))], abs=1e-6)
+    assert [float(result.log_z) for result in results] == pytest.approx([right, right], abs=1e-12)
+
+
+def test_mixed_precision_around_it_changes_nothing():
+    scores = [x.float().requires_grad_() for x in softmaxed(0, 3, 4, 2, 6)]
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            value = log_partition(*scores, torch.tensor([6, 4]))
+            counts = dense([x.detach() for x in scores], [6, 4]).rule_expectations
+        found.append((value, counts, *torch.autograd.grad(value.sum(), scores)))
+    assert all(torch.equal(plain, mixed) for plain, mixed in zip(*found, strict=True))
+
+
+def test_results_are_of_the_scores_that_were_given():
+    scores = softmaxed(0, 3, 4, 2, 6)
+    weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype) for x in scores]
+    result = dense(scores, [6, 4])
+    before = result.expected(*weights)
+    for tensor in scores:
+        tensor.mul_(3)  # as an optimiser would
+    assert torch.equal(result.expected(*weights), before)

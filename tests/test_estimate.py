@@ -244,3 +244,9 @@ def test_what_cant_be_pruned_is_refused():
         prune(grammar, 1, [])
     with pytest.raises(GrammarError, match="no root that derives a sentence is among"):
         prune(grammar, 1)
+
+
+def test_a_start_that_sums_to_a_little_more_than_1_gains_nothing_by_it():
+    p = 1.0000009
+    grammar = Grammar({"S": p}, {("S", "T", "T"): p}, {("T", "a"): p})
+    assert fit(grammar, [["a", "a"]] * 100, 2).log_likelihoods == pytest.approx([0, 0, 0], abs=1e-12)

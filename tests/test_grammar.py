@@ -1,5 +1,6 @@
 """Grammars: what they hold, what they refuse, and that every way in and out keeps sentences and their probabilities."""
 
+import copy
 import itertools
 import json
 import math
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pcfg.chart import inside_outside
 from pcfg.errors import GrammarError, OptionError
 from pcfg.files import new_folder, replace_json
 from pcfg.grammar import Grammar
@@ -451,3 +453,62 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with new_folder(tmp_path / "out") as staged:
         (staged / "file").write_text("x")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+UNARY = """
+1.0 S -> A6 E
+0.43690546332669766 A0 -> A0
+0.12669580470474107 A0 -> A1
+0.43639873196856123 A0 -> 'a' 'a'
+0.9141940991814622 A1 -> A0
+0.0858059008185378 A1 -> 'b' 'b'
+0.4540639906071432 A2 -> A0
+0.3513364061693492 A2 -> A3
+0.1945996032235076 A2 -> 'c' 'c'
+1.0 A3 -> 'd' 'd'
+1.0 A4 -> 'e' 'e'
+0.4544520886861077 A5 -> A4
+0.33177289734110677 A5 -> A0
+0.21377501397278553 A5 -> 'f' 'f'
+0.3366997309604694 A6 -> A0
+0.6633002690395306 A6 -> 'g' 'g'
+0.5 E -> A2 A5
+0.5 E -> 'x'
+"""
+
+
+def test_chains_that_rounding_would_make_are_not_there():
+    found = inside_outside(Grammar.from_text(UNARY), [["d", "d", "x"], ["c", "c", "x"], ["g", "g", "x"]])
+    assert found.log_z.tolist() == pytest.approx([-math.inf, -math.inf, math.log(0.6633002690395306 / 2)])
+
+
+@pytest.mark.parametrize("temperature", [8.0, 10.0, 20.0, 40.0])
+def test_the_probability_to_end_of_peaked_grammars(temperature):
+    for seed in range(20):
+        grammar = Grammar.random(5, 5, 3, seed, temperature=temperature, rules=60)
+        ends = grammar.branching.ending()
+        sums = np.bincount(
+            grammar.parents, grammar.rule_probs * ends[grammar.left] * ends[grammar.right], len(grammar.nonterminals)
+        )
+        assert sums == pytest.approx(ends[: len(grammar.nonterminals)], rel=1e-13, abs=0)
+        left = grammar.pruned()
+        assert left.branching.ending() == pytest.approx(1.0, rel=1e-12)
+
+
+@pytest.mark.parametrize(("going", "expected"), [(0.5, 1.0), (0.5 + 1e-13, 1.0), (0.6, 2 / 3), (0.999, 0.001 / 0.999)])
+def test_the_probability_to_end_in_closed_form(going, expected):
+    # q = going q^2 + (1 - going), whose least solution is (1 - going) / going from one half on.
+    grammar = Grammar({"S": 1.0}, {("S", "S", "S"): going, ("S", "T", "T"): 1 - going}, {("T", "a"): 1.0})
+    assert grammar.branching.ending()[0] == pytest.approx(expected, rel=1e-9)
+    rare = Grammar({"S": 1.0}, {("S", "S", "S"): 1 - 1e-17, ("S", "T", "T"): 1e-17}, {("T", "a"): 1.0})
+    assert rare.branching.ending()[0] == pytest.approx(1e-17, rel=1e-12)
+
+
+def test_a_grammar_and_its_charts_can_be_copied_and_sent_elsewhere():
+    grammar = Grammar.random(3, 3, 3, 0, rules=20)
+    for engine in ("sparse", "dense"):
+        chart = inside_outside(grammar, [["w0"] * 5], engine=engine)
+        log_z = chart.log_z
+        other = copy.deepcopy(chart)  # by the same means as to another process
+        assert other.log_z.tolist() == log_z.tolist() and other.entropy() == chart.entropy()
+        assert str(other.best_trees()) == str(chart.best_trees())

@@ -121,3 +121,9 @@ def test_what_cant_be_masked_is_refused(monkeypatch):
     monkeypatch.setattr("pcfg.masked._MOST_CHARTS", 1)
     with pytest.raises(OptionError, match="2 charts: mask fewer words"):
         masked_posteriors(grammar, ["w0", "w1"], [0, 1], joint=True)
+
+
+def test_a_grammar_of_single_words():
+    grammar = Grammar({"A": 0.6, "B": 0.4}, {}, {("A", "x"): 0.5, ("A", "y"): 0.5, ("B", "x"): 1.0})
+    for found in (word_posteriors(grammar, [["x"]])[0][0], masked_posteriors(grammar, ["x"], [0]).words[0]):
+        assert found == pytest.approx([0.7, 0.3])

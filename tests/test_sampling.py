@@ -285,3 +285,10 @@ def test_a_hundred_thousand_sentences_a_second():
         sample(grammar, 100_000, seed=0)
         times.append(time.perf_counter() - begin)
     assert min(times) < 1.0
+
+
+def test_rejection_without_hope_is_refused():
+    grammar = Grammar({"S": 1.0}, {("S", "S", "S"): 1 - 1e-12, ("S", "T", "T"): 1e-12}, {("T", "a"): 1.0})
+    with pytest.raises(GrammarError, match=r"1e-12 of free draws .*use method='exact'"):
+        sample(grammar, 2, seed=0, max_length=3, method="rejection")
+    assert sample(grammar, 2, seed=0, max_length=3).method == "exact"

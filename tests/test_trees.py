@@ -87,7 +87,7 @@ def test_sentences_without_a_parse(tmp_path):
 
 def test_names_that_would_not_be_read_back():
     assert format_tree(Tree("-LRB-", ("(",))) == "(-LRB- -LRB-)"
-    for tree in (Tree("A B", ("c",)), Tree("", ("c",)), Tree("A", ("c d",)), Tree("A", ("c(",))):
+    for tree in (Tree("A B", ("c",)), Tree("", ("c",)), Tree("A", ("c d",)), Tree("A(", ("c",))):
         with pytest.raises(TreebankError, match="can't be written"):
             format_tree(tree)
 
@@ -141,3 +141,8 @@ def test_a_very_deep_tree_is_no_trouble():
     assert len(tree.words()) == depth + 1 and tree.spans()[-1] == ("A", depth - 1, depth + 1)
     assert tree == Tree.parse(text)
     assert tree.fold(lambda node, children: 0 if node.is_preterminal else 1 + max(children)) == depth
+
+
+def test_brackets_within_words_are_written_as_the_treebank_does():
+    tree = Tree("S", (Tree("NN", ("f(x)",)), Tree("NN", ("(",))))
+    assert str(tree) == "(S (NN f-LRB-x-RRB-) (NN -LRB-))"
