@@ -1,6 +1,5 @@
 """Grammar: symbols, binary and lexical rules, roots; checked, read and written."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,6 +15,7 @@ from pcfg.branching import Branching
 from pcfg.checking import check_grammar
 from pcfg.errors import GrammarError, PcfgError, TreebankError
 from pcfg.files import replace_bytes
+from pcfg.grammar_json import arrays_of_json, to_json
 from pcfg.rules import Rule, Word, format_rules, read_rules, to_binary
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from pcfg.sparse import SparseRules
     from pcfg.trees import Tree
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -238,15 +236,13 @@ class Grammar:
     def load(cls, path: str | Path) -> "Grammar":
         """Read what `save` wrote. Raises GrammarError, naming the file, for anything else."""
         try:
-            content = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+            text = Path(path).expanduser().read_text(encoding="utf-8")
         except OSError as error:
             raise GrammarError(f"{path} can't be read: {error.strerror}") from None
-        except ValueError as error:
-            raise GrammarError(f"{path} isn't JSON ({error}): name a file written by Grammar.save") from None
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            raise GrammarError(f"{path} isn't a grammar of schema {SCHEMA}: name a file written by this version")
+        except UnicodeDecodeError as error:
+            raise GrammarError(f"{path} isn't UTF-8 text (byte {error.start:,}): name a grammar file") from None
         try:
-            return _of_json(content)
+            return cls.of_arrays(**arrays_of_json(text))
         except PcfgError as error:
             raise GrammarError(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -254,26 +250,7 @@ class Grammar:
 
     def save(self, path: str | Path) -> None:
         """Write JSON (usually `*.pcfg.json`), a rule a line; probabilities keep every bit."""
-        symbols = self.symbols
-        tables = {
-            "start": zip(symbols, self.start.tolist(), strict=True),
-            "binary": (
-                (symbols[a], symbols[b], symbols[c], p)
-                for a, b, c, p in zip(
-                    *(x.tolist() for x in (self.parents, self.left, self.right, self.rule_probs)), strict=True
-                )
-            ),
-            "lexical": (
-                (self.preterminals[t], self.words[w], p)
-                for t, w, p in zip(*(x.tolist() for x in (self.tags, self.tokens, self.word_probs)), strict=True)
-            ),
-        }
-        head = {name: getattr(self, name) for name in ("nonterminals", "preterminals", "words")}
-        head |= {"lexicon": None if self.lexicon is None else self.lexicon.to_json(), "transformed": self.transformed}
-        parts = [f'"schema": {SCHEMA}', *(f'"{name}": {_json(value)}' for name, value in head.items())]
-        for name, rows in tables.items():
-            parts.append(f'"{name}": [\n' + ",\n".join(_json(row) for row in rows) + "\n]")
-        replace_bytes(Path(path).expanduser(), ("{\n" + ",\n".join(parts) + "\n}\n").encode())
+        replace_bytes(Path(path).expanduser(), to_json(self).encode())
 
     def emissions(self, sentence: Sequence[str]) -> Float64[np.ndarray, "n T"]:
         """Probability of each word given each preterminal, or the lexicon's scores where there is one.
@@ -443,33 +420,3 @@ class Grammar:
         rules = [Rule(a, (b, c), p) for (a, b, c), p in self.binary.items()]
         rules += [Rule(tag, (Word(word),), p) for (tag, word), p in self.lexical.items()]
         return top + sorted(rules, key=lambda rule: rule.parent != start)
-
-
-def _of_json(content: dict[str, Any]) -> Grammar:
-    symbols = {name: i for i, name in enumerate((*content["nonterminals"], *content["preterminals"]))}
-    words = {word: i for i, word in enumerate(content["words"])}
-    n, start = len(content["nonterminals"]), np.zeros(len(symbols))
-    for name, probability in content["start"]:
-        start[symbols[name]] = probability
-    lexicon = None
-    if content["lexicon"] is not None:
-        from pcfg.lexicon import SmoothedLexicon
-
-        lexicon = SmoothedLexicon.from_json(content["lexicon"])
-    return Grammar.of_arrays(
-        **{name: content[name] for name in ("nonterminals", "preterminals", "words")},
-        start=start,
-        parents=[symbols[rule[0]] for rule in content["binary"]],
-        left=[symbols[rule[1]] for rule in content["binary"]],
-        right=[symbols[rule[2]] for rule in content["binary"]],
-        rule_probs=[rule[3] for rule in content["binary"]],
-        tags=[symbols[rule[0]] - n for rule in content["lexical"]],
-        tokens=[words[rule[1]] for rule in content["lexical"]],
-        word_probs=[rule[2] for rule in content["lexical"]],
-        lexicon=lexicon,
-        transformed=bool(content["transformed"]),
-    )
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=False)

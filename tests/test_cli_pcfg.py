@@ -362,7 +362,7 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, monke
         "none.txt can't be read: No such file": parse("none.txt"),
         "bytes.txt isn't UTF-8": parse("bytes.txt"),
         "damaged.json is damaged": parse("damaged.json"),
-        "list.json isn't a grammar": parse("list.json"),
+        "list.json: the file isn't a grammar": parse("list.json"),
         "expected length of a sentence is infinite": ("sample", work / "wild.txt", "-n", 5, *new),
         "no sentence of 2 words": ("sample", work / "toy.txt", "--max-length", 2, *new),
         "held-out share is 1.5": (*sample(work, "new"), "--held-out", 1.5),
