@@ -330,13 +330,13 @@ def test_files_that_hold_no_grammar_are_refused(tmp_path):
     with pytest.raises(GrammarError, match=r"a\.pcfg\.json can't be read: No such file"):
         Grammar.load(path)
     for text, message in (
-        ("{", "isn't JSON"),
-        ("[]", "isn't a grammar of schema 1"),
-        ('{"schema": 2}', "isn't a grammar of schema 1"),
-        ('{"schema": 1}', "is damaged"),
+        ("{", ": the file isn't JSON"),
+        ("[]", ": the file isn't a grammar of schema 1"),
+        ('{"schema": 2}', ": the file isn't a grammar of schema 1"),
+        ('{"schema": 1}', " is damaged"),
     ):
         path.write_text(text)
-        with pytest.raises(GrammarError, match=rf"a\.pcfg\.json {message}"):
+        with pytest.raises(GrammarError, match=rf"a\.pcfg\.json{message}"):
             Grammar.load(path)
     Grammar(roots=ROOTS, binary=BINARY, lexical=LEXICAL).save(path)
     content = json.loads(path.read_text())
