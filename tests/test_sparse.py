@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import chisquare
 
 from pcfg import sparse
-from pcfg.errors import GrammarError
+from pcfg.errors import GrammarError, OptionError
 from pcfg.sparse import SparseRules, inside_outside, k_best, parallel, sample_trees, viterbi
 
 
@@ -381,7 +381,7 @@ def test_scores_that_do_not_fit():
             function(rules, np.ones(3), np.ones((2, 3)))
         with pytest.raises(GrammarError, match="emissions has a score that is negative"):
             function(rules, np.ones(3), np.full((2, 2), np.nan))
-    with pytest.raises(GrammarError, match="0 best trees"):
+    with pytest.raises(OptionError, match="0 best trees"):
         k_best(rules, np.ones(3), np.ones((2, 2)), 0)
 
 
