@@ -7,10 +7,11 @@ a hash of both.
 from typing import no_type_check
 
 import numpy as np
-from numba import njit
+
+from pcfg.compiling import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 @no_type_check
 def build_aliases(bounds, threshold, alias):
     """Turn each symbol's probabilities into thresholds in place (Vose 1991); a zero can't be drawn."""
@@ -52,7 +53,7 @@ def build_aliases(bounds, threshold, alias):
                 alias[i] = best
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 @no_type_check
 def _mix(x):
     """Scramble 64 bits: the finaliser of SplitMix64 (Steele et al. 2014)."""
@@ -61,28 +62,28 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 @no_type_check
 def _stream(seed, number):
     """Where sentence `number`'s own stream of random numbers begins."""
     return _mix(_mix(seed + np.uint64(0x9E3779B97F4A7C15)) + np.uint64(number) * np.uint64(0xD1342543DE82EF95))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 @no_type_check
 def _next(state):
     """The stream's next state; `_uniform` makes a number of it."""
     return state + np.uint64(0x9E3779B97F4A7C15)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 @no_type_check
 def _uniform(state):
     """A number in [0, 1)."""
     return (_mix(state) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@compiled(inline="always")
 @no_type_check
 def _pick(bounds, threshold, alias, symbol, u):
     """A rule of a symbol: u's whole part chooses a column, its fraction between the column's two rules."""
@@ -93,7 +94,7 @@ def _pick(bounds, threshold, alias, symbol, u):
     return i if place - column < threshold[i] else alias[i]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 @no_type_check
 def draw_freely(bounds, threshold, alias, left, right, tokens, roots, seed, first, limit, words, steps, offsets):
     """Sentences first, first + 1, ... into words, steps and offsets; returns how many fitted.
@@ -131,7 +132,7 @@ def draw_freely(bounds, threshold, alias, left, right, tokens, roots, seed, firs
     return len(offsets) - 1
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 @no_type_check
 def fill_lengths(parents, probs, pairs, number, found):
     """found[A, l] = sum over rules p(A -> B C) sum over k found[B, k] found[C, l - k]."""
@@ -143,7 +144,7 @@ def fill_lengths(parents, probs, pairs, number, found):
             found[parents[rule], length] += probs[rule] * both[number[rule]]
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 @no_type_check
 def _split_weights(left, right, length):
     total = 0.0
@@ -152,7 +153,7 @@ def _split_weights(left, right, length):
     return total
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 @no_type_check
 def rules_by_length(bounds, probs, pairs, number, lengths):
     """[l, rule]: running sums, within each parent, of the probability that it derives l words by the rules so far."""
@@ -169,7 +170,7 @@ def rules_by_length(bounds, probs, pairs, number, lengths):
     return sums
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 @no_type_check
 def draw_by_length(
     rules, heads, roots, lengths, left, right, bounds, threshold, alias, tokens, seed, first, words, steps, offsets
@@ -217,7 +218,7 @@ def draw_by_length(
     return len(offsets) - 1
 
 
-@njit(cache=True, nogil=True)
+@compiled()
 @no_type_check
 def hashes(words, offsets, seed):
     """A number in [0, 1) for each sentence, made of its words and the seed."""

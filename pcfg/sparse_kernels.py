@@ -13,16 +13,17 @@ import math
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
-from numba import njit
 from numba.cpython.unsafe.numbers import leading_zeros, trailing_zeros
+
+from pcfg.compiling import compiled
 
 DONE, UNDERFLOW, NO_ROOM = 0, 1, 2
 NOTHING = -(1 << 60)
 LOWEST = -1000  # exponent below which nothing may fall: float64 is normal down to -1022, and products have four factors
 
-kernel = njit(cache=True, nogil=True, error_model="numpy")
+kernel = compiled(error_model="numpy")
 # Reordering a sum changes its rounding only, and a maximum not at all; without it these loops don't use SIMD.
-reordered = njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz", "nnan"})
+reordered = compiled(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "nnan"})
 
 
 class Tables(NamedTuple):
