@@ -158,17 +158,18 @@ def draw_costs(path, lengths, sizes):
 
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
+    cube = np.array(lengths)[:, 0] ** 3
+    left.loglog(np.array(lengths)[:, 0], cube * lengths[3][2] / cube[3], ":", color="0.4", label="words cubed")
     titles = ("words of the sentence (v = 2, h = 1)", "binary rules (sentences of 22.4 words)")
-    for axes, rows, title in ((left, lengths, titles[0]), (right, sizes, titles[1])):
+    ticks = (5, 10, 20, 40), (3000, 5000, 10000)
+    for axes, rows, title, marks in zip((left, right), (lengths, sizes), titles, ticks, strict=True):
         x, best, every = np.array(rows).T
         axes.loglog(x, every, "s-", color="#b2182b", label="all marginals")
         axes.loglog(x, best, "o--", color="#2166ac", label="most probable tree")
         axes.set_xlabel(title)
-        axes.set_xticks(x, [f"{value:,.0f}" for value in x], rotation=45 if x.max() > 1000 else 0)
-        axes.minorticks_off()
+        axes.set_xticks(marks, [f"{mark:,}" for mark in marks])
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
-    cube = np.array(lengths)[:, 0] ** 3
-    left.loglog(np.array(lengths)[:, 0], cube * lengths[3][2] / cube[3], ":", color="0.4", label="words cubed")
     left.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
     left.set_ylabel("ms a sentence, one thread")
     left.legend()
