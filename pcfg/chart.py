@@ -210,7 +210,7 @@ class Chart:
         """Log probability of the most probable tree; -inf without a parse."""
         return np.array([score for score, _ in self._viterbi])
 
-    def mbr_trees(self, cost: float = 0.35) -> list[Tree | None]:
+    def mbr_trees(self, cost: float = 0.4) -> list[Tree | None]:
         """The tree of most expected labelled recall less `cost` a label (Goodman 1996); None without a parse.
 
         Under a treebank's grammar, in the treebank's own labels; else in the grammar's.
