@@ -19,8 +19,8 @@ from surgery.tint.auxiliary import Block
 Mode = Literal["exact", "paper", "published"]
 Rotation = tuple[Tensor, Tensor] | None
 
-# What the sweep of `verify` shows to be best, or within rounding of it, on trained models.
-SCALES = {torch.float64: 1e6, torch.float32: 100.0}
+# Steps of differences, relative to what is stepped from: what the sweep of `verify` shows to be best on real models.
+STEPS = {torch.float64: 1e-5, torch.float32: 3e-3}
 _PUBLISHED_SCALE = 1000.0
 _PUBLISHED_GATE = math.tanh(10.0)
 
@@ -31,8 +31,11 @@ class Arithmetic:
 
     Attributes:
         scores: the gradient flows through attention scores too, so that queries and keys learn.
-        closed_norms, closed_activations: closed-form derivatives; else differences N (f(x + g/N) - f(x)).
-        scale: N; None where nothing is differenced.
+        closed_norms, closed_activations: closed-form derivatives; else differences (f(x + s g) - f(x - s g)) / 2s.
+        step: each token's s is chosen so that s g is this large: for a norm relative to x (as root mean squares), for an
+            activation absolutely. One s for all, as published, drowns in rounding where x is large and g small: on
+            real models no constant does, in float32.
+        scale: one N for all in place of `step`, and one-sided as the paper has it: N (f(x + g/N) - f(x)).
         gate: of the published code: tanh(10), which isn't 1 in float64, and what leaks is multiplied by N.
         down_bias: how many times over the last bias learns (the published code's four chunks each add it).
         norm_weights: norms' weights learn; in the published code only their biases do.
@@ -41,7 +44,8 @@ class Arithmetic:
     scores: bool
     closed_norms: bool
     closed_activations: bool
-    scale: float | None
+    step: float | None = None
+    scale: float | None = None
     gate: float = 1.0
     down_bias: float = 1.0
     norm_weights: bool = True
@@ -54,17 +58,26 @@ class Arithmetic:
         if scale is not None and not (math.isfinite(scale) and scale > 0):
             raise OptionError(f"scale {scale} must be a positive number: differences are taken over steps of gradient / scale")
         if mode == "exact":
-            return cls(scores=True, closed_norms=True, closed_activations=True, scale=None)
-        if dtype not in SCALES:
+            return cls(scores=True, closed_norms=True, closed_activations=True)
+        if dtype not in STEPS:
             raise OptionError(
                 f"mode {mode!r} takes differences, which {str(dtype).removeprefix('torch.')} can't resolve: use float32, float64 or mode 'exact'"
             )
-        plain = cls(scores=False, closed_norms=False, closed_activations=False, scale=scale or SCALES[dtype])
+        plain = cls(scores=False, closed_norms=False, closed_activations=False, scale=scale)
         if mode == "paper":
-            return plain
+            return plain if scale else replace(plain, step=STEPS[dtype])
         return replace(
             plain, scale=scale or _PUBLISHED_SCALE, gate=_PUBLISHED_GATE, down_bias=4.0, norm_weights=False
         )
+
+
+    def stride(self, gradient: Float[Tensor, "*dims width"], size: Tensor | float) -> Tensor | float:
+        """The s of each token, [..., 1], or the one for all."""
+        if self.scale is not None:
+            return 1 / self.scale
+        assert self.step is not None, "differences come with a step or a scale"
+        rms = _mean_square(gradient).sqrt()
+        return self.step * size / rms.clamp_min(torch.finfo(rms.dtype).tiny ** 0.5)
 
 
 def linear(
@@ -118,12 +131,18 @@ def normalise_backward(
             scale = torch.rsqrt(x.var(-1, keepdim=True, correction=0) + epsilon)
             centred = gradient - gradient.mean(-1, keepdim=True)
         else:
-            scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon)
+            scale = torch.rsqrt(_mean_square(x) + epsilon)
             centred = gradient
         return scale * (centred - normalised * (gradient * normalised).mean(-1, keepdim=True))
-    n, gate = _number(arithmetic.scale), arithmetic.gate
+    gate = arithmetic.gate
     if gate == 1.0:
-        return n * (normalise(x + gradient / n, kind, epsilon) - normalised)
+        spread = (x.var(-1, keepdim=True, correction=0) if kind == "layer" else _mean_square(x)) + epsilon
+        s = arithmetic.stride(gradient, spread.sqrt())
+        moved = s * gradient
+        if arithmetic.scale is None:
+            return (normalise(x + moved, kind, epsilon) - normalise(x - moved, kind, epsilon)) / (2 * s)
+        return (normalise(x + moved, kind, epsilon) - normalised) / s
+    n = 1 / arithmetic.stride(gradient, 1.0)
     # The published code gates before, within and after; what its gates let through of the rest is not times N, but the
     # stored value that is subtracted has not been through them, and that difference is.
     moved = gate * (x + gradient / n) + (1 - gate) * gradient
@@ -142,8 +161,11 @@ def activate_backward(gradient: Tensor, x: Tensor, activated: Tensor, kind: str,
     """Elementwise: the derivative in closed form, or the difference N (f(x + g/N) - f(x)) (section 4, activations)."""
     if arithmetic.closed_activations:
         return gradient * _derivative(x, kind)
-    n = _number(arithmetic.scale)
-    return n * (activate(x + gradient / n, kind) - activated)
+    s = arithmetic.stride(gradient, 1.0)
+    moved = s * gradient
+    if arithmetic.scale is None:
+        return (activate(x + moved, kind) - activate(x - moved, kind)) / (2 * s)
+    return (activate(x + moved, kind) - activated) / s
 
 
 def _derivative(x: Tensor, kind: str) -> Tensor:
@@ -248,6 +270,6 @@ def _by_row(vector: Tensor) -> Tensor:
     return vector if vector.dim() == 1 else vector.unsqueeze(1)
 
 
-def _number(scale: float | None) -> float:
-    assert scale is not None, "differences come with a scale"
-    return scale
+
+def _mean_square(x: Tensor) -> Tensor:
+    return x.square().mean(-1, keepdim=True)
