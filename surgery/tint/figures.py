@@ -61,3 +61,48 @@ def _sweep(points: Any, file: Path) -> None:
             axes.set_ylim(low, high)
         pair[0].set_ylabel("relative error, worst tensor")
         pair[0].legend()
+
+
+def draw_run(content: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Perplexity by training share, or accuracy by method."""
+    file = folder / ("perplexity.png" if content["kind"] == "text" else "accuracy.png")
+    (_perplexity if content["kind"] == "text" else _accuracy)(content["points"], file)
+    return [file]
+
+
+def _perplexity(points: Any, file: Path) -> None:
+    methods = list(dict.fromkeys(point["method"] for point in points))
+    shares = list(dict.fromkeys(point["share"] for point in points))
+    with figure(file, 6.4, 4.0) as axes:
+        for number, method in enumerate(methods):
+            values = [next(p["value"] for p in points if p["method"] == method and p["share"] == s) for s in shares]
+            axes.plot(
+                [100 * share for share in shares],
+                values,
+                marker=MARKERS[number],
+                color=COLOURS[number],
+                linestyle=("-", "--", "-", ":", "-.")[number % 5],
+                # Dynamic evaluation and exact TinT agree: one shows around the other.
+                markersize=(6, 10, 6, 5, 6)[number % 5],
+                markerfacecolor="none" if number == 1 else COLOURS[number],
+                label=method,
+            )
+        axes.set(xlabel="share of each window to learn from (%)", ylabel="perplexity on the rest")
+        axes.set_xticks([100 * share for share in shares])
+        axes.legend(fontsize=9)
+
+
+def _accuracy(points: Any, file: Path) -> None:
+    places = range(len(points))[::-1]
+    with figure(file, 6.4, 1.2 + 0.4 * len(points)) as axes:
+        for place, point in zip(places, points, strict=True):
+            axes.errorbar(
+                100 * point["value"],
+                place,
+                xerr=[[100 * (point["value"] - point["low"])], [100 * (point["high"] - point["value"])]],
+                marker=MARKERS["TinT" in point["method"]],
+                color=COLOURS["TinT" in point["method"]],
+                capsize=3,
+            )
+        axes.set_yticks(list(places), [point["method"] for point in points])
+        axes.set(xlabel="accuracy (%), 95% interval")

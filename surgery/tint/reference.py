@@ -114,7 +114,8 @@ def _attention(auxiliary: Auxiliary, *, detached: bool) -> Iterator[None]:
 
     AttentionInterface.register(_DETACHED, _detached_attention)
     config = auxiliary.module.config
-    before = config._attn_implementation
+    before, training = config._attn_implementation, auxiliary.module.training
+    auxiliary.module.eval()  # no dropout: a model fresh from its constructor would have it
     # Not "eager", which rounds probabilities to float32 in some families.
     config._attn_implementation = _DETACHED if detached else "sdpa"
     try:
@@ -122,6 +123,7 @@ def _attention(auxiliary: Auxiliary, *, detached: bool) -> Iterator[None]:
             yield
     finally:
         config._attn_implementation = before
+        auxiliary.module.train(training)
 
 
 def _detached_attention(

@@ -69,7 +69,7 @@ class Verification:
             found = [
                 entry
                 for entry in self.content["updates"].get(mode, {}).get(oracle, ())
-                if entry["tensor"] == tensor and entry["cosine"] is not None
+                if entry["tensor"] == tensor and entry["cosine"] is not None and entry["learns"]
             ]
             width = {"exact": 1, "paper": 3, "published": 2}[mode]
             if not found:
