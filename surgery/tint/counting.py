@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.errors import TintError
-from surgery.tint.layout import SLOTS, Layout
+from surgery.tint.layout import FLAGS, SLOTS, Layout
 from surgery.tint.shape import Shape
 
 
@@ -39,6 +39,7 @@ class Count:
     shape: Shape
     layout: Layout
     pieces: tuple[Piece, ...]
+    loss: Piece
     prefixes: int
     tables: int
 
@@ -50,33 +51,38 @@ class Count:
     @property
     def total(self) -> int:
         """All weights, forward layers re-used by the second pass, layers shared by the matrices of a block."""
-        return self.shape.layers * self.set_weights + self.prefixes + self.tables
+        return self.layer_weights + self.prefixes + self.tables
+
+    @property
+    def layer_weights(self) -> int:
+        """Of the layers: every block's set, and the loss."""
+        return self.shape.layers * self.set_weights + self.loss.weights
 
     @property
     def nonzero(self) -> int:
         """Weights of the layers that aren't zero."""
-        return self.shape.layers * sum(piece.nonzero for piece in self.pieces)
+        return self.shape.layers * sum(piece.nonzero for piece in self.pieces) + self.loss.nonzero
 
     @property
     def read(self) -> int:
         """Weights of the layers whose input isn't always zero."""
-        return self.shape.layers * sum(piece.read for piece in self.pieces)
+        return self.shape.layers * sum(piece.read for piece in self.pieces) + self.loss.read
 
     @property
     def shared_by_all(self) -> int:
         """All weights if every block used one and the same set: nothing in it depends on the auxiliary model."""
-        return self.set_weights + self.prefixes + self.tables
+        return self.set_weights + self.loss.weights + self.prefixes + self.tables
 
     @property
     def unshared(self) -> int:
         """All weights if every matrix and both forward passes had layers of their own."""
         each = self.shape.layers * sum(piece.weights * piece.uses for piece in self.pieces)
-        return each + self.prefixes + self.tables
+        return each + self.loss.weights + self.prefixes + self.tables
 
     @property
     def dense(self) -> int:
         """The same with each layer a plain transformer's: four square matrices of the embedding's size."""
-        runs = self.shape.layers * sum(piece.uses for piece in self.pieces)
+        runs = self.shape.layers * sum(piece.uses for piece in self.pieces) + 1
         return 4 * runs * self.layout.embedding**2 + self.prefixes + self.tables
 
     @property
@@ -92,7 +98,7 @@ class Count:
     @property
     def summary(self) -> list[str]:
         """What it comes to, one sentence each."""
-        layers = self.shape.layers * self.set_weights
+        layers = self.layer_weights
         return [
             f"auxiliary model: {self.shape.weights:,} weights, {self.shape.block_weights:,} of them in blocks",
             f"simulating transformer: {self.total:,} weights, {self.ratio:.1f} times as many "
@@ -119,7 +125,7 @@ class Count:
             "auxiliary": self.shape.weights,
             "total": self.total,
             "ratio": self.ratio,
-            "layers": self.shape.layers * self.set_weights,
+            "layers": self.layer_weights,
             "nonzero": self.nonzero,
             "read": self.read,
             "prefixes": self.prefixes,
@@ -129,7 +135,7 @@ class Count:
             "dense": self.dense,
             "one_prefix_per_matrix": self.one_prefix,
             "layout": {k: getattr(self.layout, k) for k in ("rows", "prefixes", "embedding", "chunks")},
-            "pieces": [vars(piece) for piece in self.pieces],
+            "pieces": [vars(piece) for piece in (*self.pieces, self.loss)],
         }
 
 
@@ -148,38 +154,60 @@ def count(model: Any, *, tokens: int | None = None, rows: int | None = None) -> 
     if tokens is not None and tokens > shape.positions:
         raise TintError(f"a sequence of {tokens} tokens is longer than the {shape.positions} positions of {name}: lower it")
     layout = Layout.plan(shape, rows)
-    return Count(name, shape, layout, pieces(layout), prefix_weights(layout), table_weights(shape))
+    return Count(name, shape, layout, pieces(layout), loss_piece(layout), prefix_weights(layout), table_weights(shape))
 
 
 def pieces(layout: Layout) -> tuple[Piece, ...]:
-    """The layers of one block's set; `weights` must be what `surgery.tint.machine` allocates."""
+    """The layers of one block's set, as `surgery.tint.machine.Layers` allocates them."""
     d, e, s, k = layout.shape.width, layout.embedding, layout.rows, layout.prefixes
-    token, prefix = SLOTS * d + 3, (s + 1) * d + k + 3  # coordinates that are ever other than zero
-    square, c = d * e, layout.chunks
-    linear = 4 + 2 * c
-    learn = 2 + 2 * c  # all but queries and keys
+    # Coordinates that are ever other than zero: a matrix on tokens reads these rows of it, whatever follows.
+    token, prefix = SLOTS * d + FLAGS, (s + 1) * d + k + FLAGS
+    square, chunks = d * e, layout.chunks
+    linear, learn = 4 + 2 * chunks, 2 + 2 * chunks  # all matrices; all but those of queries and keys
 
     def bias(reader: int, holder: int) -> tuple[int, int, int]:
-        return 2 * e + 2 * square + 0, 2 + 2 * d, reader + holder + d * holder + square
+        return 2 * e + 2 * square, 2 + 2 * d, reader + holder + holder * d + square
 
-    def piece(name: str, weights: int, nonzero: int, read: int, uses: int, extra: tuple[int, int, int] = (0, 0, 0)) -> Piece:
+    none = (0, 0, 0)
+
+    def piece(
+        name: str, weights: int, nonzero: int, read: int, uses: int, bias: tuple[int, int, int] = none, kept: int = e - d
+    ) -> Piece:
         # Every layer has a gate: what of the old embedding stays.
-        return Piece(name, weights + extra[0] + e, nonzero + extra[1] + e - d, read + extra[2] + e, uses)
+        return Piece(name, weights + bias[0] + e, nonzero + bias[1] + kept, read + bias[2] + e, uses)
 
+    across = (s + 2) * square + k * e
+    reading = (token + s * prefix) * d + prefix * k + square
+    scaled = 3 * square + e
     return (
-        piece("linear, forward", (s + 2) * square + k * e, d + s * d + k + d, (token + s * prefix) * d + prefix * k + square, 2 * linear, bias(token, prefix)),
-        piece("linear, backward", (s + 2) * square + k * e, d + k + s * d + d, (token + s * prefix) * d + prefix * k + square, learn),
-        piece("linear, descent", (s + 2) * square + k * e, k + d + d + s * d, prefix * k + 2 * token * d + s * square, learn, bias(prefix, token)),
-        piece("norm weights, forward", 3 * square + e, 3 * d + 1, (token + prefix) * d + prefix + square, 4, bias(token, prefix)),
-        piece("norm weights, backward", 3 * square + e, 3 * d + 1, (token + prefix) * d + prefix + square, 2),
-        piece("norm weights, descent", 3 * square + e, 3 * d + 1, 2 * token * d + prefix + square, 2, bias(prefix, token)),
+        piece("linear, forward", across, (s + 2) * d + k, reading, 2 * linear, bias(token, prefix)),
+        piece("linear, backward", across, (s + 2) * d + k, reading, learn),
+        piece(
+            "linear, descent",
+            across,
+            (s + 2) * d + k,
+            prefix * k + 2 * token * d + s * square,
+            learn,
+            bias(prefix, token),
+            e,
+        ),
+        piece("norm weights, forward", scaled, 3 * d + 1, (token + prefix) * d + prefix + square, 4, bias(token, prefix)),
+        piece("norm weights, backward", scaled, 3 * d + 1, (token + prefix) * d + prefix + square, 2),
+        piece("norm weights, descent", scaled, 3 * d + 1, 2 * token * d + prefix + square, 2, bias(prefix, token), e),
         piece("attention", 4 * square, 4 * d, 3 * token * d + square, 3),
-        piece("normalising", 2 * square, 2 * d, token * d + square, 4),
-        piece("normalising, backward", 4 * square, 5 * d, 2 * token * d + 2 * square, 2),
-        piece("activation", 2 * square, 2 * d, token * d + square, 2 * c),
-        piece("activation, backward", 4 * square, 5 * d, 2 * token * d + 2 * square, c),
-        Piece("slots, read and written", 2 * SLOTS * square, 2 * SLOTS * d, SLOTS * (token * d + square), 14 + 11 * c),
+        piece("normalising, forward", 2 * square, 2 * d, token * d + square, 4),
+        piece("normalising, backward", 4 * square, 4 * d, 2 * token * d + 2 * square, 2),
+        piece("activation, forward", 2 * square, 2 * d, token * d + square, 2 * chunks),
+        piece("activation, backward", 4 * square, 4 * d, 2 * token * d + 2 * square, chunks),
+        Piece("moves between slots", 4 * square + 4 * e, 8 * d, token * d + 3 * square + 4 * e, 9),
     )
+
+
+def loss_piece(layout: Layout) -> Piece:
+    """The attention to the vocabulary, once for the whole model."""
+    d, e = layout.shape.width, layout.embedding
+    square, token = d * e, SLOTS * d + FLAGS
+    return Piece("loss and logits", 4 * square + e, 4 * d + e - d, token * d + 2 * d * d + square + e, 2)
 
 
 def module_weights(layout: Layout) -> int:

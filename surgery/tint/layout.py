@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from surgery.errors import TintError
 from surgery.tint.shape import Shape
 
-SLOTS = 4  # vectors of the auxiliary model's width that a token has at hand: signal, query, key, value
-_FLAGS = 3  # always one; the prefix that holds the bias; a token whose successor is to be learnt
+SLOTS = 4  # vectors of the auxiliary model's width that a token has at hand
+FLAGS = 2  # always one; the prefix that holds the bias
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,23 @@ class Layout:
     @classmethod
     def _of(cls, shape: Shape, rows: int) -> "Layout":
         prefixes = shape.width // rows
-        embedding = max(SLOTS, rows + 1) * shape.width + prefixes + _FLAGS
+        embedding = max(SLOTS, rows + 1) * shape.width + prefixes + FLAGS
         return cls(shape, rows, prefixes, embedding, -(-shape.inner // shape.width))
 
     @property
     def code(self) -> int:
         """Where a prefix's one-hot number starts."""
-        return self.embedding - _FLAGS - self.prefixes
+        return self.embedding - FLAGS - self.prefixes
 
     @property
     def one(self) -> int:
         """The coordinate that is always one."""
-        return self.embedding - _FLAGS
+        return self.embedding - FLAGS
 
     @property
     def first(self) -> int:
         """The coordinate that is one in the prefix that holds a bias."""
-        return self.embedding - _FLAGS + 1
-
-    @property
-    def pair(self) -> int:
-        """The coordinate that is one in a token whose successor is to be learnt."""
-        return self.embedding - _FLAGS + 2
+        return self.embedding - FLAGS + 1
 
     @property
     def matrices(self) -> tuple[str, ...]:

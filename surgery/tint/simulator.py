@@ -110,8 +110,10 @@ class TinT:
         chosen = pick_layers(layers, auxiliary.shape.layers)
         machine = None
         if materialise:
-            from surgery.tint.machine import Machine
+            from surgery.tint.machine import CONSTANTS, Machine
 
+            if mode == "paper" and scale is None:  # the transformer's differences have one N for all
+                arithmetic = Arithmetic.of(mode, auxiliary.dtype, CONSTANTS[auxiliary.dtype])
             machine = Machine.build(auxiliary, arithmetic, chosen)
         return cls(auxiliary, arithmetic, mode, steps, chosen, machine)
 
