@@ -68,7 +68,8 @@ def tint(
 def count(
     model: Model = None,
     config: Annotated[
-        str | None, typer.Option(help="A well-known model's name, such as opt-125m, in place of MODEL.", show_default=False)
+        str | None,
+        typer.Option(help="A well-known model's name, such as opt-125m, in place of MODEL.", show_default=False),
     ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=2, help="Length of the sequence.", show_default="the model's positions")
@@ -131,17 +132,13 @@ def run(
     windows: Annotated[
         int | None, typer.Option(min=1, help="How many windows to measure on.", show_default="all")
     ] = None,
-    dev_windows: Annotated[
-        int, typer.Option(min=1, help="How many windows before them choose the learning rate.")
-    ] = 4,
+    dev_windows: Annotated[int, typer.Option(min=1, help="How many windows before them choose the learning rate.")] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at once, each with an update of its own.")] = 1,
     task: options.TaskName = None,
     data: options.Train = None,
     test: options.Test = None,
     dev: options.Dev = None,
-    shots: Annotated[
-        int, typer.Option(min=1, help="Demonstrations in all.", rich_help_panel="The task")
-    ] = 16,
+    shots: Annotated[int, typer.Option(min=1, help="Demonstrations in all.", rich_help_panel="The task")] = 16,
     tests: Annotated[
         int | None, typer.Option(min=1, help="How many test examples.", show_default="all", rich_help_panel="The task")
     ] = None,
@@ -170,7 +167,14 @@ def run(
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=[_need(model), text, data, test, dev])
     modes = tuple(mode or ("paper", "exact"))
-    shared: dict[str, Any] = {"lr": lr, "steps": steps, "layers": layers, "seed": seed, "device": device, "dtype": dtype}
+    shared: dict[str, Any] = {
+        "lr": lr,
+        "steps": steps,
+        "layers": layers,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+    }
     with progress_bar() as progress:
         if text is not None:
             found = run_text(
@@ -187,7 +191,15 @@ def run(
             )
         else:
             loaded = options.load_task(
-                task, train=data, dev=dev, test=test, seed=seed, prompt=prompt, word=word, column=column, max_length=max_length
+                task,
+                train=data,
+                dev=dev,
+                test=test,
+                seed=seed,
+                prompt=prompt,
+                word=word,
+                column=column,
+                max_length=max_length,
             )
             found = run_task(
                 _need(model), loaded, shots=shots, modes=modes, loss=loss, tests=tests, progress=progress, **shared

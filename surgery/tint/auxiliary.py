@@ -63,9 +63,9 @@ class Auxiliary:
             checkpoint = open_checkpoint(model)
             Shape.of_config(checkpoint.config, str(checkpoint))  # refused before anything is loaded
             model = load_model(checkpoint, device=device, dtype=dtype)
-        module = getattr(model, "module", model)
+        module: Any = getattr(model, "module", model)
         config = getattr(module, "config", None)
-        if not isinstance(module, nn.Module) or config is None:
+        if not hasattr(module, "named_parameters") or not hasattr(config, "to_dict"):
             raise TintError(f"a {type(model).__name__} is no Hugging Face model: give one, a Checkpoint or a folder")
         shape = Shape.of_config(config.to_dict(), type(module).__name__)
         if module.get_output_embeddings() is None or getattr(module, "base_model_prefix", "") == "":
@@ -75,7 +75,9 @@ class Auxiliary:
         return cls(
             module=module,
             shape=shape,
-            blocks=tuple({name: site.view(named[site.parameter]).detach() for name, site in block.items()} for block in sites),
+            blocks=tuple(
+                {name: site.view(named[site.parameter]).detach() for name, site in block.items()} for block in sites
+            ),
             sites=sites,
             final={
                 leaf: named[f"{_FINAL[shape.family]}.{leaf}"].detach()
@@ -100,12 +102,18 @@ class Auxiliary:
     ) -> Float[Tensor, "batch tokens width"]:
         """Word embeddings, and position embeddings where the family has a table of them."""
         words = nn.functional.embedding(input_ids, self.module.get_input_embeddings().weight.detach())
+        table = self.places
+        if table is None:
+            return words
+        # OPT's table starts with two unused rows.
+        return words + nn.functional.embedding(positions + (2 if self.shape.family == "opt" else 0), table.detach())
+
+    @property
+    def places(self) -> Tensor | None:
+        """The table of position embeddings, where the family has one."""
         if self.shape.family == "gpt2":
-            return words + nn.functional.embedding(positions, self.module.transformer.wpe.weight.detach())
-        if self.shape.family == "opt":
-            table = self.module.model.decoder.embed_positions.weight.detach()
-            return words + nn.functional.embedding(positions + 2, table)  # OPT's table starts with two unused rows
-        return words
+            return self.module.transformer.wpe.weight
+        return self.module.model.decoder.embed_positions.weight if self.shape.family == "opt" else None
 
     def rotation(self, x: Tensor, positions: Int[Tensor, "batch tokens"]) -> tuple[Tensor, Tensor] | None:
         """Cosines and sines [batch, tokens, 1, head_width] of rotary positions; None for families without."""

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -109,9 +108,7 @@ def backward(
     _learn_norm(learner, layer, block, "norm1", g_a, memory.x_normalised, arithmetic)
     if not inward:
         return middle
-    return middle + normalise_backward(
-        at_norm, memory.x, memory.x_normalised, shape.norm, shape.epsilon, arithmetic
-    )
+    return middle + normalise_backward(at_norm, memory.x, memory.x_normalised, shape.norm, shape.epsilon, arithmetic)
 
 
 def _feed_backward(
@@ -142,9 +139,7 @@ def _feed_backward(
         _learn(learner, layer, block, "up", g_raised, normed)
     at_norm = g_b * _rows(block["norm2.weight"])
     _learn_norm(learner, layer, block, "norm2", g_b, memory.middle_normalised, arithmetic)
-    return normalise_backward(
-        at_norm, memory.middle, memory.middle_normalised, shape.norm, shape.epsilon, arithmetic
-    )
+    return normalise_backward(at_norm, memory.middle, memory.middle_normalised, shape.norm, shape.epsilon, arithmetic)
 
 
 def _learn(
@@ -183,5 +178,6 @@ def learnt(shape: Shape, block: Block, arithmetic: Arithmetic) -> tuple[str, ...
     return tuple(
         name
         for name in block
-        if (arithmetic.scores or name[0] not in "qk") and (arithmetic.norm_weights or not name.endswith(("norm1.weight", "norm2.weight")))
+        if (arithmetic.scores or name[0] not in "qk")
+        and (arithmetic.norm_weights or not name.endswith(("norm1.weight", "norm2.weight")))
     )

@@ -110,10 +110,7 @@ class Count:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Columns and rows, for one block's set."""
-        rows = [
-            [p.name, f"{p.weights:,}", f"{p.nonzero:,}", f"{p.read:,}", str(p.uses)]
-            for p in self.pieces
-        ]
+        rows = [[p.name, f"{p.weights:,}", f"{p.nonzero:,}", f"{p.read:,}", str(p.uses)] for p in self.pieces]
         total = [sum(getattr(p, key) for p in self.pieces) for key in ("weights", "nonzero", "read", "uses")]
         rows.append(["a block's set", *(f"{value:,}" for value in total)])
         return ["layer", "weights", "non-zero", "read", "uses"], rows
@@ -152,7 +149,9 @@ def count(model: Any, *, tokens: int | None = None, rows: int | None = None) -> 
     """
     name, shape = _shape(model)
     if tokens is not None and tokens > shape.positions:
-        raise TintError(f"a sequence of {tokens} tokens is longer than the {shape.positions} positions of {name}: lower it")
+        raise TintError(
+            f"a sequence of {tokens} tokens is longer than the {shape.positions} positions of {name}: lower it"
+        )
     layout = Layout.plan(shape, rows)
     return Count(name, shape, layout, pieces(layout), loss_piece(layout), prefix_weights(layout), table_weights(shape))
 
@@ -171,7 +170,13 @@ def pieces(layout: Layout) -> tuple[Piece, ...]:
     none = (0, 0, 0)
 
     def piece(
-        name: str, weights: int, nonzero: int, read: int, uses: int, bias: tuple[int, int, int] = none, kept: int = e - d
+        name: str,
+        weights: int,
+        nonzero: int,
+        read: int,
+        uses: int,
+        bias: tuple[int, int, int] = none,
+        kept: int = e - d,
     ) -> Piece:
         # Every layer has a gate: what of the old embedding stays.
         return Piece(name, weights + bias[0] + e, nonzero + bias[1] + kept, read + bias[2] + e, uses)
@@ -191,7 +196,9 @@ def pieces(layout: Layout) -> tuple[Piece, ...]:
             bias(prefix, token),
             e,
         ),
-        piece("norm weights, forward", scaled, 3 * d + 1, (token + prefix) * d + prefix + square, 4, bias(token, prefix)),
+        piece(
+            "norm weights, forward", scaled, 3 * d + 1, (token + prefix) * d + prefix + square, 4, bias(token, prefix)
+        ),
         piece("norm weights, backward", scaled, 3 * d + 1, (token + prefix) * d + prefix + square, 2),
         piece("norm weights, descent", scaled, 3 * d + 1, 2 * token * d + prefix + square, 2, bias(prefix, token), e),
         piece("attention", 4 * square, 4 * d, 3 * token * d + square, 3),

@@ -119,7 +119,9 @@ def run_example(
         say(f"   {line}")
     say("4. Perplexity on text it hasn't seen, learning from the first half of each window")
     ids = torch.tensor(tokenizer(text[cut:], verbose=False)["input_ids"])
-    run = run_text(model, ids, shares=(0.5,), window=WINDOW, windows=48, dev_windows=16, batch_size=8, seed=seed, progress=progress)
+    run = run_text(
+        model, ids, shares=(0.5,), window=WINDOW, windows=48, dev_windows=16, batch_size=8, seed=seed, progress=progress
+    )
     with new_folder(folder, overwrite=overwrite, replaces="model") as staged:
         model.save_pretrained(staged / "model")
         tokenizer.save_pretrained(staged / "model")

@@ -30,9 +30,7 @@ def _by_layer(content: Mapping[str, Any], file: Path) -> None:
         for number, (label, mode, oracle) in enumerate(lines):
             if mode not in content["updates"]:
                 continue
-            entries = [
-                e for e in content["updates"][mode][oracle] if e["learns"] and e["cosine"] is not None
-            ]
+            entries = [e for e in content["updates"][mode][oracle] if e["learns"] and e["cosine"] is not None]
             worst = [max(e["relative_error"] for e in entries if e["layer"] == layer) for layer in layers]
             axes.plot(layers, worst, marker=MARKERS[number], color=COLOURS[number], label=label, markersize=5)
         axes.set(yscale="log", xlabel="block", ylabel="relative error of the update, worst tensor")
@@ -43,7 +41,10 @@ def _by_layer(content: Mapping[str, Any], file: Path) -> None:
 def _sweep(points: Any, file: Path) -> None:
     """Error against the step of the differences, by dtype: ours and the paper's constant."""
     with figure(file, 8.4, 3.9, columns=2) as pair:
-        for axes, key, title in ((pair[0], "step", "step relative to each token"), (pair[1], "scale", "one constant N for all")):
+        for axes, key, title in (
+            (pair[0], "step", "step relative to each token"),
+            (pair[1], "scale", "one constant N for all"),
+        ):
             for number, dtype in enumerate(("float32", "float64")):
                 shown = [point for point in points if point["dtype"] == dtype and point.get(key)]
                 errors = [min(point["relative_error"], 1e3) for point in shown]

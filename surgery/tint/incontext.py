@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-
 from surgery.errors import OptionError, TintError
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
@@ -92,7 +91,11 @@ def run_task(
         points.append({"method": name, "lr": rate, **_wilson(right, len(test))})
     progress(len(ways), len(ways), "done")
     content = {
-        **provenance(call={"run": task.name, "steps": steps, "layers": str(layers), "loss": loss}, inputs={"model": model.checkpoint.fingerprint}, seed=seed),
+        **provenance(
+            call={"run": task.name, "steps": steps, "layers": str(layers), "loss": loss},
+            inputs={"model": model.checkpoint.fingerprint},
+            seed=seed,
+        ),
         "kind": "task",
         "task": task.spec(),
         "metric": "accuracy",
@@ -123,7 +126,9 @@ class _Place:
         labels: list[int] = []
         owner: list[int] = []
         targets = self.task.targets(self.demonstrations)
-        for number, (encoded, target) in enumerate(zip(self.readout.encode(self.demonstrations), targets, strict=True), 1):
+        for number, (encoded, target) in enumerate(
+            zip(self.readout.encode(self.demonstrations), targets, strict=True), 1
+        ):
             prompt = encoded.ids if not ids else self._inner(encoded.ids)
             piece = [*prompt, self.readout.word_ids[target], *break_ids]
             labels += [0] * len(prompt) + [1] + [0] * len(break_ids)
@@ -193,7 +198,9 @@ def _groups(prompts: Sequence[list[int]]) -> list[list[list[int]]]:
 def _split(task: Task, shots: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Demonstrations, label by label in turn and then mixed, and the training examples that are left, mixed."""
     if shots < len(task.labels):
-        raise OptionError(f"{shots} shots are too few: task {task.name} has {len(task.labels)} labels, give one of each at least")
+        raise OptionError(
+            f"{shots} shots are too few: task {task.name} has {len(task.labels)} labels, give one of each at least"
+        )
     random = np.random.default_rng(seed)
     train = list(task.need("train"))
     mixed = [train[i] for i in random.permutation(len(train))]

@@ -56,7 +56,9 @@ class Arithmetic:
         if mode not in ("exact", "paper", "published"):
             raise OptionError(f"mode {mode!r} isn't one of exact, paper, published")
         if scale is not None and not (math.isfinite(scale) and scale > 0):
-            raise OptionError(f"scale {scale} must be a positive number: differences are taken over steps of gradient / scale")
+            raise OptionError(
+                f"scale {scale} must be a positive number: differences are taken over steps of gradient / scale"
+            )
         if mode == "exact":
             return cls(scores=True, closed_norms=True, closed_activations=True)
         if dtype not in STEPS:
@@ -66,10 +68,7 @@ class Arithmetic:
         plain = cls(scores=False, closed_norms=False, closed_activations=False, scale=scale)
         if mode == "paper":
             return plain if scale else replace(plain, step=STEPS[dtype])
-        return replace(
-            plain, scale=scale or _PUBLISHED_SCALE, gate=_PUBLISHED_GATE, down_bias=4.0, norm_weights=False
-        )
-
+        return replace(plain, scale=scale or _PUBLISHED_SCALE, gate=_PUBLISHED_GATE, down_bias=4.0, norm_weights=False)
 
     def stride(self, gradient: Float[Tensor, "*dims width"], size: Tensor | float) -> Tensor | float:
         """The s of each token, [..., 1], or the one for all."""
@@ -80,9 +79,7 @@ class Arithmetic:
         return self.step * size / rms.clamp_min(torch.finfo(rms.dtype).tiny ** 0.5)
 
 
-def linear(
-    x: Float[Tensor, "batch tokens in"], block: Block, name: str
-) -> Float[Tensor, "batch tokens out"]:
+def linear(x: Float[Tensor, "batch tokens in"], block: Block, name: str) -> Float[Tensor, "batch tokens out"]:
     """W x + b."""
     weight, bias = block[f"{name}.weight"], block.get(f"{name}.bias")
     if weight.dim() == 2:
@@ -93,9 +90,7 @@ def linear(
     return out if bias is None else out + (bias if bias.dim() == 1 else bias.unsqueeze(1))
 
 
-def linear_backward(
-    gradient: Float[Tensor, "batch tokens out"], weight: Tensor
-) -> Float[Tensor, "batch tokens in"]:
+def linear_backward(gradient: Float[Tensor, "batch tokens out"], weight: Tensor) -> Float[Tensor, "batch tokens in"]:
     """The transpose of W on the gradient."""
     return gradient @ (weight[0] if weight.dim() == 3 and len(gradient) == 1 else weight)
 
@@ -154,7 +149,9 @@ def activate(x: Tensor, kind: str) -> Tensor:
     """ReLU, GELU (by erf or by tanh) or SiLU."""
     if kind == "gelu_new":
         return F.gelu(x, approximate="tanh")
-    return {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[kind](x)
+    if kind == "silu":
+        return F.silu(x)
+    return F.relu(x) if kind == "relu" else F.gelu(x)
 
 
 def activate_backward(gradient: Tensor, x: Tensor, activated: Tensor, kind: str, arithmetic: Arithmetic) -> Tensor:
@@ -268,7 +265,6 @@ def cross_entropy(
 
 def _by_row(vector: Tensor) -> Tensor:
     return vector if vector.dim() == 1 else vector.unsqueeze(1)
-
 
 
 def _mean_square(x: Tensor) -> Tensor:

@@ -14,16 +14,23 @@ Prefixes = dict[str, Float[Tensor, "*batch prefixes width"]]
 
 def pack(layout: Layout, block: Block) -> Prefixes:
     """A block's tensors as prefixes, [prefixes, embedding] a matrix and [1, embedding] a norm."""
-    d, found = layout.shape.width, {}
+    found: Prefixes = {}
     for name in layout.matrices:
         weight, bias = _piece(layout, block, name)
         found[name] = _matrix(layout, weight, bias)
     for name in ("norm1", "norm2"):
-        prefix = block[f"{name}.weight"].new_zeros(1, layout.embedding)
-        prefix[0, :d] = block[f"{name}.weight"]
-        prefix[0, layout.rows * d : (layout.rows + 1) * d] = block[f"{name}.bias"]
-        prefix[0, layout.one] = prefix[0, layout.first] = 1
-        found[name] = prefix
+        found[name] = pack_norm(layout, block[f"{name}.weight"], block[f"{name}.bias"])
+    return found
+
+
+def pack_norm(
+    layout: Layout, weight: Float[Tensor, " width"], bias: Float[Tensor, " width"]
+) -> Float[Tensor, "1 embedding"]:
+    """A norm's weight and bias as one prefix."""
+    d, found = layout.shape.width, weight.new_zeros(1, layout.embedding)
+    found[0, :d] = weight
+    found[0, layout.rows * d : (layout.rows + 1) * d] = bias
+    found[0, layout.one] = found[0, layout.first] = 1
     return found
 
 
@@ -62,7 +69,9 @@ def _matrix(layout: Layout, weight: Tensor, bias: Tensor | None) -> Tensor:
     square[: weight.shape[0], : weight.shape[1]] = weight
     found = weight.new_zeros(layout.prefixes, layout.embedding)
     found[:, : layout.rows * d] = square.view(layout.prefixes, layout.rows * d)
-    found[:, layout.code : layout.code + layout.prefixes] = torch.eye(layout.prefixes, dtype=weight.dtype, device=weight.device)
+    found[:, layout.code : layout.code + layout.prefixes] = torch.eye(
+        layout.prefixes, dtype=weight.dtype, device=weight.device
+    )
     found[:, layout.one] = 1
     if bias is not None:
         found[0, layout.rows * d : layout.rows * d + len(bias)] = bias

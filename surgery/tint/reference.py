@@ -61,7 +61,9 @@ def dynamic_evaluation(
         loss = _loss(auxiliary, parameters, input_ids, plan)
         found = torch.autograd.grad(loss, list(parameters.values()))
         if not bool(torch.isfinite(loss)):
-            raise TintError(f"dynamic evaluation, step {step}: the loss is NaN or infinite: lower the learning rate (now {lr:g})")
+            raise TintError(
+                f"dynamic evaluation, step {step}: the loss is NaN or infinite: lower the learning rate (now {lr:g})"
+            )
         with torch.no_grad():
             for parameter, gradient in zip(parameters.values(), found, strict=True):
                 parameter -= lr * gradient

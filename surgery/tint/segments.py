@@ -46,7 +46,9 @@ class Plan:
         """
         for name, mask in (("train_mask", train_mask), ("loss_mask", loss_mask), ("segments", segments)):
             if mask is not None and mask.shape != input_ids.shape:
-                raise TintError(f"{name} has shape {tuple(mask.shape)}, but input_ids {tuple(input_ids.shape)}: give one value a token")
+                raise TintError(
+                    f"{name} has shape {tuple(mask.shape)}, but input_ids {tuple(input_ids.shape)}: give one value a token"
+                )
         positions, visible = layout(input_ids, segments)
         check_length(positions, limit)
         targets = train_mask[:, :-1] & train_mask[:, 1:]

@@ -143,7 +143,9 @@ def _opt(config: Mapping[str, Any], where: str) -> Shape:
 def _llama(config: Mapping[str, Any], where: str) -> Shape:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", "default") not in ("default", "linear", "llama3"):
-        raise TintError(f"{where}: rotary positions of type {rope['rope_type']!r} depend on the text's length: not simulated")
+        raise TintError(
+            f"{where}: rotary positions of type {rope['rope_type']!r} depend on the text's length: not simulated"
+        )
     heads = config["num_attention_heads"]
     return Shape(
         family="llama",

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from surgery.tint.segments import Plan, check_length, layout
 if TYPE_CHECKING:
     from surgery.tint.machine import Machine
 
-Layers = Union[str, Sequence[int]]
+Layers = str | Sequence[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +204,9 @@ class TinT:
         rotation = self.auxiliary.rotation(x, positions)
         for block in blocks:
             x = forward(x, block, shape, rotation, visible)[0]
-        return affine(normalise(x, shape.norm, shape.epsilon), {f"final.{k}": v for k, v in self.auxiliary.final.items()}, "final")
+        return affine(
+            normalise(x, shape.norm, shape.epsilon), {f"final.{k}": v for k, v in self.auxiliary.final.items()}, "final"
+        )
 
     def _train(self, input_ids: Tensor, plan: Plan, lr: float) -> Update:
         blocks = [dict(block) for block in self.auxiliary.blocks]

@@ -86,7 +86,9 @@ def run_text(
                 rate = best(scores, lowest=True) if held else rates[0]
             losses = work.losses(method, test, boundary, rate)
             done += 1
-            points.append({"method": method, "share": share, "lr": rate, **_perplexity(losses, window - boundary, seed)})
+            points.append(
+                {"method": method, "share": share, "lr": rate, **_perplexity(losses, window - boundary, seed)}
+            )
     progress(total, total, "done")
     content = {
         **provenance(call={"run": "text", "steps": steps, "layers": str(layers)}, inputs=_inputs(model), seed=seed),

@@ -77,7 +77,10 @@ class Verification:
                 continue
             lowest = min(found, key=lambda entry: entry["cosine"])
             error = f"{max(entry['relative_error'] for entry in found):.1e}"
-            pair = [f"{lowest['cosine']:.6f}", f"{max(found, key=lambda e: abs(e['norm_ratio'] - 1))['norm_ratio']:.3f}"]
+            pair = [
+                f"{lowest['cosine']:.6f}",
+                f"{max(found, key=lambda e: abs(e['norm_ratio'] - 1))['norm_ratio']:.3f}",
+            ]
             cells += [error] if mode == "exact" else [*pair, error][:width]
         return cells
 
@@ -171,7 +174,9 @@ def verify(
         updates[mode] = {name: _compare(found, oracle) for name, oracle in oracles.items()}
         tell("updates")
     content = {
-        **provenance(call={"verify": str(getattr(model, "checkpoint", type(auxiliary.module).__name__))}, inputs={}, seed=seed),
+        **provenance(
+            call={"verify": str(getattr(model, "checkpoint", type(auxiliary.module).__name__))}, inputs={}, seed=seed
+        ),
         "shape": vars(auxiliary.shape),
         "dtype": str(auxiliary.dtype).removeprefix("torch."),
         "tokens": input_ids.shape[1],
@@ -261,7 +266,11 @@ def _compare(ours: Sequence[Block], oracle: Sequence[Block]) -> list[dict[str, A
             value = torch.zeros_like(wanted) if given is None else given[0]
             entry: dict[str, Any] = {"layer": layer, "tensor": name, "learns": given is not None}
             if name == "k.bias" or norm <= 1e-12 * largest:
-                entry |= {"cosine": None, "norm_ratio": None, "relative_error": float((value - wanted).norm()) / (largest or 1.0)}
+                entry |= {
+                    "cosine": None,
+                    "norm_ratio": None,
+                    "relative_error": float((value - wanted).norm()) / (largest or 1.0),
+                }
             else:
                 a, b = value.double().flatten(), wanted.double().flatten()
                 entry |= {
@@ -301,9 +310,7 @@ def _each_alone(
     return found
 
 
-def _sweep(
-    auxiliary: Auxiliary, input_ids: Tensor, train_mask: Tensor, plan: Plan, tell: Any
-) -> list[dict[str, Any]]:
+def _sweep(auxiliary: Auxiliary, input_ids: Tensor, train_mask: Tensor, plan: Plan, tell: Any) -> list[dict[str, Any]]:
     """Cosine and error against detached scores by step (ours) and by constant scale (the paper's N), and by dtype."""
     found = []
     for dtype, kind in _DTYPES.items():
