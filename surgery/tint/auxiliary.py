@@ -64,7 +64,7 @@ class Auxiliary:
             Shape.of_config(checkpoint.config, str(checkpoint))  # refused before anything is loaded
             model = load_model(checkpoint, device=device, dtype=dtype)
         module: Any = getattr(model, "module", model)
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if not hasattr(module, "named_parameters") or not hasattr(config, "to_dict"):
             raise TintError(f"a {type(model).__name__} is no Hugging Face model: give one, a Checkpoint or a folder")
         shape = Shape.of_config(config.to_dict(), type(module).__name__)

@@ -1,7 +1,7 @@
 """What becomes of gradients: a step downhill on weights of every row's own, or kept to be looked at."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,7 @@ from surgery.errors import TintError
 from surgery.tint.auxiliary import Block
 
 
+@runtime_checkable
 class Learner(Protocol):
     """Takes the gradient of each tensor of each block, summed over tokens, as the backward pass finds it."""
 

@@ -22,7 +22,6 @@ Rotation = tuple[Tensor, Tensor] | None
 # Steps of differences, relative to what is stepped from: what the sweep of `verify` shows to be best on real models.
 STEPS = {torch.float64: 1e-5, torch.float32: 3e-3}
 _PUBLISHED_SCALE = 1000.0
-_PUBLISHED_GATE = math.tanh(10.0)
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Arithmetic:
         plain = cls(scores=False, closed_norms=False, closed_activations=False, scale=scale)
         if mode == "paper":
             return plain if scale else replace(plain, step=STEPS[dtype])
-        return replace(plain, scale=scale or _PUBLISHED_SCALE, gate=_PUBLISHED_GATE, down_bias=4.0, norm_weights=False)
+        return replace(plain, scale=scale or _PUBLISHED_SCALE, gate=gate, down_bias=4.0, norm_weights=False)
 
     def stride(self, gradient: Float[Tensor, "*dims width"], size: Tensor | float) -> Tensor | float:
         """The s of each token, [..., 1], or the one for all."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from surgery.tint.auxiliary import Block
 from surgery.tint.layout import Layout
 
-Prefixes = dict[str, Float[Tensor, "*batch prefixes width"]]
+Prefixes = dict[str, Float[Tensor, "... _"]]
 
 
 def pack(layout: Layout, block: Block) -> Prefixes:
