@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from surgery.tint.report import Run
     from surgery.tint.verification import Verification
 
+    Context = typer.Context
+else:
+    Context = typer.Context.__base__  # what Typer really passes
+
 app = typer.Typer(
     help="Simulate and fine-tune a small model inside a larger one's forward pass. Without a command: an embedded example.",
     invoke_without_command=True,
@@ -32,7 +36,7 @@ Modes = Annotated[
 
 @app.callback()
 def tint(
-    context: typer.Context,
+    context: Context,
     output: options.Output = None,
     device: options.Device = None,
     seed: options.Seed = 0,

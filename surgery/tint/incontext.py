@@ -119,26 +119,28 @@ class _Place:
     demonstrations: Sequence[Example]
     loss: str
 
-    def shown_ids(self) -> tuple[list[int], list[int], list[int]]:
-        """All demonstrations as one text: ids, which of them are labels, and which demonstration each belongs to."""
-        break_ids = self.readout.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    def shown_ids(self, *, together: bool) -> tuple[list[int], list[int], list[int]]:
+        """The demonstrations: ids, which of them are labels, and which demonstration each belongs to.
+
+        Together they are one text, a line each, and only the first starts as a text does; else each does.
+        """
+        break_ids = self.readout.tokenizer("\n", add_special_tokens=False)["input_ids"] if together else []
         ids: list[int] = []
         labels: list[int] = []
         owner: list[int] = []
         targets = self.task.targets(self.demonstrations)
-        for number, (encoded, target) in enumerate(
-            zip(self.readout.encode(self.demonstrations), targets, strict=True), 1
-        ):
-            prompt = encoded.ids if not ids else self._inner(encoded.ids)
-            piece = [*prompt, self.readout.word_ids[target], *break_ids]
-            labels += [0] * len(prompt) + [1] + [0] * len(break_ids)
+        encoded = self.readout.encode(self.demonstrations)
+        for number, (prompt, target) in enumerate(zip(encoded, targets, strict=True), 1):
+            start = self._inner(prompt.ids) if together and ids else prompt.ids
+            piece = [*start, self.readout.word_ids[target], *break_ids]
+            labels += [0] * len(start) + [1] + [0] * len(break_ids)
             ids += piece
             owner += [number] * len(piece)
         return ids, labels, owner
 
     def update(self, simulation: TinT, lr: float, shown: bool) -> Sequence[Block]:
         """Learn from the demonstrations: as one text, or each on its own."""
-        ids, labels, owner = self.shown_ids()
+        ids, labels, owner = self.shown_ids(together=shown)
         device = self.auxiliary.device
         row = torch.tensor([ids], device=device)
         update = simulation.update(
@@ -152,7 +154,7 @@ class _Place:
 
     def logits(self, blocks: Sequence[Block], examples: Sequence[Example], shown: bool) -> NDArray:
         """Label words' logits, [examples, labels]. Test prompts lie side by side in a row; none reads another."""
-        context = self.shown_ids()[0] if shown else []
+        context = self.shown_ids(together=True)[0] if shown else []
         simulation = TinT.build(self.auxiliary, mode="exact")
         words = self.auxiliary.head[list(self.readout.word_ids)]
         found = []

@@ -67,6 +67,7 @@ class Arithmetic:
         plain = cls(scores=False, closed_norms=False, closed_activations=False, scale=scale)
         if mode == "paper":
             return plain if scale else replace(plain, step=STEPS[dtype])
+        gate = float(torch.tensor(10.0, dtype=dtype).tanh())  # one in float32
         return replace(plain, scale=scale or _PUBLISHED_SCALE, gate=gate, down_bias=4.0, norm_weights=False)
 
     def stride(self, gradient: Float[Tensor, "*dims width"], size: Tensor | float) -> Tensor | float:
