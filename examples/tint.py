@@ -12,9 +12,9 @@ from surgery.tint import TinT, count, run_text, verify
 from surgery.tint.example import docstrings, train_small
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "tint-example")
-text = docstrings(300_000)
+text = docstrings(150_000)
 cut = int(0.9 * len(text))
-model, tokenizer = train_small(text[:cut], width=48, layers=2, vocabulary=512, window=64, steps=150, batch=8)
+model, tokenizer = train_small(text[:cut], width=48, layers=2, vocabulary=512, window=64, steps=100, batch=4)
 held = torch.tensor(tokenizer(text[cut:])["input_ids"])
 
 # How big is the transformer that simulates it? And OPT-125M's, without building or fetching either.

@@ -11,6 +11,10 @@ from surgery.errors import TintError
 from surgery.tint.auxiliary import Block
 
 
+class DivergedError(TintError):
+    """A descent whose gradients, logits or loss became NaN or infinite: the learning rate is too high."""
+
+
 @runtime_checkable
 class Learner(Protocol):
     """Takes the gradient of each tensor of each block, summed over tokens, as the backward pass finds it."""
@@ -59,7 +63,7 @@ class Descent:
         finite = torch.isfinite(torch.stack([total for _, _, total in self._sums])).tolist()
         if not all(finite):
             layer, name, _ = self._sums[finite.index(False)]
-            raise TintError(
+            raise DivergedError(
                 f"step {step}: the gradient of block {layer}'s {name} is NaN or infinite: lower the learning rate (now {self.lr:g})"
             )
 

@@ -17,6 +17,7 @@ from surgery.tasks.examples import Example
 from surgery.tasks.readout import WordReadout
 from surgery.tasks.task import Task
 from surgery.tint.auxiliary import Auxiliary, Block
+from surgery.tint.descent import DivergedError
 from surgery.tint.report import Run, best, pick_rates
 from surgery.tint.simulator import Layers, TinT
 from surgery.tint.text import _loaded
@@ -176,9 +177,7 @@ class _Place:
         """The loss of the right label on development examples; infinite where the descent became NaN."""
         try:
             logits = torch.from_numpy(self.logits(self.update(simulation, lr, shown), dev, shown))
-        except TintError as error:
-            if "NaN" not in str(error):
-                raise
+        except DivergedError:
             return math.inf
         return float(F.cross_entropy(logits, torch.tensor(self.task.targets(dev))).nan_to_num(nan=math.inf))
 

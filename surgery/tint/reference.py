@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from surgery.errors import TintError
 from surgery.tint.auxiliary import Auxiliary, Block
+from surgery.tint.descent import DivergedError
 from surgery.tint.segments import Plan
 
 _DETACHED = "surgery_detached_scores"
@@ -51,7 +51,7 @@ def dynamic_evaluation(
     Returns the logits with the updated parameters, and those parameters by name. The model itself isn't changed.
 
     Raises:
-        TintError: the descent became NaN.
+        DivergedError: the descent became NaN.
     """
     plan = Plan.of(
         input_ids, train_mask, loss_mask=loss_mask, segments=segments, limit=auxiliary.shape.positions, whole=True
@@ -61,7 +61,7 @@ def dynamic_evaluation(
         loss = _loss(auxiliary, parameters, input_ids, plan)
         found = torch.autograd.grad(loss, list(parameters.values()))
         if not bool(torch.isfinite(loss)):
-            raise TintError(
+            raise DivergedError(
                 f"dynamic evaluation, step {step}: the loss is NaN or infinite: lower the learning rate (now {lr:g})"
             )
         with torch.no_grad():

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from surgery.errors import OptionError, TintError
+from surgery.errors import OptionError
 from surgery.tint.auxiliary import Auxiliary, Block
 from surgery.tint.block import Memory, backward, forward
-from surgery.tint.descent import Descent, Gradients, Learner
+from surgery.tint.descent import Descent, DivergedError, Gradients, Learner
 from surgery.tint.modules import Arithmetic, affine, cross_entropy, normalise, normalise_backward
 from surgery.tint.segments import Plan, check_length, layout
 
@@ -145,7 +145,9 @@ class TinT:
             update = self._train(input_ids, plan, lr)
             logits = F.linear(self._read(input_ids, plan.positions, plan.visible, update.blocks), self.auxiliary.head)
         if not bool(torch.isfinite(logits).all()):
-            raise TintError(f"after step {self.steps} logits are NaN or infinite: lower the learning rate (now {lr:g})")
+            raise DivergedError(
+                f"after step {self.steps} logits are NaN or infinite: lower the learning rate (now {lr:g})"
+            )
         return Output(logits, update)
 
     def update(

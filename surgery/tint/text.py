@@ -16,8 +16,10 @@ from surgery.errors import OptionError, TintError
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tint.auxiliary import Auxiliary
+from surgery.tint.descent import DivergedError
 from surgery.tint.reference import dynamic_evaluation
 from surgery.tint.report import Run, best, pick_rates
+from surgery.tint.segments import check_length
 from surgery.tint.simulator import Layers, TinT
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -73,8 +75,11 @@ def run_text(
         )
     rows = ids[: (held + wanted) * window].view(-1, window).to(auxiliary.device)
     dev, test = rows[:held], rows[held:]
+    check_length(torch.tensor([[window - 1]]), auxiliary.shape.positions)
     points = []
     work = _Work(auxiliary, steps, layers, batch_size)
+    for method in methods:
+        work.simulation(method)  # refused before any work is spent, if it is
     total, done = len(shares) * len(methods), 0
     for share in shares:
         boundary = max(2, round(share * window))
@@ -113,13 +118,17 @@ class _Work:
         self.plain = TinT.build(auxiliary, steps, layers, "exact")
         self.layers = layers
 
+    def simulation(self, method: str) -> TinT | None:
+        """A TinT method's; None for the others."""
+        if not method.startswith("TinT"):
+            return None
+        return TinT.build(self.auxiliary, self.steps, self.layers, method.removeprefix("TinT "))
+
     def losses(self, method: str, rows: Tensor, boundary: int, lr: float | None) -> NDArray:
         """Each window's summed loss on the tokens from `boundary` on; infinite where the descent became NaN."""
         found = []
         mask = (torch.arange(rows.shape[1], device=rows.device) < boundary)[None]
-        simulation = None
-        if method.startswith("TinT"):
-            simulation = TinT.build(self.auxiliary, self.steps, self.layers, method.removeprefix("TinT "))
+        simulation = self.simulation(method)
         for batch in rows.split(1 if method == "dynamic evaluation" else self.batch_size):
             here = mask.expand(batch.shape)
             try:
@@ -135,7 +144,7 @@ class _Work:
                 else:
                     logits = F.linear(self.plain.hidden(batch)[:, boundary - 1 : -1], self.auxiliary.head)
                 found.append(_row_losses(logits, batch[:, boundary:]))
-            except TintError:
+            except DivergedError:
                 found.append(torch.full((len(batch),), math.inf))  # a rate that is too high loses the choice
         return torch.cat(found).double().numpy()
 
@@ -148,7 +157,7 @@ def _row_losses(logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[T
 def _perplexity(losses: NDArray, tokens: int, seed: int) -> dict[str, Any]:
     """The perplexity over all windows, and a bootstrap interval over windows."""
     if not np.isfinite(losses).all():
-        raise TintError("a descent became NaN or infinite on a test window: lower the learning rate")
+        raise DivergedError("a descent became NaN or infinite on a test window: lower the learning rate")
     draws = np.random.default_rng(seed).integers(0, len(losses), (_RESAMPLES, len(losses)))
     low, high = np.exp(np.quantile(losses[draws].mean(1) / tokens, (0.025, 0.975)))
     value = float(np.exp(losses.mean() / tokens))
