@@ -281,7 +281,7 @@ def test_commands_end_to_end(run, tiny, text, tmp_path):
         (("count", "--config", "nothing"), "no sizes of a model called 'nothing'"),
         (("verify",), "the model is missing"),
         (("run", "{gpt2}"), "give either --text FILE"),
-        (("run", "{gpt2}", "--text", "{text}", "--dtype", "float16", "--lr", "0.1"), "use float32"),
+        (("run", "{gpt2}", "--text", "{text}", "--dtype", "float16", "--lr", "0.1", "--window", "32"), "use float32"),
         (("run", "{gpt2}", "--text", "{text}", "--mode", "best"), "method 'TinT best'"),
         (("run", "{gpt2}", "--text", "nowhere.txt", "--lr", "0.1"), "can't be read as text"),
         (
