@@ -140,8 +140,23 @@ def run(
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at once, each with an update of its own.")] = 1,
     task: options.TaskName = None,
     data: options.Train = None,
-    test: options.Test = None,
-    dev: options.Dev = None,
+    test: Annotated[
+        str | None,
+        typer.Option(
+            "--eval",
+            help="Test examples, likewise.",
+            show_default="training examples left over",
+            rich_help_panel="The task",
+        ),
+    ] = None,
+    dev: Annotated[
+        str | None,
+        typer.Option(
+            help="Examples to choose the learning rate by, likewise.",
+            show_default="training examples left over",
+            rich_help_panel="The task",
+        ),
+    ] = None,
     shots: Annotated[int, typer.Option(min=1, help="Demonstrations in all.", rich_help_panel="The task")] = 16,
     tests: Annotated[
         int | None, typer.Option(min=1, help="How many test examples.", show_default="all", rich_help_panel="The task")

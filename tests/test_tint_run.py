@@ -205,6 +205,8 @@ def test_the_rate_of_a_task_is_chosen_without_its_test_examples(tiny):
     first, second = (run_task(tiny("gpt2"), t, shots=4, lr=rates, modes=("exact",)) for t in (task, other))
     assert [point["lr"] for point in first.points] == [point["lr"] for point in second.points]
     assert first.content["dev_examples"] == 20
+    alone = run_task(tiny("gpt2"), Task.load("sst2", train=ROWS), shots=4, lr=rates, modes=("exact",), dev_examples=8)
+    assert alone.content["tests"] == 12 and alone.content["tested_on"] == "training examples left over"
 
 
 @pytest.mark.parametrize(

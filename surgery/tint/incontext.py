@@ -53,7 +53,8 @@ def run_task(
         lr: a rate, or several to choose among on the task's development examples, or on training examples that
             aren't demonstrations; never on test examples.
         loss: `label`: only label words are learnt; `all`: every token of the demonstrations.
-        tests: how many test examples, drawn by `seed`; default all.
+        tests: how many test examples, drawn by `seed`; default all. A task without any is tested on training examples
+            that are neither demonstrations nor chose the learning rate.
 
     Raises:
         TaskError: as reading the task does. TintError: demonstrations longer than the model's positions.
@@ -69,7 +70,7 @@ def run_task(
     if len(rates) > 1 and not dev:
         raise TintError(f"task {task.name} has no examples left to choose the learning rate by: give --dev or one --lr")
     random = np.random.default_rng(seed)
-    test = list(task.need("test"))
+    test = list(task.test) or (spare if task.dev else spare[dev_examples:]) or list(task.need("test"))
     if tests is not None and tests < len(test):
         test = [test[i] for i in sorted(random.permutation(len(test))[:tests])]
     place = _Place(auxiliary, readout, task, demonstrations, loss)
@@ -102,6 +103,7 @@ def run_task(
         "metric": "accuracy",
         "shots": len(demonstrations),
         "tests": len(test),
+        "tested_on": "test examples" if task.test else "training examples left over",
         "dev_examples": len(dev) if len(rates) > 1 else 0,
         "rates": rates,
         "majority": max(np.bincount(task.targets(test))) / len(test),

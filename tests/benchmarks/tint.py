@@ -167,7 +167,9 @@ def one_step():
     spent = best_of(lambda: simulation(ids, mask, 1e-5), 1)
     busy = time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"SmolLM2-135M, one paper step on 256 tokens: {spent:.1f} s, {busy:.1f} of them computing, peak memory {peak:.2f} GB ({before:.2f} loaded)")
+    print(
+        f"SmolLM2-135M, one paper step on 256 tokens: {spent:.1f} s, {busy:.1f} of them computing, peak memory {peak:.2f} GB ({before:.2f} loaded)"
+    )
 
 
 def task(name, output=None):
