@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cli import bottleneck, graft, pcfg, score, skill, tune, unlearn
+from cli import bottleneck, graft, pcfg, score, skill, tint, tune, unlearn
 from cli.render import print_error
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(score.score)
 app.command()(unlearn.unlearn)
 app.add_typer(bottleneck.app, name="bottleneck")
 app.add_typer(pcfg.app, name="pcfg")
+app.add_typer(tint.app, name="tint")
 
 
 @app.callback(invoke_without_command=True)

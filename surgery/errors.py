@@ -21,6 +21,10 @@ class BottleneckError(SurgeryError):
     """A bottleneck or an eraser that is damaged, or two that don't fit together."""
 
 
+class TintError(SurgeryError):
+    """An auxiliary model, an input or a descent that the simulation in a transformer can't do."""
+
+
 class OptionError(SurgeryError):
     """An option out of its range."""
 

@@ -1,0 +1,184 @@
+"""Auxiliary: the small model that TinT simulates, seen as blocks of named matrices, whatever its family calls them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from surgery.checkpoint import Checkpoint
+from surgery.errors import TintError
+from surgery.tint.shape import Shape
+
+# A block's tensors by the names used throughout: projections are [out, in], whatever the library stores.
+Block = dict[str, Tensor]
+
+
+class Site(NamedTuple):
+    """Where a block's tensor lies: a parameter of the Hugging Face model, maybe transposed, maybe some rows of it."""
+
+    parameter: str
+    rows: slice = slice(None)
+    transposed: bool = False
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The block's tensor as a view of the parameter, or of anything of its shape."""
+        return (tensor.T if self.transposed else tensor)[self.rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Auxiliary:
+    """A Hugging Face decoder taken apart; its tensors are views, nothing is copied.
+
+    Attributes:
+        module: the Hugging Face model, never changed.
+        blocks: each block's tensors by name: norm1, q, k, v, o, norm2, gate (gated ones), up, down; `.weight` and `.bias`.
+        sites: where each of them lies in `module`.
+        final: the final norm's weight and bias. `head`: output embeddings [vocabulary, width].
+    """
+
+    module: Any
+    shape: Shape
+    blocks: tuple[Block, ...]
+    sites: tuple[Mapping[str, Site], ...]
+    final: Block
+    head: Float[Tensor, "vocabulary width"]
+
+    @classmethod
+    def of(cls, model: Any, *, device: str | None = None, dtype: str | None = None) -> "Auxiliary":
+        """Take apart a Hugging Face model, a loaded `Model`, a Checkpoint, a folder or a hub id.
+
+        Raises:
+            TintError: an architecture that can't be simulated, named; CheckpointError: as loading does.
+        """
+        if isinstance(model, Auxiliary):
+            return model
+        if isinstance(model, str | Path | Checkpoint):
+            from surgery.checkpoint import open_checkpoint
+            from surgery.models import load_model
+
+            checkpoint = open_checkpoint(model)
+            Shape.of_config(checkpoint.config, str(checkpoint))  # refused before anything is loaded
+            model = load_model(checkpoint, device=device, dtype=dtype)
+        module: Any = getattr(model, "module", model)
+        config: Any = getattr(module, "config", None)
+        if not hasattr(module, "named_parameters") or not hasattr(config, "to_dict"):
+            raise TintError(f"a {type(model).__name__} is no Hugging Face model: give one, a Checkpoint or a folder")
+        shape = Shape.of_config(config.to_dict(), type(module).__name__)
+        if module.get_output_embeddings() is None or getattr(module, "base_model_prefix", "") == "":
+            raise TintError(f"a {type(module).__name__} has no language-model head: load it as a causal language model")
+        named = dict(module.named_parameters(remove_duplicate=False))
+        sites = tuple(_SITES[shape.family](shape, layer) for layer in range(shape.layers))
+        return cls(
+            module=module,
+            shape=shape,
+            blocks=tuple(
+                {name: site.view(named[site.parameter]).detach() for name, site in block.items()} for block in sites
+            ),
+            sites=sites,
+            final={
+                leaf: named[f"{_FINAL[shape.family]}.{leaf}"].detach()
+                for leaf in ("weight", "bias")
+                if f"{_FINAL[shape.family]}.{leaf}" in named
+            },
+            head=module.get_output_embeddings().weight.detach(),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.head.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.head.dtype
+
+    def embed(
+        self, input_ids: Int[Tensor, "batch tokens"], positions: Int[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Word embeddings, and position embeddings where the family has a table of them."""
+        words = nn.functional.embedding(input_ids, self.module.get_input_embeddings().weight.detach())
+        table = self.places
+        if table is None:
+            return words
+        # OPT's table starts with two unused rows.
+        return words + nn.functional.embedding(positions + (2 if self.shape.family == "opt" else 0), table.detach())
+
+    @property
+    def places(self) -> Tensor | None:
+        """The table of position embeddings, where the family has one."""
+        if self.shape.family == "gpt2":
+            return self.module.transformer.wpe.weight
+        return self.module.model.decoder.embed_positions.weight if self.shape.family == "opt" else None
+
+    def rotation(self, x: Tensor, positions: Int[Tensor, "batch tokens"]) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines [batch, tokens, 1, head_width] of rotary positions; None for families without."""
+        if self.shape.family != "llama":
+            return None
+        cos, sin = self.module.model.rotary_emb(x, positions)
+        return cos.unsqueeze(2), sin.unsqueeze(2)
+
+
+def _gpt2_sites(shape: Shape, layer: int) -> dict[str, Site]:
+    at, d = f"transformer.h.{layer}", shape.width
+    found = {}
+    for leaf in ("weight", "bias"):
+        transposed = leaf == "weight"  # the library's Conv1D holds [in, out]
+        found[f"norm1.{leaf}"] = Site(f"{at}.ln_1.{leaf}")
+        for number, name in enumerate("qkv"):
+            rows = slice(number * d, (number + 1) * d)
+            found[f"{name}.{leaf}"] = Site(f"{at}.attn.c_attn.{leaf}", rows, transposed)
+        found[f"o.{leaf}"] = Site(f"{at}.attn.c_proj.{leaf}", transposed=transposed)
+        found[f"norm2.{leaf}"] = Site(f"{at}.ln_2.{leaf}")
+        found[f"up.{leaf}"] = Site(f"{at}.mlp.c_fc.{leaf}", transposed=transposed)
+        found[f"down.{leaf}"] = Site(f"{at}.mlp.c_proj.{leaf}", transposed=transposed)
+    return found
+
+
+def _named_sites(at: str, names: Mapping[str, str], biased: Mapping[str, bool]) -> dict[str, Site]:
+    return {
+        f"{name}.{leaf}": Site(f"{at}.{theirs}.{leaf}")
+        for name, theirs in names.items()
+        for leaf in ("weight", "bias")
+        if leaf == "weight" or biased[name]
+    }
+
+
+def _opt_sites(shape: Shape, layer: int) -> dict[str, Site]:
+    names = {
+        "norm1": "self_attn_layer_norm",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.out_proj",
+        "norm2": "final_layer_norm",
+        "up": "fc1",
+        "down": "fc2",
+    }
+    biased = {name: shape.attention_bias or "norm" in name for name in names}
+    return _named_sites(f"model.decoder.layers.{layer}", names, biased)
+
+
+def _llama_sites(shape: Shape, layer: int) -> dict[str, Site]:
+    names = {
+        "norm1": "input_layernorm",
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "o": "self_attn.o_proj",
+        "norm2": "post_attention_layernorm",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    }
+    biased = {name: name in "qkvo" and shape.attention_bias for name in names}
+    biased |= dict.fromkeys(("gate", "up", "down"), shape.mlp_bias)
+    return _named_sites(f"model.layers.{layer}", names, biased)
+
+
+_SITES = {"gpt2": _gpt2_sites, "opt": _opt_sites, "llama": _llama_sites}
+_FINAL = {"gpt2": "transformer.ln_f", "opt": "model.decoder.final_layer_norm", "llama": "model.norm"}

@@ -1,0 +1,83 @@
+"""What becomes of gradients: a step downhill on weights of every row's own, or kept to be looked at."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from surgery.errors import TintError
+from surgery.tint.auxiliary import Block
+
+
+class DivergedError(TintError):
+    """A descent whose gradients, logits or loss became NaN or infinite: the learning rate is too high."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Takes the gradient of each tensor of each block, summed over tokens, as the backward pass finds it."""
+
+    def projection(self, layer: int, name: str, gradient: Tensor, x: Tensor) -> None:
+        """Of a weight [out, in]: the sum over tokens of gradient [batch, tokens, out] times x [batch, tokens, in]."""
+
+    def vector(self, layer: int, name: str, gradient: Float[Tensor, "batch width"]) -> None:
+        """Of a bias or of a norm's weight."""
+
+
+class Descent:
+    """W - lr * gradient, one step, a copy of its own for every row of the batch; the model's own weights stay.
+
+    In the paper's construction prefixes attend to the training tokens with minus the learning rate in the value matrix:
+    the outer products add up over tokens (section 3, linear descent).
+    """
+
+    def __init__(self, blocks: Sequence[Block], lr: float) -> None:
+        self.blocks = blocks
+        self.lr = lr
+        self._sums: list[tuple[int, str, Tensor]] = []
+
+    def projection(self, layer: int, name: str, gradient: Tensor, x: Tensor) -> None:
+        """One fused product: the first step makes the row's copy and moves it at once."""
+        weight = self.blocks[layer][name]
+        self._sums.append((layer, name, gradient.sum()))
+        if weight.dim() == 3:
+            weight.baddbmm_(gradient.mT, x, alpha=-self.lr)
+        elif len(x) == 1:
+            self.blocks[layer][name] = torch.addmm(weight, gradient[0].mT, x[0], alpha=-self.lr).unsqueeze(0)
+        else:
+            self.blocks[layer][name] = torch.baddbmm(
+                weight.expand(len(x), *weight.shape), gradient.mT, x, alpha=-self.lr
+            )
+
+    def vector(self, layer: int, name: str, gradient: Float[Tensor, "batch width"]) -> None:
+        """Rows of biases and norms are small: a new tensor each step."""
+        self._sums.append((layer, name, gradient.sum()))
+        self.blocks[layer][name] = self.blocks[layer][name] - self.lr * gradient
+
+    def check(self, step: int) -> None:
+        """Raise TintError, naming the tensor, if a gradient of this step was NaN or infinite."""
+        if not self._sums:
+            return
+        finite = torch.isfinite(torch.stack([total for _, _, total in self._sums])).tolist()
+        if not all(finite):
+            layer, name, _ = self._sums[finite.index(False)]
+            raise DivergedError(
+                f"step {step}: the gradient of block {layer}'s {name} is NaN or infinite: lower the learning rate (now {self.lr:g})"
+            )
+
+
+class Gradients:
+    """The gradients themselves: `found[layer][name]`, [batch, ...]."""
+
+    def __init__(self, layers: int) -> None:
+        self.found: tuple[Block, ...] = tuple({} for _ in range(layers))
+
+    def projection(self, layer: int, name: str, gradient: Tensor, x: Tensor) -> None:
+        """The outer products' sum."""
+        self.found[layer][name] = torch.bmm(gradient.mT, x)
+
+    def vector(self, layer: int, name: str, gradient: Float[Tensor, "batch width"]) -> None:
+        """As it comes."""
+        self.found[layer][name] = gradient

@@ -1,0 +1,225 @@
+"""In-context tasks: zero-shot and few-shot, with and without an update on the demonstrations."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from surgery.errors import OptionError, TintError
+from surgery.progress import Progress, silent
+from surgery.provenance import provenance
+from surgery.tasks.examples import Example
+from surgery.tasks.readout import WordReadout
+from surgery.tasks.task import Task
+from surgery.tint.auxiliary import Auxiliary, Block
+from surgery.tint.descent import DivergedError
+from surgery.tint.report import Run, best, pick_rates
+from surgery.tint.simulator import Layers, TinT
+from surgery.tint.text import _loaded
+
+RATES = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
+_PACKED = 1024  # tokens of test prompts in one row
+
+
+def run_task(
+    model: Any,
+    task: Task,
+    *,
+    shots: int = 16,
+    lr: float | Sequence[float] | None = None,
+    steps: int = 1,
+    layers: Layers = "all",
+    modes: Sequence[str] = ("paper", "exact"),
+    loss: str = "label",
+    dev_examples: int = 48,
+    tests: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = silent,
+) -> Run:
+    """Accuracy on a task's test examples by what the model may do with demonstrations.
+
+    Zero-shot: nothing. Few-shot: read them. TinT zero-shot: learn from them, each on its own, then read the test prompt
+    alone. TinT few-shot: learn from them as one text, and read them too (the paper's "multiple" and "single").
+
+    Args:
+        shots: demonstrations in all, as many of each label as of any other, from the task's training examples.
+        lr: a rate, or several to choose among on the task's development examples, or on training examples that
+            aren't demonstrations; never on test examples.
+        loss: `label`: only label words are learnt; `all`: every token of the demonstrations.
+        tests: how many test examples, drawn by `seed`; default all. A task without any is tested on training examples
+            that are neither demonstrations nor chose the learning rate.
+
+    Raises:
+        TaskError: as reading the task does. TintError: demonstrations longer than the model's positions.
+    """
+    rates = pick_rates(lr, RATES)
+    if loss not in ("label", "all"):
+        raise OptionError(f"loss {loss!r} isn't one of label, all")
+    model = _loaded(model, device, dtype)
+    auxiliary = Auxiliary.of(model)
+    readout = WordReadout.of(model, task)
+    demonstrations, spare = _split(task, shots, seed)
+    dev = (list(task.dev) or spare)[:dev_examples]
+    if len(rates) > 1 and not dev:
+        raise TintError(f"task {task.name} has no examples left to choose the learning rate by: give --dev or one --lr")
+    random = np.random.default_rng(seed)
+    test = list(task.test) or (spare if task.dev else spare[dev_examples:]) or list(task.need("test"))
+    if tests is not None and tests < len(test):
+        test = [test[i] for i in sorted(random.permutation(len(test))[:tests])]
+    place = _Place(auxiliary, readout, task, demonstrations, loss)
+    ways = [(shown, mode) for shown in (False, True) for mode in (None, *modes)]
+    points = []
+    for number, (shown, mode) in enumerate(ways):
+        name = f"{'few' if shown else 'zero'}-shot" + (f", TinT {mode}" if mode else "")
+        progress(number, len(ways), name)
+        rate = None
+        blocks: Sequence[Block] = auxiliary.blocks
+        if mode is not None:
+            simulation = TinT.build(auxiliary, steps, layers, mode)
+            if len(rates) == 1:
+                rate = rates[0]
+            else:
+                rate = best({r: place.dev_score(simulation, r, shown, dev) for r in rates}, lowest=True)
+            blocks = place.update(simulation, rate, shown)
+        logits = place.logits(blocks, test, shown)
+        right = int((logits.argmax(1) == np.array(task.targets(test))).sum())
+        points.append({"method": name, "lr": rate, **_wilson(right, len(test))})
+    progress(len(ways), len(ways), "done")
+    content = {
+        **provenance(
+            call={"run": task.name, "steps": steps, "layers": str(layers), "loss": loss},
+            inputs={"model": model.checkpoint.fingerprint},
+            seed=seed,
+        ),
+        "kind": "task",
+        "task": task.spec(),
+        "metric": "accuracy",
+        "shots": len(demonstrations),
+        "tests": len(test),
+        "tested_on": "test examples" if task.test else "training examples left over",
+        "dev_examples": len(dev) if len(rates) > 1 else 0,
+        "rates": rates,
+        "majority": max(np.bincount(task.targets(test))) / len(test),
+        "points": points,
+    }
+    return Run(content)
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """Demonstrations and prompts as tokens, and what is done with them."""
+
+    auxiliary: Auxiliary
+    readout: WordReadout
+    task: Task
+    demonstrations: Sequence[Example]
+    loss: str
+
+    def shown_ids(self, *, together: bool) -> tuple[list[int], list[int], list[int]]:
+        """The demonstrations: ids, which of them are labels, and which demonstration each belongs to.
+
+        Together they are one text, a line each, and only the first starts as a text does; else each does.
+        """
+        break_ids = self.readout.tokenizer("\n", add_special_tokens=False)["input_ids"] if together else []
+        ids: list[int] = []
+        labels: list[int] = []
+        owner: list[int] = []
+        targets = self.task.targets(self.demonstrations)
+        encoded = self.readout.encode(self.demonstrations)
+        for number, (prompt, target) in enumerate(zip(encoded, targets, strict=True), 1):
+            start = self._inner(prompt.ids) if together and ids else prompt.ids
+            piece = [*start, self.readout.word_ids[target], *break_ids]
+            labels += [0] * len(start) + [1] + [0] * len(break_ids)
+            ids += piece
+            owner += [number] * len(piece)
+        return ids, labels, owner
+
+    def update(self, simulation: TinT, lr: float, shown: bool) -> Sequence[Block]:
+        """Learn from the demonstrations: as one text, or each on its own."""
+        ids, labels, owner = self.shown_ids(together=shown)
+        device = self.auxiliary.device
+        row = torch.tensor([ids], device=device)
+        update = simulation.update(
+            row,
+            None,
+            lr,
+            loss_mask=torch.tensor([labels], device=device).bool() if self.loss == "label" else None,
+            segments=None if shown else torch.tensor([owner], device=device),
+        )
+        return update.blocks
+
+    def logits(self, blocks: Sequence[Block], examples: Sequence[Example], shown: bool) -> NDArray:
+        """Label words' logits, [examples, labels]. Test prompts lie side by side in a row; none reads another."""
+        context = self.shown_ids(together=True)[0] if shown else []
+        simulation = TinT.build(self.auxiliary, mode="exact")
+        words = self.auxiliary.head[list(self.readout.word_ids)]
+        found = []
+        prompts = [self._inner(e.ids) if context else e.ids for e in self.readout.encode(examples)]
+        for group in _groups(prompts):
+            ids, segments, ends = list(context), [0] * len(context), []
+            for number, prompt in enumerate(group, 1):
+                ids += prompt
+                segments += [number] * len(prompt)
+                ends.append(len(ids) - 1)
+            device = self.auxiliary.device
+            hidden = simulation.hidden(
+                torch.tensor([ids], device=device), blocks, segments=torch.tensor([segments], device=device)
+            )
+            found.append(F.linear(hidden[0, ends], words).float().cpu())
+        return torch.cat(found).numpy()
+
+    def dev_score(self, simulation: TinT, lr: float, shown: bool, dev: Sequence[Example]) -> float:
+        """The loss of the right label on development examples; infinite where the descent became NaN."""
+        try:
+            logits = torch.from_numpy(self.logits(self.update(simulation, lr, shown), dev, shown))
+        except DivergedError:
+            return math.inf
+        return float(F.cross_entropy(logits, torch.tensor(self.task.targets(dev))).nan_to_num(nan=math.inf))
+
+    def _inner(self, ids: list[int]) -> list[int]:
+        """A prompt within a text: without the token that starts one."""
+        start = self.readout.tokenizer.bos_token_id
+        return ids[1:] if len(ids) > 1 and start is not None and ids[0] == start else ids
+
+
+def _groups(prompts: Sequence[list[int]]) -> list[list[list[int]]]:
+    groups: list[list[list[int]]] = [[]]
+    for prompt in prompts:
+        if groups[-1] and sum(map(len, groups[-1])) + len(prompt) > _PACKED:
+            groups.append([])
+        groups[-1].append(prompt)
+    return groups
+
+
+def _split(task: Task, shots: int, seed: int) -> tuple[list[Example], list[Example]]:
+    """Demonstrations, label by label in turn and then mixed, and the training examples that are left, mixed."""
+    if shots < len(task.labels):
+        raise OptionError(
+            f"{shots} shots are too few: task {task.name} has {len(task.labels)} labels, give one of each at least"
+        )
+    random = np.random.default_rng(seed)
+    train = list(task.need("train"))
+    mixed = [train[i] for i in random.permutation(len(train))]
+    chosen: list[Example] = []
+    for label in task.labels:
+        chosen += [example for example in mixed if example.label == label][: shots // len(task.labels)]
+    if not chosen:
+        raise TintError(f"task {task.name} has no training examples to demonstrate with: give --data")
+    kept = set(chosen)
+    order = random.permutation(len(chosen))
+    return [chosen[i] for i in order], [example for example in mixed if example not in kept]
+
+
+def _wilson(right: int, count: int) -> dict[str, float]:
+    """A share with Wilson's 95% interval."""
+    z, p = 1.96, right / count
+    middle = (p + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return {"value": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
