@@ -192,12 +192,13 @@ def masked_log_probs(
     """The model's log probability of each of the grammar's words at each mask, sentences in turn."""
     rows = [ids[[grammar.number_of(w, i) for i, w in enumerate(sentence)]] for sentence in sentences]
     width = max(map(len, rows)) + 2
+    begin, end = tokenizer("")["input_ids"]  # what it puts around a sentence
     inputs = torch.full((len(rows), width), int(tokenizer.pad_token_id))
     where = torch.zeros_like(inputs, dtype=torch.bool)
     for number, (row, masked) in enumerate(zip(rows, masks, strict=True)):
         row = row.copy()
         row[list(masked)] = tokenizer.mask_token_id
-        inputs[number, : len(row) + 2] = torch.tensor([tokenizer.bos_token_id, *row, tokenizer.eos_token_id])
+        inputs[number, : len(row) + 2] = torch.tensor([begin, *row, end])
         where[number, torch.tensor(masked, dtype=torch.long) + 1] = True
     inputs = inputs.to(module.device)
     with torch.no_grad():

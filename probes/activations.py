@@ -144,19 +144,19 @@ class ProbedModel:
 
             return hook
 
-        self._run(ids, mask, [(self._point(layer), keep(layer)) for layer in layers], self.module.base_model)
+        with torch.no_grad(), self._hooks([(self._point(layer), keep(layer)) for layer in layers]):
+            self.module.base_model(input_ids=ids, attention_mask=mask)
         return found
 
-    def logits(
-        self, ids: Tensor, mask: Tensor, changes: Mapping[int, Change] | None = None
-    ) -> Float[Tensor, "batch tokens V"]:
-        """Scores of the next or the masked word, with the states after some layers changed on the way."""
+    @contextlib.contextmanager
+    def changed(self, changes: Mapping[int, Change]) -> Iterator[None]:
+        """While the block runs, `module` computes with the states after some layers changed on the way."""
 
         def apply(change: Change) -> Callable[..., Tensor]:
             return lambda value, hook: change(value)
 
-        hooks = [(self._point(layer), apply(change)) for layer, change in (changes or {}).items()]
-        return self._run(ids, mask, hooks, self.module).logits
+        with self._hooks([(self._point(layer), apply(change)) for layer, change in changes.items()]):
+            yield
 
     def attention(self, ids: Tensor, mask: Tensor) -> list[Float[Tensor, "batch heads tokens tokens"]]:
         """What each head attends to, from row to column, a tensor a block."""
@@ -166,7 +166,8 @@ class ProbedModel:
             found[hook.name] = value
 
         names = [f"blocks.{block}.attn.hook_pattern" for block in range(self.layers)]
-        self._run(ids, mask, [(name, keep) for name in names], self.module.base_model)
+        with torch.no_grad(), self._hooks([(name, keep) for name in names]):
+            self.module.base_model(input_ids=ids, attention_mask=mask)
         return [found[name] for name in names]
 
     def check_layers(self, layers: "str | Sequence[int]") -> tuple[int, ...]:
@@ -193,11 +194,10 @@ class ProbedModel:
             return "ln_final.hook_out"
         return "blocks.0.hook_in" if layer == 0 else f"blocks.{layer - 1}.hook_out"
 
-    def _run(self, ids: Tensor, mask: Tensor, hooks: list[tuple[str, Any]], module: Any) -> Any:
+    def _hooks(self, hooks: list[tuple[str, Any]]) -> Any:
         if self.bridge is None:
-            raise ProbeError(f"{self.name}: {self.note}; what changes or watches it inside can't be done")
-        with torch.no_grad(), self.bridge.hooks(fwd_hooks=hooks):
-            return module(input_ids=ids, attention_mask=mask)
+            raise ProbeError(f"{self.name}: {self.note}")
+        return self.bridge.hooks(fwd_hooks=hooks)
 
 
 @dataclass(frozen=True)

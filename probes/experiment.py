@@ -1,0 +1,439 @@
+"""probe_spans() and probe_trees(): every probe, every layer, every control, in one report."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probes import controls
+from probes.activations import Activations, ProbedModel
+from probes.causal import remove_directions, score_heads
+from probes.decoding import Reference, branching, minimum_risk
+from probes.errors import ProbeError
+from probes.intervals import Measure, bootstrap, pearson, r_squared, ratio, spearman, squares
+from probes.linear import PairRegression
+from probes.material import Material, check_pairs
+from probes.report import Example, ProbeReport
+from probes.spans import KINDS, description_length, entropy_bits, fit_spans, predict_spans
+from probes.trees import (
+    DistanceProbe,
+    depth_classes,
+    depth_trees,
+    distance_correlations,
+    distance_trees,
+    fit_depths,
+)
+from probes.words import MaskedWords, fit_words
+from surgery.checkpoint import Checkpoint
+from surgery.errors import OptionError
+from surgery.progress import Progress, silent
+from surgery.provenance import package_version, provenance
+
+if TYPE_CHECKING:
+    from pcfg.grammar import Grammar
+    from pcfg.sampling import Samples
+    from pcfg.trees import Tree
+
+_SHOWN, _LONGEST_SHOWN = 3, 14
+_CAUSAL = 200  # sentences
+_KEPT = 0.9  # share of the training sentences that a seed sees
+
+
+def probe_spans(
+    model: "str | Path | Checkpoint",
+    grammar: "Grammar",
+    sentences: "Samples | Sequence[Sequence[str]] | int" = 2000,
+    *,
+    layers: "str | Sequence[int]" = "all",
+    seeds: int = 5,
+    seed: int = 0,
+    max_length: int | None = None,
+    device: str | None = None,
+    cache: str | Path | None = None,
+    progress: Progress = silent,
+) -> ProbeReport:
+    """Probe a masked language model of a grammar's words against the grammar's exact posteriors (Zhao et al. 2023, section 5).
+
+    Args:
+        sentences: word lists or `pcfg.sample`'s; or how many to draw. A quarter of the different ones is held out.
+        layers: `all`, or numbers; 0, what goes into the first block, is always among them.
+        seeds: of the probes; `seed` is of everything else.
+        max_length: of drawn sentences; by default what the model takes, 40 at most.
+        cache: a folder for states; by default a temporary one.
+
+    Raises:
+        GrammarError: the model's tokens aren't the grammar's words.
+        ProbeError: sentences that can't be aligned, parsed or split.
+    """
+    from pcfg.excess import word_ids
+    from pcfg.sampling import sample
+    from pcfg.shards import fingerprint, text_fingerprint
+
+    probed = ProbedModel.load(model, device=device)
+    word_ids(grammar, probed.tokenizer)  # raises now what would be raised later
+    if isinstance(sentences, int):
+        limit = min(max_length or 40, probed.most_tokens - 2)
+        sentences = sample(grammar, sentences, seed=seed, max_length=limit)
+    material = Material.of_grammar(grammar, sentences, seed=seed, device=device, progress=progress)
+    inputs = {"model": probed.fingerprint, "grammar": fingerprint(grammar)}
+    inputs["sentences"] = text_fingerprint(material.sentences)
+    settings = Settings(seeds, seed, device, cache and Path(cache), progress)
+    return _probe(model, probed, material, layers, settings, "probe_spans", inputs)
+
+
+def probe_trees(
+    model: "str | Path | Checkpoint",
+    trees: "Sequence[Tree]",
+    sentences: Sequence[Sequence[str]] | None = None,
+    *,
+    layers: "str | Sequence[int]" = "all",
+    seeds: int = 5,
+    seed: int = 0,
+    max_length: int = 40,
+    device: str | None = None,
+    cache: str | Path | None = None,
+    progress: Progress = silent,
+) -> ProbeReport:
+    """Probe a natural-language model against a treebank: each span of a tree counts 1, any other 0.
+
+    Args:
+        trees: as read; they are cleaned (`pcfg.treebank.clean_trees`) unless sentences are given.
+        sentences: words of the trees, where the two come from different places; they must agree.
+        max_length: trees of more words are left out.
+
+    Other arguments, and what is raised, as `probe_spans`.
+    """
+    from pcfg.shards import text_fingerprint
+    from pcfg.treebank import clean_trees
+
+    if sentences is not None:
+        check_pairs(trees, sentences)
+    kept = [tree for tree in clean_trees(trees) if len(tree.words()) <= max_length]
+    probed = ProbedModel.load(model, device=device)
+    material = Material.of_trees(kept, seed=seed)
+    inputs = {"model": probed.fingerprint, "sentences": text_fingerprint(material.sentences)}
+    settings = Settings(seeds, seed, device, cache and Path(cache), progress)
+    return _probe(model, probed, material, layers, settings, "probe_trees", inputs)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all parts of an experiment share."""
+
+    seeds: int
+    seed: int
+    device: str | None
+    cache: Path | None
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise OptionError(f"--seeds must be 1 or more, not {self.seeds}")
+
+
+class Scorer:
+    """Fits probes on features of the training sentences and scores them on the test sentences."""
+
+    def __init__(self, material: Material, settings: Settings) -> None:
+        self.material, self.settings = material, settings
+        self.references = [Reference.of(material.trees[i], punctuation=material.exact) for i in material.test]
+        self.rows = material.span_rows(material.test)
+        self.owners = material.owners(material.test)
+        self.wanted = material.targets[self.rows]
+        exact = minimum_risk(material.full(material.test, self.wanted[:, 0]))
+        self.ceiling = self.f1s(exact)
+
+    def train_for(self, seed: int) -> np.ndarray:
+        """The training sentences that one seed sees."""
+        train = self.material.train
+        random = np.random.default_rng([self.settings.seed, seed])
+        return np.sort(random.choice(train, max(2, round(_KEPT * len(train))), replace=False))
+
+    def f1s(self, trees: Sequence[np.ndarray]) -> np.ndarray:
+        """For each test sentence, F1 and whether it counts."""
+        found = [reference.f1(spans) for reference, spans in zip(self.references, trees, strict=True)]
+        return np.array([[0.0, 0.0] if f1 is None else [f1, 1.0] for f1 in found])
+
+    def tree_measures(self, probe: str, source: str, layer: int | None, trees: Sequence[Sequence[np.ndarray]]) -> list[Measure]:
+        """F1, and its share of the ceiling, of the trees that each seed gives."""
+        f1s = np.stack([self.f1s(some) for some in trees])
+        ceiling = np.broadcast_to(self.ceiling[None, :, :1], (*f1s.shape[:2], 1))
+        share = np.concatenate([f1s[..., :1], ceiling], 2)
+        return [
+            self.measure(probe, source, layer, "f1", f1s, ratio),
+            self.measure(probe, source, layer, "f1 share", share, ratio),
+        ]
+
+    def measure(
+        self, probe: str, source: str, layer: int | None, metric: str, stats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], group: str = ""
+    ) -> Measure:
+        """A measure with its bootstrap interval."""
+        return Measure(probe, source, layer, metric, group, *bootstrap(stats, statistic, self.settings.seed))
+
+    def marginal_measures(self, probe: str, source: str, layer: int | None, predicted: Sequence[np.ndarray]) -> list[Measure]:
+        """R^2, Pearson, Spearman of any label: all spans, and by length; R^2 of each label."""
+        material, count = self.material, len(self.material.test)
+        about = (probe, source, layer)
+        lengths = np.minimum(material.span_lengths(material.test), 10)
+        found = []
+        groups = [("", np.ones(len(lengths), bool)), *((str(n) if n < 10 else "10+", lengths == n) for n in np.unique(lengths))]
+        for group, some in groups:
+            stats = np.stack([squares(p[some, 0], self.wanted[some, 0], self.owners[some], count) for p in predicted])
+            if np.ptp(self.wanted[some, 0]) == 0:
+                continue  # nothing to explain
+            found.append(self.measure(*about, "r2", stats, r_squared, group))
+            found.append(self.measure(*about, "pearson", stats, pearson, group))
+            ranks = tuple(spearman(p[some, 0], self.wanted[some, 0]) for p in predicted)
+            found.append(Measure(*about, "spearman", group, float(np.mean(ranks)), None, None, ranks))
+        for column, label in enumerate(material.labels, 1):
+            if np.ptp(self.wanted[:, column]) > 0:
+                stats = np.stack([squares(p[:, column], self.wanted[:, column], self.owners, count) for p in predicted])
+                found.append(self.measure(*about, "r2", stats, r_squared, label))
+        return found
+
+    def spans(self, source: str, layer: int | None, features: np.ndarray) -> list[Measure]:
+        """Span probes of both kinds, their trees, their control task, and the description length."""
+        material, found = self.material, list[Measure]()
+        for kind in KINDS:
+            probe, predicted, control = f"span-{kind}", list[np.ndarray](), list[np.ndarray]()
+            for seed in range(self.settings.seeds):
+                train = self.train_for(seed)
+                fitted = fit_spans(kind, features, material, train, material.targets, seed)
+                predicted.append(predict_spans(fitted, features, material, material.test))
+                if source == "model":
+                    task = controls.control_spans(material, seed)
+                    fitted = fit_spans(kind, features, material, train, task, seed)
+                    values = predict_spans(fitted, features, material, material.test)
+                    control.append(squares(values[:, 0], task[self.rows, 0], self.owners, len(material.test)))
+            found += self.marginal_measures(probe, source, layer, predicted)
+            trees = [minimum_risk(material.full(material.test, p[:, 0])) for p in predicted]
+            found += self.tree_measures(probe, source, layer, trees)
+            if control:
+                real = next(m for m in found if (m.probe, m.metric, m.group) == (probe, "r2", ""))
+                found += self.selectivity(real, "control r2", np.stack(control), r_squared)
+        bits = description_length(features, material, material.targets, self.settings.seed)
+        found.append(Measure("span-two-layer", source, layer, "bits", "", bits, None, None, (bits,)))
+        return found
+
+    def selectivity(self, real: Measure, metric: str, stats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> list[Measure]:
+        """The control task's number, and by how much the real task's is higher."""
+        control = self.measure(real.probe, real.source, real.layer, metric, stats, statistic)
+        each = tuple(a - b for a, b in zip(real.seeds, control.seeds, strict=True))
+        low = None if real.low is None or control.high is None else real.low - control.high
+        high = None if real.high is None or control.low is None else real.high - control.low
+        about = (real.probe, real.source, real.layer)
+        return [control, Measure(*about, "selectivity", "", real.value - control.value, low, high, each)]
+
+    def trees(self, source: str, layer: int | None, features: np.ndarray) -> list[Measure]:
+        """Relative depths with their control task, and distances."""
+        material, test = self.material, self.material.test
+        wanted = depth_classes(material, test)
+        owners = np.repeat(np.arange(len(test)), material.lengths[test] - 1)
+
+        def hits(classes: np.ndarray, right: np.ndarray) -> np.ndarray:
+            sums = [np.bincount(owners, values, len(test)) for values in (classes == right, np.ones(len(right)))]
+            return np.stack(sums, 1)
+
+        real, control, depths, distances, ranks = [], [], [], [], []
+        for seed in range(self.settings.seeds):
+            train = self.train_for(seed)
+            probe = fit_depths(features, material, train, depth_classes(material, train), seed)
+            classes, some = depth_trees(probe, features, material, test)
+            real.append(hits(classes, wanted))
+            depths.append(some)
+            if source == "model":
+                task = controls.control_depths(material, train, seed)
+                probe = fit_depths(features, material, train, task, seed)
+                classes, _ = depth_trees(probe, features, material, test)
+                control.append(hits(classes, controls.control_depths(material, test, seed)))
+            far = DistanceProbe.fit(features, material, train, seed=seed).predict(features, material, test)
+            correlations = distance_correlations(material, test, far)
+            ranks.append(np.stack([correlations, np.ones(len(test))], 1))
+            distances.append(distance_trees(far))
+        accuracy = self.measure("depth", source, layer, "accuracy", np.stack(real), ratio)
+        found = [accuracy, *self.tree_measures("depth", source, layer, depths)]
+        if control:
+            found += self.selectivity(accuracy, "control accuracy", np.stack(control), ratio)
+        found.append(self.measure("distance", source, layer, "spearman", np.stack(ranks), ratio))
+        return [*found, *self.tree_measures("distance", source, layer, distances)]
+
+    def words(self, source: str, layer: int | None, features: np.ndarray, words: MaskedWords) -> list[Measure]:
+        """Divergence of a probe's masked-word posterior from the exact one."""
+        stats, test = [], words.rows(self.material.test)
+        for seed in range(self.settings.seeds):
+            kl = fit_words(features, words, words.rows(self.train_for(seed)), test, seed)
+            stats.append(self.per_sentence(words.sentence[test], kl))
+        return [self.measure("words", source, layer, "kl", np.stack(stats), ratio)]
+
+    def per_sentence(self, sentence: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Sums and counts of values for each test sentence."""
+        owner = np.searchsorted(self.material.test, sentence)
+        count = len(self.material.test)
+        return np.stack([np.bincount(owner, values, count), np.bincount(owner, minlength=count).astype(float)], 1)
+
+    def without_model(self) -> list[Measure]:
+        """Trees that nothing was trained for, the ceiling, and what length alone says of marginals."""
+        material, count = self.material, self.settings.seeds
+        random = [np.random.default_rng([self.settings.seed, seed]) for seed in range(count)]
+        lengths = material.lengths[material.test].tolist()
+        found = self.tree_measures("none", "ceiling", None, [minimum_risk(material.full(material.test, self.wanted[:, 0]))])
+        for kind in ("left", "right", "random"):
+            each = random if kind == "random" else random[:1]
+            found += self.tree_measures("none", kind, None, [[branching(n, kind, r) for n in lengths] for r in each])
+        found += self.marginal_measures("none", "length", None, [controls.length_only(material)])
+        bits = entropy_bits(material.targets[material.span_rows(material.train), 0].astype(np.float64))
+        return [*found, Measure("none", "ceiling", None, "bits", "", bits, None, None, (bits,))]
+
+
+def _probe(
+    source: "str | Path | Checkpoint",
+    model: ProbedModel,
+    material: Material,
+    layers: "str | Sequence[int]",
+    settings: Settings,
+    call: str,
+    inputs: dict[str, str],
+) -> ProbeReport:
+    began, progress = time.monotonic(), settings.progress
+    chosen = tuple(sorted({0, *model.check_layers(layers)}))
+    scorer, notes = Scorer(material, settings), [model.note] if model.note else []
+    measures = scorer.without_model()
+    words = None
+    if material.grammar is not None and not model.causal:
+        words = MaskedWords.draw(material, seed=settings.seed, device=settings.device, progress=progress)
+    elif material.grammar is None:
+        notes.append("there is no grammar, so masked words have no exact posterior and nothing is said of them")
+    untrained = ProbedModel.load(source, device=settings.device, untrained=settings.seed)
+    total, done = 2 * len(chosen) + 2, 0
+
+    def step(line: str) -> None:
+        nonlocal done
+        progress(done, total, f"probes: {line}")
+        done += 1
+
+    with ExitStack() as stack:
+        folder = settings.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgery-probe-")))
+        own = None
+        for name, some in (("model", model), ("untrained", untrained)):
+            states = Activations.collect(some, material.sentences, folder / name, chosen, progress=progress)
+            own = own or states
+            masked = words.states(some, chosen, progress) if words else {}
+            for layer in chosen:
+                step(f"{name}, layer {layer}")
+                features = states.layer(layer)
+                measures += scorer.spans(name, layer, features) + scorer.trees(name, layer, features)
+                if words:
+                    measures += scorer.words(name, layer, masked[layer], words)
+        for name, features in (
+            ("word identity", controls.word_identity(material)),
+            ("position", controls.positions(material)),
+        ):
+            step(name)
+            measures += scorer.spans(name, None, features) + scorer.trees(name, None, features)
+        if words:
+            measures += _word_controls(scorer, words, model)
+        assert own is not None
+        best = best_layer(measures)
+        examples = _examples(material, own.layer(best), best)
+        loss, removals = _loss(model, material, own, chosen, settings)
+    if not model.head and material.grammar is not None:
+        notes.append("the model has no trained head for words, so its loss and the causal check are left out")
+    heads = ()
+    if model.bridge is not None:
+        heads = score_heads(
+            model, [material.trees[i] for i in material.test[:_CAUSAL]], seed=settings.seed, progress=progress
+        )
+    about = {"layers": list(chosen), "seeds": settings.seeds, "model": model.name}
+    origin = provenance(call={call: about}, inputs=inputs, seed=settings.seed)
+    origin["libraries"] |= {name: package_version(name) for name in ("transformer-lens", "scikit-learn", "scipy")}
+    return ProbeReport(
+        provenance=origin,
+        model={"name": model.name, "layers": model.layers, "heads": model.heads, "width": model.width},
+        counts=_counts(material),
+        exact=material.exact,
+        layers=chosen,
+        best_layer=best,
+        measures=tuple(measures),
+        loss=loss,
+        removals=removals,
+        heads=heads,
+        examples=examples,
+        notes=tuple(notes),
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def best_layer(measures: Sequence[Measure]) -> int:
+    """The layer whose states describe the training sentences' marginals in the fewest bits: the test has no say in it."""
+    bits = {m.layer: m.value for m in measures if m.source == "model" and m.metric == "bits" and m.layer is not None}
+    return min(bits, key=lambda layer: (bits[layer], layer))
+
+
+def _word_controls(scorer: Scorer, words: MaskedWords, model: ProbedModel) -> list[Measure]:
+    """What neighbours and positions say of a masked word, and what the model's own head predicts."""
+    material, found = scorer.material, list[Measure]()
+    rows = material.bounds[words.sentence] + words.position
+    for name, features in (
+        ("word identity", controls.neighbour_identity(material)),
+        ("position", controls.positions(material)),
+    ):
+        found += scorer.words(name, None, features[rows], words)
+    if model.head:
+        test = words.rows(material.test)
+        stats = scorer.per_sentence(words.sentence[test], words.model_kl(model, test))
+        found.append(scorer.measure("none", "model", None, "kl", stats[None], ratio))
+    return found
+
+
+def _examples(material: Material, features: np.ndarray, layer: int) -> tuple[Example, ...]:
+    """A few test sentences with exact and predicted marginals and the trees of both."""
+    probe = fit_spans("two-layer", features, material, material.train, material.targets, 0)
+    fitting = [i for i in material.test if 6 <= material.lengths[i] <= _LONGEST_SHOWN]
+    chosen = np.array(sorted(fitting, key=lambda i: -material.lengths[i])[:: max(1, len(fitting) // _SHOWN)][:_SHOWN], np.int64)
+    if not len(chosen):
+        return ()
+    tables = material.full(chosen, predict_spans(probe, features, material, chosen)[:, 0])
+    exact = material.full(chosen, material.targets[material.span_rows(chosen), 0])
+    found = []
+    for i, wanted, predicted in zip(chosen, exact, tables, strict=True):
+        trees = [tuple(map(tuple, minimum_risk([table])[0].tolist())) for table in (wanted, predicted)]
+        rounded = [tuple(tuple(round(x, 4) for x in row) for row in table.tolist()) for table in (wanted, predicted)]
+        found.append(Example(material.sentences[i], layer, rounded[0], rounded[1], trees[0], trees[1]))
+    return tuple(found)
+
+
+def _loss(
+    model: ProbedModel, material: Material, states: Activations, layers: Sequence[int], settings: Settings
+) -> tuple[dict[str, Any] | None, tuple[Any, ...]]:
+    """The model's excess loss on the test sentences, and what it loses without the probed directions of each layer."""
+    if material.grammar is None or model.causal or not model.head:
+        return None, ()
+    from pcfg.excess import MaskedSet
+
+    sentences = [material.sentences[i] for i in material.test]
+    masked = MaskedSet.draw(material.grammar, sentences, seed=settings.seed, device=settings.device)
+    loss = masked.measure(model.module, model.tokenizer).to_json(settings.seed)
+    if model.bridge is None:
+        return loss, ()
+    few = MaskedSet.draw(material.grammar, sentences[:_CAUSAL], seed=settings.seed, device=settings.device)
+    left, right = material.ends(material.train)
+    targets, removals = material.targets[material.span_rows(material.train)], []
+    for number, layer in enumerate(layers):
+        settings.progress(number, len(layers), "causal check")
+        probe = PairRegression.fit(states.layer(layer), left, right, targets, seed=settings.seed)
+        removals.append(remove_directions(model, few, layer, probe, states.layer(layer), seed=settings.seed))
+    return loss, tuple(removals)
+
+
+def _counts(material: Material) -> dict[str, int]:
+    return {
+        "train": len(material.train),
+        "test": len(material.test),
+        "words": int(material.bounds[-1]),
+        "spans": len(material.targets),
+    }
