@@ -4,6 +4,7 @@ Every masked word becomes <mask>; none is kept or swapped for another. Then the 
 model can be held to it: see `excess`.
 """
 
+import json
 import math
 import shutil
 import time
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 from torch.utils.data import Dataset
 
@@ -62,7 +62,9 @@ class PretrainRecipe:
             if not getattr(self, name) > 0:
                 raise OptionError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
         if self.width % self.heads:
-            raise OptionError(f"--width {self.width} isn't a multiple of --heads {self.heads}: each head has an equal part")
+            raise OptionError(
+                f"--width {self.width} isn't a multiple of --heads {self.heads}: each head has an equal part"
+            )
         for name in ("mask", "warmup"):
             if not 0 < getattr(self, name) < 1:
                 raise OptionError(f"--{name} must lie between 0 and 1, not {getattr(self, name)}")
@@ -164,6 +166,21 @@ def pretrain(
     return Pretrained(grammar, module, words, loss, report)
 
 
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A `config.json`, or that of a model folder. Raises OptionError, naming the file, for anything else."""
+    path = Path(path).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise OptionError(f"{path} isn't JSON ({error}): name a RoBERTa's config.json") from None
+    if not isinstance(found, dict):
+        raise OptionError(f"{path} isn't a JSON object: name a RoBERTa's config.json")
+    return found
+
+
 def _config(recipe: PretrainRecipe, given: dict[str, Any] | None, words: Any) -> Any:
     from transformers import RobertaConfig
 
@@ -254,7 +271,7 @@ def _watcher(trainer: Any, small: MaskedSet, words: Any, progress: Progress) -> 
 
     optimum = float(small.entropies.mean())
 
-    class Watcher(TrainerCallback):  # type: ignore[misc]
+    class Watcher(TrainerCallback):
         """Tells where training is, measures the excess on the way, and has the state saved now and then."""
 
         saved = time.monotonic()
@@ -299,5 +316,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-

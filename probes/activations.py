@@ -235,9 +235,7 @@ class Activations:
 
     def layer(self, number: int) -> Float32[np.ndarray, "words width"]:
         """One layer's states, mapped into memory as they are read."""
-        return np.memmap(
-            _file(self.folder, number), np.float32, "r", shape=(int(self.offsets[-1]), self.width)
-        )  # type: ignore[return-value]
+        return np.memmap(_file(self.folder, number), np.float32, "r", shape=(int(self.offsets[-1]), self.width))
 
     @classmethod
     def collect(

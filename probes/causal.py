@@ -93,8 +93,7 @@ class Whitening:
         center = torch.from_numpy(self.mean)
 
         def change(states: Tensor) -> Tensor:
-            place = {"device": states.device, "dtype": states.dtype}
-            return states - (states - center.to(**place)) @ taken.to(**place)
+            return states - (states - center.to(states)) @ taken.to(states)
 
         return change
 

@@ -59,7 +59,7 @@ def minimum_risk(tables: Sequence[Float64[np.ndarray, "n n"]]) -> list[Spans]:
     lengths = np.array([len(table) for table in tables])
     for n in np.unique(lengths).tolist():
         same = np.flatnonzero(lengths == n)
-        splits = _splits(np.stack([tables[i] for i in same]))
+        splits = _splits(np.stack([tables[int(i)] for i in same]))
         for row, i in enumerate(same):
             found[i] = _walk(n, splits[row])
     return found

@@ -12,9 +12,8 @@ import numpy as np
 
 from probes import controls
 from probes.activations import Activations, ProbedModel
-from probes.causal import remove_directions, score_heads
+from probes.causal import Head, remove_directions, score_heads
 from probes.decoding import Reference, branching, minimum_risk
-from probes.errors import ProbeError
 from probes.intervals import Measure, bootstrap, pearson, r_squared, ratio, spearman, squares
 from probes.linear import PairRegression
 from probes.material import Material, check_pairs
@@ -25,7 +24,6 @@ from probes.trees import (
     depth_classes,
     depth_trees,
     distance_correlations,
-    distance_trees,
     fit_depths,
 )
 from probes.words import MaskedWords, fit_words
@@ -41,6 +39,7 @@ if TYPE_CHECKING:
 
 _SHOWN, _LONGEST_SHOWN = 3, 14
 _CAUSAL = 200  # sentences
+_NOTHING = 0.01  # a spread of marginals below which there is nothing to explain
 _KEPT = 0.9  # share of the training sentences that a seed sees
 
 
@@ -82,7 +81,7 @@ def probe_spans(
     material = Material.of_grammar(grammar, sentences, seed=seed, device=device, progress=progress)
     inputs = {"model": probed.fingerprint, "grammar": fingerprint(grammar)}
     inputs["sentences"] = text_fingerprint(material.sentences)
-    settings = Settings(seeds, seed, device, cache and Path(cache), progress)
+    settings = Settings(seeds, seed, device, Path(cache) if cache else None, progress)
     return _probe(model, probed, material, layers, settings, "probe_spans", inputs)
 
 
@@ -117,7 +116,7 @@ def probe_trees(
     probed = ProbedModel.load(model, device=device)
     material = Material.of_trees(kept, seed=seed)
     inputs = {"model": probed.fingerprint, "sentences": text_fingerprint(material.sentences)}
-    settings = Settings(seeds, seed, device, cache and Path(cache), progress)
+    settings = Settings(seeds, seed, device, Path(cache) if cache else None, progress)
     return _probe(model, probed, material, layers, settings, "probe_trees", inputs)
 
 
@@ -159,7 +158,9 @@ class Scorer:
         found = [reference.f1(spans) for reference, spans in zip(self.references, trees, strict=True)]
         return np.array([[0.0, 0.0] if f1 is None else [f1, 1.0] for f1 in found])
 
-    def tree_measures(self, probe: str, source: str, layer: int | None, trees: Sequence[Sequence[np.ndarray]]) -> list[Measure]:
+    def tree_measures(
+        self, probe: str, source: str, layer: int | None, trees: Sequence[Sequence[np.ndarray]]
+    ) -> list[Measure]:
         """F1, and its share of the ceiling, of the trees that each seed gives."""
         f1s = np.stack([self.f1s(some) for some in trees])
         ceiling = np.broadcast_to(self.ceiling[None, :, :1], (*f1s.shape[:2], 1))
@@ -170,28 +171,40 @@ class Scorer:
         ]
 
     def measure(
-        self, probe: str, source: str, layer: int | None, metric: str, stats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], group: str = ""
+        self,
+        probe: str,
+        source: str,
+        layer: int | None,
+        metric: str,
+        stats: np.ndarray,
+        statistic: Callable[[np.ndarray], np.ndarray],
+        group: str = "",
     ) -> Measure:
         """A measure with its bootstrap interval."""
         return Measure(probe, source, layer, metric, group, *bootstrap(stats, statistic, self.settings.seed))
 
-    def marginal_measures(self, probe: str, source: str, layer: int | None, predicted: Sequence[np.ndarray]) -> list[Measure]:
+    def marginal_measures(
+        self, probe: str, source: str, layer: int | None, predicted: Sequence[np.ndarray]
+    ) -> list[Measure]:
         """R^2, Pearson, Spearman of any label: all spans, and by length; R^2 of each label."""
         material, count = self.material, len(self.material.test)
         about = (probe, source, layer)
         lengths = np.minimum(material.span_lengths(material.test), 10)
         found = []
-        groups = [("", np.ones(len(lengths), bool)), *((str(n) if n < 10 else "10+", lengths == n) for n in np.unique(lengths))]
+        groups = [
+            ("", np.ones(len(lengths), bool)),
+            *((str(n) if n < 10 else "10+", lengths == n) for n in np.unique(lengths)),
+        ]
         for group, some in groups:
             stats = np.stack([squares(p[some, 0], self.wanted[some, 0], self.owners[some], count) for p in predicted])
-            if np.ptp(self.wanted[some, 0]) == 0:
-                continue  # nothing to explain
+            if self.wanted[some, 0].std() < _NOTHING:
+                continue
             found.append(self.measure(*about, "r2", stats, r_squared, group))
             found.append(self.measure(*about, "pearson", stats, pearson, group))
             ranks = tuple(spearman(p[some, 0], self.wanted[some, 0]) for p in predicted)
             found.append(Measure(*about, "spearman", group, float(np.mean(ranks)), None, None, ranks))
         for column, label in enumerate(material.labels, 1):
-            if np.ptp(self.wanted[:, column]) > 0:
+            if self.wanted[:, column].std() > _NOTHING:
                 stats = np.stack([squares(p[:, column], self.wanted[:, column], self.owners, count) for p in predicted])
                 found.append(self.measure(*about, "r2", stats, r_squared, label))
         return found
@@ -220,7 +233,9 @@ class Scorer:
         found.append(Measure("span-two-layer", source, layer, "bits", "", bits, None, None, (bits,)))
         return found
 
-    def selectivity(self, real: Measure, metric: str, stats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]) -> list[Measure]:
+    def selectivity(
+        self, real: Measure, metric: str, stats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
+    ) -> list[Measure]:
         """The control task's number, and by how much the real task's is higher."""
         control = self.measure(real.probe, real.source, real.layer, metric, stats, statistic)
         each = tuple(a - b for a, b in zip(real.seeds, control.seeds, strict=True))
@@ -239,7 +254,7 @@ class Scorer:
             sums = [np.bincount(owners, values, len(test)) for values in (classes == right, np.ones(len(right)))]
             return np.stack(sums, 1)
 
-        real, control, depths, distances, ranks = [], [], [], [], []
+        real, control, depths, ranks = [], [], [], []
         for seed in range(self.settings.seeds):
             train = self.train_for(seed)
             probe = fit_depths(features, material, train, depth_classes(material, train), seed)
@@ -254,13 +269,11 @@ class Scorer:
             far = DistanceProbe.fit(features, material, train, seed=seed).predict(features, material, test)
             correlations = distance_correlations(material, test, far)
             ranks.append(np.stack([correlations, np.ones(len(test))], 1))
-            distances.append(distance_trees(far))
         accuracy = self.measure("depth", source, layer, "accuracy", np.stack(real), ratio)
         found = [accuracy, *self.tree_measures("depth", source, layer, depths)]
         if control:
             found += self.selectivity(accuracy, "control accuracy", np.stack(control), ratio)
-        found.append(self.measure("distance", source, layer, "spearman", np.stack(ranks), ratio))
-        return [*found, *self.tree_measures("distance", source, layer, distances)]
+        return [*found, self.measure("distance", source, layer, "spearman", np.stack(ranks), ratio)]
 
     def words(self, source: str, layer: int | None, features: np.ndarray, words: MaskedWords) -> list[Measure]:
         """Divergence of a probe's masked-word posterior from the exact one."""
@@ -281,7 +294,9 @@ class Scorer:
         material, count = self.material, self.settings.seeds
         random = [np.random.default_rng([self.settings.seed, seed]) for seed in range(count)]
         lengths = material.lengths[material.test].tolist()
-        found = self.tree_measures("none", "ceiling", None, [minimum_risk(material.full(material.test, self.wanted[:, 0]))])
+        found = self.tree_measures(
+            "none", "ceiling", None, [minimum_risk(material.full(material.test, self.wanted[:, 0]))]
+        )
         for kind in ("left", "right", "random"):
             each = random if kind == "random" else random[:1]
             found += self.tree_measures("none", kind, None, [[branching(n, kind, r) for n in lengths] for r in each])
@@ -309,7 +324,8 @@ def _probe(
     elif material.grammar is None:
         notes.append("there is no grammar, so masked words have no exact posterior and nothing is said of them")
     untrained = ProbedModel.load(source, device=settings.device, untrained=settings.seed)
-    total, done = 2 * len(chosen) + 2, 0
+    few = tuple(sorted({chosen[0], chosen[len(chosen) // 2], chosen[-1]}))  # random layers hardly differ
+    total, done = len(chosen) + len(few) + 2, 0
 
     def step(line: str) -> None:
         nonlocal done
@@ -319,11 +335,11 @@ def _probe(
     with ExitStack() as stack:
         folder = settings.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgery-probe-")))
         own = None
-        for name, some in (("model", model), ("untrained", untrained)):
-            states = Activations.collect(some, material.sentences, folder / name, chosen, progress=progress)
+        for name, some, these in (("model", model, chosen), ("untrained", untrained, few)):
+            states = Activations.collect(some, material.sentences, folder / name, these, progress=progress)
             own = own or states
-            masked = words.states(some, chosen, progress) if words else {}
-            for layer in chosen:
+            masked = words.states(some, these, progress) if words else {}
+            for layer in these:
                 step(f"{name}, layer {layer}")
                 features = states.layer(layer)
                 measures += scorer.spans(name, layer, features) + scorer.trees(name, layer, features)
@@ -343,7 +359,7 @@ def _probe(
         loss, removals = _loss(model, material, own, chosen, settings)
     if not model.head and material.grammar is not None:
         notes.append("the model has no trained head for words, so its loss and the causal check are left out")
-    heads = ()
+    heads: tuple[Head, ...] = ()
     if model.bridge is not None:
         heads = score_heads(
             model, [material.trees[i] for i in material.test[:_CAUSAL]], seed=settings.seed, progress=progress
@@ -394,7 +410,9 @@ def _examples(material: Material, features: np.ndarray, layer: int) -> tuple[Exa
     """A few test sentences with exact and predicted marginals and the trees of both."""
     probe = fit_spans("two-layer", features, material, material.train, material.targets, 0)
     fitting = [i for i in material.test if 6 <= material.lengths[i] <= _LONGEST_SHOWN]
-    chosen = np.array(sorted(fitting, key=lambda i: -material.lengths[i])[:: max(1, len(fitting) // _SHOWN)][:_SHOWN], np.int64)
+    chosen = np.array(
+        sorted(fitting, key=lambda i: -material.lengths[i])[:: max(1, len(fitting) // _SHOWN)][:_SHOWN], np.int64
+    )
     if not len(chosen):
         return ()
     tables = material.full(chosen, predict_spans(probe, features, material, chosen)[:, 0])

@@ -50,7 +50,8 @@ def bootstrap(
     values = statistic(stats.sum(1))
     sums = _drawn(count, seed) @ stats.transpose(1, 0, 2).reshape(count, -1)
     means = statistic(sums.reshape(RESAMPLES, stats.shape[0], stats.shape[2])).mean(1)
-    low, high = np.nanpercentile(means, [2.5, 97.5])
+    means = means[np.isfinite(means)]
+    low, high = np.percentile(means, [2.5, 97.5]) if len(means) else (values.mean(), values.mean())
     return float(values.mean()), float(low), float(high), tuple(values.tolist())
 
 
@@ -68,10 +69,11 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def r_squared(sums: np.ndarray) -> np.ndarray:
-    """1 - squared errors / squared differences from the mean; sums as `squares` gives them."""
+    """1 - squared errors / squared differences from the mean, NaN where nothing differs; sums as `squares` gives them."""
     count, _, y, _, yy, _, errors = np.moveaxis(sums, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return 1 - errors / (yy - y * y / count)
+        spread = yy - y * y / count
+        return np.where(spread > 1e-6 * count, 1 - errors / spread, np.nan)
 
 
 def pearson(sums: np.ndarray) -> np.ndarray:
@@ -79,7 +81,7 @@ def pearson(sums: np.ndarray) -> np.ndarray:
     count, x, y, xx, yy, xy, _ = np.moveaxis(sums, -1, 0)
     size = np.maximum(xx - x * x / count, 0) * np.maximum(yy - y * y / count, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(size > 1e-18, (xy - x * y / count) / np.sqrt(size), 0.0)
+        return np.where(size > 1e-12 * count * count, (xy - x * y / count) / np.sqrt(size), 0.0)
 
 
 def squares(

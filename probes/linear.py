@@ -68,9 +68,7 @@ class PairRegression:
         found = Ridge(alpha=penalty, solver="cholesky").fit(columns, targets[some])
         weights = np.atleast_2d(found.coef_).T.astype(np.float64)
         width = len(weights) // 2
-        return cls(
-            scale, weights[:width], weights[width:], np.atleast_1d(np.asarray(found.intercept_, np.float64))
-        )
+        return cls(scale, weights[:width], weights[width:], np.atleast_1d(np.asarray(found.intercept_, np.float64)))
 
     def __call__(
         self, features: np.ndarray, left: Int64[np.ndarray, " rows"], right: Int64[np.ndarray, " rows"]

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from probes.report import ProbeReport, interval, summary
+from probes.report import Example, ProbeReport, interval, summary
 
-Part = tuple[str, object]
+Part = tuple[str, Any]
 _CAPTIONS = {
     "f1": "F1 of decoded trees by layer, as a share of the ceiling. Bands are 95% intervals over sentences.",
     "marginals": "Span marginals at the best layer, by span length.",
@@ -42,9 +43,17 @@ def _parts(report: ProbeReport, figures: Sequence[Path]) -> list[Part]:
         ("heading", "Figures"),
     ]
     for file in figures:
-        caption = _CAPTIONS.get(file.stem, "Marginals of a test sentence, exact and predicted, each with its minimum-risk tree.")
+        caption = _CAPTIONS.get(
+            file.stem, "Marginals of a test sentence, exact and predicted, each with its minimum-risk tree."
+        )
         parts.append(("image", (file.name, caption)))
-    labels = [m for m in report.measures if (m.probe, m.source, m.layer, m.metric) == ("span-two-layer", "model", report.best_layer, "r2") and m.group and not m.group[0].isdigit()]
+    labels = [
+        m
+        for m in report.measures
+        if (m.probe, m.source, m.layer, m.metric) == ("span-two-layer", "model", report.best_layer, "r2")
+        and m.group
+        and not m.group[0].isdigit()
+    ]
     parts += [
         ("heading", "By label"),
         ("table", (("label", "R2, two-layer"), [(m.group, interval(m)) for m in labels])),
@@ -66,11 +75,11 @@ _READING = (
 
 
 def _verdicts(report: ProbeReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (f"{v.probe}, {v.metric}", interval(v.value), v.control, interval(v.against), "yes" if v.beats else "no")
         for v in report.verdicts
     ]
-    return ("probe", f"layer {report.best_layer}", "control", "its value", "beaten"), rows
+    return ("probe", "of the model", "control", "of the control", "beaten"), rows
 
 
 def _origin(report: ProbeReport) -> list[tuple[str, ...]]:
@@ -90,14 +99,41 @@ def _call(report: ProbeReport) -> str:
     return next(iter(report.provenance["call"]))
 
 
+def text_example(example: Example) -> str:
+    """A sentence's marginals for a terminal, exact above predicted: darker is likelier, brackets are the minimum-risk tree."""
+    lines = []
+    for name, table, tree in (
+        ("exact", example.exact, example.exact_tree),
+        ("predicted", example.predicted, example.predicted_tree),
+    ):
+        lines.append(f"{name}: {_brackets(example.words, tree)}")
+        for start, row in enumerate(table):
+            shades = "".join(
+                _SHADES[min(4, int(5 * value))] * 2 if end > start else "  " for end, value in enumerate(row)
+            )
+            lines.append(f"  {shades}  {example.words[start]}")
+    return "\n".join(lines)
+
+
+def _brackets(words: Sequence[str], tree: Sequence[tuple[int, int]]) -> str:
+    found = []
+    for place, word in enumerate(words):
+        opened, closed = (sum(span[side] == place + side for span in tree) for side in (0, 1))
+        found.append("(" * opened + word + ")" * closed)
+    return " ".join(found)
+
+
+_SHADES = "·░▒▓█"
+
+
 def _markdown(parts: Sequence[Part]) -> str:
     lines: list[str] = []
     for kind, content in parts:
         if kind == "table":
-            head, rows = content  # type: ignore[misc]
+            head, rows = content
             lines += [_cells(head), "|" + "---|" * len(head), *map(_cells, rows)]
         elif kind == "image":
-            name, caption = content  # type: ignore[misc]
+            name, caption = content
             lines.append(f"![{caption}]({name})\n\n{caption}")
         else:
             lines.append({"title": "# ", "heading": "## ", "text": ""}[kind] + str(content))
@@ -113,13 +149,15 @@ def _html(parts: Sequence[Part]) -> str:
     lines = [_HEAD.format(title=escape(str(parts[0][1])))]
     for kind, content in parts:
         if kind == "table":
-            head, rows = content  # type: ignore[misc]
+            head, rows = content
             lines.append("<div><table><tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>")
             lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
             lines.append("</table></div>")
         elif kind == "image":
-            name, caption = content  # type: ignore[misc]
-            lines.append(f'<figure><img src="{escape(name)}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>')
+            name, caption = content
+            lines.append(
+                f'<figure><img src="{escape(name)}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+            )
         else:
             tag = {"title": "h1", "heading": "h2", "text": "p"}[kind]
             lines.append(f"<{tag}>{escape(str(content))}</{tag}>")

@@ -82,9 +82,7 @@ class ProbeReport:
     notes: tuple[str, ...]
     seconds: float
 
-    def find(
-        self, probe: str, source: str, metric: str, layer: int | None = None, group: str = ""
-    ) -> Measure | None:
+    def find(self, probe: str, source: str, metric: str, layer: int | None = None, group: str = "") -> Measure | None:
         """The measure of that description, or None."""
         key = (probe, source, metric, layer, group)
         return next((m for m in self.measures if (m.probe, m.source, m.metric, m.layer, m.group) == key), None)
@@ -94,9 +92,13 @@ class ProbeReport:
         found = [self.find(probe, source, metric, layer, group) for layer in self.layers]
         return [measure for measure in found if measure is not None]
 
+    def layer_of(self, probe: str) -> int:
+        """The layer that speaks for a probe: the last for masked words, which are predicted there; else the best."""
+        return max(self.layers) if probe == "words" else self.best_layer
+
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """The best layer's probes against every control."""
+        """Each probe, at the layer that speaks for it, against every control."""
         found = []
         for probe, metric, controls in _COMPARED:
             own = self.find(probe, "model", metric, self.best_layer)
@@ -109,7 +111,7 @@ class ProbeReport:
     def _strongest(self, probe: str, control: str, metric: str) -> Measure | None:
         """A control's best number, over layers where it has them."""
         if control == "layer 0":
-            return self.find(probe, "model", metric, 0) if self.best_layer else None
+            return self.find(probe, "model", metric, 0) if self.layer_of(probe) else None
         if control == "control task":
             return self.find(probe, "model", f"control {metric}", self.best_layer)
         name = "none" if control in ("left", "right", "random", "length") else probe
@@ -122,11 +124,12 @@ class ProbeReport:
         metrics = [column for column in _COLUMNS if self.by_layer(column[1], "model", column[2])]
         head = ("", *(name for name, _, _ in metrics))
         rows = []
-        for source, name in (("model", "layer"), ("untrained", "untrained, layer")):
+        for source, name in (("model", "layer"), ("untrained", "untrained")):
             for layer in self.layers:
                 cells = [_cell(self.find(probe, source, metric, layer)) for _, probe, metric in metrics]
-                star = " (best)" if source == "model" and layer == self.best_layer else ""
-                rows.append((f"{name} {layer}{star}", *cells))
+                star = " *" if source == "model" and layer == self.best_layer else ""
+                if any(cells):
+                    rows.append((f"{name} {layer}{star}", *cells))
         for source in ("word identity", "position"):
             rows.append((source, *(_cell(self.find(probe, source, metric)) for _, probe, metric in metrics)))
         for source in ("length", "left", "right", "random", "ceiling"):
@@ -139,7 +142,9 @@ class ProbeReport:
         head, rows = self.rows()
         widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
         lines = [
-            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in (head, *rows)
         ]
         return "\n".join(line.rstrip() for line in lines)
@@ -196,14 +201,13 @@ class ProbeReport:
 # Name of a column, probe, metric.
 _COLUMNS = (
     ("R2 linear", "span-linear", "r2"),
-    ("R2 two-layer", "span-two-layer", "r2"),
+    ("R2 2-layer", "span-two-layer", "r2"),
     ("F1 linear", "span-linear", "f1"),
-    ("F1 two-layer", "span-two-layer", "f1"),
+    ("F1 2-layer", "span-two-layer", "f1"),
     ("of ceiling", "span-two-layer", "f1 share"),
     ("F1 depth", "depth", "f1"),
-    ("F1 distance", "distance", "f1"),
     ("DSpr", "distance", "spearman"),
-    ("bits/span", "span-two-layer", "bits"),
+    ("bits", "span-two-layer", "bits"),
     ("KL words", "words", "kl"),
 )
 _TRAINED = ("layer 0", "untrained", "word identity", "position")
@@ -214,7 +218,7 @@ _COMPARED = (
     ("span-two-layer", "f1", (*_TRAINED, "left", "right", "random")),
     ("depth", "f1", (*_TRAINED, "left", "right", "random")),
     ("depth", "accuracy", (*_TRAINED, "control task")),
-    ("distance", "f1", (*_TRAINED, "left", "right", "random")),
+    ("distance", "spearman", _TRAINED),
     ("words", "kl", _TRAINED),
 )
 
@@ -258,12 +262,15 @@ def summary(report: ProbeReport) -> Sequence[str]:
         found.append(
             f"Masked words: {excess['value']:.3f} nats [{excess['low']:.3f}, {excess['high']:.3f}] above the optimum of {report.loss['optimum']:.3f}."
         )
-    lost = [v for v in report.verdicts if not v.beats]
-    if not lost:
-        found.append("Every probe beats every control by more than their 95% intervals.")
+    if not best:
+        found.append("That is the embeddings: no layer says more of spans than they do.")
+    lost: dict[str, list[str]] = {}
+    for verdict in report.verdicts:
+        if not verdict.beats:
+            lost.setdefault(f"{verdict.probe} {verdict.metric}", []).append(verdict.control)
+    if lost:
+        names = "; ".join(f"{probe}: {', '.join(controls)}" for probe, controls in lost.items())
+        found.append(f"Controls that are not beaten by more than the 95% intervals - {names}.")
     else:
-        names = "; ".join(
-            f"{v.probe} {v.metric} {interval(v.value)} against {v.control} {interval(v.against)}" for v in lost
-        )
-        found.append(f"Not beaten by more than the 95% intervals: {names}.")
+        found.append("Every probe beats every control by more than their 95% intervals.")
     return found

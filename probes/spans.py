@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,12 @@ _FLOOR = 1e-4
 
 
 def fit_spans(
-    kind: str, features: np.ndarray, material: Material, numbers: Int64[np.ndarray, " train"], targets: np.ndarray, seed: int
+    kind: str,
+    features: np.ndarray,
+    material: Material,
+    numbers: Int64[np.ndarray, " train"],
+    targets: np.ndarray,
+    seed: int,
 ) -> "PairRegression | TwoLayer":
     """A span probe of one kind, from the spans of some sentences.
 
@@ -116,7 +122,7 @@ def description_length(
     ends = [max(4, math.ceil(len(numbers) / 2**power)) for power in range(portions, -1, -1)]
     ends = sorted({min(end, len(numbers)) for end in ends})
     bits = float(len(material.span_rows(numbers[: ends[0]])))
-    for begin, end in zip(ends, ends[1:], strict=False):
+    for begin, end in pairwise(ends):
         probe = TwoLayer.fit(features, material, numbers[:begin], targets[:, :1], seed=seed)
         coded = probe.predict(features, material, numbers[begin:end])[:, 0].astype(np.float64)
         coded = np.clip(coded, _FLOOR, 1 - _FLOOR)

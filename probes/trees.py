@@ -108,12 +108,9 @@ def _wanted(
     return distances, [np.full(len(d), 2 / len(t) ** 2, np.float32) for d, t in zip(distances, tables, strict=True)]
 
 
-def distance_trees(distances: list[Float64[np.ndarray, "n n"]]) -> list[Int64[np.ndarray, "spans 2"]]:
-    """Trees that split where neighbouring words are farthest apart."""
-    return [split_at_gaps(np.diagonal(table, 1).copy()) for table in distances]
-
-
-def distance_correlations(material: Material, numbers: Int64[np.ndarray, " test"], distances: list[np.ndarray]) -> np.ndarray:
+def distance_correlations(
+    material: Material, numbers: Int64[np.ndarray, " test"], distances: list[np.ndarray]
+) -> np.ndarray:
     """Spearman's correlation of predicted and true distances, a number a sentence, mean over its words (DSpr.)."""
     from scipy.stats import rankdata
 
@@ -121,7 +118,9 @@ def distance_correlations(material: Material, numbers: Int64[np.ndarray, " test"
     for i, table in zip(numbers, distances, strict=True):
         n = len(table)
         others = ~np.eye(n, dtype=bool)
-        ranks = [rankdata(rows[others].reshape(n, n - 1), axis=1) for rows in (tree_distances(material.trees[i]), table)]
+        ranks = [
+            rankdata(rows[others].reshape(n, n - 1), axis=1) for rows in (tree_distances(material.trees[i]), table)
+        ]
         a, b = (rank - rank.mean(1, keepdims=True) for rank in ranks)
         size = np.sqrt((a * a).sum(1) * (b * b).sum(1))
         found.append(float(np.where(size > 0, (a * b).sum(1) / np.where(size > 0, size, 1), 0.0).mean()))
