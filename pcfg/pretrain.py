@@ -31,6 +31,7 @@ SCHEMA = 1
 GRAMMAR_FILE = "grammar.pcfg.json"
 _SAVE_SECONDS = 60.0
 _FRESH = 1 << 62  # sentences from here on are held out: train has the first ones of the same seed
+_GROUP = 50  # batches that are sorted by length together
 _SMALL = 200  # sentences of the evaluations on the way
 
 
@@ -208,24 +209,39 @@ def _config(recipe: PretrainRecipe, given: dict[str, Any] | None, words: Any) ->
 
 
 class _Sentences(Dataset[dict[str, Any]]):
-    """Drawn sentences as token numbers."""
+    """Drawn sentences as token numbers, in the order in which they are trained on: batches of much the same length."""
 
-    def __init__(self, drawn: Samples, ids: Int64[np.ndarray, " V"], words: Any) -> None:
+    def __init__(self, drawn: Samples, ids: Int64[np.ndarray, " V"], words: Any, batch_size: int, seed: int) -> None:
         self.drawn, self.ids = drawn, ids.tolist()
         self.begin, self.end = words.bos_token_id, words.eos_token_id
-        self.lengths = (drawn.lengths + 2).tolist()
+        random = np.random.default_rng(seed)
+        order, whole = random.permutation(len(drawn)), batch_size * (len(drawn) // batch_size)
+        groups = np.array_split(order[:whole], max(1, whole // (_GROUP * batch_size)))
+        nearby = np.concatenate([group[np.argsort(drawn.lengths[group], kind="stable")] for group in groups])
+        batches = random.permutation(nearby.reshape(-1, batch_size))
+        self.order = np.append(batches.reshape(-1), order[whole:])
 
     def __len__(self) -> int:
         return len(self.drawn)
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        number = int(self.order[place])
         first, last = self.drawn.offsets[number : number + 2]
         inner = [self.ids[word] for word in self.drawn.words[first:last].tolist()]
         special = [1, *([0] * len(inner)), 1]
-        return {"input_ids": [self.begin, *inner, self.end], "special_tokens_mask": special}
+        return {"place": place, "input_ids": [self.begin, *inner, self.end], "special_tokens_mask": special}
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[number] for number in range(len(self)))
+
+class _Masker:
+    """The library's collator, its chance tied to the place in training, so that a resumed run masks the same words."""
+
+    def __init__(self, collator: Any, seed: int) -> None:
+        self.collator, self.seed = collator, seed
+
+    def __call__(self, examples: list[dict[str, Any]]) -> Any:
+        places = [example.pop("place") for example in examples]
+        self.collator.generator = torch.Generator().manual_seed(hash((self.seed, places[0])) % 2**63)
+        return self.collator(examples)
 
 
 def _trainer(
@@ -233,7 +249,7 @@ def _trainer(
 ) -> Any:
     from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
-    sentences = _Sentences(drawn, word_ids(drawn.grammar, words), words)
+    sentences = _Sentences(drawn, word_ids(drawn.grammar, words), words, recipe.batch_size, seed)
     steps = math.ceil(len(drawn) / recipe.batch_size)
     try:
         arguments = TrainingArguments(
@@ -245,8 +261,8 @@ def _trainer(
             lr_scheduler_type="linear",
             weight_decay=0.01,
             adam_beta2=0.98,
-            train_sampling_strategy="group_by_length",
-            length_column_name="length",
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
             save_strategy="no",
             save_total_limit=2,
             logging_strategy="no",
@@ -261,7 +277,7 @@ def _trainer(
     collator = DataCollatorForLanguageModeling(
         words, mlm_probability=recipe.mask, mask_replace_prob=1.0, random_replace_prob=0.0
     )
-    trainer = Trainer(model=module, args=arguments, train_dataset=sentences, data_collator=collator)
+    trainer = Trainer(model=module, args=arguments, train_dataset=sentences, data_collator=_Masker(collator, seed))
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -158,7 +158,7 @@ class ProbedModel:
         with self._hooks([(self._point(layer), apply(change)) for layer, change in changes.items()]):
             yield
 
-    def attention(self, ids: Tensor, mask: Tensor) -> list[Float[Tensor, "batch heads tokens tokens"]]:
+    def attention(self, ids: Tensor, mask: Tensor) -> list[Float[Tensor, "_ _ _ _"]]:
         """What each head attends to, from row to column, a tensor a block."""
         found: dict[str, Tensor] = {}
 

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int64
 if TYPE_CHECKING:
     from pcfg.trees import Tree
 
-Spans = Int64[np.ndarray, "spans 2"]
+Spans = Int64[np.ndarray, "_ 2"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ def _inner(before: Int64[np.ndarray, " places"], spans: Spans) -> frozenset[tupl
     return frozenset(map(tuple, mapped[(width > 1) & (width < before[-1])].tolist()))
 
 
-def minimum_risk(tables: Sequence[Float64[np.ndarray, "n n"]]) -> list[Spans]:
+def minimum_risk(tables: Sequence[Float64[np.ndarray, "_ _"]]) -> list[Spans]:
     """For each sentence, the binary tree of most expected recall (Goodman 1996): its spans' numbers have the highest sum.
 
     Args:

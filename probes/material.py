@@ -172,7 +172,7 @@ class Material:
         right = np.concatenate([pair[1] + start for pair, start in zip(pairs, starts, strict=False)])
         return self.word_rows(numbers), left, right
 
-    def full(self, numbers: Int64[np.ndarray, " some"], values: np.ndarray) -> list[Float64[np.ndarray, "n n"]]:
+    def full(self, numbers: Int64[np.ndarray, " some"], values: np.ndarray) -> list[Float64[np.ndarray, "_ _"]]:
         """Values of spans as a table a sentence: entry (i, j) for words i to j; 1 for the whole sentence, 0 elsewhere."""
         found, first = [], 0
         for i in numbers:

@@ -42,7 +42,7 @@ def fit_depths(
 
 def depth_trees(
     probe: PairClassifier, features: np.ndarray, material: Material, numbers: Int64[np.ndarray, " test"]
-) -> tuple[Int64[np.ndarray, " gaps"], list[Int64[np.ndarray, "spans 2"]]]:
+) -> tuple[Int64[np.ndarray, " gaps"], list[Int64[np.ndarray, "_ 2"]]]:
     """Predicted classes, and the trees that they spell: each span splits where the ancestor is highest."""
     classes = probe(features, gap_rows(material, numbers))
     parts = np.split(classes, np.cumsum(material.lengths[numbers] - 1)[:-1])
@@ -84,7 +84,7 @@ class DistanceProbe:
 
     def predict(
         self, features: np.ndarray, material: Material, numbers: Int64[np.ndarray, " test"]
-    ) -> list[Float64[np.ndarray, "n n"]]:
+    ) -> list[Float64[np.ndarray, "_ _"]]:
         """Distances of all words of some sentences."""
         found = []
         for batch in material.batches(numbers):
@@ -101,7 +101,7 @@ class DistanceProbe:
 
 def _wanted(
     material: Material, numbers: Int64[np.ndarray, " some"]
-) -> tuple[list[Float32[np.ndarray, " pairs"]], list[Float32[np.ndarray, " pairs"]]]:
+) -> tuple[list[Float32[np.ndarray, " _"]], list[Float32[np.ndarray, " _"]]]:
     """Distances of each two words of each sentence, and what each counts for."""
     tables = [tree_distances(material.trees[i]) for i in numbers]
     distances = [table[np.triu_indices(len(table), 1)].astype(np.float32) for table in tables]
