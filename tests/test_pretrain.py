@@ -138,7 +138,7 @@ def test_what_is_saved_loads_and_predicts_the_same(grammar, trained, tmp_path):
     trained.save(tmp_path / "mlm")
     module = AutoModelForMaskedLM.from_pretrained(tmp_path / "mlm").eval()
     words = AutoTokenizer.from_pretrained(tmp_path / "mlm")
-    sentence, ids = list(sample(grammar, 1, seed=9, max_length=8))[0], word_ids(grammar, words)
+    sentence, ids = sample(grammar, 1, seed=9, max_length=8)[0], word_ids(grammar, words)
     logs = [
         masked_log_probs(m, w, [sentence], [[0]], grammar, ids)
         for m, w in ((module, words), (trained.module, trained.tokenizer))
@@ -155,14 +155,14 @@ def test_what_is_saved_loads_and_predicts_the_same(grammar, trained, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_weights(grammar, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("pcfg.pretrain._SAVE_SECONDS", 0.0)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill(done, total, line):
         if line.startswith("pretraining") and done == 11:
-            raise Killed
+            raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         pretrain(grammar, TINY, seed=0, device="cpu", resume=tmp_path, progress=kill)
     (tmp_path / "checkpoint-99").mkdir()  # as if killed while it was being written: no trainer_state.json
     seen = []
