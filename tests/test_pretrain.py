@@ -208,7 +208,7 @@ def test_recipes_out_of_range(values, message):
 
 
 def test_bad_configs_and_vocabularies(grammar, tmp_path):
-    with pytest.raises(OptionError, match="for a bert: give one for a RoBERTa"):
+    with pytest.raises(OptionError, match="for bert: give one for a RoBERTa"):
         pretrain(grammar, TINY, config={"model_type": "bert"})
     with pytest.raises(OptionError, match="can't be read"):
         read_config(tmp_path / "nothing.json")

@@ -3,7 +3,10 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -264,3 +267,11 @@ def test_the_commands_as_written(grammar, tmp_path):
     assert "one of --grammar, --trees" in str(both.exception)
     wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "--sentences", "many", "-o", tmp_path / "m2")
     assert "--sentences many must be a whole number" in str(wrong.exception)
+
+
+def test_the_example_script(tmp_path):
+    script = Path(__file__).resolve().parent.parent / "examples" / "probe.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"excess loss \d\.\d+ nats", done.stdout)
+    assert (tmp_path / "out" / "report" / "index.html").exists()
