@@ -79,8 +79,8 @@ def r_squared(sums: np.ndarray) -> np.ndarray:
 def pearson(sums: np.ndarray) -> np.ndarray:
     """Pearson's correlation; 0 for a prediction that never changes."""
     count, x, y, xx, yy, xy, _ = np.moveaxis(sums, -1, 0)
-    size = np.maximum(xx - x * x / count, 0) * np.maximum(yy - y * y / count, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
+        size = np.maximum(xx - x * x / count, 0) * np.maximum(yy - y * y / count, 0)
         return np.where(size > 1e-12 * count * count, (xy - x * y / count) / np.sqrt(size), 0.0)
 
 

@@ -73,14 +73,16 @@ def test_only_one_module_imports_matplotlib_and_one_rich():
     assert {module for module, name in found if name == "rich"} == {"cli.render"}
 
 
-@pytest.mark.parametrize("statement", ["import surgery", "import surgery.unlearning", "import pcfg", "import cli.main"])
+@pytest.mark.parametrize(
+    "statement", ["import surgery", "import surgery.unlearning", "import pcfg", "import probes", "import cli.main"]
+)
 def test_heavy_libraries_wait_until_they_are_needed(statement):
     code = f"import sys; {statement}; print([n for n in ('torch', 'transformers', 'matplotlib', 'datasets', 'sklearn', 'numpy', 'numba', 'nltk') if n in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("package", ["surgery", "surgery.unlearning", "pcfg"])
+@pytest.mark.parametrize("package", ["surgery", "surgery.unlearning", "pcfg", "probes"])
 def test_every_name_of_the_face_is_there(package):
     face = importlib.import_module(package)
     assert sorted(face._HOMES) == sorted(face.__all__)
