@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from probes.alignment import PENN, Encoded, owners
 from probes.errors import ProbeError
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, MissingPackageError, OptionError
@@ -25,8 +26,6 @@ from surgery.progress import Progress, silent
 
 PARITY = 1e-5
 _TOKENS = 4096  # in a batch
-# What the Penn Treebank writes for characters that models saw as they are.
-_PENN = {"-LRB-": "(", "-RRB-": ")", "-LSB-": "[", "-RSB-": "]", "-LCB-": "{", "-RCB-": "}", "``": '"', "''": '"'}
 
 Change = Callable[[Float[Tensor, "batch tokens width"]], Tensor]
 
@@ -106,7 +105,7 @@ class ProbedModel:
         offset = config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
         return most - (config.pad_token_id + 1 if offset else 0)
 
-    def encode(self, sentences: Sequence[Sequence[str]]) -> "list[Encoded]":
+    def encode(self, sentences: Sequence[Sequence[str]]) -> list[Encoded]:
         """Tokens of sentences, and the word that each belongs to.
 
         Raises ProbeError, naming the first sentence and word, where a token spans two words, a word has no token, or a
@@ -114,14 +113,14 @@ class ProbedModel:
         """
         found = []
         for first in range(0, len(sentences), 1000):
-            some = [[_PENN.get(word, word) for word in sentence] for sentence in sentences[first : first + 1000]]
+            some = [[PENN.get(word, word) for word in sentence] for sentence in sentences[first : first + 1000]]
             texts = [" ".join(words) for words in some]
             coded = self.tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
             columns = (coded["input_ids"], coded["offset_mapping"], coded["special_tokens_mask"])
             for number, (words, text, ids, spans, special) in enumerate(
                 zip(some, texts, *columns, strict=True), first + 1
             ):
-                found.append(Encoded(tuple(ids), _owners(words, text, spans, special, number)))
+                found.append(Encoded(tuple(ids), owners(words, text, spans, special, number)))
                 if len(ids) > self.most_tokens:
                     raise ProbeError(
                         f"sentence {number} has {len(ids)} tokens, and {self.name} takes {self.most_tokens}: leave out long sentences with --max-length"
@@ -198,14 +197,6 @@ class ProbedModel:
         if self.bridge is None:
             raise ProbeError(f"{self.name}: {self.note}")
         return self.bridge.hooks(fwd_hooks=hooks)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Tokens of a sentence, and the word that each belongs to, from 0; -1 for special tokens."""
-
-    ids: tuple[int, ...]
-    words: tuple[int, ...]
 
 
 def pad(model: ProbedModel, batch: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
@@ -287,32 +278,6 @@ def _pool(states: Tensor, batch: Sequence[Encoded], lengths: Int64[np.ndarray, "
     total.index_add_(0, owner, states[rows, columns].float())
     counts = torch.bincount(owner, minlength=first)
     return (total / counts[:, None]).cpu().numpy()
-
-
-def _owners(
-    words: Sequence[str], text: str, spans: Sequence[tuple[int, int]], special: Sequence[int], number: int
-) -> tuple[int, ...]:
-    """The word of each token, by the characters that it stands for."""
-    ends = np.cumsum([len(word) + 1 for word in words]) - 1
-    owners = []
-    for (start, end), apart in zip(spans, special, strict=True):
-        while start < end and text[start].isspace():
-            start += 1
-        if apart or start >= end:
-            owners.append(-1)
-            continue
-        word = int(np.searchsorted(ends, start, side="right"))
-        if end > ends[word]:
-            raise ProbeError(
-                f"sentence {number}: the token {text[start:end]!r} spans the word {words[word]!r} and the next, so states can't be told apart by words: use another tokenizer"
-            )
-        owners.append(word)
-    for word in range(len(words)):
-        if word not in owners:
-            raise ProbeError(
-                f"sentence {number}: the word {words[word]!r} (number {word + 1}) has no token: leave the sentence out, or use another tokenizer"
-            )
-    return tuple(owners)
 
 
 def _file(folder: Path, layer: int) -> Path:

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from probes.activations import Encoded, ProbedModel, pad
+from probes.activations import ProbedModel, pad
+from probes.alignment import Encoded
 from probes.intervals import bootstrap, ratio
 from probes.linear import PairRegression
 from surgery.progress import Progress, silent

@@ -21,9 +21,9 @@ from pcfg.treebank import clean_trees, induce, nltk_treebank
 from probes import controls
 from probes.activations import Activations, ProbedModel
 from probes.decoding import minimum_risk
-from probes.experiment import Scorer, Settings
 from probes.intervals import Measure, r_squared, squares
 from probes.material import Material
+from probes.scorer import Scorer, Settings
 from probes.spans import KINDS, description_length, fit_spans, predict_spans
 from surgery.figures import COLOURS, MARKERS, figure
 from surgery.progress import silent
