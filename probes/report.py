@@ -133,7 +133,8 @@ class ProbeReport:
         for source in ("word identity", "position"):
             rows.append((source, *(_cell(self.find(probe, source, metric)) for _, probe, metric in metrics)))
         for source in ("length", "left", "right", "random", "ceiling"):
-            cells = [_cell(self.find("none", source, metric)) for _, _, metric in metrics]
+            found = [None if probe in _OWN else self.find("none", source, metric) for _, probe, metric in metrics]
+            cells = [_cell(measure) for measure in found]
             rows.append((source, *cells))
         return head, rows
 
@@ -210,6 +211,7 @@ _COLUMNS = (
     ("bits", "span-two-layer", "bits"),
     ("KL words", "words", "kl"),
 )
+_OWN = ("distance", "words")  # what their numbers are of, trees and lengths have no say in
 _TRAINED = ("layer 0", "untrained", "word identity", "position")
 _COMPARED = (
     ("span-linear", "r2", (*_TRAINED, "length", "control task")),
