@@ -11,7 +11,6 @@ from cli.pretrain import count
 from cli.render import print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
-    from pcfg.trees import Tree
     from probes.report import ProbeReport
 
 
@@ -74,8 +73,12 @@ def probe(
         with progress_bar() as progress:
             report = run_example(folder.parent, seed=seed, device=device, progress=progress)
     elif trees is not None or nltk_treebank:
-        bank = _bank(trees, nltk_treebank, max_length)[:most]
-        words = None if text is None else _text(text)
+        from cli.grammars import read_bank
+
+        bank, words = read_bank(trees, nltk_treebank), None if text is None else _text(text)[:most]
+        if words is None:  # else they are matched first, and long ones left out then
+            bank = [tree for tree in bank if len(tree.words()) <= max_length]
+        bank = bank[:most]
         with progress_bar() as progress:
             report = probe_trees(model, bank, words, max_length=max_length, **settings, progress=progress)  # type: ignore[arg-type]
     else:
@@ -117,12 +120,6 @@ def _grammar_of(model: str) -> Path:
     if not found.exists():
         raise OptionError(f"{model} holds no {GRAMMAR_FILE}: name a grammar by --grammar, or trees by --trees")
     return found
-
-
-def _bank(trees: Path | None, nltk: bool, max_length: int) -> "list[Tree]":
-    from cli.grammars import read_bank
-
-    return [tree for tree in read_bank(trees, nltk) if len(tree.words()) <= max_length]
 
 
 def _text(path: Path) -> list[list[str]]:

@@ -275,3 +275,13 @@ def test_the_example_script(tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"excess loss \d\.\d+ nats", done.stdout)
     assert (tmp_path / "out" / "report" / "index.html").exists()
+
+
+def test_trees_and_their_sentences_by_the_command(tiny, tmp_path):
+    bank = trees()
+    (tmp_path / "trees.txt").write_text(format_trees(bank))
+    words = [" ".join(tree.words()) for tree in bank]
+    (tmp_path / "wrong.txt").write_text("\n".join([*words[:4], "the dog sees a bird .", *words[5:]]))
+    wrong = run("probe", tiny("bert"), "--trees", tmp_path / "trees.txt", "--text", tmp_path / "wrong.txt", "-o", tmp_path / "r")  # fmt: skip
+    assert re.search(r"tree 5 and sentence 5 disagree at word \d", str(wrong.exception))
+    assert not (tmp_path / "r").exists()
