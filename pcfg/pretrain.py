@@ -151,7 +151,8 @@ def pretrain(
     module = module.eval()
     masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)
     loss = masked.measure(module, words)
-    known = {tuple(s) for s in drawn}
+    asked = {tuple(sentence) for sentence in held_out}
+    seen = {found for sentence in drawn if (found := tuple(sentence)) in asked}
     report = {
         "schema": SCHEMA,
         "versions": versions(),
@@ -161,7 +162,7 @@ def pretrain(
         "words": len(drawn.words),
         "steps": trainer.state.max_steps,
         "history": [entry for entry in trainer.state.log_history if "excess" in entry],
-        "held_out_seen_in_training": sum(tuple(s) in known for s in held_out) / len(held_out),
+        "held_out_seen_in_training": sum(tuple(sentence) in seen for sentence in held_out) / len(held_out),
         **loss.to_json(seed),
         "seconds": round(time.monotonic() - began, 1),
     }
