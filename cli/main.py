@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cli import bottleneck, graft, pcfg, score, skill, tint, tune, unlearn
+from cli import bottleneck, graft, pcfg, pretrain, probe, score, skill, tint, tune, unlearn
 from cli.render import print_error
 
 app = typer.Typer(
@@ -20,8 +20,10 @@ app.add_typer(skill.app, name="skill")
 app.command()(score.score)
 app.command()(unlearn.unlearn)
 app.add_typer(bottleneck.app, name="bottleneck")
+pcfg.app.command()(pretrain.pretrain)
 app.add_typer(pcfg.app, name="pcfg")
 app.add_typer(tint.app, name="tint")
+app.command()(probe.probe)
 
 
 @app.callback(invoke_without_command=True)

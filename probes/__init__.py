@@ -1,1 +1,28 @@
-"""Measures a checkpoint, changes nothing. Empty so far: span and tree probes come here."""
+"""Measures a checkpoint, changes nothing.
+
+from probes import ProbeReport, probe_spans, probe_trees
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probes.activations import ProbedModel
+    from probes.experiment import probe_spans, probe_trees
+    from probes.report import ProbeReport
+
+# Loaded on first use: torch and scikit-learn take seconds.
+_HOMES = {
+    "ProbeReport": "probes.report",
+    "ProbedModel": "probes.activations",
+    "probe_spans": "probes.experiment",
+    "probe_trees": "probes.experiment",
+}
+
+__all__ = ["ProbeReport", "ProbedModel", "probe_spans", "probe_trees"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'probes' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

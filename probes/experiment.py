@@ -1,0 +1,262 @@
+"""probe_spans() and probe_trees(): every probe, every layer, every control, in one report."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from probes import controls
+from probes.activations import Activations, ProbedModel
+from probes.causal import Head, remove_directions, score_heads
+from probes.decoding import minimum_risk
+from probes.intervals import Measure, ratio
+from probes.linear import PairRegression
+from probes.material import Material, check_pairs
+from probes.report import Example, ProbeReport
+from probes.scorer import Scorer, Settings
+from probes.spans import fit_spans, predict_spans
+from probes.words import MaskedWords
+from surgery.checkpoint import Checkpoint
+from surgery.progress import Progress, silent
+from surgery.provenance import package_version, provenance
+
+if TYPE_CHECKING:
+    from pcfg.grammar import Grammar
+    from pcfg.sampling import Samples
+    from pcfg.trees import Tree
+
+_SHOWN, _LONGEST_SHOWN = 3, 14
+_CAUSAL = 200  # sentences
+
+
+def probe_spans(
+    model: "str | Path | Checkpoint",
+    grammar: "Grammar",
+    sentences: "Samples | Sequence[Sequence[str]] | int" = 2000,
+    *,
+    layers: "str | Sequence[int]" = "all",
+    seeds: int = 5,
+    seed: int = 0,
+    max_length: int | None = None,
+    device: str | None = None,
+    cache: str | Path | None = None,
+    progress: Progress = silent,
+) -> ProbeReport:
+    """Probe a masked language model of a grammar's words against the grammar's exact posteriors (Zhao et al. 2023, section 5).
+
+    Args:
+        sentences: word lists or `pcfg.sample`'s; or how many to draw. A quarter of the different ones is held out.
+        layers: `all`, or numbers; 0, what goes into the first block, is always among them.
+        seeds: of the probes; `seed` is of everything else.
+        max_length: of drawn sentences; by default what the model takes, 40 at most.
+        cache: a folder for states; by default a temporary one.
+
+    Raises:
+        GrammarError: the model's tokens aren't the grammar's words.
+        ProbeError: sentences that can't be aligned, parsed or split.
+    """
+    from pcfg.excess import word_ids
+    from pcfg.sampling import sample
+    from pcfg.shards import fingerprint, text_fingerprint
+
+    probed = ProbedModel.load(model, device=device)
+    word_ids(grammar, probed.tokenizer)  # raises now what would be raised later
+    if isinstance(sentences, int):
+        limit = min(max_length or 40, probed.most_tokens - 2)
+        sentences = sample(grammar, sentences, seed=seed, max_length=limit)
+    material = Material.of_grammar(grammar, sentences, seed=seed, device=device, progress=progress)
+    inputs = {"model": probed.fingerprint, "grammar": fingerprint(grammar)}
+    inputs["sentences"] = text_fingerprint(material.sentences)
+    settings = Settings(seeds, seed, device, Path(cache) if cache else None, progress)
+    return _probe(model, probed, material, layers, settings, "probe_spans", inputs)
+
+
+def probe_trees(
+    model: "str | Path | Checkpoint",
+    trees: "Sequence[Tree]",
+    sentences: Sequence[Sequence[str]] | None = None,
+    *,
+    layers: "str | Sequence[int]" = "all",
+    seeds: int = 5,
+    seed: int = 0,
+    max_length: int = 40,
+    device: str | None = None,
+    cache: str | Path | None = None,
+    progress: Progress = silent,
+) -> ProbeReport:
+    """Probe a natural-language model against a treebank: each span of a tree counts 1, any other 0.
+
+    Args:
+        trees: as read; they are cleaned (`pcfg.treebank.clean_trees`) unless sentences are given.
+        sentences: words of the trees, where the two come from different places; they must agree.
+        max_length: trees of more words are left out.
+
+    Other arguments, and what is raised, as `probe_spans`.
+    """
+    from pcfg.shards import text_fingerprint
+    from pcfg.treebank import clean_trees
+
+    if sentences is not None:
+        check_pairs(trees, sentences)
+    kept = [tree for tree in clean_trees(trees) if len(tree.words()) <= max_length]
+    probed = ProbedModel.load(model, device=device)
+    material = Material.of_trees(kept, seed=seed)
+    inputs = {"model": probed.fingerprint, "sentences": text_fingerprint(material.sentences)}
+    settings = Settings(seeds, seed, device, Path(cache) if cache else None, progress)
+    return _probe(model, probed, material, layers, settings, "probe_trees", inputs)
+
+
+def _probe(
+    source: "str | Path | Checkpoint",
+    model: ProbedModel,
+    material: Material,
+    layers: "str | Sequence[int]",
+    settings: Settings,
+    call: str,
+    inputs: dict[str, str],
+) -> ProbeReport:
+    began, progress = time.monotonic(), settings.progress
+    chosen = tuple(sorted({0, *model.check_layers(layers)}))
+    scorer, notes = Scorer(material, settings), [model.note] if model.note else []
+    measures = scorer.without_model()
+    words = None
+    if material.grammar is not None and not model.causal:
+        words = MaskedWords.draw(material, seed=settings.seed, device=settings.device, progress=progress)
+    elif material.grammar is None:
+        notes.append("there is no grammar, so masked words have no exact posterior and nothing is said of them")
+    untrained = ProbedModel.load(source, device=settings.device, untrained=settings.seed)
+    few = tuple(sorted({chosen[0], chosen[len(chosen) // 2], chosen[-1]}))  # random layers hardly differ
+    total, done = len(chosen) + len(few) + 2, 0
+
+    def step(line: str) -> None:
+        nonlocal done
+        progress(done, total, f"probes: {line}")
+        done += 1
+
+    with ExitStack() as stack:
+        folder = settings.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgery-probe-")))
+        own = None
+        for name, some, these in (("model", model, chosen), ("untrained", untrained, few)):
+            states = Activations.collect(some, material.sentences, folder / name, these, progress=progress)
+            own = own or states
+            masked = words.states(some, these, progress) if words else {}
+            for layer in these:
+                step(f"{name}, layer {layer}")
+                features = states.layer(layer)
+                measures += scorer.spans(name, layer, features) + scorer.trees(name, layer, features)
+                if words:
+                    measures += scorer.words(name, layer, masked[layer], words)
+        for name, features in (
+            ("word identity", controls.word_identity(material)),
+            ("position", controls.positions(material)),
+        ):
+            step(name)
+            measures += scorer.spans(name, None, features) + scorer.trees(name, None, features)
+        if words:
+            measures += _word_controls(scorer, words, model)
+        assert own is not None
+        best = best_layer(measures)
+        examples = _examples(material, own.layer(best), best)
+        loss, removals = _loss(model, material, own, chosen, settings)
+    if not model.head and material.grammar is not None:
+        notes.append("the model has no trained head for words, so its loss and the causal check are left out")
+    heads: tuple[Head, ...] = ()
+    if model.bridge is not None:
+        heads = score_heads(
+            model, [material.trees[i] for i in material.test[:_CAUSAL]], seed=settings.seed, progress=progress
+        )
+    about = {"layers": list(chosen), "seeds": settings.seeds, "model": model.name}
+    origin = provenance(call={call: about}, inputs=inputs, seed=settings.seed)
+    origin["libraries"] |= {name: package_version(name) for name in ("transformer-lens", "scikit-learn", "scipy")}
+    return ProbeReport(
+        provenance=origin,
+        model={"name": model.name, "layers": model.layers, "heads": model.heads, "width": model.width},
+        counts=_counts(material),
+        exact=material.exact,
+        layers=chosen,
+        best_layer=best,
+        measures=tuple(measures),
+        loss=loss,
+        removals=removals,
+        heads=heads,
+        examples=examples,
+        notes=tuple(notes),
+        seconds=round(time.monotonic() - began, 1),
+    )
+
+
+def best_layer(measures: Sequence[Measure]) -> int:
+    """The layer whose states describe the training sentences' marginals in the fewest bits: the test has no say in it."""
+    bits = {m.layer: m.value for m in measures if m.source == "model" and m.metric == "bits" and m.layer is not None}
+    return min(bits, key=lambda layer: (bits[layer], layer))
+
+
+def _word_controls(scorer: Scorer, words: MaskedWords, model: ProbedModel) -> list[Measure]:
+    """What neighbours and positions say of a masked word, and what the model's own head predicts."""
+    material, found = scorer.material, list[Measure]()
+    rows = material.bounds[words.sentence] + words.position
+    for name, features in (
+        ("word identity", controls.neighbour_identity(material)),
+        ("position", controls.positions(material)),
+    ):
+        found += scorer.words(name, None, features[rows], words)
+    if model.head:
+        test = words.rows(material.test)
+        stats = scorer.per_sentence(words.sentence[test], words.model_kl(model, test))
+        found.append(scorer.measure("none", "model", None, "kl", stats[None], ratio))
+    return found
+
+
+def _examples(material: Material, features: np.ndarray, layer: int) -> tuple[Example, ...]:
+    """A few test sentences with exact and predicted marginals and the trees of both."""
+    probe = fit_spans("two-layer", features, material, material.train, material.targets, 0)
+    fitting = [i for i in material.test if 6 <= material.lengths[i] <= _LONGEST_SHOWN]
+    chosen = np.array(
+        sorted(fitting, key=lambda i: -material.lengths[i])[:: max(1, len(fitting) // _SHOWN)][:_SHOWN], np.int64
+    )
+    if not len(chosen):
+        return ()
+    tables = material.full(chosen, predict_spans(probe, features, material, chosen)[:, 0])
+    exact = material.full(chosen, material.targets[material.span_rows(chosen), 0])
+    found = []
+    for i, wanted, predicted in zip(chosen, exact, tables, strict=True):
+        trees = [tuple(map(tuple, minimum_risk([table])[0].tolist())) for table in (wanted, predicted)]
+        rounded = [tuple(tuple(round(x, 4) for x in row) for row in table.tolist()) for table in (wanted, predicted)]
+        found.append(Example(material.sentences[i], layer, rounded[0], rounded[1], trees[0], trees[1]))
+    return tuple(found)
+
+
+def _loss(
+    model: ProbedModel, material: Material, states: Activations, layers: Sequence[int], settings: Settings
+) -> tuple[dict[str, Any] | None, tuple[Any, ...]]:
+    """The model's excess loss on the test sentences, and what it loses without the probed directions of each layer."""
+    if material.grammar is None or model.causal or not model.head:
+        return None, ()
+    from pcfg.excess import MaskedSet
+
+    sentences = [material.sentences[i] for i in material.test]
+    masked = MaskedSet.draw(material.grammar, sentences, seed=settings.seed, device=settings.device)
+    loss = masked.measure(model.module, model.tokenizer).to_json(settings.seed)
+    if model.bridge is None:
+        return loss, ()
+    few = MaskedSet.draw(material.grammar, sentences[:_CAUSAL], seed=settings.seed, device=settings.device)
+    left, right = material.ends(material.train)
+    targets, removals = material.targets[material.span_rows(material.train)], []
+    for number, layer in enumerate(layers):
+        settings.progress(number, len(layers), "causal check")
+        probe = PairRegression.fit(states.layer(layer), left, right, targets, seed=settings.seed)
+        removals.append(remove_directions(model, few, layer, probe, states.layer(layer), seed=settings.seed))
+    return loss, tuple(removals)
+
+
+def _counts(material: Material) -> dict[str, int]:
+    return {
+        "train": len(material.train),
+        "test": len(material.test),
+        "words": int(material.bounds[-1]),
+        "spans": len(material.targets),
+    }

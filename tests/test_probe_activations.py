@@ -1,0 +1,191 @@
+"""Hidden states word by word: transformers' own, aligned, changed by hooks, and refused where they can't be had."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from tiny import KINDS, WORDS
+
+from probes.activations import Activations, ProbedModel, pad
+from probes.causal import Whitening, random_directions, smallest_spans, word_attention
+from probes.errors import ProbeError
+from surgery.errors import CheckpointError, OptionError, SurgeryError
+
+SENTENCES = [list(WORDS[:5]), list(WORDS[3:12]), [WORDS[4]]]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny):
+    """Each kind loaded once: loading goes through TransformerLens."""
+    found = {}
+
+    def get(kind):
+        if kind not in found:
+            found[kind] = ProbedModel.load(tiny(kind), device="cpu")
+        return found[kind]
+
+    return get
+
+
+def own_states(folder, causal, ids, mask):
+    """Transformers' hidden states, from a model that TransformerLens has never seen."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    module = (AutoModelForCausalLM if causal else AutoModelForMaskedLM).from_pretrained(folder).eval()
+    with torch.no_grad():
+        return module.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_are_transformers_own(kind, tiny, loaded, tmp_path):
+    model = loaded(kind)
+    assert model.bridge is not None
+    encoded = model.encode(SENTENCES)
+    wanted = own_states(tiny(kind), model.causal, *pad(model, encoded))
+    found = Activations.collect(model, SENTENCES, tmp_path, range(model.layers + 1))
+    for layer, states in enumerate(wanted):
+        rows = []
+        for number, code in enumerate(encoded):
+            for word in range(len(SENTENCES[number])):
+                tokens = [i for i, owner in enumerate(code.words) if owner == word]
+                rows.append(states[number, tokens].mean(0).numpy())
+        assert np.abs(found.layer(layer) - np.stack(rows)).max() < 1e-5
+
+
+def test_words_of_several_tokens_are_their_mean(loaded):
+    model = loaded("bert")
+    code = model.encode([["the", "-LRB-", "".join(WORDS[5:6]) + "."]])[0]
+    assert code.words[0] == code.words[-1] == -1
+    assert sorted(set(code.words)) == [-1, 0, 1, 2]
+
+
+def test_an_untrained_model_has_the_shape_and_not_the_weights(tiny, loaded):
+    model, fresh = loaded("roberta"), ProbedModel.load(tiny("roberta"), device="cpu", untrained=0)
+    again = ProbedModel.load(tiny("roberta"), device="cpu", untrained=0)
+    ids, mask = pad(model, model.encode(SENTENCES))
+    states = [m.hidden_states(ids, mask, [2])[2] for m in (model, fresh, again)]
+    assert states[0].shape == states[1].shape
+    assert not torch.allclose(states[0], states[1])
+    assert torch.equal(states[1], states[2])
+    assert not fresh.head
+
+
+def test_a_bare_encoder_has_no_head(loaded):
+    assert not loaded("bert-encoder").head
+    assert loaded("bert").head
+
+
+def test_hooks_change_what_the_model_computes_and_go(loaded):
+    model = loaded("roberta")
+    ids, mask = pad(model, model.encode(SENTENCES))
+    with torch.no_grad():
+        before = model.module(input_ids=ids, attention_mask=mask).logits
+        with model.changed({1: torch.zeros_like}):
+            nothing = model.hidden_states(ids, mask, [1, 2])
+            changed = model.module(input_ids=ids, attention_mask=mask).logits
+        after = model.module(input_ids=ids, attention_mask=mask).logits
+    assert not torch.allclose(before, changed)
+    assert torch.equal(before, after)
+    assert torch.allclose(nothing[2][0, 0], nothing[2][0, 3], atol=1e-6)  # all tokens alike from there on
+
+
+def test_attention_sums_to_one_and_is_transformers_own(tiny, loaded):
+    from transformers import AutoModelForMaskedLM
+
+    model = loaded("bert")
+    ids, mask = pad(model, model.encode(SENTENCES))
+    module = AutoModelForMaskedLM.from_pretrained(tiny("bert"), attn_implementation="eager").eval()
+    with torch.no_grad():
+        wanted = module(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
+    for ours, theirs in zip(model.attention(ids, mask), wanted, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_attention_between_words_is_that_of_a_loop(loaded):
+    code = loaded("bert").encode([["the", WORDS[5] + "."]])[0]
+    pattern = np.random.default_rng(0).random((2, len(code.ids), len(code.ids))).astype(np.float32)
+    found = word_attention(pattern, code, 2)
+    for a in range(2):
+        for b in range(2):
+            rows = [i for i, word in enumerate(code.words) if word == a]
+            columns = [i for i, word in enumerate(code.words) if word == b]
+            wanted = pattern[:, rows][:, :, columns].sum(2).mean(1)
+            assert found[:, a, b] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_smallest_constituent_around_a_word():
+    from pcfg.trees import Tree
+
+    tree = Tree.parse("(S (A a) (X (B b) (Y (C c) (D d))) (E e))")
+    assert smallest_spans(tree).tolist() == [[-1, -1], [1, 4], [2, 4], [2, 4], [-1, -1]]
+
+
+def test_removed_directions_are_gone_and_others_stay():
+    random = np.random.default_rng(0)
+    states = (random.normal(size=(500, 6)) @ random.normal(size=(6, 6)) + 3).astype(np.float32)
+    space, basis = Whitening.of(states), random_directions(6, 2, 0)
+    found = space.removal(basis)(torch.from_numpy(states)).numpy().astype(np.float64)
+    white = (found - space.mean) @ space.inverse
+    assert np.abs(white @ basis).max() < 1e-3
+    others = np.linalg.svd(basis)[0][:, 2:]
+    assert np.abs((white - (states - space.mean) @ space.inverse) @ others).max() < 1e-3
+    # Every direction of whitened space holds the same share of what varies.
+    assert np.cov((states - space.mean) @ space.inverse, rowvar=False) == pytest.approx(np.eye(6), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [([3], "no layer 3: .* has 0 .* to 2"), ("1,x", "--layers 1,x must be"), ([], "no layers")]
+)
+def test_layers_out_of_range(layers, message, loaded):
+    with pytest.raises(OptionError, match=message):
+        loaded("bert").check_layers(layers)
+    assert loaded("bert").check_layers("all") == (0, 1, 2)
+    assert loaded("bert").check_layers("2,0") == (0, 2)
+
+
+def test_words_that_cant_be_aligned_are_named(loaded, copied):
+    from tokenizers import Tokenizer
+
+    model = loaded("bert")
+    with pytest.raises(ProbeError, match="sentence 1 has 202 tokens"):
+        model.encode([["the"] * 200])
+    with pytest.raises(ProbeError, match=r"sentence 2: the word '\\u2003' \(number 2\) has no token"):
+        model.encode([["the"], ["the", "\u2003"]])
+    folder = copied("bert", "whole")
+    core = json.loads((folder / "tokenizer.json").read_text())
+    core["pre_tokenizer"] = None  # the whole sentence is one token
+    (folder / "tokenizer.json").write_text(json.dumps(core))
+    Tokenizer.from_file(str(folder / "tokenizer.json"))
+    with pytest.raises(ProbeError, match="sentence 1: the token 'the cat' spans the word 'the' and the next"):
+        ProbedModel.load(folder, device="cpu").encode([["the", "cat"]])
+
+
+def test_models_that_cant_be_probed(copied, monkeypatch, tmp_path):
+    folder = copied("bert", "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "vit", "architectures": ["ViTModel"]}))
+    with pytest.raises(CheckpointError, match="can't be loaded as a language model or an encoder"):
+        ProbedModel.load(folder, device="cpu")
+    with pytest.raises(SurgeryError):
+        ProbedModel.load(tmp_path / "nothing")
+
+
+def test_a_model_that_transformer_lens_cant_load_falls_back(tiny, monkeypatch, tmp_path):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    def refuse(*args, **kwargs):
+        raise ValueError("Architecture Odd is not supported")
+
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", refuse)
+    model = ProbedModel.load(tiny("bert"), device="cpu")
+    assert model.bridge is None
+    assert "Architecture Odd is not supported" in model.note
+    ids, mask = pad(model, model.encode(SENTENCES))
+    wanted = own_states(tiny("bert"), False, ids, mask)
+    assert all(
+        torch.allclose(states, wanted[layer], atol=1e-5)
+        for layer, states in model.hidden_states(ids, mask, range(3)).items()
+    )
+    with pytest.raises(ProbeError, match="TransformerLens can't load it"):
+        model.attention(ids, mask)

@@ -1,0 +1,146 @@
+"""Probes find what is planted, find nothing in noise, and give the same for the same seed."""
+
+import numpy as np
+import pytest
+
+from pcfg import sample
+from probes.causal import Whitening, probed_directions
+from probes.example import example_grammar
+from probes.intervals import r_squared, squares
+from probes.linear import MOST_ROWS, PairRegression
+from probes.material import Material
+from probes.spans import KINDS, description_length, entropy_bits, fit_spans, predict_spans
+from probes.trees import DistanceProbe, depth_classes, depth_trees, distance_correlations, fit_depths, gap_rows
+from probes.words import MaskedWords, divergence, fit_words
+
+
+@pytest.fixture(scope="module")
+def material():
+    return Material.of_grammar(example_grammar(), sample(example_grammar(), 240, seed=0, max_length=9), seed=0)
+
+
+def planted(material):
+    """States whose first numbers decide the targets: sigmoid(a of the first word - b of the last)."""
+    states = np.random.default_rng(0).normal(size=(int(material.bounds[-1]), 6)).astype(np.float32)
+    left, right = material.ends(np.arange(len(material.sentences)))
+    targets = 1 / (1 + np.exp(-(2 * states[left, 0] - 2 * states[right, 1])))
+    return states, targets[:, None].astype(np.float32)
+
+
+def score(kind, states, targets, material, seed=0):
+    fitted = fit_spans(kind, states, material, material.train, targets, seed)
+    predicted = predict_spans(fitted, states, material, material.test)
+    wanted = targets[material.span_rows(material.test)]
+    sums = squares(predicted[:, 0], wanted[:, 0], material.owners(material.test), len(material.test)).sum(0)
+    return predicted, float(r_squared(sums))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_planted_is_found_and_noise_is_not(kind, material):
+    states, targets = planted(material)
+    noise = np.random.default_rng(1).normal(size=states.shape).astype(np.float32)
+    assert score(kind, states, targets, material)[1] > 0.9
+    assert score(kind, noise, targets, material)[1] < 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_decides(kind, material, monkeypatch):
+    monkeypatch.setattr("probes.linear.MOST_ROWS", 200)
+    states, targets = planted(material)
+    first, second, other = (score(kind, states, targets, material, seed)[0] for seed in (0, 0, 1))
+    assert (first == second).all()
+    assert (first != other).any()
+
+
+def test_two_layers_find_what_one_cant(material):
+    states = np.sign(planted(material)[0])
+    left, right = material.ends(np.arange(len(material.sentences)))
+    targets = (states[left, :1] * states[right, :1] > 0).astype(np.float32)
+    assert score("linear", states, targets, material)[1] < 0.05
+    assert score("two-layer", states, targets, material)[1] > 0.8
+
+
+def test_pair_regression_is_ridge_by_the_normal_equations():
+    random = np.random.default_rng(0)
+    states, left, right = random.normal(size=(80, 3)).astype(np.float32), np.arange(0, 60), np.arange(20, 80)
+    targets = random.normal(size=(60, 2)).astype(np.float32)
+    probe = PairRegression.fit(states, left, right, targets, seed=0, penalty=2.0)
+    assert len(left) < MOST_ROWS
+    x = np.concatenate([probe.scale(states[left]), probe.scale(states[right])], 1).astype(np.float64)
+    center, y = x - x.mean(0), targets - targets.mean(0)
+    weights = np.linalg.solve(center.T @ center + 2 * np.eye(6), center.T @ y)
+    assert np.concatenate([probe.left, probe.right]) == pytest.approx(weights, abs=1e-4)
+    wanted = center @ weights + targets.mean(0)
+    assert probe(states, left, right) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_description_length_is_short_for_what_is_planted(material):
+    states, targets = planted(material)
+    noise = np.random.default_rng(1).normal(size=states.shape).astype(np.float32)
+    floor = entropy_bits(targets[material.span_rows(material.train), 0].astype(np.float64))
+    short, long = (description_length(some, material, targets, 0) for some in (states, noise))
+    assert floor < short < long
+
+
+def test_entropy_of_a_coin_is_a_bit():
+    assert entropy_bits(np.array([0.5, 0.5])) == pytest.approx(1.0)
+    assert entropy_bits(np.array([0.0, 1.0])) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_distances_are_found_in_states_that_spell_the_tree(material):
+    """A word's state says which nodes are above it: squared distances are then the tree's, less a constant."""
+    width = 40
+    states = np.zeros((int(material.bounds[-1]), width), np.float32)
+    for i, tree in enumerate(material.trees):
+        for number, (_, start, end) in enumerate(tree.spans()[:width]):
+            states[material.bounds[i] + start : material.bounds[i] + end, number] = 1.0
+    noise = np.random.default_rng(1).normal(size=states.shape).astype(np.float32)
+    means = []
+    for some in (states, noise):
+        probe = DistanceProbe.fit(some, material, material.train, seed=0)
+        found = probe.predict(some, material, material.test)
+        assert all(np.allclose(table, table.T) and (np.diagonal(table) == 0).all() for table in found)
+        means.append(distance_correlations(material, material.test, found).mean())
+    assert means[0] > 0.9 > 0.3 > means[1]
+
+
+def test_depths_are_found_in_states_that_say_them(material):
+    everything = np.arange(len(material.sentences))
+    states = np.zeros((int(material.bounds[-1]), 11), np.float32)
+    states[gap_rows(material, everything), depth_classes(material, everything) + 5] = 1.0
+    probe = fit_depths(states, material, material.train, depth_classes(material, material.train), 0)
+    classes, trees = depth_trees(probe, states, material, material.test)
+    assert (classes == depth_classes(material, material.test)).mean() > 0.95
+    assert len(trees) == len(material.test)
+
+
+def test_posteriors_of_masked_words_are_read_off_states_that_hold_them(material):
+    words = MaskedWords.draw(material, seed=0)
+    rows = np.arange(len(words.sentence))
+    exact = words.posterior(rows)
+    assert exact.sum(1) == pytest.approx(np.ones(len(rows)), abs=1e-5)
+    train, test = words.rows(material.train), words.rows(material.test)
+    assert sorted([*train, *test]) == rows.tolist()
+    noise = np.random.default_rng(0).normal(size=exact.shape).astype(np.float32)
+    held = fit_words(exact, words, train, test, 0)
+    assert (held >= -1e-6).all()
+    assert held.mean() < 0.5 * fit_words(noise, words, train, test, 0).mean()
+
+
+def test_divergence_is_the_sum():
+    p, q = np.array([[0.25, 0.75, 0.0]]), np.array([[0.5, 0.25, 0.25]])
+    wanted = 0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.25)
+    assert divergence(p, np.log(q)) == pytest.approx([wanted])
+    assert divergence(p, np.log(np.maximum(p, 1e-300))) == pytest.approx([0.0])
+
+
+def test_probed_directions_hold_what_the_probe_reads(material):
+    states, targets = planted(material)
+    left, right = material.ends(material.train)
+    probe = PairRegression.fit(states, left, right, targets[material.span_rows(material.train)], seed=0)
+    space = Whitening.of(states)
+    basis = probed_directions(probe, space)
+    assert basis.shape == (6, 1)
+    assert basis.T @ basis == pytest.approx(np.eye(1))
+    reads = np.abs(basis[:, 0])
+    assert reads[:2].max() > 5 * reads[2:].max()
