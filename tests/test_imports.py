@@ -75,7 +75,14 @@ def test_only_one_module_imports_matplotlib_and_one_rich():
 
 @pytest.mark.parametrize(
     "statement",
-    ["import surgery", "import surgery.unlearning", "import surgery.tint", "import pcfg", "import probes", "import cli.main"],
+    [
+        "import surgery",
+        "import surgery.unlearning",
+        "import surgery.tint",
+        "import pcfg",
+        "import probes",
+        "import cli.main",
+    ],
 )
 def test_heavy_libraries_wait_until_they_are_needed(statement):
     code = f"import sys; {statement}; print([n for n in ('torch', 'transformers', 'matplotlib', 'datasets', 'sklearn', 'numpy', 'numba', 'nltk') if n in sys.modules])"
