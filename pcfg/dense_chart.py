@@ -121,11 +121,10 @@ class Inside:
         self.scales[:, :, 1] = potentials.scales
         self.scales_by_end[1:, :, n - 1] = potentials.scales
         self.weights: list[Tensor] = []  # of each split, relative to the best of its span; from width 2
-        # Sums over splits of left times right, from width 4, where all of them take little room.
-        inner_spans, entries = (n - 3) * (n - 2) // 2 * batch, self.nonterminals**2
-        self.products: list[Tensor] | None = (
-            [] if inner_spans * entries * self.tags.element_size() <= KEPT_BYTES else None
-        )
+        # Sums over splits of left times right, by width from 4, where all of them take little room.
+        spans, entries = max(n - 3, 0) * max(n - 2, 0) // 2, self.nonterminals**2
+        kept = spans * batch * entries * self.tags.element_size() <= KEPT_BYTES
+        self.products = self.tags.new_empty(spans, batch, entries) if kept else None
         with full_precision(self.tags):
             for width in range(2, n + 1):
                 self._fill(width)
@@ -161,10 +160,7 @@ class Inside:
             raw = raw.baddbmm_(self.right_flat[(width - 1) * batch :], left.view(spans * batch, -1, 1))
             raw = raw.view(spans, batch, -1)
         if width > 3:
-            product = self.pairs(width)
-            if self.products is not None:
-                self.products.append(product)
-            raw += times(product, self.inner.mT)
+            raw += times(self.pairs(width), self.inner.mT)
         raw = self.settle(raw)
         peak = raw.real.amax(2)
         self.peaks[:spans, :, width] = peak
@@ -182,8 +178,14 @@ class Inside:
 
     def pairs(self, width: int) -> Num[Tensor, "spans B NN"]:
         """Sums over inner splits of left times right."""
+        n, spans, batch = len(self.tags), len(self.tags) - width + 1, self.tags.shape[1]
         left, right = self.children(width)
-        return torch.bmm(left.mT, right).view(-1, self.tags.shape[1], self.nonterminals**2)
+        if self.products is None:
+            return torch.bmm(left.mT, right).view(spans, batch, -1)
+        before = (width - 4) * (2 * n - width - 1) // 2  # spans of widths 4 to width - 1
+        product = self.products[before : before + spans]
+        torch.bmm(left.mT, right, out=product.view(spans * batch, self.nonterminals, self.nonterminals))
+        return product
 
     @cached_property
     def roots(self) -> Num[Tensor, "B S"]:
@@ -324,7 +326,7 @@ class Outside:
         inner = counts.new_zeros(*counts.shape[:-2], nonterminals * nonterminals)
         if raws and inside.products is not None:
             raw = torch.cat(raws)
-            inner = _outer(raw if scale is None else raw * scale, torch.cat(inside.products), shared)
+            inner = _outer(raw if scale is None else raw * scale, inside.products, shared)
         elif raws:
             for width, raw in enumerate(raws, 4):
                 inner += _outer(raw if scale is None else raw * scale, inside.pairs(width), shared)
