@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from pcfg import sparse
 from pcfg.dense import DenseResult, dense_inside_outside, dense_k_best, dense_sample, dense_viterbi
 from pcfg.errors import OptionError
 from pcfg.grammar import Grammar
+from pcfg.memory import room
 from pcfg.minimum_risk import PlainLabels, check_cost, minimum_risk_tree
 from pcfg.sparse import Spans, SparseChart
 from pcfg.treebank import chain
@@ -27,7 +27,6 @@ ENGINES = ("auto", "dense", "sparse")
 # rules, some hundred times as slowly an operation. Beyond these sizes the dense tables alone are too large.
 _DENSE_SYMBOLS, _DENSE_SHARE = 400, 0.02
 _LEAST_BYTES = 256 << 20  # what must stay free while charts are kept
-_SOME_BYTES = 8 << 30  # what a chart may take where nothing says what there is
 # What the sparse engine holds of each symbol over a span, if it derives the words, while it works on a sentence.
 _ITEM_BYTES = 64
 
@@ -230,7 +229,7 @@ class Chart:
             rows = dense_k_best(*self._scores, k)
             found = [[(score, Spans(*nodes.T)) for score, nodes in trees] for trees in rows]
         else:
-            found = self._map(partial(sparse.k_best, k=k))
+            found = self._map(partial(sparse.k_best, k=k), kept=False)
         return [[(score, self._tree(row, nodes)) for score, nodes in trees] for row, trees in enumerate(found)]  # type: ignore[misc]
 
     def sample_trees(self, count: int, *, seed: int = 0) -> list[list[Tree]]:
@@ -297,16 +296,16 @@ class Chart:
 
     @cached_property
     def _charts(self) -> list[SparseChart]:
-        return self._map(sparse.inside_outside)
+        return self._map(sparse.inside_outside, kept=True)
 
     @cached_property
     def _viterbi(self) -> list[tuple[float, Spans | None]]:
         if self.engine == "sparse":
-            return self._map(sparse.viterbi)
+            return self._map(sparse.viterbi, kept=False)
         scores, trees = dense_viterbi(*self._scores)
         return [(s, _spans(tree) if len(tree) else None) for s, tree in zip(scores.tolist(), trees, strict=True)]
 
-    def _map(self, function: Any) -> list[Any]:
+    def _map(self, function: Any, *, kept: bool) -> list[Any]:
         longest, workers = self._longest, min(self.workers, len(self.sentences))
         most = longest * (longest + 1) // 2 * len(self.grammar.nonterminals) + longest * len(self.grammar.preterminals)
         self._refuse(_ITEM_BYTES * most * max(1, workers))
@@ -314,7 +313,7 @@ class Chart:
 
         def run(scores: NDArray) -> Any:
             found = function(rules, start, scores)
-            if room(torch.device("cpu")) < _LEAST_BYTES:
+            if kept and room(torch.device("cpu")) < _LEAST_BYTES:
                 raise OptionError(
                     f"the charts of these {len(self.emissions)} sentences fill the memory: give fewer at once"
                 )
@@ -343,19 +342,6 @@ class Chart:
                 f"{len(self.sentences)} sentences of up to {self._longest} words would take {wanted / 1e9:.1f} GB, and "
                 f"{there / 1e9:.1f} GB are free: give fewer at once, or shorter ones"
             )
-
-
-def room(device: torch.device) -> int:
-    """Bytes of memory that are free."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return _SOME_BYTES
-    available = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    return available[0] if available else _SOME_BYTES
 
 
 def tree_of(grammar: Grammar, sentence: Sequence[str], nodes: Spans) -> Tree:
