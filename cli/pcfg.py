@@ -306,6 +306,8 @@ def fit(
 
     file, began = need_file(output, overwrite, start, text), time.monotonic()
     grammar, sentences = load_both(start, text)
+    # A smoothed lexicon scores a word by P(tag | word) / P(tag), so that log Z lacks the words' own probabilities.
+    what = "log-likelihood" if grammar.lexicon is None else "log-likelihood beyond that of single words"
     with progress_bar() as progress:
         found = fit_file(
             grammar,
@@ -315,7 +317,7 @@ def fit(
             smoothing=smoothing,
             workers=workers,
             device=device,
-            on_round=lambda done, value: say(f"after {done:3} rounds: log-likelihood {value:,.4f}", quiet=json),
+            on_round=lambda done, value: say(f"after {done:3} rounds: {what} {value:,.4f}", quiet=json),
             progress=progress,
         )
     unparsed = tuple(number + 1 for number in found.left_out)

@@ -191,6 +191,8 @@ def test_a_treebank_becomes_a_grammar_whose_parses_are_scored_against_it(work, o
     assert (found["trees"], found["tokens"], found["smoothed_lexicon"]) == (3, 18, True)
     ok("parse", work / "e.pcfg.json", "--text", work / "words.txt", "-o", work / "parses.txt")
     assert read_trees(work / "parses.txt") == gold  # three trees with no rule in common that could mislead
+    out = ok("fit", work / "e.pcfg.json", "--text", work / "words.txt", "--em", 1, "-o", work / "f.pcfg.json")
+    assert "after   1 rounds: log-likelihood beyond that of single words" in out
     out = ok("score", work / "gold.txt", work / "parses.txt")
     assert out.startswith("100.00 labelled F1, EVALB") and "complete match 100.00" in out
     out = ok("score", work / "gold.txt", work / "parses.txt", "--unlabelled")
