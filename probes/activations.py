@@ -10,12 +10,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
+from tokenizers.models import WordLevel
 from torch import Tensor
 
 from probes.alignment import PENN, Encoded, owners
@@ -113,7 +115,7 @@ class ProbedModel:
         """
         found = []
         for first in range(0, len(sentences), 1000):
-            some = [[PENN.get(word, word) for word in sentence] for sentence in sentences[first : first + 1000]]
+            some = [[self._spelled.get(word, word) for word in s] for s in sentences[first : first + 1000]]
             texts = [" ".join(words) for words in some]
             coded = self.tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
             columns = (coded["input_ids"], coded["offset_mapping"], coded["special_tokens_mask"])
@@ -126,6 +128,11 @@ class ProbedModel:
                         f"sentence {number} has {len(ids)} tokens, and {self.name} takes {self.most_tokens}: leave out long sentences with --max-length"
                     )
         return found
+
+    @cached_property
+    def _spelled(self) -> Mapping[str, str]:
+        """How the model saw the treebank's odd words; one that knows whole words, as a grammar's, saw them as they are."""
+        return {} if isinstance(self.tokenizer.backend_tokenizer.model, WordLevel) else PENN
 
     def hidden_states(
         self, ids: Tensor, mask: Tensor, layers: Sequence[int]

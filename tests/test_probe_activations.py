@@ -60,6 +60,22 @@ def test_words_of_several_tokens_are_their_mean(loaded):
     assert sorted(set(code.words)) == [-1, 0, 1, 2]
 
 
+def test_a_grammars_words_are_tokens_as_they_are(tmp_path):
+    """The treebank's -LRB- is a word of its grammar, and not one of the model's unknown ones."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    from pcfg import Grammar
+    from pcfg.corpus import tokenizer
+
+    grammar = Grammar.from_text("S -> Q N [1.0]\nQ -> '``' [0.5] | '-LRB-' [0.5]\nN -> 'x' [1.0]")
+    words = tokenizer(grammar)
+    words.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    RobertaForMaskedLM(RobertaConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
+    code = ProbedModel.load(tmp_path, device="cpu").encode([["``", "x"], ["-LRB-", "x"]])
+    assert [words.convert_ids_to_tokens(list(c.ids))[1] for c in code] == ["``", "-LRB-"]
+
+
 def test_an_untrained_model_has_the_shape_and_not_the_weights(tiny, loaded):
     model, fresh = loaded("roberta"), ProbedModel.load(tiny("roberta"), device="cpu", untrained=0)
     again = ProbedModel.load(tiny("roberta"), device="cpu", untrained=0)
