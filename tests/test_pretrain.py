@@ -227,3 +227,4 @@ def test_a_smoothed_lexicon_draws_no_words():
     assert smooth.lexicon is not None
     assert plain.lexicon is None
     assert plain.lexical == smooth.lexical
+    assert plain.transformed  # so that what it parses can be undone
