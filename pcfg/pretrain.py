@@ -30,6 +30,7 @@ from pcfg.shards import Progress, fingerprint, silent, versions
 
 SCHEMA = 1
 GRAMMAR_FILE = "grammar.pcfg.json"
+_CALL = "call.json"
 _SAVE_SECONDS = 60.0
 _FRESH = 1 << 62  # sentences from here on are held out: train has the first ones of the same seed
 _GROUP = 50  # batches that are sorted by length together
@@ -125,18 +126,19 @@ def pretrain(
         config: fields of a `RobertaConfig` in place of the recipe's layers, heads and width; the vocabulary, the special
             tokens and, if it is too small, the position table are made to fit the grammar.
         resume: a folder for the trainer's state, saved every minute; a later call with the same arguments goes on from
-            there and ends with the same weights. The caller deletes it.
+            there and ends with the same weights; one with others is refused. The caller deletes it.
         progress: called with step, steps and the loss beside the optimum.
 
     Raises:
         GrammarError: a grammar that makes no sentence within the limit, or sentences without end.
-        OptionError: a configuration that isn't a RoBERTa's.
+        OptionError: a configuration that isn't a RoBERTa's, or `resume` with the state of another call.
     """
     from transformers import RobertaForMaskedLM, set_seed
 
     recipe, grammar, began = recipe or PretrainRecipe(), generative(grammar), time.monotonic()
     words, limit = tokenizer(grammar), recipe.max_length
     settings = _config(recipe, config, words)
+    call = {"pretrain": asdict(recipe), "config": settings.to_diff_dict(), "seed": seed}
     drawn = sample(grammar, recipe.sentences, seed=seed, max_length=limit)
     held_out = [list(s) for s in sample(grammar, recipe.evaluation, seed=seed, max_length=limit, first=_FRESH)]
     small = MaskedSet.draw(grammar, held_out[:_SMALL], seed=seed, share=recipe.mask, device=device, progress=progress)
@@ -144,6 +146,8 @@ def pretrain(
     with _quiet():
         module = RobertaForMaskedLM(settings)
         trainer = _trainer(module, words, drawn, recipe, seed, device, Path(resume) if resume else None)
+        if resume:  # once nothing else can be refused, so that a mistake leaves no folder
+            _claim(Path(resume), {**call, "grammar": fingerprint(grammar), "versions": versions()})
         watcher = _watcher(trainer, small, words, progress)
         last = _last_whole(Path(resume)) if resume else None
         trainer.add_callback(watcher)
@@ -156,7 +160,7 @@ def pretrain(
     report = {
         "schema": SCHEMA,
         "versions": versions(),
-        "call": {"pretrain": asdict(recipe), "config": settings.to_diff_dict(), "seed": seed},
+        "call": call,
         "grammar": fingerprint(grammar),
         "parameters": sum(p.numel() for p in module.parameters()),
         "words": len(drawn.words),
@@ -310,6 +314,20 @@ def _watcher(trainer: Any, small: MaskedSet, words: Any, progress: Progress) -> 
             return control
 
     return Watcher()
+
+
+def _claim(folder: Path, call: dict[str, Any]) -> None:
+    """Note whose state a folder holds; refuse one with anything else."""
+    note = folder / _CALL
+    if note.exists():
+        if json.loads(note.read_text(encoding="utf-8")) != json.loads(json.dumps(call)):
+            raise OptionError(
+                f"{folder} is the state of another run (another grammar, seed, version or options): delete it to begin anew"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise OptionError(f"{folder} is in the way, and no interrupted run made it: move it, or name another output")
+    else:
+        replace_json(note, call)
 
 
 def _last_whole(folder: Path) -> Path | None:

@@ -265,8 +265,14 @@ def test_the_commands_as_written(grammar, tmp_path):
     (tmp_path / "trees.txt").write_text(format_trees(trees()))
     both = run("probe", tmp_path / "mlm", "--trees", tmp_path / "trees.txt", "--grammar", tmp_path / "g.pcfg.json", "-o", tmp_path / "r2")  # fmt: skip
     assert "one of --grammar, --trees" in str(both.exception)
-    wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "--sentences", "many", "-o", tmp_path / "m2")
-    assert "--sentences many must be a whole number" in str(wrong.exception)
+    for number in ("many", "inf", "nan", "1.5", "0"):
+        wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "--sentences", number, "-o", tmp_path / "m2")
+        assert f"--sentences {number} must be a whole number" in str(wrong.exception)
+    wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "--device", "none", "-o", tmp_path / "m2")
+    assert "device none can't be used here" in str(wrong.exception)
+    assert not list(tmp_path.glob("m2*"))
+    wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "-o", tmp_path / "report", "--overwrite")
+    assert "holds no grammar.pcfg.json, so it isn't overwritten" in str(wrong.exception)  # before any training
 
 
 def test_the_example_script(tmp_path):
