@@ -26,11 +26,10 @@ from pcfg.excess import MaskedLoss, MaskedSet, generative, word_ids
 from pcfg.files import new_folder, replace_json
 from pcfg.grammar import Grammar
 from pcfg.sampling import Samples, sample
-from pcfg.shards import Progress, fingerprint, silent, versions
+from pcfg.shards import Progress, claim, fingerprint, silent, versions
 
 SCHEMA = 1
 GRAMMAR_FILE = "grammar.pcfg.json"
-_CALL = "call.json"
 _SAVE_SECONDS = 60.0
 _FRESH = 1 << 62  # sentences from here on are held out: train has the first ones of the same seed
 _GROUP = 50  # batches that are sorted by length together
@@ -147,7 +146,7 @@ def pretrain(
         module = RobertaForMaskedLM(settings)
         trainer = _trainer(module, words, drawn, recipe, seed, device, Path(resume) if resume else None)
         if resume:  # once nothing else can be refused, so that a mistake leaves no folder
-            _claim(Path(resume), {**call, "grammar": fingerprint(grammar), "versions": versions()})
+            claim(Path(resume), {**call, "grammar": fingerprint(grammar)})
         watcher = _watcher(trainer, small, words, progress)
         last = _last_whole(Path(resume)) if resume else None
         trainer.add_callback(watcher)
@@ -314,20 +313,6 @@ def _watcher(trainer: Any, small: MaskedSet, words: Any, progress: Progress) -> 
             return control
 
     return Watcher()
-
-
-def _claim(folder: Path, call: dict[str, Any]) -> None:
-    """Note whose state a folder holds; refuse one with anything else."""
-    note = folder / _CALL
-    if note.exists():
-        if json.loads(note.read_text(encoding="utf-8")) != json.loads(json.dumps(call)):
-            raise OptionError(
-                f"{folder} is the state of another run (another grammar, seed, version or options): delete it to begin anew"
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise OptionError(f"{folder} is in the way, and no interrupted run made it: move it, or name another output")
-    else:
-        replace_json(note, call)
 
 
 def _last_whole(folder: Path) -> Path | None:

@@ -29,6 +29,7 @@ class Settings:
     device: str | None
     cache: Path | None
     progress: Progress
+    resume: Path | None = None
 
     def __post_init__(self) -> None:
         if self.seeds < 1:

@@ -23,6 +23,7 @@ from probes import ProbeReport, probe_spans, probe_trees
 from probes.errors import ProbeError
 from probes.page import text_example
 from probes.report import Measure, summary
+from probes.scorer import Scorer
 from surgery.errors import OptionError
 
 CONTROLS = {"layer 0", "untrained", "word identity", "position"}
@@ -102,6 +103,44 @@ def test_a_verdict_is_whether_intervals_touch(report):
 
     assert beats(own.low - 0.2, own.low - 0.1)
     assert not beats(own.low - 0.2, own.low + 0.01)
+
+
+def test_masked_words_are_judged_at_the_last_layer(report):
+    changed = replace(report, best_layer=0)
+    values = {v.probe: v.value.layer for v in changed.verdicts}
+    assert values["words"] == 1
+    assert values["span-two-layer"] == 0
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_to_the_same_report(model, grammar, report, saved, tmp_path, monkeypatch):
+    resume, drawn = tmp_path / "report.partial", sample(grammar, 80, seed=0, max_length=8)
+
+    def kill(done, total, line):
+        if line == "probes: untrained, layer 0":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        probe_spans(model, grammar, drawn, seeds=2, device="cpu", resume=resume, progress=kill)
+    assert sorted(path.name for path in resume.iterdir()) == ["call.json", "model-0.json", "model-1.json"]
+    with pytest.raises(PcfgError, match="state of another run"):
+        probe_spans(model, grammar, drawn, seeds=3, device="cpu", resume=resume)
+    fitted, spans = [], Scorer.spans
+
+    def count(self, source, layer, features):
+        fitted.append((source, layer))
+        return spans(self, source, layer, features)
+
+    monkeypatch.setattr(Scorer, "spans", count)
+    again = probe_spans(model, grammar, drawn, seeds=2, device="cpu", resume=resume)
+    assert fitted == [("untrained", 0), ("untrained", 1), ("word identity", None), ("position", None)]
+    made = {**again.provenance, "made": report.provenance["made"]}
+    replace(again, provenance=made, seconds=report.seconds).save(tmp_path / "again")
+    for path in saved.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
 def test_what_is_saved_is_loaded_and_is_by_the_schema(report, saved):
@@ -260,8 +299,17 @@ def test_the_commands_as_written(grammar, tmp_path):
     assert done.exit_code == 0, done.output
     assert "ceiling" in done.stdout
     assert ProbeReport.load(tmp_path / "report").layers == (0, 1)
+    assert not (tmp_path / "report.partial").exists()
     again = run("probe", tmp_path / "mlm", "-o", tmp_path / "report")
     assert "exists already" in str(again.exception)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.json").write_text("{}")  # as a model's folder
+    again = run("probe", tmp_path / "mlm", "-o", tmp_path / "other", "--overwrite")
+    assert "holds no report.schema.json, so it isn't overwritten" in str(again.exception)
+    alone = run("probe", "-o", tmp_path / "report2")  # mlm is beside it, of another grammar
+    assert "mlm is in the way, and isn't the example's model" in str(alone.exception)
+    alone = run("probe", "--text", tmp_path / "g.pcfg.json", "-o", tmp_path / "report2")
+    assert "MODEL is missing" in str(alone.exception)
     (tmp_path / "trees.txt").write_text(format_trees(trees()))
     both = run("probe", tmp_path / "mlm", "--trees", tmp_path / "trees.txt", "--grammar", tmp_path / "g.pcfg.json", "-o", tmp_path / "r2")  # fmt: skip
     assert "one of --grammar, --trees" in str(both.exception)
