@@ -21,10 +21,13 @@ from pcfg.pretrain import PretrainRecipe, pretrain
 from pcfg.trees import Tree, format_trees
 from probes import ProbeReport, probe_spans, probe_trees
 from probes.errors import ProbeError
+from probes.intervals import r_squared, squares
+from probes.material import Material
 from probes.page import text_example
 from probes.report import Measure, summary
-from probes.scorer import Scorer
+from probes.scorer import Scorer, Settings
 from surgery.errors import OptionError
+from surgery.progress import silent
 
 CONTROLS = {"layer 0", "untrained", "word identity", "position"}
 
@@ -283,6 +286,25 @@ def test_bad_input(model, tiny, grammar):
         probe_spans(model, grammar, [["w0", "w1", "w2"]])
     with pytest.raises(ProbeError, match="tree 1 and sentence 1 disagree at word 2"):
         probe_trees(tiny("bert"), trees()[:1], [["the", "mouse", "sees", "a", "cat", "."]])
+
+
+@pytest.mark.parametrize(
+    "shape", ["(S (A {}) (A {}) (A {}))", "(S (X (A {}) (A {})) (. {}))"], ids=["flat", "punctuation"]
+)
+def test_trees_without_a_span_to_find(shape, tiny):
+    bank = [Tree.parse(shape.format(a, b, c)) for a in ("the", "a") for b in ("cat", "dog") for c in (".", "sees", "!")]
+    with pytest.raises(ProbeError, match="nothing to find: give more or longer sentences"):
+        probe_trees(tiny("bert"), bank, seeds=1, device="cpu")
+
+
+def test_a_control_task_that_never_changes_is_left_out(grammar):
+    """A few short test sentences may have one class of words alone: its R^2 is no number, which no JSON holds."""
+    material = Material.of_grammar(grammar, sample(grammar, 80, seed=0, max_length=8))
+    scorer = Scorer(material, Settings(1, 0, None, None, silent))
+    real, count = Measure("span-linear", "model", 0, "r2", "", 0.5, 0.4, 0.6, (0.5,)), len(material.test)
+    for task, found in ((np.ones(9), 0), (np.arange(9.0), 2)):
+        stats = squares(np.linspace(0, 1, 9), task, np.arange(9) % count, count)
+        assert len(scorer.selectivity(real, "control r2", stats[None], r_squared)) == found
 
 
 def run(*arguments):
