@@ -39,12 +39,13 @@ def pretrain(
     """
     from shutil import rmtree
 
-    from pcfg.pretrain import PretrainRecipe, read_config
+    from pcfg.pretrain import GRAMMAR_FILE, PretrainRecipe, read_config
     from pcfg.pretrain import pretrain as run
     from surgery.files import check_output
 
     folder = options.need_output(output)
-    check_output(folder, overwrite=overwrite, inputs=[grammar])
+    inputs = [grammar] if config is None else [grammar, config]
+    check_output(folder, overwrite=overwrite, replaces=GRAMMAR_FILE, inputs=inputs)
     recipe = PretrainRecipe(
         layers=layers,
         heads=heads,
@@ -89,6 +90,6 @@ def count(text: str, option: str) -> int:
         number = float(text)
     except ValueError:
         number = 0.5
-    if number < 1 or number != int(number):
+    if number < 1 or not number.is_integer():
         raise OptionError(f"{option} {text} must be a whole number of 1 or more, such as 1e6")
     return int(number)

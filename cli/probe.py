@@ -1,14 +1,14 @@
 """`surgery probe`: does a model hold the parse? Every layer, every control, one report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import options
 from cli.grammars import load_grammar
 from cli.pretrain import count
-from cli.render import print_json, print_table, progress_bar, say
+from cli.render import print_error, print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
     from probes.report import ProbeReport
@@ -36,8 +36,11 @@ def probe(
         typer.Option(help="Sentences, one a line; they must be the trees'.", show_default="drawn, or the trees'"),
     ] = None,
     sentences: Annotated[
-        str, typer.Option(help="How many to draw, or to take at most of what is given; a quarter is held out.")
-    ] = "2000",
+        str | None,
+        typer.Option(
+            help="How many to draw, or to take at most of what is given; a quarter is held out.", show_default="2000"
+        ),
+    ] = None,
     max_length: Annotated[int, typer.Option(min=3, help="Most words of a sentence.")] = 40,
     layers: Annotated[str, typer.Option(help="all, or numbers such as 0,3,6.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Of every probe.")] = 5,
@@ -52,41 +55,55 @@ def probe(
 ) -> None:
     """Probe every layer for span marginals, trees and masked words, with every control, and write a report.
 
+    A run that was stopped goes on after the last layer that was done.
+
     Without arguments: a small grammar, a small model, a report, in about five minutes.
     """
+    from functools import partial
+    from shutil import rmtree
+
     from probes import probe_spans, probe_trees
+    from probes.report import SCHEMA_FILE
     from surgery.errors import OptionError
     from surgery.files import check_output
 
     folder = Path("probe-example/report") if output is None and model is None else options.need_output(output)
-    check_output(folder, overwrite=overwrite, inputs=[p for p in (model, grammar, trees, text) if p is not None])
-    most = count(sentences, "--sentences")
-    settings = {"layers": layers, "seeds": seeds, "seed": seed, "device": device, "cache": cache}
+    inputs = [p for p in (model, grammar, trees, text) if p is not None]
+    check_output(folder, overwrite=overwrite, replaces=SCHEMA_FILE, inputs=inputs)
+    most = count(sentences or "2000", "--sentences")
+    state = folder.with_name(f"{folder.name}.partial")
+    settings: dict[str, Any] = {"layers": layers, "seeds": seeds, "seed": seed, "device": device, "cache": cache}
+    settings["resume"] = state
     if sum(given is not None and given is not False for given in (grammar, trees, nltk_treebank)) > 1:
         raise OptionError("give one of --grammar, --trees and --nltk-treebank: the report is about one of them")
     if model is None:
         from probes.example import run_example
 
-        if grammar is not None or trees is not None or nltk_treebank:
+        if grammar is not None or trees is not None or nltk_treebank or text is not None:
             raise OptionError("MODEL is missing: name the folder of the model to probe")
+        if sentences is not None:
+            settings["sentences"] = most
         say(f"No model was named: an example, in {folder.parent}", quiet=json)
-        with progress_bar() as progress:
-            report = run_example(folder.parent, seed=seed, device=device, progress=progress)
+        run = partial(run_example, folder.parent)
     elif trees is not None or nltk_treebank:
         from cli.grammars import read_bank
 
         bank, words = read_bank(trees, nltk_treebank), None if text is None else _text(text)[:most]
         if words is None:  # else they are matched first, and long ones left out then
             bank = [tree for tree in bank if len(tree.words()) <= max_length]
-        bank = bank[:most]
-        with progress_bar() as progress:
-            report = probe_trees(model, bank, words, max_length=max_length, **settings, progress=progress)  # type: ignore[arg-type]
+        run = partial(probe_trees, model, bank[:most], words, max_length=max_length)
     else:
         loaded = load_grammar(_grammar_of(model) if grammar is None else grammar)
         drawn = most if text is None else [s for s in _text(text) if len(s) <= max_length][:most]
+        run = partial(probe_spans, model, loaded, drawn, max_length=max_length)
+    try:
         with progress_bar() as progress:
-            report = probe_spans(model, loaded, drawn, max_length=max_length, **settings, progress=progress)  # type: ignore[arg-type]
+            report = run(**settings, progress=progress)
+    except KeyboardInterrupt:
+        print_error(f"interrupted: run the same command again to go on ({state} holds what is done)")
+        raise
     report.save(folder, overwrite=overwrite)
+    rmtree(state, ignore_errors=True)
     _show(report, folder, json)
 
 

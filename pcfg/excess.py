@@ -149,11 +149,7 @@ class MaskedLoss:
 
 def generative(grammar: Grammar) -> Grammar:
     """The grammar whose sentences `sample` draws: a smoothed lexicon scores words that are seen, and draws none."""
-    if grammar.lexicon is None:
-        return grammar
-    columns = ("nonterminals", "preterminals", "words", "start", "parents", "left", "right")
-    probs = ("rule_probs", "tags", "tokens", "word_probs")
-    return Grammar.of_arrays(**{name: getattr(grammar, name) for name in (*columns, *probs)})
+    return grammar if grammar.lexicon is None else grammar.replaced(lexicon=None)
 
 
 def word_table(grammar: Grammar) -> Float64[np.ndarray, "T V"]:

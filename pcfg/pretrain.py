@@ -26,7 +26,7 @@ from pcfg.excess import MaskedLoss, MaskedSet, generative, word_ids
 from pcfg.files import new_folder, replace_json
 from pcfg.grammar import Grammar
 from pcfg.sampling import Samples, sample
-from pcfg.shards import Progress, fingerprint, silent, versions
+from pcfg.shards import Progress, claim, fingerprint, silent, versions
 
 SCHEMA = 1
 GRAMMAR_FILE = "grammar.pcfg.json"
@@ -125,18 +125,19 @@ def pretrain(
         config: fields of a `RobertaConfig` in place of the recipe's layers, heads and width; the vocabulary, the special
             tokens and, if it is too small, the position table are made to fit the grammar.
         resume: a folder for the trainer's state, saved every minute; a later call with the same arguments goes on from
-            there and ends with the same weights. The caller deletes it.
+            there and ends with the same weights; one with others is refused. The caller deletes it.
         progress: called with step, steps and the loss beside the optimum.
 
     Raises:
         GrammarError: a grammar that makes no sentence within the limit, or sentences without end.
-        OptionError: a configuration that isn't a RoBERTa's.
+        OptionError: a configuration that isn't a RoBERTa's, or `resume` with the state of another call.
     """
     from transformers import RobertaForMaskedLM, set_seed
 
     recipe, grammar, began = recipe or PretrainRecipe(), generative(grammar), time.monotonic()
     words, limit = tokenizer(grammar), recipe.max_length
     settings = _config(recipe, config, words)
+    call = {"pretrain": asdict(recipe), "config": settings.to_diff_dict(), "seed": seed}
     drawn = sample(grammar, recipe.sentences, seed=seed, max_length=limit)
     held_out = [list(s) for s in sample(grammar, recipe.evaluation, seed=seed, max_length=limit, first=_FRESH)]
     small = MaskedSet.draw(grammar, held_out[:_SMALL], seed=seed, share=recipe.mask, device=device, progress=progress)
@@ -144,6 +145,8 @@ def pretrain(
     with _quiet():
         module = RobertaForMaskedLM(settings)
         trainer = _trainer(module, words, drawn, recipe, seed, device, Path(resume) if resume else None)
+        if resume:  # once nothing else can be refused, so that a mistake leaves no folder
+            claim(Path(resume), {**call, "grammar": fingerprint(grammar)})
         watcher = _watcher(trainer, small, words, progress)
         last = _last_whole(Path(resume)) if resume else None
         trainer.add_callback(watcher)
@@ -156,7 +159,7 @@ def pretrain(
     report = {
         "schema": SCHEMA,
         "versions": versions(),
-        "call": {"pretrain": asdict(recipe), "config": settings.to_diff_dict(), "seed": seed},
+        "call": call,
         "grammar": fingerprint(grammar),
         "parameters": sum(p.numel() for p in module.parameters()),
         "words": len(drawn.words),

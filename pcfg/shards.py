@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pcfg.errors import PcfgError
+from pcfg.errors import OptionError, PcfgError
 from pcfg.files import replace_bytes
 from pcfg.grammar import Grammar
 
@@ -47,6 +47,23 @@ def resumable(output: Path, call: Mapping[str, Any]) -> Iterator[Path]:
         shutil.rmtree(folder)
         raise
     shutil.rmtree(folder)
+
+
+def claim(folder: Path, call: Mapping[str, Any]) -> None:
+    """Note in a folder whose state it holds, for work where throwing another run's away would cost much.
+
+    Raises OptionError for a folder with the state of another call, or with anything else.
+    """
+    note = folder / _CALL
+    if note.exists():
+        if note.read_text(encoding="utf-8") != _dump(call):
+            raise OptionError(
+                f"{folder} is the state of another run (other inputs, options, seed or version): delete it to begin anew"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise OptionError(f"{folder} is in the way, and no interrupted run made it: move it, or name another output")
+    else:
+        replace_bytes(note, _dump(call).encode())
 
 
 def fingerprint(grammar: Grammar) -> str:

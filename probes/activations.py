@@ -10,15 +10,17 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
+from tokenizers.models import WordLevel
 from torch import Tensor
 
-from probes.alignment import PENN, Encoded, owners
+from probes.alignment import PENN, Encoded, named, owners
 from probes.errors import ProbeError
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, MissingPackageError, OptionError
@@ -64,7 +66,8 @@ class ProbedModel:
             untrained: take random weights of the same shape, drawn with this seed.
 
         Raises:
-            CheckpointError: no language model or encoder, weights missing, or no fast tokenizer.
+            CheckpointError: no language model or encoder, weights missing, or layers of different widths.
+            ProbeError: no fast tokenizer.
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
         place = _device(device)
@@ -74,6 +77,10 @@ class ProbedModel:
         name = f"{checkpoint} with random weights" if untrained is not None else str(checkpoint)
         sizes = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
         wanted = _own_states(module)
+        if [state.shape[-1] for state in wanted] != [config.hidden_size] * (config.num_hidden_layers + 1):
+            raise CheckpointError(
+                f"{checkpoint} has layers of different widths, which can't be compared: name a model of one width"
+            )
         bridge, note = _bridge(checkpoint, module, tokenizer, place)
         found = cls(module, tokenizer, bridge, name, checkpoint.fingerprint, *sizes, head, causal, note)
         if bridge is not None and not found._agrees(wanted):
@@ -113,7 +120,7 @@ class ProbedModel:
         """
         found = []
         for first in range(0, len(sentences), 1000):
-            some = [[PENN.get(word, word) for word in sentence] for sentence in sentences[first : first + 1000]]
+            some = [[self._spelled.get(word, word) for word in s] for s in sentences[first : first + 1000]]
             texts = [" ".join(words) for words in some]
             coded = self.tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True)
             columns = (coded["input_ids"], coded["offset_mapping"], coded["special_tokens_mask"])
@@ -123,9 +130,14 @@ class ProbedModel:
                 found.append(Encoded(tuple(ids), owners(words, text, spans, special, number)))
                 if len(ids) > self.most_tokens:
                     raise ProbeError(
-                        f"sentence {number} has {len(ids)} tokens, and {self.name} takes {self.most_tokens}: leave out long sentences with --max-length"
+                        f"{named(number, words)} has {len(ids)} tokens, and {self.name} takes {self.most_tokens}: leave out long sentences with --max-length"
                     )
         return found
+
+    @cached_property
+    def _spelled(self) -> Mapping[str, str]:
+        """How the model saw the treebank's odd words; one that knows whole words, as a grammar's, saw them as they are."""
+        return {} if isinstance(self.tokenizer.backend_tokenizer.model, WordLevel) else PENN
 
     def hidden_states(
         self, ids: Tensor, mask: Tensor, layers: Sequence[int]

@@ -19,6 +19,11 @@ class Encoded:
     words: tuple[int, ...]
 
 
+def named(number: int, words: Sequence[str]) -> str:
+    """A sentence by number and beginning: where others were left out before, the number alone would mislead."""
+    return f"sentence {number} ({' '.join(words[:5])}{' ...' if len(words) > 5 else ''})"
+
+
 def owners(
     words: Sequence[str], text: str, spans: Sequence[tuple[int, int]], special: Sequence[int], number: int
 ) -> tuple[int, ...]:
@@ -42,12 +47,12 @@ def owners(
         word = int(np.searchsorted(ends, start, side="right"))
         if end > ends[word]:
             raise ProbeError(
-                f"sentence {number}: the token {text[start:end]!r} spans the word {words[word]!r} and the next, so states can't be told apart by words: use another tokenizer"
+                f"{named(number, words)}: the token {text[start:end]!r} spans the word {words[word]!r} and the next, so states can't be told apart by words: use another tokenizer"
             )
         found.append(word)
     for word in range(len(words)):
         if word not in found:
             raise ProbeError(
-                f"sentence {number}: the word {words[word]!r} (number {word + 1}) has no token: leave the sentence out, or use another tokenizer"
+                f"{named(number, words)}: the word {words[word]!r} (number {word + 1}) has no token: leave the sentence out, or use another tokenizer"
             )
     return tuple(found)

@@ -1,8 +1,9 @@
 """The embedded example: a small grammar of English, a small model trained on it, a report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from probes.errors import ProbeError
 from probes.report import ProbeReport
 from surgery.progress import Progress, silent
 
@@ -50,16 +51,35 @@ def example_recipe() -> "PretrainRecipe":
     return PretrainRecipe(layers=2, heads=4, width=64, sentences=100_000, max_length=LENGTH, rate=3e-3, evaluation=500)
 
 
-def run_example(folder: Path, *, seed: int = 0, device: str | None = None, progress: Progress = silent) -> ProbeReport:
-    """Train the model into `folder/mlm` (goes on where a killed run was, and keeps a finished one), then probe it."""
+def run_example(
+    folder: Path,
+    sentences: int = SENTENCES,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress = silent,
+    **settings: Any,
+) -> ProbeReport:
+    """Train the model into `folder/mlm` (goes on where a killed run was, and keeps a finished one), then probe it.
+
+    Other settings are `probe_spans`'s. Raises ProbeError where `folder/mlm` is something else.
+    """
     from shutil import rmtree
 
+    from pcfg.grammar import Grammar
     from pcfg.pretrain import GRAMMAR_FILE, pretrain
+    from pcfg.shards import fingerprint
     from probes.experiment import probe_spans
 
     grammar, model = example_grammar(), folder / "mlm"
-    if not (model / GRAMMAR_FILE).exists():
+    if model.exists():
+        file = model / GRAMMAR_FILE
+        if not (file.exists() and fingerprint(Grammar.load(file)) == fingerprint(grammar)):
+            raise ProbeError(f"{model} is in the way, and isn't the example's model: move it, or name another output")
+    else:
         partial = folder / "mlm.partial"
         pretrain(grammar, example_recipe(), seed=seed, device=device, resume=partial, progress=progress).save(model)
         rmtree(partial, ignore_errors=True)
-    return probe_spans(model, grammar, SENTENCES, seed=seed, max_length=LENGTH, device=device, progress=progress)
+    return probe_spans(
+        model, grammar, sentences, seed=seed, max_length=LENGTH, device=device, progress=progress, **settings
+    )

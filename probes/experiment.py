@@ -1,9 +1,11 @@
 """probe_spans() and probe_trees(): every probe, every layer, every control, in one report."""
 
+import json
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from probes.scorer import Scorer, Settings
 from probes.spans import fit_spans, predict_spans
 from probes.words import MaskedWords
 from surgery.checkpoint import Checkpoint
+from surgery.files import replace_json
 from surgery.progress import Progress, silent
 from surgery.provenance import package_version, provenance
 
@@ -44,6 +47,7 @@ def probe_spans(
     max_length: int | None = None,
     device: str | None = None,
     cache: str | Path | None = None,
+    resume: str | Path | None = None,
     progress: Progress = silent,
 ) -> ProbeReport:
     """Probe a masked language model of a grammar's words against the grammar's exact posteriors (Zhao et al. 2023, section 5).
@@ -54,6 +58,8 @@ def probe_spans(
         seeds: of the probes; `seed` is of everything else.
         max_length: of drawn sentences; by default what the model takes, 40 at most.
         cache: a folder for states; by default a temporary one.
+        resume: a folder for the numbers of each layer that is done; a later call with the same arguments goes on from
+            there to the same report, one with others is refused. The caller deletes it.
 
     Raises:
         GrammarError: the model's tokens aren't the grammar's words.
@@ -61,18 +67,18 @@ def probe_spans(
     """
     from pcfg.excess import word_ids
     from pcfg.sampling import sample
-    from pcfg.shards import fingerprint, text_fingerprint
+    from pcfg.shards import fingerprint
 
+    settings = _settings(seeds, seed, device, cache, resume, progress)
     probed = ProbedModel.load(model, device=device)
+    chosen = probed.check_layers(layers)
     word_ids(grammar, probed.tokenizer)  # raises now what would be raised later
     if isinstance(sentences, int):
         limit = min(max_length or 40, probed.most_tokens - 2)
         sentences = sample(grammar, sentences, seed=seed, max_length=limit)
     material = Material.of_grammar(grammar, sentences, seed=seed, device=device, progress=progress)
     inputs = {"model": probed.fingerprint, "grammar": fingerprint(grammar)}
-    inputs["sentences"] = text_fingerprint(material.sentences)
-    settings = Settings(seeds, seed, device, Path(cache) if cache else None, progress)
-    return _probe(model, probed, material, layers, settings, "probe_spans", inputs)
+    return _probe(model, probed, material, chosen, settings, "probe_spans", inputs)
 
 
 def probe_trees(
@@ -86,41 +92,58 @@ def probe_trees(
     max_length: int = 40,
     device: str | None = None,
     cache: str | Path | None = None,
+    resume: str | Path | None = None,
     progress: Progress = silent,
 ) -> ProbeReport:
     """Probe a natural-language model against a treebank: each span of a tree counts 1, any other 0.
 
     Args:
-        trees: as read; they are cleaned (`pcfg.treebank.clean_trees`) unless sentences are given.
-        sentences: words of the trees, where the two come from different places; they must agree.
+        trees: as read; they are cleaned (`pcfg.treebank.clean_trees`).
+        sentences: words of the cleaned trees, where the two come from different places; they must agree.
         max_length: trees of more words are left out.
 
     Other arguments, and what is raised, as `probe_spans`.
     """
-    from pcfg.shards import text_fingerprint
     from pcfg.treebank import clean_trees
 
+    settings = _settings(seeds, seed, device, cache, resume, progress)
+    trees = clean_trees(trees)
     if sentences is not None:
         check_pairs(trees, sentences)
-    kept = [tree for tree in clean_trees(trees) if len(tree.words()) <= max_length]
+    kept = [tree for tree in trees if len(tree.words()) <= max_length]
     probed = ProbedModel.load(model, device=device)
+    chosen = probed.check_layers(layers)
     material = Material.of_trees(kept, seed=seed)
-    inputs = {"model": probed.fingerprint, "sentences": text_fingerprint(material.sentences)}
-    settings = Settings(seeds, seed, device, Path(cache) if cache else None, progress)
-    return _probe(model, probed, material, layers, settings, "probe_trees", inputs)
+    return _probe(model, probed, material, chosen, settings, "probe_trees", {"model": probed.fingerprint})
+
+
+def _settings(
+    seeds: int,
+    seed: int,
+    device: str | None,
+    cache: str | Path | None,
+    resume: str | Path | None,
+    progress: Progress,
+) -> Settings:
+    return Settings(seeds, seed, device, Path(cache) if cache else None, progress, Path(resume) if resume else None)
 
 
 def _probe(
     source: "str | Path | Checkpoint",
     model: ProbedModel,
     material: Material,
-    layers: "str | Sequence[int]",
+    layers: Sequence[int],
     settings: Settings,
     call: str,
     inputs: dict[str, str],
 ) -> ProbeReport:
+    from pcfg.shards import claim, text_fingerprint
+
     began, progress = time.monotonic(), settings.progress
-    chosen = tuple(sorted({0, *model.check_layers(layers)}))
+    chosen = tuple(sorted({0, *layers}))
+    about = {"layers": list(chosen), "seeds": settings.seeds, "model": model.name}
+    inputs["sentences"] = text_fingerprint(material.sentences)
+    inputs["trees"] = text_fingerprint([[str(tree)] for tree in material.trees])
     scorer, notes = Scorer(material, settings), [model.note] if model.note else []
     measures = scorer.without_model()
     words = None
@@ -142,20 +165,19 @@ def _probe(
         own = None
         for name, some, these in (("model", model, chosen), ("untrained", untrained, few)):
             states = Activations.collect(some, material.sentences, folder / name, these, progress=progress)
+            if settings.resume:  # once the sentences are aligned, so that a mistake leaves no folder
+                claim(settings.resume, {**about, "inputs": inputs, "seed": settings.seed, "device": settings.device})
             own = own or states
             masked = words.states(some, these, progress) if words else {}
             for layer in these:
                 step(f"{name}, layer {layer}")
-                features = states.layer(layer)
-                measures += scorer.spans(name, layer, features) + scorer.trees(name, layer, features)
-                if words:
-                    measures += scorer.words(name, layer, masked[layer], words)
+                measures += _measures(scorer, name, layer, states.layer(layer), masked.get(layer), words)
         for name, features in (
             ("word identity", controls.word_identity(material)),
             ("position", controls.positions(material)),
         ):
             step(name)
-            measures += scorer.spans(name, None, features) + scorer.trees(name, None, features)
+            measures += _measures(scorer, name, None, features)
         if words:
             measures += _word_controls(scorer, words, model)
         assert own is not None
@@ -169,7 +191,6 @@ def _probe(
         heads = score_heads(
             model, [material.trees[i] for i in material.test[:_CAUSAL]], seed=settings.seed, progress=progress
         )
-    about = {"layers": list(chosen), "seeds": settings.seeds, "model": model.name}
     origin = provenance(call={call: about}, inputs=inputs, seed=settings.seed)
     origin["libraries"] |= {name: package_version(name) for name in ("transformer-lens", "scikit-learn", "scipy")}
     return ProbeReport(
@@ -187,6 +208,27 @@ def _probe(
         notes=tuple(notes),
         seconds=round(time.monotonic() - began, 1),
     )
+
+
+def _measures(
+    scorer: Scorer,
+    source: str,
+    layer: int | None,
+    features: np.ndarray,
+    masked: np.ndarray | None = None,
+    words: MaskedWords | None = None,
+) -> list[Measure]:
+    """All probes of one layer's states or of one control's features; kept in the folder to resume from."""
+    kept = scorer.settings.resume and scorer.settings.resume / f"{source}-{'all' if layer is None else layer}.json"
+    if kept and kept.exists():
+        rows = json.loads(kept.read_text(encoding="utf-8"))
+        return [Measure(**{**row, "seeds": tuple(row["seeds"])}) for row in rows]
+    found = scorer.spans(source, layer, features) + scorer.trees(source, layer, features)
+    if words and masked is not None:
+        found += scorer.words(source, layer, masked, words)
+    if kept:
+        replace_json(kept, [asdict(measure) for measure in found])
+    return found
 
 
 def best_layer(measures: Sequence[Measure]) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from probes.alignment import named
 from probes.errors import ProbeError
 from surgery.progress import Progress, silent
 
@@ -77,7 +78,7 @@ class Material:
         found: list[np.ndarray] = [np.zeros((0, 1 + len(names)), np.float32)] * len(words)
         drawn: list[Tree | None] = [None] * len(words)
         known = hasattr(sentences, "tree")
-        done = 0
+        done, unparsed = 0, list[int]()
         for numbers in batches(words, lambda n: chart_numbers(grammar, n)):
             batch = [int(i) for i in numbers]
             chart = inside_outside(grammar, [words[i] for i in batch], device=device)
@@ -86,12 +87,16 @@ class Material:
             trees = None if known else chart.sample_trees(1, seed=seed)
             for row, i in enumerate(batch):
                 if not np.isfinite(float(chart.log_z[row])):
-                    raise ProbeError(f"sentence {i + 1} has no parse by the grammar: leave it out")
+                    unparsed.append(i)
+                    continue
                 first, last = spans_of(len(words[i]))
                 found[i] = np.column_stack([whole[row, first, last + 1], each[row, first, last + 1]]).astype(np.float32)
                 drawn[i] = sentences.tree(i) if trees is None else trees[row][0]  # type: ignore[union-attr]
             done += len(batch)
             progress(done, len(words), "exact marginals")
+        if unparsed:  # the batches aren't in order
+            first_bad = min(unparsed)
+            raise ProbeError(f"{named(first_bad + 1, words[first_bad])} has no parse by the grammar: leave it out")
         return _whole(words, drawn, names, found, True, seed, grammar)
 
     @classmethod

@@ -13,6 +13,7 @@ from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.provenance import SCHEMA
 
 FILE = "report.json"
+SCHEMA_FILE = "report.schema.json"  # which marks a folder as ours: models have a report.json too
 
 Table = tuple[tuple[float, ...], ...]
 Spans = tuple[tuple[int, int], ...]
@@ -35,12 +36,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the probe of the best layer beats a control by more than their 95% intervals.
+    """Whether the probe of the layer that speaks for it beats a control by more than their 95% intervals.
 
     Attributes:
         probe, metric: what is compared.
         control: which control, at its own best layer if it has layers.
-        value, against: the interval's edges that face each other: they are apart when `beats`.
+        value, against: the model's number and the control's.
+        beats: whether their intervals don't touch, and the model's is the better.
     """
 
     probe: str
@@ -101,7 +103,7 @@ class ProbeReport:
         """Each probe, at the layer that speaks for it, against every control."""
         found = []
         for probe, metric, controls in _COMPARED:
-            own = self.find(probe, "model", metric, self.best_layer)
+            own = self.find(probe, "model", metric, self.layer_of(probe))
             for control in controls:
                 against = self._strongest(probe, control, metric)
                 if own is not None and against is not None:
@@ -162,9 +164,9 @@ class ProbeReport:
         from probes.page import write_pages
         from probes.schema import REPORT_SCHEMA
 
-        with new_folder(Path(folder), overwrite=overwrite) as staged:
+        with new_folder(Path(folder), overwrite=overwrite, replaces=SCHEMA_FILE) as staged:
             replace_json(staged / FILE, self.to_json())
-            replace_json(staged / "report.schema.json", REPORT_SCHEMA)
+            replace_json(staged / SCHEMA_FILE, REPORT_SCHEMA)
             figures = self.figures(staged)
             for name, text in write_pages(self, figures).items():
                 replace_bytes(staged / name, text.encode())

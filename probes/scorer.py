@@ -8,6 +8,7 @@ import numpy as np
 
 from probes import controls
 from probes.decoding import Reference, branching, minimum_risk
+from probes.errors import ProbeError
 from probes.intervals import Measure, bootstrap, pearson, r_squared, ratio, spearman, squares
 from probes.material import Material
 from probes.spans import KINDS, description_length, entropy_bits, fit_spans, predict_spans
@@ -29,6 +30,7 @@ class Settings:
     device: str | None
     cache: Path | None
     progress: Progress
+    resume: Path | None = None
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -36,7 +38,10 @@ class Settings:
 
 
 class Scorer:
-    """Fits probes on features of the training sentences and scores them on the test sentences."""
+    """Fits probes on features of the training sentences and scores them on the test sentences.
+
+    Raises ProbeError for test sentences that no probe could be told apart on.
+    """
 
     def __init__(self, material: Material, settings: Settings) -> None:
         self.material, self.settings = material, settings
@@ -46,6 +51,10 @@ class Scorer:
         self.wanted = material.targets[self.rows]
         exact = minimum_risk(material.full(material.test, self.wanted[:, 0]))
         self.ceiling = self.f1s(exact)
+        if self.wanted[:, 0].std() < _NOTHING or not self.ceiling[:, 0].any():
+            raise ProbeError(
+                "no span of the test sentences (punctuation aside) is likelier than others, so there is nothing to find: give more or longer sentences, or trees that aren't flat"
+            )
 
     def train_for(self, seed: int) -> np.ndarray:
         """The training sentences that one seed sees."""
@@ -136,8 +145,10 @@ class Scorer:
     def selectivity(
         self, real: Measure, metric: str, stats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
     ) -> list[Measure]:
-        """The control task's number, and by how much the real task's is higher."""
+        """The control task's number, and by how much the real task's is higher; none for a task that never changes."""
         control = self.measure(real.probe, real.source, real.layer, metric, stats, statistic)
+        if not np.isfinite(control.value):
+            return []
         each = tuple(a - b for a, b in zip(real.seeds, control.seeds, strict=True))
         low = None if real.low is None or control.high is None else real.low - control.high
         high = None if real.high is None or control.low is None else real.high - control.low

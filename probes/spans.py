@@ -115,7 +115,7 @@ def description_length(
 ) -> float:
     """Bits a span to send the marginals by online coding with a two-layer probe (Voita & Titov 2020, section 2.2.2).
 
-    Each portion of the sentences, twice as large as all before, is coded by a probe trained on those before; the first
+    Each portion of the sentences, as large as all before together, is coded by a probe trained on those before; the first
     by one bit a span. A marginal p costs the cross-entropy of p and the prediction.
     """
     numbers = np.random.default_rng(seed).permutation(material.train)

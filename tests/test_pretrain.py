@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,6 +177,25 @@ def test_a_killed_run_goes_on_to_the_same_weights(grammar, trained, tmp_path, mo
     assert again.report["excess"] == trained.report["excess"]
 
 
+def test_the_state_of_another_run_is_left_alone(grammar, tmp_path, monkeypatch):
+    monkeypatch.setattr("pcfg.pretrain._SAVE_SECONDS", 0.0)
+    pretrain(grammar, TINY, device="cpu", resume=tmp_path / "state")
+    kept = sorted(path.name for path in (tmp_path / "state").iterdir())
+    others = (
+        (grammar, replace(TINY, rate=1e-4), 0),
+        (grammar, TINY, 1),
+        (Grammar.random(3, 4, words=6, seed=2), TINY, 0),
+    )
+    for other, recipe, seed in others:
+        with pytest.raises(OptionError, match=r"state of another run .* delete it to begin anew"):
+            pretrain(other, recipe, seed=seed, device="cpu", resume=tmp_path / "state")
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == kept
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    with pytest.raises(OptionError, match="in the way, and no interrupted run made it"):
+        pretrain(grammar, TINY, device="cpu", resume=tmp_path / "mine")
+
+
 def test_a_config_of_ones_own(grammar, tmp_path):
     given = {
         "model_type": "roberta",
@@ -227,3 +247,4 @@ def test_a_smoothed_lexicon_draws_no_words():
     assert smooth.lexicon is not None
     assert plain.lexicon is None
     assert plain.lexical == smooth.lexical
+    assert plain.transformed  # so that what it parses can be undone

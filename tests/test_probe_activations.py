@@ -60,6 +60,22 @@ def test_words_of_several_tokens_are_their_mean(loaded):
     assert sorted(set(code.words)) == [-1, 0, 1, 2]
 
 
+def test_a_grammars_words_are_tokens_as_they_are(tmp_path):
+    """The treebank's -LRB- is a word of its grammar, and not one of the model's unknown ones."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    from pcfg import Grammar
+    from pcfg.corpus import tokenizer
+
+    grammar = Grammar.from_text("S -> Q N [1.0]\nQ -> '``' [0.5] | '-LRB-' [0.5]\nN -> 'x' [1.0]")
+    words = tokenizer(grammar)
+    words.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    RobertaForMaskedLM(RobertaConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
+    code = ProbedModel.load(tmp_path, device="cpu").encode([["``", "x"], ["-LRB-", "x"]])
+    assert [words.convert_ids_to_tokens(list(c.ids))[1] for c in code] == ["``", "-LRB-"]
+
+
 def test_an_untrained_model_has_the_shape_and_not_the_weights(tiny, loaded):
     model, fresh = loaded("roberta"), ProbedModel.load(tiny("roberta"), device="cpu", untrained=0)
     again = ProbedModel.load(tiny("roberta"), device="cpu", untrained=0)
@@ -148,16 +164,18 @@ def test_words_that_cant_be_aligned_are_named(loaded, copied):
     from tokenizers import Tokenizer
 
     model = loaded("bert")
-    with pytest.raises(ProbeError, match="sentence 1 has 202 tokens"):
+    with pytest.raises(ProbeError, match=r"sentence 1 \(the the the the the \.\.\.\) has 202 tokens"):
         model.encode([["the"] * 200])
-    with pytest.raises(ProbeError, match=r"sentence 2: the word '\\u2003' \(number 2\) has no token"):
+    with pytest.raises(ProbeError, match=r"sentence 2 \(the  \): the word '\\u2003' \(number 2\) has no token"):
         model.encode([["the"], ["the", "\u2003"]])
     folder = copied("bert", "whole")
     core = json.loads((folder / "tokenizer.json").read_text())
     core["pre_tokenizer"] = None  # the whole sentence is one token
     (folder / "tokenizer.json").write_text(json.dumps(core))
     Tokenizer.from_file(str(folder / "tokenizer.json"))
-    with pytest.raises(ProbeError, match="sentence 1: the token 'the cat' spans the word 'the' and the next"):
+    with pytest.raises(
+        ProbeError, match=r"sentence 1 \(the cat\): the token 'the cat' spans the word 'the' and the next"
+    ):
         ProbedModel.load(folder, device="cpu").encode([["the", "cat"]])
 
 
@@ -169,6 +187,19 @@ def test_models_that_cant_be_probed(copied, monkeypatch, tmp_path):
         ProbedModel.load(folder, device="cpu")
     with pytest.raises(SurgeryError):
         ProbedModel.load(tmp_path / "nothing")
+
+
+def test_layers_of_different_widths_are_refused(tmp_path, tiny):
+    """OPT-350m's embeddings and last states are narrower than its blocks."""
+    from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
+
+    words = AutoTokenizer.from_pretrained(tiny("opt"))
+    words.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = OPTConfig(vocab_size=len(words), ffn_dim=16, do_layer_norm_before=False, **sizes)
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="layers of different widths"):
+        ProbedModel.load(tmp_path, device="cpu")
 
 
 def test_a_model_that_transformer_lens_cant_load_falls_back(tiny, monkeypatch, tmp_path):

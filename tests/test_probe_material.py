@@ -139,8 +139,12 @@ def test_control_tasks_depend_on_the_words_alone(material):
 def test_bad_input_is_named(grammar):
     with pytest.raises(PcfgError, match="'aardvark'"):
         Material.of_grammar(grammar, [["the", "aardvark"]] * 9)
-    with pytest.raises(ProbeError, match="sentence 2 has no parse"):
+    with pytest.raises(ProbeError, match=r"sentence 2 \(the the the\) has no parse"):
         Material.of_grammar(grammar, [["the", "dog", "see", "the", "fish"], ["the", "the", "the"]] * 5)
+    with pytest.raises(
+        ProbeError, match=r"sentence 1 \(the the the the\) has no parse"
+    ):  # the first, whatever is longer
+        Material.of_grammar(grammar, [["the"] * 4, ["the"] * 3, ["the"] * 9])
     with pytest.raises(ProbeError, match="1 different sentences of three words or more are too few"):
         Material.of_grammar(grammar, [["the", "dog", "see", "the", "fish"]])
     tree = Tree.parse("(S (A a) (B b))")

@@ -21,9 +21,13 @@ from pcfg.pretrain import PretrainRecipe, pretrain
 from pcfg.trees import Tree, format_trees
 from probes import ProbeReport, probe_spans, probe_trees
 from probes.errors import ProbeError
+from probes.intervals import r_squared, squares
+from probes.material import Material
 from probes.page import text_example
 from probes.report import Measure, summary
+from probes.scorer import Scorer, Settings
 from surgery.errors import OptionError
+from surgery.progress import silent
 
 CONTROLS = {"layer 0", "untrained", "word identity", "position"}
 
@@ -102,6 +106,44 @@ def test_a_verdict_is_whether_intervals_touch(report):
 
     assert beats(own.low - 0.2, own.low - 0.1)
     assert not beats(own.low - 0.2, own.low + 0.01)
+
+
+def test_masked_words_are_judged_at_the_last_layer(report):
+    changed = replace(report, best_layer=0)
+    values = {v.probe: v.value.layer for v in changed.verdicts}
+    assert values["words"] == 1
+    assert values["span-two-layer"] == 0
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_to_the_same_report(model, grammar, report, saved, tmp_path, monkeypatch):
+    resume, drawn = tmp_path / "report.partial", sample(grammar, 80, seed=0, max_length=8)
+
+    def kill(done, total, line):
+        if line == "probes: untrained, layer 0":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        probe_spans(model, grammar, drawn, seeds=2, device="cpu", resume=resume, progress=kill)
+    assert sorted(path.name for path in resume.iterdir()) == ["call.json", "model-0.json", "model-1.json"]
+    with pytest.raises(PcfgError, match="state of another run"):
+        probe_spans(model, grammar, drawn, seeds=3, device="cpu", resume=resume)
+    fitted, spans = [], Scorer.spans
+
+    def count(self, source, layer, features):
+        fitted.append((source, layer))
+        return spans(self, source, layer, features)
+
+    monkeypatch.setattr(Scorer, "spans", count)
+    again = probe_spans(model, grammar, drawn, seeds=2, device="cpu", resume=resume)
+    assert fitted == [("untrained", 0), ("untrained", 1), ("word identity", None), ("position", None)]
+    made = {**again.provenance, "made": report.provenance["made"]}
+    replace(again, provenance=made, seconds=report.seconds).save(tmp_path / "again")
+    for path in saved.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
 def test_what_is_saved_is_loaded_and_is_by_the_schema(report, saved):
@@ -246,6 +288,25 @@ def test_bad_input(model, tiny, grammar):
         probe_trees(tiny("bert"), trees()[:1], [["the", "mouse", "sees", "a", "cat", "."]])
 
 
+@pytest.mark.parametrize(
+    "shape", ["(S (A {}) (A {}) (A {}))", "(S (X (A {}) (A {})) (. {}))"], ids=["flat", "punctuation"]
+)
+def test_trees_without_a_span_to_find(shape, tiny):
+    bank = [Tree.parse(shape.format(a, b, c)) for a in ("the", "a") for b in ("cat", "dog") for c in (".", "sees", "!")]
+    with pytest.raises(ProbeError, match="nothing to find: give more or longer sentences"):
+        probe_trees(tiny("bert"), bank, seeds=1, device="cpu")
+
+
+def test_a_control_task_that_never_changes_is_left_out(grammar):
+    """A few short test sentences may have one class of words alone: its R^2 is no number, which no JSON holds."""
+    material = Material.of_grammar(grammar, sample(grammar, 80, seed=0, max_length=8))
+    scorer = Scorer(material, Settings(1, 0, None, None, silent))
+    real, count = Measure("span-linear", "model", 0, "r2", "", 0.5, 0.4, 0.6, (0.5,)), len(material.test)
+    for task, found in ((np.ones(9), 0), (np.arange(9.0), 2)):
+        stats = squares(np.linspace(0, 1, 9), task, np.arange(9) % count, count)
+        assert len(scorer.selectivity(real, "control r2", stats[None], r_squared)) == found
+
+
 def run(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=True)
 
@@ -260,13 +321,28 @@ def test_the_commands_as_written(grammar, tmp_path):
     assert done.exit_code == 0, done.output
     assert "ceiling" in done.stdout
     assert ProbeReport.load(tmp_path / "report").layers == (0, 1)
+    assert not (tmp_path / "report.partial").exists()
     again = run("probe", tmp_path / "mlm", "-o", tmp_path / "report")
     assert "exists already" in str(again.exception)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.json").write_text("{}")  # as a model's folder
+    again = run("probe", tmp_path / "mlm", "-o", tmp_path / "other", "--overwrite")
+    assert "holds no report.schema.json, so it isn't overwritten" in str(again.exception)
+    alone = run("probe", "-o", tmp_path / "report2")  # mlm is beside it, of another grammar
+    assert "mlm is in the way, and isn't the example's model" in str(alone.exception)
+    alone = run("probe", "--text", tmp_path / "g.pcfg.json", "-o", tmp_path / "report2")
+    assert "MODEL is missing" in str(alone.exception)
     (tmp_path / "trees.txt").write_text(format_trees(trees()))
     both = run("probe", tmp_path / "mlm", "--trees", tmp_path / "trees.txt", "--grammar", tmp_path / "g.pcfg.json", "-o", tmp_path / "r2")  # fmt: skip
     assert "one of --grammar, --trees" in str(both.exception)
-    wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "--sentences", "many", "-o", tmp_path / "m2")
-    assert "--sentences many must be a whole number" in str(wrong.exception)
+    for number in ("many", "inf", "nan", "1.5", "0"):
+        wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "--sentences", number, "-o", tmp_path / "m2")
+        assert f"--sentences {number} must be a whole number" in str(wrong.exception)
+    wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "--device", "none", "-o", tmp_path / "m2")
+    assert "device none can't be used here" in str(wrong.exception)
+    assert not list(tmp_path.glob("m2*"))
+    wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "-o", tmp_path / "report", "--overwrite")
+    assert "holds no grammar.pcfg.json, so it isn't overwritten" in str(wrong.exception)  # before any training
 
 
 def test_the_example_script(tmp_path):
