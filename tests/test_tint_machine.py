@@ -55,8 +55,18 @@ def test_the_transformer_heeds_labels_and_segments(model):  # noqa: F811
 def test_only_the_papers_construction_is_materialised(model):  # noqa: F811
     with pytest.raises(OptionError, match="the paper's construction alone"):
         TinT.build(model("gpt2"), mode="exact", materialise=True)
+    with pytest.raises(OptionError, match="the paper's construction alone"):  # whose gate is one in float32
+        TinT.build(model("gpt2", torch.float32), mode="published", materialise=True)
     with pytest.raises(TintError, match="the fast path runs them"):
         TinT.build(model("llama"), materialise=True)
+
+
+def test_the_transformer_stops_where_its_descent_becomes_nan(model):  # noqa: F811
+    plain = model("gpt2", torch.float32)
+    with pytest.raises(TintError, match=r"step 2: the prefixes of block 1's \w+ are NaN or infinite: lower the lear"):
+        TinT.build(plain, steps=5, materialise=True)(tokens(plain), prefix_mask(), lr=1e30)
+    with pytest.raises(TintError, match="after step 1 logits are NaN"):
+        TinT.build(plain, materialise=True)(tokens(plain), prefix_mask(), lr=1e30)
 
 
 @given(st.sampled_from([(8, 2, 32), (12, 3, 30), (16, 4, 16), (6, 1, 25)]), st.integers(0, 10**6), st.data())

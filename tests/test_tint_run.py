@@ -240,6 +240,21 @@ def test_bad_tasks_are_refused(tiny, model, text):  # noqa: F811
         run_text(model("gpt2"), text)
 
 
+def test_a_task_whose_descent_becomes_nan_has_no_accuracy(tiny):
+    task = Task.load("sst2", train=ROWS, test=ROWS)
+    with pytest.raises(TintError, match="logits are NaN or infinite: lower the learning rate"):
+        run_task(tiny("gpt2"), task, shots=4, lr=1e30, modes=("exact",))
+    found = run_task(tiny("gpt2"), task, shots=4, lr=(1e-3, 1e30), modes=("exact",))  # too high a rate loses the choice
+    assert [point["lr"] for point in found.points] == [None, 1e-3, None, 1e-3]
+
+
+def test_verify_says_that_a_model_itself_is_nan(model):  # noqa: F811
+    plain = model("gpt2", torch.float16)
+    plain.transformer.h[0].mlp.c_proj.weight.data *= 60_000
+    with pytest.raises(TintError, match="logits are NaN or infinite in float16"):
+        verify(plain)
+
+
 def test_commands_end_to_end(run, tiny, text, tmp_path):
     status, out, _ = run("tint", "count", "--config", "opt-125m")
     assert status == 0 and "125,239,296" in out and "simulating transformer" in out

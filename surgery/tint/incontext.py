@@ -173,7 +173,10 @@ class _Place:
                 torch.tensor([ids], device=device), blocks, segments=torch.tensor([segments], device=device)
             )
             found.append(F.linear(hidden[0, ends], words).float().cpu())
-        return torch.cat(found).numpy()
+        logits = torch.cat(found)
+        if not bool(torch.isfinite(logits).all()):  # an accuracy of NaN would look like one of the first label
+            raise DivergedError("the label words' logits are NaN or infinite: lower the learning rate")
+        return logits.numpy()
 
     def dev_score(self, simulation: TinT, lr: float, shown: bool, dev: Sequence[Example]) -> float:
         """The loss of the right label on development examples; infinite where the descent became NaN."""
@@ -181,7 +184,7 @@ class _Place:
             logits = torch.from_numpy(self.logits(self.update(simulation, lr, shown), dev, shown))
         except DivergedError:
             return math.inf
-        return float(F.cross_entropy(logits, torch.tensor(self.task.targets(dev))).nan_to_num(nan=math.inf))
+        return float(F.cross_entropy(logits, torch.tensor(self.task.targets(dev))))
 
     def _inner(self, ids: list[int]) -> list[int]:
         """A prompt within a text: without the token that starts one."""

@@ -17,6 +17,7 @@ from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tint.auxiliary import Auxiliary, Block
 from surgery.tint.block import forward
+from surgery.tint.descent import DivergedError
 from surgery.tint.modules import Arithmetic, affine, linear
 from surgery.tint.reference import autograd, plain_logits
 from surgery.tint.segments import Plan
@@ -232,6 +233,10 @@ def _forward_errors(auxiliary: Auxiliary, input_ids: Tensor, plan: Plan) -> tupl
     finally:
         for handle in handles:
             handle.remove()
+    if not bool(torch.isfinite(logits).all()):
+        raise TintError(
+            f"the model's own logits are NaN or infinite in {str(auxiliary.dtype).removeprefix('torch.')}: use float32"
+        )
     found = []
     with torch.no_grad():
         x = auxiliary.embed(input_ids, plan.positions)
@@ -246,7 +251,8 @@ def _forward_errors(auxiliary: Auxiliary, input_ids: Tensor, plan: Plan) -> tupl
             ours |= {"activation": inner, "down": linear(inner, block, "down")}
             for piece, value in ours.items():
                 other = theirs[layer, piece].reshape(value.shape)
-                error = float((value - other).abs().max() / other.abs().max())
+                largest = float(other.abs().max()) or 1.0  # a piece may be all zeros
+                error = float((value - other).abs().max()) / largest
                 found.append({"layer": layer, "piece": piece, "error": error})
         own = F.linear(TinT.build(auxiliary, mode="exact").hidden(input_ids), auxiliary.head)
     return found, float((own - logits).abs().max())
@@ -255,7 +261,7 @@ def _forward_errors(auxiliary: Auxiliary, input_ids: Tensor, plan: Plan) -> tupl
 def _compare(ours: Sequence[Block], oracle: Sequence[Block]) -> list[dict[str, Any]]:
     """Each tensor's update beside the oracle's. A key's bias has no effect on attention: its true gradient is zero.
 
-    So a tensor whose oracle is zero but for rounding gets no cosine, and its error is relative to its block's queries.
+    So a tensor whose oracle is zero but for rounding gets no cosine, and its error is relative to its block's largest gradient.
     """
     found = []
     for layer, (block, truth) in enumerate(zip(ours, oracle, strict=True)):
@@ -323,9 +329,11 @@ def _sweep(auxiliary: Auxiliary, input_ids: Tensor, train_mask: Tensor, plan: Pl
         tries = [{"step": step} for step in _STEPS] + [{"scale": scale} for scale in _SCALES]
         for given in tries:
             arithmetic = replace(simulation.arithmetic, step=given.get("step"), scale=given.get("scale"))
-            entries = _compare(replace(simulation, arithmetic=arithmetic).gradients(input_ids, train_mask), oracle)
-            worst = _worst(entries)
-            finite = all(value == value for value in worst.values())
-            found.append({"dtype": dtype, **given, **(worst if finite else {"cosine": 0.0, "relative_error": 1e9})})
+            try:
+                ours = replace(simulation, arithmetic=arithmetic).gradients(input_ids, train_mask)
+                worst = _worst(_compare(ours, oracle))
+            except DivergedError:
+                worst = {"cosine": 0.0, "relative_error": 1e9}
+            found.append({"dtype": dtype, **given, **worst})
             tell("sweep: differences")
     return found
