@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_tint import model, prefix_mask, tokens  # noqa: F401 (a fixture)
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from surgery.errors import OptionError, TintError
+from surgery.errors import OptionError, SurgeryError, TintError
 from surgery.tint import Layout, Shape, TinT, count
 from surgery.tint.auxiliary import Auxiliary
 from surgery.tint.machine import Machine
@@ -167,10 +167,18 @@ def test_well_known_sizes_are_the_librarys(name, model_class, config):
         (lambda: count("opt-125m", tokens=4096), "longer than the 2048 positions of opt-125m"),
         (lambda: count("opt-125m", rows=5), "5 rows a prefix don't divide the width 768"),
         (lambda: count({"model_type": "bert"}), "architecture 'bert' can't be simulated"),
+        (lambda: count("./someone/gpt2"), "is not a folder"),
+        (lambda: Shape.named("someone/gpt2"), "no sizes of a model called 'someone/gpt2' are known here"),
+        (lambda: count({"model_type": "gpt2", "n_embd": 8}), "the config doesn't say n_head"),
+        (lambda: count(GPT2Config(n_embd=10, n_head=3).to_dict()), "width 10 can't be cut into 3 equal heads"),
+        (
+            lambda: Shape.of_config(LlamaConfig(num_attention_heads=4, num_key_value_heads=3).to_dict()),
+            "4 heads can't share 3 heads of keys evenly",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_said(call, words):
-    with pytest.raises(TintError, match=words):
+    with pytest.raises(SurgeryError, match=words):
         call()
 
 
