@@ -1,5 +1,6 @@
 """`surgery tint` and its commands."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 
 from cli import options
 from cli.render import print_json, print_table, progress_bar, say
+from cli.resuming import state_beside
 
 if TYPE_CHECKING:
     from surgery.tint.report import Run
@@ -175,7 +177,10 @@ def run(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Perplexity of a text (--text), or accuracy on an in-context task (--task), with and without TinT."""
+    """Perplexity of a text (--text), or accuracy on an in-context task (--task), with and without TinT.
+
+    Interrupted, the same command with -o goes on where it was.
+    """
     from surgery.errors import OptionError
     from surgery.files import check_output
     from surgery.tint.incontext import run_task
@@ -186,44 +191,44 @@ def run(
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=[_need(model), text, data, test, dev])
     modes = tuple(mode or ("paper", "exact"))
-    shared: dict[str, Any] = {
-        "lr": lr,
-        "steps": steps,
-        "layers": layers,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-    }
-    with progress_bar() as progress:
-        if text is not None:
-            found = run_text(
-                _need(model),
-                text,
-                shares=tuple(train_share or (0.5,)),
-                methods=("frozen", "dynamic evaluation", *(f"TinT {name}" for name in modes)),
-                window=window,
-                windows=windows,
-                dev_windows=dev_windows,
-                batch_size=batch_size,
-                progress=progress,
-                **shared,
-            )
-        else:
-            loaded = options.load_task(
-                task,
-                train=data,
-                dev=dev,
-                test=test,
-                seed=seed,
-                prompt=prompt,
-                word=word,
-                column=column,
-                max_length=max_length,
-            )
-            found = run_task(
-                _need(model), loaded, shots=shots, modes=modes, loss=loss, tests=tests, progress=progress, **shared
-            )
-    _finish(found, output, overwrite, json)
+    with state_beside(output) if output else nullcontext(None) as state:
+        with progress_bar() as progress:
+            shared: dict[str, Any] = {
+                "lr": lr,
+                "steps": steps,
+                "layers": layers,
+                "seed": seed,
+                "device": device,
+                "dtype": dtype,
+                "resume": state,
+                "progress": progress,
+            }
+            if text is not None:
+                found = run_text(
+                    _need(model),
+                    text,
+                    shares=tuple(train_share or (0.5,)),
+                    methods=("frozen", "dynamic evaluation", *(f"TinT {name}" for name in modes)),
+                    window=window,
+                    windows=windows,
+                    dev_windows=dev_windows,
+                    batch_size=batch_size,
+                    **shared,
+                )
+            else:
+                loaded = options.load_task(
+                    task,
+                    train=data,
+                    dev=dev,
+                    test=test,
+                    seed=seed,
+                    prompt=prompt,
+                    word=word,
+                    column=column,
+                    max_length=max_length,
+                )
+                found = run_task(_need(model), loaded, shots=shots, modes=modes, loss=loss, tests=tests, **shared)
+        _finish(found, output, overwrite, json)
 
 
 def _finish(found: "Run | Verification", output: Path | None, overwrite: bool, json: bool) -> None:
