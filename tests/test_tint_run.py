@@ -347,6 +347,24 @@ def test_a_task_whose_descent_becomes_nan_has_no_accuracy(tiny):
     assert [point["lr"] for point in found.points] == [None, 1e-3, None, 1e-3]
 
 
+def test_reports_say_what_they_were_made_of(tiny, text):
+    checkpoint = Checkpoint(tiny("gpt2"))
+    task = Task.load("sst2", train=ROWS, test=ROWS)
+    first, other = (run_text(str(tiny("gpt2")), text, lr=0.1, window=size, windows=2) for size in (16, 32))
+    found = [
+        first.content,
+        verify(str(tiny("gpt2")), sweep=False).content,
+        run_task(tiny("gpt2"), task, shots=4, lr=0.1).content,
+        run_text(str(tiny("gpt2")), torch.arange(40), lr=0.1, window=16).content,
+    ]
+    for content in found:
+        assert content["inputs"]["model"] == checkpoint.fingerprint and len(content["inputs"]) == 2
+        (asked,) = content["call"].values()
+        assert asked["model"] == str(checkpoint)
+    assert first.content["inputs"]["tokens"] != other.content["inputs"]["tokens"]
+    assert first.content["call"]["run_text"]["lr"] == [0.1]
+
+
 def test_verify_says_that_a_model_itself_is_nan(model):  # noqa: F811
     plain = model("gpt2", torch.float16)
     plain.transformer.h[0].mlp.c_proj.weight.data *= 60_000

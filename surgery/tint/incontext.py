@@ -18,12 +18,12 @@ from surgery.provenance import package_version, provenance
 from surgery.tasks.examples import Example
 from surgery.tasks.readout import WordReadout
 from surgery.tasks.task import Task
-from surgery.tint.auxiliary import Auxiliary, Block
+from surgery.tint.auxiliary import Auxiliary, Block, fingerprint_of, name_of
 from surgery.tint.descent import DivergedError
 from surgery.tint.report import Run, best, pick_rates
 from surgery.tint.resuming import Found, digest, resumable
 from surgery.tint.simulator import Layers, TinT
-from surgery.tint.text import fingerprint_of, load_whole, name_of
+from surgery.tint.text import load_whole
 
 RATES = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 _PACKED = 1024  # tokens of test prompts in one row

@@ -13,11 +13,10 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import OptionError, TintError
 from surgery.progress import Progress, silent
 from surgery.provenance import package_version, provenance
-from surgery.tint.auxiliary import Auxiliary
+from surgery.tint.auxiliary import Auxiliary, fingerprint_of, load_named, name_of
 from surgery.tint.descent import DivergedError
 from surgery.tint.reference import dynamic_evaluation
 from surgery.tint.report import Run, best, pick_rates
@@ -72,8 +71,7 @@ def run_text(
     _check_options(shares, methods, window, batch_size)
     if len(rates) > 1 and held < 1:
         raise OptionError("several learning rates, and no windows to choose by: give dev_windows or one lr")
-    if isinstance(model, str | Path | Checkpoint) or not isinstance(text, Tensor):
-        model = load_whole(model, device, dtype)
+    model = (load_named if isinstance(text, Tensor) else load_whole)(model, device=device, dtype=dtype)
     auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
     ids = text if isinstance(text, Tensor) else _tokens(model, Path(text))
     count = len(ids) // window
@@ -247,13 +245,7 @@ def _check_options(shares: Sequence[float], methods: Sequence[str], window: int,
 
 def load_whole(model: Any, device: str | None, dtype: str | None) -> Any:
     """A model with its tokenizer; raises TintError for one without, or that can't be simulated."""
-    from surgery.models import load_model
-    from surgery.tint.shape import Shape
-
-    if isinstance(model, str | Path | Checkpoint):
-        checkpoint = open_checkpoint(model)
-        Shape.of_config(checkpoint.config, str(checkpoint))
-        return load_model(checkpoint, device=device, dtype=dtype)
+    model = load_named(model, device=device, dtype=dtype)
     if not hasattr(model, "tokenizer"):
         raise TintError("a text needs a tokenizer: give a folder, a hub id or a loaded Model, or give token ids")
     return model
@@ -287,16 +279,3 @@ def _tokens(model: Any, file: Path) -> Tensor:
         raise TintError(f"{file} can't be read as text ({error})") from error
     ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.long)
-
-
-def name_of(model: Any) -> str:
-    """Of a model, for a report: its folder or hub id, or what it is in memory."""
-    return str(getattr(model, "checkpoint", type(getattr(model, "module", model)).__name__))
-
-
-def fingerprint_of(model: Any, resume: str | Path | None = None) -> dict[str, str]:
-    """The checkpoint's fingerprint, where there is one; raises OptionError where there is none to resume by."""
-    checkpoint = getattr(model, "checkpoint", None)
-    if checkpoint is None and resume is not None:
-        raise OptionError("resume needs a folder, a hub id or a loaded Model: nothing says what another model is")
-    return {} if checkpoint is None else {"model": checkpoint.fingerprint}

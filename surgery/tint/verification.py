@@ -15,11 +15,12 @@ from surgery.errors import TintError
 from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
-from surgery.tint.auxiliary import Auxiliary, Block
+from surgery.tint.auxiliary import Auxiliary, Block, fingerprint_of, load_named, name_of
 from surgery.tint.block import forward
 from surgery.tint.descent import DivergedError
 from surgery.tint.modules import Arithmetic, affine, linear
 from surgery.tint.reference import autograd, plain_logits
+from surgery.tint.resuming import digest
 from surgery.tint.segments import Plan
 from surgery.tint.simulator import TinT
 
@@ -145,7 +146,8 @@ def verify(
     Raises:
         TintError: as building the simulation does.
     """
-    auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
+    model = load_named(model, device=device, dtype=dtype)
+    auxiliary = Auxiliary.of(model)
     if input_ids is None:
         length = min(64, auxiliary.shape.positions)
         drawn = torch.randint(auxiliary.shape.vocabulary, (1, length), generator=torch.Generator().manual_seed(seed))
@@ -176,7 +178,9 @@ def verify(
         tell("updates")
     content = {
         **provenance(
-            call={"verify": str(getattr(model, "checkpoint", type(auxiliary.module).__name__))}, inputs={}, seed=seed
+            call={"verify": {"model": name_of(model), "sweep": sweep}},
+            inputs={**fingerprint_of(model), "tokens": digest([input_ids.tolist(), train_mask.tolist()])},
+            seed=seed,
         ),
         "shape": vars(auxiliary.shape),
         "dtype": str(auxiliary.dtype).removeprefix("torch."),
