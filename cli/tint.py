@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.render import print_json, print_table, progress_bar, say
+from cli.render import print_json, print_table, progress_bar, say, show_example
 from cli.resuming import state_beside
 
 if TYPE_CHECKING:
@@ -53,15 +53,7 @@ def tint(
         return
     from surgery.tint.example import run_example
 
-    with progress_bar() as progress:
-        checked, run, folder = run_example(
-            output,
-            overwrite=overwrite,
-            device=device,
-            seed=seed,
-            say=lambda line: say(line, quiet=json),
-            progress=progress,
-        )
+    checked, run, folder = show_example(run_example, output, overwrite=overwrite, device=device, seed=seed, quiet=json)
     if json:
         print_json({"output": str(folder), "verification": checked.content, "run": run.content})
         return

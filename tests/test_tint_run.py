@@ -13,7 +13,6 @@ from test_tint import model  # noqa: F401 (a fixture)
 from tiny import WORDS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cli.main import main
 from surgery.checkpoint import Checkpoint
 from surgery.errors import OptionError, TaskError, TintError
 from surgery.models import load_model
@@ -33,23 +32,6 @@ ROWS = [
     for a in words
     for b in ("really", "so", "very", "quite")
 ]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(*arguments)`: exit status, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["surgery", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
