@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.render import print_json, print_skill, progress_bar, say
+from cli.render import print_json, print_skill, progress_bar, say, show_example
 
 if TYPE_CHECKING:
     from surgery.grafting.skill import Skill
@@ -127,15 +127,7 @@ def graft(
 def _example(output: Path | None, device: str | None, seed: int, overwrite: bool, json: bool) -> None:
     from surgery.grafting.example import run_example
 
-    with progress_bar() as progress:
-        skill, folder, base = run_example(
-            output,
-            overwrite=overwrite,
-            device=device,
-            seed=seed,
-            say=lambda line: say(line, quiet=json),
-            progress=progress,
-        )
+    skill, folder, base = show_example(run_example, output, overwrite=overwrite, device=device, seed=seed, quiet=json)
     _report(skill, folder, json)
     say(f"Next:  surgery skill show {folder}\n       surgery skill apply {folder} {base} -o grafted/", quiet=json)
 

@@ -7,7 +7,8 @@ import typer
 
 from cli import options
 from cli.grammars import load_grammar
-from cli.render import figure, print_error, print_json, progress_bar, say
+from cli.render import figure, print_json, progress_bar, say
+from cli.resuming import state_beside
 
 
 def pretrain(
@@ -37,8 +38,6 @@ def pretrain(
 
     A run that was stopped goes on where it was.
     """
-    from shutil import rmtree
-
     from pcfg.pretrain import GRAMMAR_FILE, PretrainRecipe, read_config
     from pcfg.pretrain import pretrain as run
     from surgery.files import check_output
@@ -58,15 +57,11 @@ def pretrain(
         evaluation=evaluation,
     )
     settings = None if config is None else read_config(config)
-    loaded, partial = load_grammar(grammar), folder.with_name(f"{folder.name}.partial")
-    try:
+    loaded = load_grammar(grammar)
+    with state_beside(folder) as state:
         with progress_bar() as progress:
-            found = run(loaded, recipe, config=settings, seed=seed, device=device, resume=partial, progress=progress)
-    except KeyboardInterrupt:
-        print_error(f"interrupted: run the same command again to go on ({partial} holds the state)")
-        raise
-    found.save(folder, overwrite=overwrite)
-    rmtree(partial, ignore_errors=True)
+            found = run(loaded, recipe, config=settings, seed=seed, device=device, resume=state, progress=progress)
+        found.save(folder, overwrite=overwrite)
     report = found.report
     if json:
         names = ("parameters", "steps", "words", "loss", "optimum", "excess", "by_position", "by_masks", "history")

@@ -3,12 +3,13 @@
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from surgery.progress import Progress
 
+Found = TypeVar("Found")
 _QUIET = 30.0  # seconds between lines in a log
 
 
@@ -69,6 +70,12 @@ def progress_bar() -> Iterator[Progress]:
             bar.update(task, completed=done, total=total, description=line)
 
         yield show
+
+
+def show_example(run: Callable[..., Found], *given: Any, quiet: bool, **options: Any) -> Found:
+    """Run an embedded example with a progress bar, and print what it says unless quiet."""
+    with progress_bar() as progress:
+        return run(*given, say=lambda line: say(line, quiet=quiet), progress=progress, **options)
 
 
 def figure(value: float | None, digits: int = 3) -> str:

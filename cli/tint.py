@@ -1,12 +1,14 @@
 """`surgery tint` and its commands."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cli import options
-from cli.render import print_json, print_table, progress_bar, say
+from cli.render import print_json, print_table, progress_bar, say, show_example
+from cli.resuming import state_beside
 
 if TYPE_CHECKING:
     from surgery.tint.report import Run
@@ -51,15 +53,7 @@ def tint(
         return
     from surgery.tint.example import run_example
 
-    with progress_bar() as progress:
-        checked, run, folder = run_example(
-            output,
-            overwrite=overwrite,
-            device=device,
-            seed=seed,
-            say=lambda line: say(line, quiet=json),
-            progress=progress,
-        )
+    checked, run, folder = show_example(run_example, output, overwrite=overwrite, device=device, seed=seed, quiet=json)
     if json:
         print_json({"output": str(folder), "verification": checked.content, "run": run.content})
         return
@@ -175,7 +169,10 @@ def run(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Perplexity of a text (--text), or accuracy on an in-context task (--task), with and without TinT."""
+    """Perplexity of a text (--text), or accuracy on an in-context task (--task), with and without TinT.
+
+    Interrupted, the same command with -o goes on where it was.
+    """
     from surgery.errors import OptionError
     from surgery.files import check_output
     from surgery.tint.incontext import run_task
@@ -186,44 +183,44 @@ def run(
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=[_need(model), text, data, test, dev])
     modes = tuple(mode or ("paper", "exact"))
-    shared: dict[str, Any] = {
-        "lr": lr,
-        "steps": steps,
-        "layers": layers,
-        "seed": seed,
-        "device": device,
-        "dtype": dtype,
-    }
-    with progress_bar() as progress:
-        if text is not None:
-            found = run_text(
-                _need(model),
-                text,
-                shares=tuple(train_share or (0.5,)),
-                methods=("frozen", "dynamic evaluation", *(f"TinT {name}" for name in modes)),
-                window=window,
-                windows=windows,
-                dev_windows=dev_windows,
-                batch_size=batch_size,
-                progress=progress,
-                **shared,
-            )
-        else:
-            loaded = options.load_task(
-                task,
-                train=data,
-                dev=dev,
-                test=test,
-                seed=seed,
-                prompt=prompt,
-                word=word,
-                column=column,
-                max_length=max_length,
-            )
-            found = run_task(
-                _need(model), loaded, shots=shots, modes=modes, loss=loss, tests=tests, progress=progress, **shared
-            )
-    _finish(found, output, overwrite, json)
+    with state_beside(output) if output else nullcontext(None) as state:
+        with progress_bar() as progress:
+            shared: dict[str, Any] = {
+                "lr": lr,
+                "steps": steps,
+                "layers": layers,
+                "seed": seed,
+                "device": device,
+                "dtype": dtype,
+                "resume": state,
+                "progress": progress,
+            }
+            if text is not None:
+                found = run_text(
+                    _need(model),
+                    text,
+                    shares=tuple(train_share or (0.5,)),
+                    methods=("frozen", "dynamic evaluation", *(f"TinT {name}" for name in modes)),
+                    window=window,
+                    windows=windows,
+                    dev_windows=dev_windows,
+                    batch_size=batch_size,
+                    **shared,
+                )
+            else:
+                loaded = options.load_task(
+                    task,
+                    train=data,
+                    dev=dev,
+                    test=test,
+                    seed=seed,
+                    prompt=prompt,
+                    word=word,
+                    column=column,
+                    max_length=max_length,
+                )
+                found = run_task(_need(model), loaded, shots=shots, modes=modes, loss=loss, tests=tests, **shared)
+        _finish(found, output, overwrite, json)
 
 
 def _finish(found: "Run | Verification", output: Path | None, overwrite: bool, json: bool) -> None:

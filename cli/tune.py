@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from cli import options
-from cli.render import figure, print_error, print_json, progress_bar, say
+from cli.render import figure, print_json, progress_bar, say
+from cli.resuming import state_beside
 
 
 def tune(
@@ -49,7 +50,6 @@ def tune(
 
     Interrupted, the same command goes on where it stopped.
     """
-    from shutil import rmtree
 
     from surgery.files import check_output
     from surgery.tuning import Recipe
@@ -70,8 +70,7 @@ def tune(
         column=column,
         max_length=max_length,
     )
-    partial = folder.with_name(f"{folder.name}.partial")
-    try:
+    with state_beside(folder) as state:
         with progress_bar() as progress:
             tuned = run(
                 base,
@@ -82,14 +81,10 @@ def tune(
                 exclude=exclude or (),
                 device=device,
                 dtype=dtype,
-                resume=partial,
+                resume=state,
                 progress=progress,
             )
-    except KeyboardInterrupt:
-        print_error(f"interrupted: run the same command again to go on ({partial} holds the state)")
-        raise
-    tuned.save(folder, overwrite=overwrite)
-    rmtree(partial, ignore_errors=True)
+        tuned.save(folder, overwrite=overwrite)
     report = tuned.report
     loss = sum(report["losses"][-20:]) / len(report["losses"][-20:])
     best = max((entry["value"] for entry in report["dev"]), default=None)

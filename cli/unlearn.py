@@ -7,7 +7,7 @@ import typer
 
 from cli import options
 from cli.bottleneck import Feature, named_columns, print_report
-from cli.render import print_json, progress_bar, say
+from cli.render import print_json, progress_bar, say, show_example
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,15 +119,7 @@ def unlearn(
 def _example(output: Path | None, device: str | None, seed: int, overwrite: bool, json: bool) -> None:
     from surgery.unlearning.example import run_example
 
-    with progress_bar() as progress:
-        report, folder = run_example(
-            output,
-            overwrite=overwrite,
-            device=device,
-            seed=seed,
-            say=lambda line: say(line, quiet=json),
-            progress=progress,
-        )
+    report, folder = show_example(run_example, output, overwrite=overwrite, device=device, seed=seed, quiet=json)
     print_report(report, folder / "report", json)
     say(f"Next:  surgery bottleneck show {folder / 'forgot'}", quiet=json)
     say(f"       surgery bottleneck undo {folder / 'forgot'} --eraser {folder / 'eraser'} -o again/", quiet=json)

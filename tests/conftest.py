@@ -51,6 +51,24 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run(*arguments)`: what the command `surgery` ends with: exit status, stdout, stderr."""
+    from cli.main import main
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["surgery", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def made():
     """`made(part)`: the folder of a real checkpoint or of image features, made once by the script in `shared`."""

@@ -7,25 +7,7 @@ import torch
 from test_tuning import ROWS
 from tiny import BLOCK, change, hashes
 
-from cli.main import main
 from surgery.delta import SparseDelta
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(*arguments)`: exit status, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["surgery", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from transformers import AutoTokenizer
 import pcfg.corpora
 import pcfg.fitting
 import pcfg.parsing
-from cli.main import main
 from pcfg.grammar import Grammar
 from pcfg.parsing import read_spans
 from pcfg.trees import NO_PARSE, Tree, read_trees
@@ -48,20 +47,9 @@ TREES = """
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(*arguments)`: exit status, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["surgery", "pcfg", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
+def run(run):
+    """`run(*arguments)`: of `surgery pcfg`: exit status, stdout, stderr."""
+    return functools.partial(run, "pcfg")
 
 
 @pytest.fixture

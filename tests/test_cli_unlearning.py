@@ -9,8 +9,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny import hashes
 
-from cli.main import main
-
 NAMES = ("ant", "bee", "cat", "dog, or wolf")
 WIDTH, EACH = 12, 30
 SMALL = ("--codebooks", 8, "--keys", 16, "--key-dim", 6, "--device", "cpu")
@@ -19,23 +17,6 @@ SMALL = ("--codebooks", 8, "--keys", 16, "--key-dim", 6, "--device", "cpu")
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("SURGERY_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(*arguments)`: exit status, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["surgery", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

@@ -427,3 +427,6 @@ def test_a_descent_that_becomes_nan_names_step_and_tensor(model):
         TinT.build(plain, steps=5)(ids, prefix_mask(), lr=1e30)
     with pytest.raises(TintError, match="after step 1 logits are NaN"):
         TinT.build(plain)(ids, prefix_mask(), lr=1e30)
+    plain.transformer.h[1].mlp.c_fc.bias.data[0] = math.inf
+    with pytest.raises(TintError, match=r"the gradient of block 1's \w+\.\w+ is NaN or infinite in float32"):
+        TinT.build(plain).gradients(ids)

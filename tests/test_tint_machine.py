@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_tint import model, prefix_mask, tokens  # noqa: F401 (a fixture)
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from surgery.errors import OptionError, TintError
+from surgery.errors import OptionError, SurgeryError, TintError
 from surgery.tint import Layout, Shape, TinT, count
 from surgery.tint.auxiliary import Auxiliary
 from surgery.tint.machine import Machine
@@ -55,8 +55,18 @@ def test_the_transformer_heeds_labels_and_segments(model):  # noqa: F811
 def test_only_the_papers_construction_is_materialised(model):  # noqa: F811
     with pytest.raises(OptionError, match="the paper's construction alone"):
         TinT.build(model("gpt2"), mode="exact", materialise=True)
+    with pytest.raises(OptionError, match="the paper's construction alone"):  # whose gate is one in float32
+        TinT.build(model("gpt2", torch.float32), mode="published", materialise=True)
     with pytest.raises(TintError, match="the fast path runs them"):
         TinT.build(model("llama"), materialise=True)
+
+
+def test_the_transformer_stops_where_its_descent_becomes_nan(model):  # noqa: F811
+    plain = model("gpt2", torch.float32)
+    with pytest.raises(TintError, match=r"step 2: the prefixes of block 1's \w+ are NaN or infinite: lower the lear"):
+        TinT.build(plain, steps=5, materialise=True)(tokens(plain), prefix_mask(), lr=1e30)
+    with pytest.raises(TintError, match="after step 1 logits are NaN"):
+        TinT.build(plain, materialise=True)(tokens(plain), prefix_mask(), lr=1e30)
 
 
 @given(st.sampled_from([(8, 2, 32), (12, 3, 30), (16, 4, 16), (6, 1, 25)]), st.integers(0, 10**6), st.data())
@@ -157,10 +167,18 @@ def test_well_known_sizes_are_the_librarys(name, model_class, config):
         (lambda: count("opt-125m", tokens=4096), "longer than the 2048 positions of opt-125m"),
         (lambda: count("opt-125m", rows=5), "5 rows a prefix don't divide the width 768"),
         (lambda: count({"model_type": "bert"}), "architecture 'bert' can't be simulated"),
+        (lambda: count("./someone/gpt2"), "is not a folder"),
+        (lambda: Shape.named("someone/gpt2"), "no sizes of a model called 'someone/gpt2' are known here"),
+        (lambda: count({"model_type": "gpt2", "n_embd": 8}), "the config doesn't say n_head"),
+        (lambda: count(GPT2Config(n_embd=10, n_head=3).to_dict()), "width 10 can't be cut into 3 equal heads"),
+        (
+            lambda: Shape.of_config(LlamaConfig(num_attention_heads=4, num_key_value_heads=3).to_dict()),
+            "4 heads can't share 3 heads of keys evenly",
+        ),
     ],
 )
 def test_what_cannot_be_planned_is_said(call, words):
-    with pytest.raises(TintError, match=words):
+    with pytest.raises(SurgeryError, match=words):
         call()
 
 

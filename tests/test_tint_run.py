@@ -13,7 +13,6 @@ from test_tint import model  # noqa: F401 (a fixture)
 from tiny import WORDS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cli.main import main
 from surgery.checkpoint import Checkpoint
 from surgery.errors import OptionError, TaskError, TintError
 from surgery.models import load_model
@@ -33,23 +32,6 @@ ROWS = [
     for a in words
     for b in ("really", "so", "very", "quite")
 ]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """`run(*arguments)`: exit status, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr("sys.argv", ["surgery", *map(str, arguments)])
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -213,11 +195,24 @@ def test_the_rate_of_a_task_is_chosen_without_its_test_examples(tiny):
     ("options", "error", "words"),
     [
         ({"shares": (1.0,)}, OptionError, "between 0 and 1"),
+        ({"shares": (0.01,)}, OptionError, "leave two of the 16 tokens of a window to learn from"),
+        ({"batch_size": 0}, OptionError, "must be at least 1"),
+        ({"lr": (0.1, 0.2), "dev_windows": 0}, OptionError, "no windows to choose by"),
+        ({"resume": "state"}, OptionError, "nothing says what another model is"),
         ({"methods": ("magic",)}, OptionError, "method 'magic' isn't one of"),
         ({"window": 3}, OptionError, "too short"),
         ({"lr": -1.0}, OptionError, "positive numbers"),
         ({"windows": 100}, TintError, "give a longer text"),
-        ({"lr": 1e30}, TintError, "lower the learning rate"),
+        (
+            {"lr": 1e30},
+            TintError,
+            "dynamic evaluation: the loss of window 0 is NaN or infinite: lower the learning rate",
+        ),
+        (
+            {"lr": 1e30, "steps": 2, "methods": ("TinT exact",)},
+            TintError,
+            r"step 2: the gradient of block \d's \w+\.\w+ is NaN",
+        ),
     ],
 )
 def test_bad_runs_are_refused(model, options, error, words):  # noqa: F811
@@ -236,8 +231,127 @@ def test_bad_tasks_are_refused(tiny, model, text):  # noqa: F811
         run_task(tiny("gpt2"), Task.load("sst2", train=ROWS))
     with pytest.raises(TintError, match="longer than the model's 64 positions"):
         run_task(tiny("gpt2"), task, shots=24, lr=0.1)
-    with pytest.raises(TintError, match="needs a tokenizer"):
-        run_text(model("gpt2"), text)
+    few = Task.load("sst2", train=[*ROWS[:12], ROWS[-1]], test=ROWS)
+    with pytest.raises(TaskError, match="label 'negative' of task sst2 has 1 training examples, fewer than the 4"):
+        run_task(tiny("gpt2"), few, shots=8)
+    with pytest.raises(OptionError, match="isn't one of exact, paper, published"):
+        run_task(tiny("gpt2"), task, modes=("best",), progress=lambda *_: pytest.fail("work was spent"))
+    for given in (model("gpt2"), Auxiliary.of(model("gpt2"))):
+        with pytest.raises(TintError, match="needs a tokenizer"):
+            run_text(given, text)
+
+
+class Killed(BaseException):
+    """Stands for a signal: no handler for ordinary errors may catch it."""
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts the readings of a row, and makes one of them the last: `passes["until"]`."""
+    counted, real = {"done": 0, "until": math.inf}, TinT.hidden
+
+    def hidden(self, *arguments, **options):
+        if counted["done"] >= counted["until"]:
+            raise Killed
+        counted["done"] += 1
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(TinT, "hidden", hidden)
+    return counted
+
+
+@pytest.mark.parametrize("what", ["text", "task"])
+def test_an_interrupted_run_goes_on_where_it_was(tiny, text, tmp_path, monkeypatch, passes, what):
+    monkeypatch.setattr("surgery.tint.incontext._PACKED", 40)  # several rows of prompts
+    task = Task.load("sst2", train=ROWS, test=ROWS)
+
+    def call(**options):
+        if what == "task":
+            return run_task(tiny("gpt2"), task, shots=4, lr=(1e-3, 1e-2), modes=("exact",), **options)
+        return run_text(tiny("gpt2"), text, shares=(0.5, 0.75), lr=(1e-3, 1e-2), window=32, windows=5, dev_windows=2, **options)  # fmt: skip
+
+    whole = call()
+    needed, stops = passes["done"], (3, 9)
+    passes["done"] = 0
+    state = tmp_path / "state"
+    for stop in stops:
+        passes["until"] = stop
+        with pytest.raises(Killed):
+            call(resume=state)
+    with (state / "figures.jsonl").open("a") as file:
+        file.write('["cut sho')  # by a kill within a write
+    passes["until"] = math.inf
+    with pytest.raises(OptionError, match="is the state of another run"):
+        call(resume=state, seed=1) if what == "task" else call(resume=state, steps=2)
+    assert call(resume=state).points == whole.points
+    # What was done was done once; but of a task the row of development prompts that a rate is chosen by, at most.
+    assert needed <= passes["done"] <= needed + (len(stops) * 4 if what == "task" else 0)
+    assert call(resume=state).points == whole.points  # all of it known
+
+
+def test_a_run_that_diverges_leaves_no_state(tiny, text, tmp_path):
+    with pytest.raises(TintError, match="lower the learning rate"):
+        run_text(tiny("gpt2"), text, lr=1e30, window=32, windows=3, resume=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "figures.jsonl").write_text("mine")
+    with pytest.raises(OptionError, match="delete it to begin anew"):
+        run_text(tiny("gpt2"), text, lr=0.1, window=32, windows=3, resume=tmp_path / "state")
+    assert (tmp_path / "state" / "figures.jsonl").read_text() == "mine"
+
+
+def test_an_interrupted_command_says_how_to_go_on(run, tiny, text, tmp_path, monkeypatch):
+    arguments = ("tint", "run", tiny("gpt2"), "--text", text, "--window", 32, "--windows", 3, "--lr", 0.01)
+    real, calls = TinT.hidden, []
+
+    def hidden(self, *given, **options):
+        calls.append(given)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(self, *given, **options)
+
+    with monkeypatch.context() as moment:
+        moment.setattr(TinT, "hidden", hidden)
+        status, _, error = run(*arguments, "-o", tmp_path / "out")
+    assert status not in (0, 2) and "run the same command again to go on" in error
+    assert not (tmp_path / "out").exists() and (tmp_path / "out.partial").exists()
+    assert run(*arguments, "-o", tmp_path / "out")[0] == 0
+    assert not (tmp_path / "out.partial").exists()
+    status, out, _ = run(*arguments, "--json")
+    assert json.loads(out)["points"] == [dict(point) for point in Run.load(tmp_path / "out").points]
+
+
+def test_a_task_whose_descent_becomes_nan_has_no_accuracy(tiny):
+    task = Task.load("sst2", train=ROWS, test=ROWS)
+    with pytest.raises(TintError, match="logits are NaN or infinite: lower the learning rate"):
+        run_task(tiny("gpt2"), task, shots=4, lr=1e30, modes=("exact",))
+    found = run_task(tiny("gpt2"), task, shots=4, lr=(1e-3, 1e30), modes=("exact",))  # too high a rate loses the choice
+    assert [point["lr"] for point in found.points] == [None, 1e-3, None, 1e-3]
+
+
+def test_reports_say_what_they_were_made_of(tiny, text):
+    checkpoint = Checkpoint(tiny("gpt2"))
+    task = Task.load("sst2", train=ROWS, test=ROWS)
+    first, other = (run_text(str(tiny("gpt2")), text, lr=0.1, window=size, windows=2) for size in (16, 32))
+    found = [
+        first.content,
+        verify(str(tiny("gpt2")), sweep=False).content,
+        run_task(tiny("gpt2"), task, shots=4, lr=0.1).content,
+        run_text(str(tiny("gpt2")), torch.arange(40), lr=0.1, window=16).content,
+    ]
+    for content in found:
+        assert content["inputs"]["model"] == checkpoint.fingerprint and len(content["inputs"]) == 2
+        (asked,) = content["call"].values()
+        assert asked["model"] == str(checkpoint)
+    assert first.content["inputs"]["tokens"] != other.content["inputs"]["tokens"]
+    assert first.content["call"]["run_text"]["lr"] == [0.1]
+
+
+def test_verify_says_that_a_model_itself_is_nan(model):  # noqa: F811
+    plain = model("gpt2", torch.float16)
+    plain.transformer.h[0].mlp.c_proj.weight.data *= 60_000
+    with pytest.raises(TintError, match="logits are NaN or infinite in float16"):
+        verify(plain)
 
 
 def test_commands_end_to_end(run, tiny, text, tmp_path):

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from surgery.checkpoint import Checkpoint
-from surgery.errors import TintError
+from surgery.checkpoint import Checkpoint, open_checkpoint
+from surgery.errors import OptionError, TintError
 from surgery.tint.shape import Shape
 
 # A block's tensors by the names used throughout: projections are [out, in], whatever the library stores.
@@ -56,13 +56,7 @@ class Auxiliary:
         """
         if isinstance(model, Auxiliary):
             return model
-        if isinstance(model, str | Path | Checkpoint):
-            from surgery.checkpoint import open_checkpoint
-            from surgery.models import load_model
-
-            checkpoint = open_checkpoint(model)
-            Shape.of_config(checkpoint.config, str(checkpoint))  # refused before anything is loaded
-            model = load_model(checkpoint, device=device, dtype=dtype)
+        model = load_named(model, device=device, dtype=dtype)
         module: Any = getattr(model, "module", model)
         config: Any = getattr(module, "config", None)
         if not hasattr(module, "named_parameters") or not hasattr(config, "to_dict"):
@@ -121,6 +115,34 @@ class Auxiliary:
             return None
         cos, sin = self.module.model.rotary_emb(x, positions)
         return cos.unsqueeze(2), sin.unsqueeze(2)
+
+
+def load_named(model: Any, *, device: str | None = None, dtype: str | None = None) -> Any:
+    """What a folder, a hub id or a Checkpoint names, as a loaded `Model`; anything else as it is.
+
+    Raises:
+        TintError: an architecture that can't be simulated, before it is loaded; CheckpointError: as loading does.
+    """
+    if not isinstance(model, str | Path | Checkpoint):
+        return model
+    from surgery.models import load_model
+
+    checkpoint = open_checkpoint(model)
+    Shape.of_config(checkpoint.config, str(checkpoint))
+    return load_model(checkpoint, device=device, dtype=dtype)
+
+
+def name_of(model: Any) -> str:
+    """Of a model, for a report: its folder or hub id, or what it is in memory."""
+    return str(getattr(model, "checkpoint", type(getattr(model, "module", model)).__name__))
+
+
+def fingerprint_of(model: Any, resume: str | Path | None = None) -> dict[str, str]:
+    """The checkpoint's fingerprint, where there is one; raises OptionError where there is none to resume by."""
+    checkpoint = getattr(model, "checkpoint", None)
+    if checkpoint is None and resume is not None:
+        raise OptionError("resume needs a folder, a hub id or a loaded Model: nothing says what another model is")
+    return {} if checkpoint is None else {"model": checkpoint.fingerprint}
 
 
 def _gpt2_sites(shape: Shape, layer: int) -> dict[str, Site]:

@@ -81,3 +81,12 @@ class Gradients:
     def vector(self, layer: int, name: str, gradient: Float[Tensor, "batch width"]) -> None:
         """As it comes."""
         self.found[layer][name] = gradient
+
+    def check(self) -> None:
+        """Raise DivergedError, naming the tensor, if a gradient is NaN or infinite."""
+        for layer in reversed(range(len(self.found))):  # from the top, where it came from
+            for name, gradient in self.found[layer].items():
+                if not bool(torch.isfinite(gradient).all()):
+                    raise DivergedError(
+                        f"the gradient of block {layer}'s {name} is NaN or infinite in {str(gradient.dtype).removeprefix('torch.')}: use a dtype of more range, or another scale of differences"
+                    )

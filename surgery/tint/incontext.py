@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from surgery.errors import OptionError, TintError
+from surgery.errors import OptionError, TaskError, TintError
 from surgery.progress import Progress, silent
-from surgery.provenance import provenance
+from surgery.provenance import package_version, provenance
 from surgery.tasks.examples import Example
 from surgery.tasks.readout import WordReadout
 from surgery.tasks.task import Task
-from surgery.tint.auxiliary import Auxiliary, Block
+from surgery.tint.auxiliary import Auxiliary, Block, fingerprint_of, name_of
 from surgery.tint.descent import DivergedError
 from surgery.tint.report import Run, best, pick_rates
+from surgery.tint.resuming import Found, digest, resumable
 from surgery.tint.simulator import Layers, TinT
-from surgery.tint.text import _loaded
+from surgery.tint.text import load_whole
 
 RATES = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 _PACKED = 1024  # tokens of test prompts in one row
@@ -41,6 +44,7 @@ def run_task(
     seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
+    resume: str | Path | None = None,
     progress: Progress = silent,
 ) -> Run:
     """Accuracy on a task's test examples by what the model may do with demonstrations.
@@ -55,15 +59,21 @@ def run_task(
         loss: `label`: only label words are learnt; `all`: every token of the demonstrations.
         tests: how many test examples, drawn by `seed`; default all. A task without any is tested on training examples
             that are neither demonstrations nor chose the learning rate.
+        resume: a folder for the figures that are done; a later call with the same arguments goes on from there. The caller
+            deletes it.
 
     Raises:
-        TaskError: as reading the task does. TintError: demonstrations longer than the model's positions.
+        TaskError: as reading the task does, or a label with fewer training examples than it has to demonstrate with.
+        TintError: demonstrations longer than the model's positions; a descent that became NaN. OptionError: an option out
+            of range.
     """
     rates = pick_rates(lr, RATES)
     if loss not in ("label", "all"):
         raise OptionError(f"loss {loss!r} isn't one of label, all")
-    model = _loaded(model, device, dtype)
+    model = load_whole(model, device, dtype)
     auxiliary = Auxiliary.of(model)
+    # Built, and refused, before any work is spent.
+    simulations = {mode: TinT.build(auxiliary, steps, layers, mode) for mode in modes}
     readout = WordReadout.of(model, task)
     demonstrations, spare = _split(task, shots, seed)
     dev = (list(task.dev) or spare)[:dev_examples]
@@ -73,31 +83,41 @@ def run_task(
     test = list(task.test) or (spare if task.dev else spare[dev_examples:]) or list(task.need("test"))
     if tests is not None and tests < len(test):
         test = [test[i] for i in sorted(random.permutation(len(test))[:tests])]
-    place = _Place(auxiliary, readout, task, demonstrations, loss)
+    asked = {
+        "model": name_of(model),
+        "task": task.spec(),
+        "shots": shots,
+        "lr": list(rates),
+        "steps": steps,
+        "layers": layers if isinstance(layers, str) else list(layers),
+        "modes": list(modes),
+        "loss": loss,
+        "dev_examples": dev_examples,
+        "tests": tests,
+        "dtype": str(auxiliary.dtype).removeprefix("torch."),
+    }
+    inputs = {**fingerprint_of(model, resume), "examples": digest([demonstrations, dev, test])}
     ways = [(shown, mode) for shown in (False, True) for mode in (None, *modes)]
+    targets = np.array(task.targets(test))
     points = []
-    for number, (shown, mode) in enumerate(ways):
-        name = f"{'few' if shown else 'zero'}-shot" + (f", TinT {mode}" if mode else "")
-        progress(number, len(ways), name)
-        rate = None
-        blocks: Sequence[Block] = auxiliary.blocks
-        if mode is not None:
-            simulation = TinT.build(auxiliary, steps, layers, mode)
-            if len(rates) == 1:
+    with resumable(resume, {**asked, **inputs, "surgery": package_version("surgery")}) as found:
+        place = _Place(auxiliary, readout, task, demonstrations, loss, found)
+        for number, (shown, mode) in enumerate(ways):
+            name = f"{'few' if shown else 'zero'}-shot" + (f", TinT {mode}" if mode else "")
+            progress(number, len(ways), name)
+            rate = None
+            blocks: Sequence[Block] = auxiliary.blocks
+            if mode is not None:
                 rate = rates[0]
-            else:
-                rate = best({r: place.dev_score(simulation, r, shown, dev) for r in rates}, lowest=True)
-            blocks = place.update(simulation, rate, shown)
-        logits = place.logits(blocks, test, shown)
-        right = int((logits.argmax(1) == np.array(task.targets(test))).sum())
-        points.append({"method": name, "lr": rate, **_wilson(right, len(test))})
+                if len(rates) > 1:
+                    scores = {r: place.dev_score(simulations[mode], r, shown, dev) for r in rates}
+                    rate = best(scores, lowest=True)
+                blocks = place.update(simulations[mode], rate, shown)
+            logits = place.logits(blocks, test, shown, [name, rate])
+            points.append({"method": name, "lr": rate, **_wilson(int((logits.argmax(1) == targets).sum()), len(test))})
     progress(len(ways), len(ways), "done")
     content = {
-        **provenance(
-            call={"run": task.name, "steps": steps, "layers": str(layers), "loss": loss},
-            inputs={"model": model.checkpoint.fingerprint},
-            seed=seed,
-        ),
+        **provenance(call={"run_task": asked}, inputs=inputs, seed=seed),
         "kind": "task",
         "task": task.spec(),
         "metric": "accuracy",
@@ -106,7 +126,7 @@ def run_task(
         "tested_on": "test examples" if task.test else "training examples left over",
         "dev_examples": len(dev) if len(rates) > 1 else 0,
         "rates": rates,
-        "majority": max(np.bincount(task.targets(test))) / len(test),
+        "majority": max(np.bincount(targets)) / len(test),
         "points": points,
     }
     return Run(content)
@@ -121,6 +141,7 @@ class _Place:
     task: Task
     demonstrations: Sequence[Example]
     loss: str
+    found: Found = field(default_factory=lambda: Found({}))
 
     def shown_ids(self, *, together: bool) -> tuple[list[int], list[int], list[int]]:
         """The demonstrations: ids, which of them are labels, and which demonstration each belongs to.
@@ -155,33 +176,47 @@ class _Place:
         )
         return update.blocks
 
-    def logits(self, blocks: Sequence[Block], examples: Sequence[Example], shown: bool) -> NDArray:
-        """Label words' logits, [examples, labels]. Test prompts lie side by side in a row; none reads another."""
+    def logits(
+        self, blocks: Sequence[Block], examples: Sequence[Example], shown: bool, key: Sequence[Any] | None = None
+    ) -> NDArray:
+        """Label words' logits, [examples, labels]. Test prompts lie side by side in a row; none reads another.
+
+        With a key each row of prompts is kept under it, so that an interrupted run goes on after the last.
+        """
         context = self.shown_ids(together=True)[0] if shown else []
-        simulation = TinT.build(self.auxiliary, mode="exact")
-        words = self.auxiliary.head[list(self.readout.word_ids)]
-        found = []
+        found: list[list[float]] = []
         prompts = [self._inner(e.ids) if context else e.ids for e in self.readout.encode(examples)]
-        for group in _groups(prompts):
-            ids, segments, ends = list(context), [0] * len(context), []
-            for number, prompt in enumerate(group, 1):
-                ids += prompt
-                segments += [number] * len(prompt)
-                ends.append(len(ids) - 1)
-            device = self.auxiliary.device
-            hidden = simulation.hidden(
-                torch.tensor([ids], device=device), blocks, segments=torch.tensor([segments], device=device)
-            )
-            found.append(F.linear(hidden[0, ends], words).float().cpu())
-        return torch.cat(found).numpy()
+        for number, group in enumerate(_groups(prompts)):
+            find = partial(self._row, blocks, context, group)
+            found += find() if key is None else self.found.get([*key, number], find)
+        return np.array(found, dtype=np.float32)
+
+    def _row(self, blocks: Sequence[Block], context: list[int], group: list[list[int]]) -> list[list[float]]:
+        ids, segments, ends = list(context), [0] * len(context), []
+        for number, prompt in enumerate(group, 1):
+            ids += prompt
+            segments += [number] * len(prompt)
+            ends.append(len(ids) - 1)
+        device = self.auxiliary.device
+        hidden = TinT.build(self.auxiliary, mode="exact").hidden(
+            torch.tensor([ids], device=device), blocks, segments=torch.tensor([segments], device=device)
+        )
+        logits = F.linear(hidden[0, ends], self.auxiliary.head[list(self.readout.word_ids)]).float()
+        if not bool(torch.isfinite(logits).all()):  # an accuracy of NaN would look like one of the first label
+            raise DivergedError("the label words' logits are NaN or infinite: lower the learning rate")
+        return logits.tolist()
 
     def dev_score(self, simulation: TinT, lr: float, shown: bool, dev: Sequence[Example]) -> float:
         """The loss of the right label on development examples; infinite where the descent became NaN."""
-        try:
-            logits = torch.from_numpy(self.logits(self.update(simulation, lr, shown), dev, shown))
-        except DivergedError:
-            return math.inf
-        return float(F.cross_entropy(logits, torch.tensor(self.task.targets(dev))).nan_to_num(nan=math.inf))
+
+        def find() -> float:
+            try:
+                logits = torch.from_numpy(self.logits(self.update(simulation, lr, shown), dev, shown))
+            except DivergedError:
+                return math.inf
+            return float(F.cross_entropy(logits, torch.tensor(self.task.targets(dev))))
+
+        return self.found.get(["dev", simulation.mode, shown, lr], find)
 
     def _inner(self, ids: list[int]) -> list[int]:
         """A prompt within a text: without the token that starts one."""
@@ -208,10 +243,14 @@ def _split(task: Task, shots: int, seed: int) -> tuple[list[Example], list[Examp
     train = list(task.need("train"))
     mixed = [train[i] for i in random.permutation(len(train))]
     chosen: list[Example] = []
+    each = shots // len(task.labels)
     for label in task.labels:
-        chosen += [example for example in mixed if example.label == label][: shots // len(task.labels)]
-    if not chosen:
-        raise TintError(f"task {task.name} has no training examples to demonstrate with: give --data")
+        own = [example for example in mixed if example.label == label][:each]
+        if len(own) < each:
+            raise TaskError(
+                f"label {label!r} of task {task.name} has {len(own)} training examples, fewer than the {each} that {shots} shots take of each: lower --shots"
+            )
+        chosen += own
     kept = set(chosen)
     order = random.permutation(len(chosen))
     return [chosen[i] for i in order], [example for example in mixed if example not in kept]

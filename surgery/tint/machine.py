@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from surgery.errors import OptionError
 from surgery.tint.auxiliary import Auxiliary
+from surgery.tint.descent import DivergedError
 from surgery.tint.layers import Layers, Prefix, Tokens, Weights, reading
 from surgery.tint.layout import Layout
 from surgery.tint.modules import Arithmetic
@@ -74,7 +75,8 @@ class Machine(nn.Module):
         Raises:
             TintError: an architecture without a layout. OptionError: arithmetic that isn't the paper's.
         """
-        if arithmetic.scores or arithmetic.closed_norms or arithmetic.gate != 1.0 or arithmetic.scale is None:
+        # Compared whole: in float32 the published arithmetic differs by its bias and norms alone.
+        if arithmetic.scale is None or arithmetic != Arithmetic.of("paper", auxiliary.dtype, arithmetic.scale):
             raise OptionError("materialise builds the paper's construction alone: use mode 'paper' with it")
         layout = Layout.plan(auxiliary.shape)
         machine = cls(layout, arithmetic.scale).to(auxiliary.device, auxiliary.dtype)
@@ -97,7 +99,10 @@ class Machine(nn.Module):
 
         with torch.no_grad():
             memory = [{name: prefix.unsqueeze(0) for name, prefix in block.items()} for block in self.memory]
-            losses = [self._step(input_ids, plan, memory, lr) for _ in range(simulation.steps)]
+            losses = []
+            for step in range(1, simulation.steps + 1):
+                losses.append(self._step(input_ids, plan, memory, lr))
+                _check(memory, step, lr)
             h, _ = self._read(input_ids, plan.positions, memory, plan.visible)
             logits = (h @ self.loss.q) @ self._output().mT
         blocks = []
@@ -148,6 +153,16 @@ class Machine(nn.Module):
         read = (p @ (output @ self.loss.v[:d]) - output[wanted]) * pairs.unsqueeze(-1)
         losses = -(scores.log_softmax(-1).gather(-1, wanted.unsqueeze(-1))[..., 0] * pairs).sum(1)
         return h * self.loss.gate + read @ self.loss.o, losses
+
+
+def _check(memory: list[Prefixes], step: int, lr: float) -> None:
+    """Raise DivergedError, naming the prefixes, if any are NaN or infinite after a step."""
+    for number in reversed(range(len(memory))):  # from the top, where it came from
+        for name, prefix in memory[number].items():
+            if not bool(torch.isfinite(prefix).all()):
+                raise DivergedError(
+                    f"step {step}: the prefixes of block {number}'s {name} are NaN or infinite: lower the learning rate (now {lr:g})"
+                )
 
 
 def _visible(h: Tokens, visible: Tensor | None) -> Tensor:

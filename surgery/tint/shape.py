@@ -46,16 +46,29 @@ class Shape:
             raise TintError(
                 f"{where}: architecture {config.get('model_type')!r} can't be simulated: gpt2, opt and llama can"
             )
-        return reader(config, where)
+        try:
+            shape = reader(config, where)
+        except KeyError as error:
+            raise TintError(
+                f"{where}: the config doesn't say {error.args[0]}: add it, or save the model again"
+            ) from None
+        if shape.family != "llama" and shape.width % shape.heads:  # a llama's heads may have a width of their own
+            raise TintError(
+                f"{where}: width {shape.width} can't be cut into {shape.heads} equal heads: check the config"
+            )
+        if shape.heads % shape.key_heads:
+            raise TintError(
+                f"{where}: {shape.heads} heads can't share {shape.key_heads} heads of keys evenly: check the config"
+            )
+        return shape
 
     @classmethod
     def named(cls, name: str) -> "Shape":
         """A well-known model's, such as `opt-125m` or `facebook/opt-125m`; raises TintError for others."""
-        sizes = _sizes()
-        short = name.rpartition("/")[2].lower()
-        if short not in sizes:
-            raise TintError(f"no sizes of a model called {name!r} are known here: known are {', '.join(sizes)}")
-        return cls.of_config(sizes[short], name)
+        known = _OWNERS.get(name.lower(), name.lower())
+        if known not in _KNOWN:  # someone else's gpt2 may have other sizes
+            raise TintError(f"no sizes of a model called {name!r} are known here: known are {', '.join(_OWNERS)}")
+        return cls.of_config(_KNOWN[known], name)
 
     @property
     def block_weights(self) -> int:
@@ -170,59 +183,62 @@ def _llama(config: Mapping[str, Any], where: str) -> Shape:
 _FAMILIES = {"gpt2": _gpt2, "opt": _opt, "llama": _llama}
 
 
-def _sizes() -> dict[str, dict[str, Any]]:
-    """Configs of well-known models: the figures that their authors published."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, width, layers, heads in (
-        ("opt-125m", 768, 12, 12),
-        ("opt-350m", 1024, 24, 16),
-        ("opt-1.3b", 2048, 24, 32),
-        ("opt-2.7b", 2560, 32, 32),
-        ("opt-6.7b", 4096, 32, 32),
-        ("opt-13b", 5120, 40, 40),
-        ("opt-30b", 7168, 48, 56),
-        ("opt-66b", 9216, 64, 72),
-    ):
-        found[name] = {
-            "model_type": "opt",
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "ffn_dim": 4 * width,
-            "vocab_size": 50272,
-            "max_position_embeddings": 2048,
-            "do_layer_norm_before": name != "opt-350m",
-        }
-    for name, width, layers, heads in (
-        ("distilgpt2", 768, 6, 12),
-        ("gpt2", 768, 12, 12),
-        ("gpt2-medium", 1024, 24, 16),
-        ("gpt2-large", 1280, 36, 20),
-        ("gpt2-xl", 1600, 48, 25),
-    ):
-        found[name] = {
-            "model_type": "gpt2",
-            "n_embd": width,
-            "n_layer": layers,
-            "n_head": heads,
-            "vocab_size": 50257,
-            "n_positions": 1024,
-        }
-    for name, width, layers, heads, key_heads, inner in (
-        ("smollm2-135m", 576, 30, 9, 3, 1536),
-        ("smollm2-360m", 960, 32, 15, 5, 2560),
-        ("smollm2-1.7b", 2048, 24, 32, 32, 8192),
-    ):
-        found[name] = {
-            "model_type": "llama",
-            "hidden_size": width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": key_heads,
-            "intermediate_size": inner,
-            "vocab_size": 49152,
-            "max_position_embeddings": 8192,
-            "rms_norm_eps": 1e-5,
-            "tie_word_embeddings": True,
-        }
-    return found
+def _known_opt(width: int, layers: int, heads: int, *, norm_before: bool = True) -> dict[str, Any]:
+    return {
+        "model_type": "opt",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "ffn_dim": 4 * width,
+        "vocab_size": 50272,
+        "max_position_embeddings": 2048,
+        "do_layer_norm_before": norm_before,
+    }
+
+
+def _known_gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2",
+        "n_embd": width,
+        "n_layer": layers,
+        "n_head": heads,
+        "vocab_size": 50257,
+        "n_positions": 1024,
+    }
+
+
+def _known_smollm(width: int, layers: int, heads: int, key_heads: int, inner: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama",
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "intermediate_size": inner,
+        "vocab_size": 49152,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    }
+
+
+# Configs of well-known models by hub id: the figures that their authors published.
+_KNOWN = {
+    "facebook/opt-125m": _known_opt(768, 12, 12),
+    "facebook/opt-350m": _known_opt(1024, 24, 16, norm_before=False),
+    "facebook/opt-1.3b": _known_opt(2048, 24, 32),
+    "facebook/opt-2.7b": _known_opt(2560, 32, 32),
+    "facebook/opt-6.7b": _known_opt(4096, 32, 32),
+    "facebook/opt-13b": _known_opt(5120, 40, 40),
+    "facebook/opt-30b": _known_opt(7168, 48, 56),
+    "facebook/opt-66b": _known_opt(9216, 64, 72),
+    "distilbert/distilgpt2": _known_gpt2(768, 6, 12),
+    "openai-community/gpt2": _known_gpt2(768, 12, 12),
+    "openai-community/gpt2-medium": _known_gpt2(1024, 24, 16),
+    "openai-community/gpt2-large": _known_gpt2(1280, 36, 20),
+    "openai-community/gpt2-xl": _known_gpt2(1600, 48, 25),
+    "huggingfacetb/smollm2-135m": _known_smollm(576, 30, 9, 3, 1536),
+    "huggingfacetb/smollm2-360m": _known_smollm(960, 32, 15, 5, 2560),
+    "huggingfacetb/smollm2-1.7b": _known_smollm(2048, 24, 32, 32, 8192),
+}
+_OWNERS = {known.rpartition("/")[2]: known for known in _KNOWN}

@@ -140,15 +140,17 @@ class TinT:
         """
         plan = self._plan(input_ids, train_mask, loss_mask, segments, whole=False)
         if self.machine is not None:
-            return self.machine(self, input_ids, plan, lr)
-        with torch.no_grad():
-            update = self._train(input_ids, plan, lr)
-            logits = F.linear(self._read(input_ids, plan.positions, plan.visible, update.blocks), self.auxiliary.head)
-        if not bool(torch.isfinite(logits).all()):
+            out = self.machine(self, input_ids, plan, lr)
+        else:
+            with torch.no_grad():
+                update = self._train(input_ids, plan, lr)
+                hidden = self._read(input_ids, plan.positions, plan.visible, update.blocks)
+                out = Output(F.linear(hidden, self.auxiliary.head), update)
+        if not bool(torch.isfinite(out.logits).all()):
             raise DivergedError(
                 f"after step {self.steps} logits are NaN or infinite: lower the learning rate (now {lr:g})"
             )
-        return Output(logits, update)
+        return out
 
     def update(
         self,
@@ -173,12 +175,17 @@ class TinT:
         loss_mask: Bool[Tensor, "batch tokens"] | None = None,
         segments: Int[Tensor, "batch tokens"] | None = None,
     ) -> tuple[Block, ...]:
-        """What one step would move each tensor by, over minus the learning rate: [batch, ...] by block and name."""
+        """What one step would move each tensor by, over minus the learning rate: [batch, ...] by block and name.
+
+        Raises:
+            TintError: as the pass does; a gradient that is NaN or infinite is named.
+        """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if train_mask is None else train_mask
         plan = self._plan(input_ids, mask, loss_mask, segments, whole=True)
         found = Gradients(self.auxiliary.shape.layers)
         with torch.no_grad():
             self._step(input_ids, plan, list(self.auxiliary.blocks), found)
+        found.check()
         return found.found
 
     def hidden(

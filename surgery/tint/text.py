@@ -1,7 +1,8 @@
 """Perplexity of a text's windows: the model as it is, dynamic evaluation, and TinT."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from surgery.errors import OptionError, TintError
 from surgery.progress import Progress, silent
-from surgery.provenance import provenance
-from surgery.tint.auxiliary import Auxiliary
+from surgery.provenance import package_version, provenance
+from surgery.tint.auxiliary import Auxiliary, fingerprint_of, load_named, name_of
 from surgery.tint.descent import DivergedError
 from surgery.tint.reference import dynamic_evaluation
 from surgery.tint.report import Run, best, pick_rates
+from surgery.tint.resuming import Found, digest, resumable
 from surgery.tint.segments import check_length
 from surgery.tint.simulator import Layers, TinT
 
@@ -44,6 +46,7 @@ def run_text(
     seed: int = 0,
     device: str | None = None,
     dtype: str | None = None,
+    resume: str | Path | None = None,
     progress: Progress = silent,
 ) -> Run:
     """Cut a text into windows, learn from the first share of each, and measure perplexity on the rest of it.
@@ -56,53 +59,79 @@ def run_text(
         lr: a rate, or several to choose among for each method and share, on the first `dev_windows` windows, which are
             then left out of the figures; default a grid from 1e-5 to 3e-3.
         window: tokens of a window. `windows`: how many to measure on; default all there are.
+        resume: a folder for the figures of the windows that are done; a later call with the same arguments goes on from
+            there. The caller deletes it. Needs a model with a fingerprint: a folder, a hub id or a loaded `Model`.
 
     Raises:
-        TintError: a text too short for its windows, or that needs a tokenizer. OptionError: an option out of range.
+        TintError: a text too short for its windows, or that needs a tokenizer; a descent that became NaN on a window that
+            is measured. OptionError: an option out of range.
     """
     rates = pick_rates(lr, RATES)
-    _check_options(shares, methods, window)
-    if not isinstance(text, Tensor) and not isinstance(model, Auxiliary):
-        model = _loaded(model, device, dtype)
+    held = dev_windows if len(rates) > 1 else 0
+    _check_options(shares, methods, window, batch_size)
+    if len(rates) > 1 and held < 1:
+        raise OptionError("several learning rates, and no windows to choose by: give dev_windows or one lr")
+    model = (load_named if isinstance(text, Tensor) else load_whole)(model, device=device, dtype=dtype)
     auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
     ids = text if isinstance(text, Tensor) else _tokens(model, Path(text))
     count = len(ids) // window
-    held = dev_windows if len(rates) > 1 else 0
     wanted = count - held if windows is None else windows
     if wanted < 1 or count < held + wanted:
         raise TintError(
             f"the text has {len(ids):,} tokens, which is {count} windows of {window}, but {held + max(wanted, 1)} are needed: give a longer text or lower --window"
         )
     rows = ids[: (held + wanted) * window].view(-1, window).to(auxiliary.device)
-    dev, test = rows[:held], rows[held:]
     check_length(torch.tensor([[window - 1]]), auxiliary.shape.positions)
+    asked = {
+        "model": name_of(model),
+        "text": "token ids" if isinstance(text, Tensor) else str(text),
+        "shares": list(shares),
+        "lr": list(rates),
+        "steps": steps,
+        "layers": layers if isinstance(layers, str) else list(layers),
+        "methods": list(methods),
+        "window": window,
+        "windows": wanted,
+        "dev_windows": held,
+        "batch_size": batch_size,
+        "dtype": str(auxiliary.dtype).removeprefix("torch."),
+    }
+    inputs = {**fingerprint_of(model, resume), "tokens": digest(rows.tolist())}
     points = []
-    work = _Work(auxiliary, steps, layers, batch_size)
-    for method in methods:
-        work.simulation(method)  # refused before any work is spent, if it is
-    total, done = len(shares) * len(methods), 0
-    for share in shares:
-        boundary = max(2, round(share * window))
-        for method in methods:
-            progress(done, total, f"{method} at {share:.0%}")
-            rate = None
-            if method != "frozen":
-                scores = {r: float(work.losses(method, dev, boundary, r).sum()) for r in rates} if held else {}
-                rate = best(scores, lowest=True) if held else rates[0]
-            losses = work.losses(method, test, boundary, rate)
-            done += 1
-            points.append(
-                {"method": method, "share": share, "lr": rate, **_perplexity(losses, window - boundary, seed)}
-            )
+    with resumable(resume, {**asked, **inputs, "surgery": package_version("surgery")}) as found:
+        work = _Work(auxiliary, rows, methods, steps, layers, batch_size, found)
+        each = [len(rows) - held if method == "frozen" else len(rates) * held + len(rows) - held for method in methods]
+        total, done = len(shares) * sum(each), 0
+        for share in shares:
+            boundary = round(share * window)
+            for method in methods:
+
+                def tell(more: int, line: str = f"{method} at {share:.0%}") -> None:
+                    nonlocal done
+                    done += more
+                    progress(done, total, line)
+
+                tell(0)
+                rate = None
+                if method != "frozen":
+                    dev = range(held)
+                    scores = {
+                        r: float(work.losses(method, dev, boundary, r, tell, dev=True).sum()) for r in rates if held
+                    }
+                    rate = best(scores, lowest=True) if held else rates[0]
+                losses = work.losses(method, range(held, len(rows)), boundary, rate, tell)
+                points.append(
+                    {"method": method, "share": share, "lr": rate, **_perplexity(losses, window - boundary, seed)}
+                )
     progress(total, total, "done")
     content = {
-        **provenance(call={"run": "text", "steps": steps, "layers": str(layers)}, inputs=_inputs(model), seed=seed),
+        **provenance(call={"run_text": asked}, inputs=inputs, seed=seed),
         "kind": "text",
         "window": window,
-        "windows": len(test),
+        "windows": wanted,
         "dev_windows": held,
         "rates": rates,
-        "dtype": str(auxiliary.dtype).removeprefix("torch."),
+        "dtype": asked["dtype"],
         "points": points,
     }
     return Run(content)
@@ -111,42 +140,79 @@ def run_text(
 class _Work:
     """The losses of windows after each method."""
 
-    def __init__(self, auxiliary: Auxiliary, steps: int, layers: Layers, batch_size: int) -> None:
+    def __init__(
+        self,
+        auxiliary: Auxiliary,
+        rows: Int[Tensor, "windows tokens"],
+        methods: Sequence[str],
+        steps: int,
+        layers: Layers,
+        batch_size: int,
+        found: Found,
+    ) -> None:
         self.auxiliary = auxiliary
+        self.rows = rows
         self.steps = steps
         self.batch_size = batch_size
+        self.found = found
         self.plain = TinT.build(auxiliary, steps, layers, "exact")
-        self.layers = layers
+        # Built, and refused, before any work is spent.
+        self.simulations = {
+            method: TinT.build(auxiliary, steps, layers, method.removeprefix("TinT "))
+            for method in methods
+            if method.startswith("TinT")
+        }
 
-    def simulation(self, method: str) -> TinT | None:
-        """A TinT method's; None for the others."""
-        if not method.startswith("TinT"):
-            return None
-        return TinT.build(self.auxiliary, self.steps, self.layers, method.removeprefix("TinT "))
+    def losses(
+        self,
+        method: str,
+        windows: range,
+        boundary: int,
+        lr: float | None,
+        tell: Callable[[int], None],
+        *,
+        dev: bool = False,
+    ) -> NDArray:
+        """Each window's summed loss on the tokens from `boundary` on.
 
-    def losses(self, method: str, rows: Tensor, boundary: int, lr: float | None) -> NDArray:
-        """Each window's summed loss on the tokens from `boundary` on; infinite where the descent became NaN."""
-        found = []
-        mask = (torch.arange(rows.shape[1], device=rows.device) < boundary)[None]
-        simulation = self.simulation(method)
-        for batch in rows.split(1 if method == "dynamic evaluation" else self.batch_size):
-            here = mask.expand(batch.shape)
-            try:
-                if simulation is not None:
-                    update = simulation.update(batch, here, lr or 0.0)
-                    hidden = simulation.hidden(batch, update.blocks)[:, boundary - 1 : -1]
-                    logits = F.linear(hidden, self.auxiliary.head)
-                elif method == "dynamic evaluation":
-                    logits, _ = dynamic_evaluation(
-                        self.auxiliary, batch, here, lr or 0.0, steps=self.steps, layers=self.plain.layers
-                    )
-                    logits = logits[:, boundary - 1 : -1]
-                else:
-                    logits = F.linear(self.plain.hidden(batch)[:, boundary - 1 : -1], self.auxiliary.head)
-                found.append(_row_losses(logits, batch[:, boundary:]))
-            except DivergedError:
-                found.append(torch.full((len(batch),), math.inf))  # a rate that is too high loses the choice
-        return torch.cat(found).double().numpy()
+        Where a descent becomes NaN a development window's is infinite, so that the rate isn't chosen; else it raises
+        DivergedError.
+        """
+        losses: list[float] = []
+        for first in windows[:: 1 if method == "dynamic evaluation" else self.batch_size]:
+            last = min(first + (1 if method == "dynamic evaluation" else self.batch_size), windows.stop)
+            find = partial(self._find, method, first, last, boundary, lr, dev)
+            losses += self.found.get((method, boundary, lr, first), find)
+            tell(last - first)
+        return np.array(losses)
+
+    def _find(self, method: str, first: int, last: int, boundary: int, lr: float | None, dev: bool) -> list[float]:
+        batch = self.rows[first:last]
+        try:
+            losses = _row_losses(self._logits(method, batch, boundary, lr), batch[:, boundary:])
+        except DivergedError:
+            if not dev:
+                raise
+            return [math.inf] * len(batch)
+        if not dev and not bool(torch.isfinite(losses).all()):
+            raise DivergedError(
+                f"{method}: the loss of window {first + int((~torch.isfinite(losses)).long().argmax())} is NaN or infinite: "
+                + ("use another dtype" if lr is None else f"lower the learning rate (now {lr:g})")
+            )
+        return losses.double().tolist()
+
+    def _logits(self, method: str, batch: Tensor, boundary: int, lr: float | None) -> Tensor:
+        """After the update on the tokens before `boundary`, of every token from there on."""
+        mask = (torch.arange(batch.shape[1], device=batch.device) < boundary).expand(batch.shape)
+        read = slice(boundary - 1, -1)
+        if method == "dynamic evaluation":
+            layers = self.plain.layers
+            return dynamic_evaluation(self.auxiliary, batch, mask, lr or 0.0, steps=self.steps, layers=layers)[0][
+                :, read
+            ]
+        simulation = self.simulations.get(method)
+        blocks = None if simulation is None else simulation.update(batch, mask, lr or 0.0).blocks
+        return F.linear(self.plain.hidden(batch, blocks)[:, read], self.auxiliary.head)
 
 
 def _row_losses(logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]) -> Tensor:
@@ -156,34 +222,30 @@ def _row_losses(logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[T
 
 def _perplexity(losses: NDArray, tokens: int, seed: int) -> dict[str, Any]:
     """The perplexity over all windows, and a bootstrap interval over windows."""
-    if not np.isfinite(losses).all():
-        raise DivergedError("a descent became NaN or infinite on a test window: lower the learning rate")
     draws = np.random.default_rng(seed).integers(0, len(losses), (_RESAMPLES, len(losses)))
     low, high = np.exp(np.quantile(losses[draws].mean(1) / tokens, (0.025, 0.975)))
     value = float(np.exp(losses.mean() / tokens))
     return {"value": value, "low": float(low), "high": float(high), "losses": (losses / tokens).tolist()}
 
 
-def _check_options(shares: Sequence[float], methods: Sequence[str], window: int) -> None:
+def _check_options(shares: Sequence[float], methods: Sequence[str], window: int, batch_size: int) -> None:
     if window < 4:
         raise OptionError(f"a window of {window} tokens is too short: 4 at least")
+    if batch_size < 1:
+        raise OptionError(f"batch_size {batch_size} must be at least 1")
     for share in shares:
-        if not 0 < share < 1 or round(share * window) >= window:
-            raise OptionError(f"training share {share} must lie between 0 and 1 and leave tokens to test on")
+        if not 0 < share < 1 or not 2 <= round(share * window) < window:
+            raise OptionError(
+                f"training share {share} must lie between 0 and 1, and leave two of the {window} tokens of a window to learn from and one to test on"
+            )
     for method in methods:
         if method not in METHODS:
             raise OptionError(f"method {method!r} isn't one of {', '.join(METHODS)}")
 
 
-def _loaded(model: Any, device: str | None, dtype: str | None) -> Any:
-    from surgery.checkpoint import Checkpoint, open_checkpoint
-    from surgery.models import load_model
-    from surgery.tint.shape import Shape
-
-    if isinstance(model, str | Path | Checkpoint):
-        checkpoint = open_checkpoint(model)
-        Shape.of_config(checkpoint.config, str(checkpoint))
-        return load_model(checkpoint, device=device, dtype=dtype)
+def load_whole(model: Any, device: str | None, dtype: str | None) -> Any:
+    """A model with its tokenizer; raises TintError for one without, or that can't be simulated."""
+    model = load_named(model, device=device, dtype=dtype)
     if not hasattr(model, "tokenizer"):
         raise TintError("a text needs a tokenizer: give a folder, a hub id or a loaded Model, or give token ids")
     return model
@@ -199,9 +261,9 @@ def load_with_tokens(
     dtype: str | None = None,
 ) -> tuple[Any, Int[Tensor, "1 tokens"]]:
     """A loaded model, and one row of a text's first tokens, or of random ones."""
-    loaded = _loaded(model, device, dtype)
+    loaded = load_whole(model, device, dtype)
     if text is None:
-        size = len(loaded.tokenizer)
+        size = min(len(loaded.tokenizer), loaded.module.get_input_embeddings().num_embeddings)  # either may be padded
         drawn = torch.randint(size, (1, tokens), generator=torch.Generator().manual_seed(seed))
         return loaded, drawn.to(loaded.device)
     ids = _tokens(loaded, text)
@@ -217,8 +279,3 @@ def _tokens(model: Any, file: Path) -> Tensor:
         raise TintError(f"{file} can't be read as text ({error})") from error
     ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.long)
-
-
-def _inputs(model: Any) -> dict[str, str]:
-    checkpoint = getattr(model, "checkpoint", None)
-    return {} if checkpoint is None else {"model": checkpoint.fingerprint}

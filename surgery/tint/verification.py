@@ -15,10 +15,12 @@ from surgery.errors import TintError
 from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
-from surgery.tint.auxiliary import Auxiliary, Block
+from surgery.tint.auxiliary import Auxiliary, Block, fingerprint_of, load_named, name_of
 from surgery.tint.block import forward
+from surgery.tint.descent import DivergedError
 from surgery.tint.modules import Arithmetic, affine, linear
 from surgery.tint.reference import autograd, plain_logits
+from surgery.tint.resuming import digest
 from surgery.tint.segments import Plan
 from surgery.tint.simulator import TinT
 
@@ -144,7 +146,8 @@ def verify(
     Raises:
         TintError: as building the simulation does.
     """
-    auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
+    model = load_named(model, device=device, dtype=dtype)
+    auxiliary = Auxiliary.of(model)
     if input_ids is None:
         length = min(64, auxiliary.shape.positions)
         drawn = torch.randint(auxiliary.shape.vocabulary, (1, length), generator=torch.Generator().manual_seed(seed))
@@ -175,7 +178,9 @@ def verify(
         tell("updates")
     content = {
         **provenance(
-            call={"verify": str(getattr(model, "checkpoint", type(auxiliary.module).__name__))}, inputs={}, seed=seed
+            call={"verify": {"model": name_of(model), "sweep": sweep}},
+            inputs={**fingerprint_of(model), "tokens": digest([input_ids.tolist(), train_mask.tolist()])},
+            seed=seed,
         ),
         "shape": vars(auxiliary.shape),
         "dtype": str(auxiliary.dtype).removeprefix("torch."),
@@ -232,6 +237,10 @@ def _forward_errors(auxiliary: Auxiliary, input_ids: Tensor, plan: Plan) -> tupl
     finally:
         for handle in handles:
             handle.remove()
+    if not bool(torch.isfinite(logits).all()):
+        raise TintError(
+            f"the model's own logits are NaN or infinite in {str(auxiliary.dtype).removeprefix('torch.')}: use float32"
+        )
     found = []
     with torch.no_grad():
         x = auxiliary.embed(input_ids, plan.positions)
@@ -246,7 +255,8 @@ def _forward_errors(auxiliary: Auxiliary, input_ids: Tensor, plan: Plan) -> tupl
             ours |= {"activation": inner, "down": linear(inner, block, "down")}
             for piece, value in ours.items():
                 other = theirs[layer, piece].reshape(value.shape)
-                error = float((value - other).abs().max() / other.abs().max())
+                largest = float(other.abs().max()) or 1.0  # a piece may be all zeros
+                error = float((value - other).abs().max()) / largest
                 found.append({"layer": layer, "piece": piece, "error": error})
         own = F.linear(TinT.build(auxiliary, mode="exact").hidden(input_ids), auxiliary.head)
     return found, float((own - logits).abs().max())
@@ -255,7 +265,7 @@ def _forward_errors(auxiliary: Auxiliary, input_ids: Tensor, plan: Plan) -> tupl
 def _compare(ours: Sequence[Block], oracle: Sequence[Block]) -> list[dict[str, Any]]:
     """Each tensor's update beside the oracle's. A key's bias has no effect on attention: its true gradient is zero.
 
-    So a tensor whose oracle is zero but for rounding gets no cosine, and its error is relative to its block's queries.
+    So a tensor whose oracle is zero but for rounding gets no cosine, and its error is relative to its block's largest gradient.
     """
     found = []
     for layer, (block, truth) in enumerate(zip(ours, oracle, strict=True)):
@@ -323,9 +333,11 @@ def _sweep(auxiliary: Auxiliary, input_ids: Tensor, train_mask: Tensor, plan: Pl
         tries = [{"step": step} for step in _STEPS] + [{"scale": scale} for scale in _SCALES]
         for given in tries:
             arithmetic = replace(simulation.arithmetic, step=given.get("step"), scale=given.get("scale"))
-            entries = _compare(replace(simulation, arithmetic=arithmetic).gradients(input_ids, train_mask), oracle)
-            worst = _worst(entries)
-            finite = all(value == value for value in worst.values())
-            found.append({"dtype": dtype, **given, **(worst if finite else {"cosine": 0.0, "relative_error": 1e9})})
+            try:
+                ours = replace(simulation, arithmetic=arithmetic).gradients(input_ids, train_mask)
+                worst = _worst(_compare(ours, oracle))
+            except DivergedError:
+                worst = {"cosine": 0.0, "relative_error": 1e9}
+            found.append({"dtype": dtype, **given, **worst})
             tell("sweep: differences")
     return found
