@@ -36,7 +36,12 @@ def draw_figures(report: ProbeReport, folder: Path) -> list[Path]:
 def _f1(report: ProbeReport, file: Path) -> None:
     """F1 of each tree probe by layer, as a share of the ceiling, with the controls as lines."""
     with figure(file, 7.4, 4.4) as axes:
-        probes = (("span-two-layer", "spans, two-layer"), ("span-linear", "spans, linear"), ("depth", "LCA depth"))
+        probes = (
+            ("span-two-layer", "spans, two-layer"),
+            ("span-linear", "spans, linear"),
+            ("depth", "LCA depth"),
+            ("distance", "distances"),
+        )
         for number, (probe, name) in enumerate(probes):
             _line(axes, report, probe, "model", "f1 share", number, name)
         _line(axes, report, "span-two-layer", "untrained", "f1 share", 4, "untrained, two-layer", dashed=True)

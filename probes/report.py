@@ -135,7 +135,9 @@ class ProbeReport:
         for source in ("word identity", "position"):
             rows.append((source, *(_cell(self.find(probe, source, metric)) for _, probe, metric in metrics)))
         for source in ("length", "left", "right", "random", "ceiling"):
-            found = [None if probe in _OWN else self.find("none", source, metric) for _, probe, metric in metrics]
+            found = [
+                None if (probe, metric) in _OWN else self.find("none", source, metric) for _, probe, metric in metrics
+            ]
             cells = [_cell(measure) for measure in found]
             rows.append((source, *cells))
         return head, rows
@@ -209,11 +211,12 @@ _COLUMNS = (
     ("F1 2-layer", "span-two-layer", "f1"),
     ("of ceiling", "span-two-layer", "f1 share"),
     ("F1 depth", "depth", "f1"),
+    ("F1 distance", "distance", "f1"),
     ("DSpr", "distance", "spearman"),
     ("bits", "span-two-layer", "bits"),
     ("KL words", "words", "kl"),
 )
-_OWN = ("distance", "words")  # what their numbers are of, trees and lengths have no say in
+_OWN = (("distance", "spearman"), ("words", "kl"))  # what these are of, trees and lengths have no say in
 _TRAINED = ("layer 0", "untrained", "word identity", "position")
 _COMPARED = (
     ("span-linear", "r2", (*_TRAINED, "length", "control task")),
@@ -222,6 +225,7 @@ _COMPARED = (
     ("span-two-layer", "f1", (*_TRAINED, "left", "right", "random")),
     ("depth", "f1", (*_TRAINED, "left", "right", "random")),
     ("depth", "accuracy", (*_TRAINED, "control task")),
+    ("distance", "f1", (*_TRAINED, "left", "right", "random")),
     ("distance", "spearman", _TRAINED),
     ("words", "kl", _TRAINED),
 )

@@ -12,7 +12,7 @@ from probes.errors import ProbeError
 from probes.intervals import Measure, bootstrap, pearson, r_squared, ratio, spearman, squares
 from probes.material import Material
 from probes.spans import KINDS, description_length, entropy_bits, fit_spans, predict_spans
-from probes.trees import DistanceProbe, depth_classes, depth_trees, distance_correlations, fit_depths
+from probes.trees import DistanceProbe, depth_classes, depth_trees, distance_correlations, distance_trees, fit_depths
 from probes.words import MaskedWords, fit_words
 from surgery.errors import OptionError
 from surgery.progress import Progress
@@ -156,7 +156,7 @@ class Scorer:
         return [control, Measure(*about, "selectivity", "", real.value - control.value, low, high, each)]
 
     def trees(self, source: str, layer: int | None, features: np.ndarray) -> list[Measure]:
-        """Relative depths with their control task, and distances."""
+        """Relative depths with their control task, distances, and the trees of both."""
         material, test = self.material, self.material.test
         wanted = depth_classes(material, test)
         owners = np.repeat(np.arange(len(test)), material.lengths[test] - 1)
@@ -165,7 +165,7 @@ class Scorer:
             sums = [np.bincount(owners, values, len(test)) for values in (classes == right, np.ones(len(right)))]
             return np.stack(sums, 1)
 
-        real, control, depths, ranks = [], [], [], []
+        real, control, depths, ranks, apart = [], [], [], [], []
         for seed in range(self.settings.seeds):
             train = self.train_for(seed)
             probe = fit_depths(features, material, train, depth_classes(material, train), seed)
@@ -180,11 +180,13 @@ class Scorer:
             far = DistanceProbe.fit(features, material, train, seed=seed).predict(features, material, test)
             correlations = distance_correlations(material, test, far)
             ranks.append(np.stack([correlations, np.ones(len(test))], 1))
+            apart.append(distance_trees(far))
         accuracy = self.measure("depth", source, layer, "accuracy", np.stack(real), ratio)
         found = [accuracy, *self.tree_measures("depth", source, layer, depths)]
         if control:
             found += self.selectivity(accuracy, "control accuracy", np.stack(control), ratio)
-        return [*found, self.measure("distance", source, layer, "spearman", np.stack(ranks), ratio)]
+        found.append(self.measure("distance", source, layer, "spearman", np.stack(ranks), ratio))
+        return found + self.tree_measures("distance", source, layer, apart)
 
     def words(self, source: str, layer: int | None, features: np.ndarray, words: MaskedWords) -> list[Measure]:
         """Divergence of a probe's masked-word posterior from the exact one."""

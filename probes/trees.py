@@ -99,6 +99,15 @@ class DistanceProbe:
         return found
 
 
+def distance_trees(distances: list[Float64[np.ndarray, "_ _"]]) -> list[Int64[np.ndarray, "_ 2"]]:
+    """Each span splits between the two neighbours that are farthest apart (as Shen et al. 2018's syntactic distances).
+
+    Even true distances lose something that way: F1 .95 on the example grammar's own trees, .69 on NLTK's treebank's
+    (30 words or fewer), where binarised true trees have .85.
+    """
+    return [split_at_gaps(np.diagonal(table, 1)) for table in distances]
+
+
 def _wanted(
     material: Material, numbers: Int64[np.ndarray, " some"]
 ) -> tuple[list[Float32[np.ndarray, " _"]], list[Float32[np.ndarray, " _"]]]:

@@ -5,12 +5,21 @@ import pytest
 
 from pcfg import sample
 from probes.causal import Whitening, probed_directions
+from probes.decoding import Reference, tree_distances
 from probes.example import example_grammar
 from probes.intervals import r_squared, squares
 from probes.linear import MOST_ROWS, PairRegression
 from probes.material import Material
 from probes.spans import KINDS, description_length, entropy_bits, fit_spans, predict_spans
-from probes.trees import DistanceProbe, depth_classes, depth_trees, distance_correlations, fit_depths, gap_rows
+from probes.trees import (
+    DistanceProbe,
+    depth_classes,
+    depth_trees,
+    distance_correlations,
+    distance_trees,
+    fit_depths,
+    gap_rows,
+)
 from probes.words import MaskedWords, divergence, fit_words
 
 
@@ -102,6 +111,16 @@ def test_distances_are_found_in_states_that_spell_the_tree(material):
         assert all(np.allclose(table, table.T) and (np.diagonal(table) == 0).all() for table in found)
         means.append(distance_correlations(material, material.test, found).mean())
     assert means[0] > 0.9 > 0.3 > means[1]
+
+
+def test_trees_of_true_distances_are_nearly_the_true_ones(material):
+    """The word before the widest gap ends the first part; true distances lose little on the way."""
+    table = np.array([[0, 2, 5, 5], [2, 0, 4, 4], [5, 4, 0, 2], [5, 4, 2, 0]], float)
+    assert {tuple(span) for span in distance_trees([table])[0].tolist()} == {(0, 4), (0, 2), (2, 4)}
+    trees = [material.trees[i] for i in material.test]
+    found = distance_trees([tree_distances(tree) for tree in trees])
+    f1s = [Reference.of(tree, punctuation=True).f1(spans) for tree, spans in zip(trees, found, strict=True)]
+    assert np.mean(f1s) > 0.93
 
 
 def test_depths_are_found_in_states_that_say_them(material):

@@ -69,6 +69,7 @@ def test_every_probe_and_control_is_there_at_every_layer(report):
             ("depth", "accuracy"),
             ("depth", "selectivity"),
             ("distance", "spearman"),
+            ("distance", "f1"),
             ("words", "kl"),
         ):
             assert report.find(probe, "model", metric, layer) is not None
