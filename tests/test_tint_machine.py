@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tint import model, prefix_mask, tokens  # noqa: F401 (a fixture)
+from torch.overrides import TorchFunctionMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from surgery.errors import OptionError, SurgeryError, TintError
@@ -103,6 +104,55 @@ def test_count_is_the_built_models(width, layers, inner, family):
         assert found.layer_weights == sum(p.numel() for p in layers_)
         assert found.nonzero == sum(int(p.count_nonzero()) for p in layers_)
         assert found.nonzero < found.read <= found.layer_weights
+
+
+class Inputs(TorchFunctionMode):
+    """Marks the weights whose input was ever other than zero, in products and gates, by parameter."""
+
+    def __init__(self, parameters):
+        super().__init__()
+        self.by_storage = {p.untyped_storage().data_ptr(): p for p in parameters}
+        self.read = {p: torch.zeros(p.shape, dtype=torch.bool) for p in self.by_storage.values()}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        product = getattr(function, "__name__", "") in ("matmul", "__matmul__", "mul", "__mul__")
+        if product and isinstance(args[1], torch.Tensor) and (p := self._owner(args[1])) is not None:
+            left, right = args[0] != 0, args[1]
+            mark = torch.as_strided(self.read[p], right.size(), right.stride(), right.storage_offset())
+            if right.dim() == 1:  # a gate, or one that reads a flag
+                mark |= left.flatten(0, -2).any(0)
+            else:
+                heads = right.shape[:-2]
+                left = left.any(-2)
+                while left.dim() > len(heads) + 1:
+                    left = left.any(0)
+                for place, size in enumerate(heads):
+                    left = left.any(place, keepdim=True) if size == 1 else left
+                mark |= left.unsqueeze(-1)
+        return function(*args, **(kwargs or {}))
+
+    def _owner(self, tensor):
+        return self.by_storage.get(tensor.untyped_storage().data_ptr())
+
+
+@pytest.mark.parametrize(("width", "heads", "inner"), [(8, 2, 20), (12, 3, 48), (6, 1, 6)])
+def test_count_says_how_many_weights_ever_read_anything(width, heads, inner):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=23, n_embd=width, n_layer=1, n_head=heads, n_inner=inner, n_positions=16, bos_token_id=None, eos_token_id=None
+    )  # fmt: skip
+    plain = GPT2LMHeadModel(config).eval()
+    for parameter in plain.parameters():
+        parameter.data.normal_(0, 0.5)
+    whole = TinT.build(plain, steps=2, materialise=True)
+    layers, loss = whole.machine.sets[0], whole.machine.loss
+    with Inputs([*layers.parameters(), *loss.parameters()]) as inputs:
+        whole(torch.randint(23, (2, 12)), prefix_mask(2, 12, 8), lr=0.01)
+    # Some of these are used as one minus them, which is no parameter.
+    inputs.read[layers.masks] |= inputs.read[layers.masks].any(0)
+    found = count(plain)
+    assert found.read == sum(int(marked.sum()) for marked in inputs.read.values())
+    assert found.loss.read == sum(int(inputs.read[p].sum()) for p in loss.parameters())
 
 
 def test_opt_125m_is_simulated_with_fewer_than_two_billion_weights():

@@ -1,5 +1,6 @@
 """verify, runs on texts and tasks, and the commands, on tiny models."""
 
+import functools
 import json
 import math
 import subprocess
@@ -21,6 +22,7 @@ from surgery.tasks.readout import WordReadout
 from surgery.tasks.task import Task
 from surgery.tint import Run, TinT, Verification, run_task, run_text, verify
 from surgery.tint.auxiliary import Auxiliary
+from surgery.tint.example import train_small
 from surgery.tint.incontext import _Place, _split
 from surgery.tint.report import best
 
@@ -423,7 +425,11 @@ def test_the_example_script_runs_as_written(tmp_path):
 
 
 @pytest.mark.real
-def test_the_command_without_arguments_makes_verifies_and_runs_a_model(run, tmp_path):
+def test_the_command_without_arguments_makes_verifies_and_runs_a_model(run, tmp_path, monkeypatch):
+    # Most of its time is training, and what is held true here doesn't wait for a model as good as a user gets.
+    monkeypatch.setattr(
+        "surgery.tint.example.train_small", functools.partial(train_small, width=48, layers=2, vocabulary=512)
+    )
     status, out, _ = run("tint", "-o", tmp_path / "out", "--device", "cpu", "--json")
     assert status == 0
     found = json.loads(out)

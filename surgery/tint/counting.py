@@ -159,8 +159,9 @@ def count(model: Any, *, tokens: int | None = None, rows: int | None = None) -> 
 def pieces(layout: Layout) -> tuple[Piece, ...]:
     """The layers of one block's set, as `surgery.tint.machine.Layers` allocates them."""
     d, e, s, k = layout.shape.width, layout.embedding, layout.rows, layout.prefixes
-    # Coordinates that are ever other than zero: a matrix on tokens reads these rows of it, whatever follows.
-    token, prefix = SLOTS * d + FLAGS, (s + 1) * d + k + FLAGS
+    # Coordinates that are ever other than zero: a matrix on tokens reads these rows of it, whatever follows. No token
+    # has the second flag; a norm's prefix holds two rows and has no number.
+    token, prefix, norm = SLOTS * d + 1, (s + 1) * d + k + FLAGS, 2 * d + FLAGS
     square, chunks = d * e, layout.chunks
     linear, learn = 4 + 2 * chunks, 2 + 2 * chunks  # all matrices; all but those of queries and keys
 
@@ -177,9 +178,10 @@ def pieces(layout: Layout) -> tuple[Piece, ...]:
         uses: int,
         bias: tuple[int, int, int] = none,
         kept: int = e - d,
+        gated: int = token,
     ) -> Piece:
         # Every layer has a gate: what of the old embedding stays.
-        return Piece(name, weights + bias[0] + e, nonzero + bias[1] + kept, read + bias[2] + e, uses)
+        return Piece(name, weights + bias[0] + e, nonzero + bias[1] + kept, read + bias[2] + gated, uses)
 
     across = (s + 2) * square + k * e
     reading = (token + s * prefix) * d + prefix * k + square
@@ -195,26 +197,25 @@ def pieces(layout: Layout) -> tuple[Piece, ...]:
             learn,
             bias(prefix, token),
             e,
+            prefix,
         ),
-        piece(
-            "norm weights, forward", scaled, 3 * d + 1, (token + prefix) * d + prefix + square, 4, bias(token, prefix)
-        ),
-        piece("norm weights, backward", scaled, 3 * d + 1, (token + prefix) * d + prefix + square, 2),
-        piece("norm weights, descent", scaled, 3 * d + 1, 2 * token * d + prefix + square, 2, bias(prefix, token), e),
+        piece("norm weights, forward", scaled, 3 * d + 1, (token + norm) * d + norm + square, 4, bias(token, norm)),
+        piece("norm weights, backward", scaled, 3 * d + 1, (token + norm) * d + norm + square, 2),
+        piece("norm weights, descent", scaled, 3 * d + 1, 2 * token * d + norm + square, 2, bias(norm, token), e, norm),
         piece("attention", 4 * square, 4 * d, 3 * token * d + square, 3),
         piece("normalising, forward", 2 * square, 2 * d, token * d + square, 4),
         piece("normalising, backward", 4 * square, 4 * d, 2 * token * d + 2 * square, 2),
         piece("activation, forward", 2 * square, 2 * d, token * d + square, 2 * chunks),
         piece("activation, backward", 4 * square, 4 * d, 2 * token * d + 2 * square, chunks),
-        Piece("moves between slots", 4 * square + 4 * e, 8 * d, token * d + 3 * square + 4 * e, 9),
+        Piece("moves between slots", 4 * square + 4 * e, 8 * d, token * d + 3 * square + 4 * token, 9),
     )
 
 
 def loss_piece(layout: Layout) -> Piece:
     """The attention to the vocabulary, once for the whole model."""
     d, e = layout.shape.width, layout.embedding
-    square, token = d * e, SLOTS * d + FLAGS
-    return Piece("loss and logits", 4 * square + e, 4 * d + e - d, token * d + 2 * d * d + square + e, 2)
+    square, token = d * e, SLOTS * d + 1
+    return Piece("loss and logits", 4 * square + e, 4 * d + e - d, token * d + 2 * d * d + square + token, 2)
 
 
 def module_weights(layout: Layout) -> int:
