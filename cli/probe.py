@@ -8,7 +8,8 @@ import typer
 from cli import options
 from cli.grammars import load_grammar
 from cli.pretrain import count
-from cli.render import print_error, print_json, print_table, progress_bar, say
+from cli.render import print_json, print_table, progress_bar, say
+from cli.resuming import state_beside
 
 if TYPE_CHECKING:
     from probes.report import ProbeReport
@@ -60,7 +61,6 @@ def probe(
     Without arguments: a small grammar, a small model, a report, in about five minutes.
     """
     from functools import partial
-    from shutil import rmtree
 
     from probes import probe_spans, probe_trees
     from probes.report import SCHEMA_FILE
@@ -71,9 +71,7 @@ def probe(
     inputs = [p for p in (model, grammar, trees, text) if p is not None]
     check_output(folder, overwrite=overwrite, replaces=SCHEMA_FILE, inputs=inputs)
     most = count(sentences or "2000", "--sentences")
-    state = folder.with_name(f"{folder.name}.partial")
     settings: dict[str, Any] = {"layers": layers, "seeds": seeds, "seed": seed, "device": device, "cache": cache}
-    settings["resume"] = state
     if sum(given is not None and given is not False for given in (grammar, trees, nltk_treebank)) > 1:
         raise OptionError("give one of --grammar, --trees and --nltk-treebank: the report is about one of them")
     if model is None:
@@ -96,14 +94,10 @@ def probe(
         loaded = load_grammar(_grammar_of(model) if grammar is None else grammar)
         drawn = most if text is None else [s for s in _text(text) if len(s) <= max_length][:most]
         run = partial(probe_spans, model, loaded, drawn, max_length=max_length)
-    try:
+    with state_beside(folder) as state:
         with progress_bar() as progress:
-            report = run(**settings, progress=progress)
-    except KeyboardInterrupt:
-        print_error(f"interrupted: run the same command again to go on ({state} holds what is done)")
-        raise
-    report.save(folder, overwrite=overwrite)
-    rmtree(state, ignore_errors=True)
+            report = run(**settings, resume=state, progress=progress)
+        report.save(folder, overwrite=overwrite)
     _show(report, folder, json)
 
 
