@@ -8,7 +8,7 @@ import typer
 from cli import options
 from cli.grammars import load_grammar
 from cli.pretrain import count
-from cli.render import print_json, print_table, progress_bar, say
+from cli.render import print_json, progress_bar, say
 from cli.resuming import state_beside
 
 if TYPE_CHECKING:
@@ -113,8 +113,7 @@ def _show(report: "ProbeReport", folder: Path, json: bool) -> None:
         found = {"best_layer": report.best_layer, "f1_share": share and share.value, "verdicts": verdicts}
         print_json({"output": str(folder), **found, "seconds": report.seconds})
         return
-    head, rows = report.rows()
-    print_table(f"probes of {report.model['name']}", head, rows)
+    say(f"probes of {report.model['name']}\n\n{report.table()}\n")
     for line in (*summary(report), *report.notes):
         say(line)
     for example in report.examples[-1:]:

@@ -103,14 +103,18 @@ def test_distances_are_found_in_states_that_spell_the_tree(material):
     for i, tree in enumerate(material.trees):
         for number, (_, start, end) in enumerate(tree.spans()[:width]):
             states[material.bounds[i] + start : material.bounds[i] + end, number] = 1.0
-    noise = np.random.default_rng(1).normal(size=states.shape).astype(np.float32)
+    random = np.random.default_rng(1)
+    noise = random.normal(size=states.shape).astype(np.float32)
+    # As after some layers: in mixed directions, beside as much of something else.
+    mixed = (np.concatenate([states, noise], 1) @ random.normal(size=(2 * width, 2 * width))).astype(np.float32)
     means = []
-    for some in (states, noise):
+    for some in (states, noise, mixed):
         probe = DistanceProbe.fit(some, material, material.train, seed=0)
         found = probe.predict(some, material, material.test)
         assert all(np.allclose(table, table.T) and (np.diagonal(table) == 0).all() for table in found)
         means.append(distance_correlations(material, material.test, found).mean())
     assert means[0] > 0.9 > 0.3 > means[1]
+    assert means[2] > 0.8
 
 
 def test_trees_of_true_distances_are_nearly_the_true_ones(material):

@@ -320,7 +320,7 @@ def test_the_commands_as_written(grammar, tmp_path):
     assert not (tmp_path / "mlm.partial").exists()
     done = run("probe", tmp_path / "mlm", "--grammar", tmp_path / "g.pcfg.json", "--sentences", 40, "--max-length", 7, "--seeds", 1, "--layers", "1", "-o", tmp_path / "report")  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "ceiling" in done.stdout
+    assert re.search(r"^layer 1( \*)?  +-?\d\.\d{3}", done.stdout, re.MULTILINE)  # not folded to a letter a line
     assert ProbeReport.load(tmp_path / "report").layers == (0, 1)
     assert not (tmp_path / "report.partial").exists()
     again = run("probe", tmp_path / "mlm", "-o", tmp_path / "report")
