@@ -30,8 +30,8 @@ from pcfg.shards import Progress, claim, fingerprint, silent, versions
 
 SCHEMA = 1
 GRAMMAR_FILE = "grammar.pcfg.json"
+HELD_OUT = 1 << 62  # sentences from here on are held out: training has the first ones of the same seed
 _SAVE_SECONDS = 60.0
-_FRESH = 1 << 62  # sentences from here on are held out: train has the first ones of the same seed
 _GROUP = 50  # batches that are sorted by length together
 _SMALL = 200  # sentences of the evaluations on the way
 
@@ -139,7 +139,7 @@ def pretrain(
     settings = _config(recipe, config, words)
     call = {"pretrain": asdict(recipe), "config": settings.to_diff_dict(), "seed": seed}
     drawn = sample(grammar, recipe.sentences, seed=seed, max_length=limit)
-    held_out = [list(s) for s in sample(grammar, recipe.evaluation, seed=seed, max_length=limit, first=_FRESH)]
+    held_out = [list(s) for s in sample(grammar, recipe.evaluation, seed=seed, max_length=limit, first=HELD_OUT)]
     small = MaskedSet.draw(grammar, held_out[:_SMALL], seed=seed, share=recipe.mask, device=device, progress=progress)
     set_seed(seed)
     with _quiet():

@@ -53,7 +53,8 @@ def probe_spans(
     """Probe a masked language model of a grammar's words against the grammar's exact posteriors (Zhao et al. 2023, section 5).
 
     Args:
-        sentences: word lists or `pcfg.sample`'s; or how many to draw. A quarter of the different ones is held out.
+        sentences: word lists or `pcfg.sample`'s; or how many to draw, none of those that `pretrain` draws
+            to train on (the same words may come again by chance). A quarter of the different ones is held out.
         layers: `all`, or numbers; 0, what goes into the first block, is always among them.
         seeds: of the probes; `seed` is of everything else.
         max_length: of drawn sentences; by default what the model takes, 40 at most.
@@ -66,6 +67,7 @@ def probe_spans(
         ProbeError: sentences that can't be aligned, parsed or split.
     """
     from pcfg.excess import word_ids
+    from pcfg.pretrain import HELD_OUT
     from pcfg.sampling import sample
     from pcfg.shards import fingerprint
 
@@ -75,7 +77,7 @@ def probe_spans(
     word_ids(grammar, probed.tokenizer)  # raises now what would be raised later
     if isinstance(sentences, int):
         limit = min(max_length or 40, probed.most_tokens - 2)
-        sentences = sample(grammar, sentences, seed=seed, max_length=limit)
+        sentences = sample(grammar, sentences, seed=seed, max_length=limit, first=HELD_OUT)
     material = Material.of_grammar(grammar, sentences, seed=seed, device=device, progress=progress)
     inputs = {"model": probed.fingerprint, "grammar": fingerprint(grammar)}
     return _probe(model, probed, material, chosen, settings, "probe_spans", inputs)

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from cli.main import app
 from pcfg import Grammar, sample
 from pcfg.errors import PcfgError
-from pcfg.pretrain import PretrainRecipe, pretrain
+from pcfg.pretrain import HELD_OUT, PretrainRecipe, pretrain
+from pcfg.shards import text_fingerprint
 from pcfg.trees import Tree, format_trees
 from probes import ProbeReport, probe_spans, probe_trees
 from probes.errors import ProbeError
@@ -236,6 +237,15 @@ def test_the_same_seed_gives_the_same_report_byte_for_byte(model, grammar, repor
     replace(again, provenance=made, seconds=report.seconds).save(tmp_path / "again")
     for path in saved.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_drawn_sentences_are_not_those_trained_on(model, grammar):
+    report = probe_spans(model, grammar, 40, layers=[0], seeds=1, max_length=9, device="cpu")
+    trained, new = (
+        text_fingerprint([s for s in sample(grammar, 40, seed=0, max_length=9, first=first) if len(s) > 2])
+        for first in (0, HELD_OUT)
+    )
+    assert report.provenance["inputs"]["sentences"] == new != trained
 
 
 def test_damaged_reports_are_refused(saved, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 
 from pcfg import Grammar, sample
 from pcfg.estimate import prune
-from pcfg.pretrain import PretrainRecipe, pretrain
+from pcfg.pretrain import HELD_OUT, PretrainRecipe, pretrain
 from pcfg.treebank import clean_trees, induce, nltk_treebank
 from probes import controls
 from probes.activations import Activations, ProbedModel
@@ -100,7 +100,7 @@ def best(measures):
 def main():
     folder = Path(sys.argv[1])
     grammar = english(folder / "english.pcfg.json")
-    material = Material.of_grammar(grammar, sample(grammar, PROBED, seed=0, max_length=LENGTH), seed=0)
+    material = Material.of_grammar(grammar, sample(grammar, PROBED, seed=0, max_length=LENGTH, first=HELD_OUT), seed=0)
     scorer, numbers = Scorer(material, Settings(SEEDS, 0, None, None, silent)), folder / "light"
     features = (("word identity", controls.word_identity(material)), ("position", controls.positions(material)))
     without = kept(numbers / "controls.json", lambda: [m for f in features for m in spans(scorer, f[0], None, f[1])])
