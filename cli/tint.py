@@ -180,6 +180,21 @@ def run(
 
     if (text is None) == (task is None):
         raise OptionError("give either --text FILE, for perplexity, or --task NAME, for an in-context task")
+    other: dict[str, Any] = {
+        "--data": data,
+        "--eval": test,
+        "--dev": dev,
+        "--tests": tests,
+        "--prompt": prompt,
+        "--word": word,
+        "--column": column,
+    }
+    if task is not None:
+        other = {"--train-share": train_share, "--windows": windows}
+    if unused := [name for name, value in other.items() if value is not None]:
+        raise OptionError(
+            f"{unused[0]} goes with {'--text' if task else '--task'}, not with {'--task' if task else '--text'}: leave it out"
+        )
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=[_need(model), text, data, test, dev])
     modes = tuple(mode or ("paper", "exact"))

@@ -399,6 +399,13 @@ def test_commands_end_to_end(run, tiny, text, tmp_path):
         (("count", "--config", "nothing"), "no sizes of a model called 'nothing'"),
         (("verify",), "the model is missing"),
         (("run", "{gpt2}"), "give either --text FILE"),
+        (("run", "{gpt2}", "--text", "{text}", "--tests", "3"), "--tests goes with --task, not with --text"),
+        (("run", "{gpt2}", "--task", "sst2", "--windows", "3"), "--windows goes with --text, not with --task"),
+        (
+            ("run", "{gpt2}", "--text", "{text}", "--lr", "1e30", "--window", "32", "--mode", "exact"),
+            "loss of window 0 is NaN",
+        ),
+        (("run", "{gpt2}", "--text", "{text}", "--train-share", "0.001"), "leave two of the 256 tokens"),
         (("run", "{gpt2}", "--text", "{text}", "--dtype", "float16", "--lr", "0.1", "--window", "32"), "use float32"),
         (("run", "{gpt2}", "--text", "{text}", "--mode", "best"), "method 'TinT best'"),
         (("run", "{gpt2}", "--text", "nowhere.txt", "--lr", "0.1"), "can't be read as text"),
@@ -410,10 +417,13 @@ def test_commands_end_to_end(run, tiny, text, tmp_path):
         (("verify", "{gpt2}", "--text", "{text}", "--tokens", "60000"), "fewer than the 60000 asked for"),
     ],
 )
-def test_mistakes_end_with_one_sentence_and_status_2(run, tiny, text, arguments, words):
+def test_mistakes_end_with_one_sentence_and_status_2(run, tiny, text, tmp_path, arguments, words):
     given = [a.format(gpt2=tiny("gpt2"), bert=tiny("bert"), text=text) for a in arguments]
     status, out, error = run("tint", *given)
     assert status == 2 and words in error and error.count("\n") == 1 and not out
+    if arguments[0] != "count":
+        assert run("tint", *given, "-o", tmp_path / "a" / "out")[0] == 2
+        assert not list(tmp_path.iterdir())
 
 
 def test_the_example_script_runs_as_written(tmp_path):

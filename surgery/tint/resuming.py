@@ -47,8 +47,9 @@ def resumable(folder: str | Path | None, call: Mapping[str, Any]) -> Iterator[Fo
         yield Found({})
         return
     file, identity = Path(folder) / "figures.jsonl", digest(call)
+    made = [parent for parent in file.absolute().parents if not parent.exists()]  # innermost first
     # Whole lines: a kill may have cut the last one short.
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else [identity]
+    lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if file.exists() else [identity]
     if lines[:1] != [identity]:
         raise OptionError(f"{file} is the state of another run (other model, data or options): delete it to begin anew")
     replace_bytes(file, ("\n".join(lines) + "\n").encode())
@@ -58,7 +59,8 @@ def resumable(folder: str | Path | None, call: Mapping[str, Any]) -> Iterator[Fo
         except SurgeryError:
             file.unlink()
             with suppress(OSError):  # something of someone else's lies there too
-                file.parent.rmdir()
+                for parent in made or [file.parent]:
+                    parent.rmdir()
             raise
 
 
