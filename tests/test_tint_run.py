@@ -438,7 +438,7 @@ def test_the_example_script_runs_as_written(tmp_path):
 def test_the_command_without_arguments_makes_verifies_and_runs_a_model(run, tmp_path, monkeypatch):
     # Most of its time is training, and what is held true here doesn't wait for a model as good as a user gets.
     monkeypatch.setattr(
-        "surgery.tint.example.train_small", functools.partial(train_small, width=48, layers=2, vocabulary=512)
+        "surgery.tint.example.train_small", functools.partial(train_small, width=48, layers=2, vocabulary=512, batch=4)
     )
     status, out, _ = run("tint", "-o", tmp_path / "out", "--device", "cpu", "--json")
     assert status == 0
