@@ -10,6 +10,7 @@ import typer
 from cli import options
 from cli.grammars import horizontal_order, load_both, load_grammar, need_file, pick, read_bank
 from cli.render import print_json, print_table, progress_bar, say
+from cli.resuming import told_how_to_go_on
 
 if TYPE_CHECKING:
     from pcfg.grammar import Grammar
@@ -161,7 +162,7 @@ def sample(
     folder, began = options.need_output(output), time.monotonic()
     check_output(folder, overwrite=overwrite, inputs=[grammar])
     loaded = load_grammar(grammar)
-    with progress_bar() as progress:
+    with told_how_to_go_on(folder), progress_bar() as progress:
         corpus = write_corpus(
             loaded,
             folder,
@@ -211,7 +212,7 @@ def parse(
 
     file, began = need_file(output, overwrite, grammar, text), time.monotonic()
     loaded, sentences = load_both(grammar, text)
-    with progress_bar() as progress:
+    with told_how_to_go_on(file), progress_bar() as progress:
         settings: dict[str, Any] = {"rule": rule, "cost": cost, "binary": binary, "device": device, "workers": workers}
         found = write_parses(loaded, sentences, file, **settings, progress=progress)
     if json:
@@ -236,14 +237,14 @@ def spans(
 ) -> None:
     """Posterior probability of every span of every sentence. A run that was stopped goes on where it was.
 
-    The file holds lengths, offsets, log_z and marginals: sentence k's are marginals[offsets[k]:offsets[k + 1]], an
-    array [n, n + 1] whose entry (i, j) is for words i to j - 1. pcfg.parsing.read_spans takes it apart.
+    The file holds lengths, offsets, log_z and marginals, one sentence's after the other's from its offset on: for n words
+    an array of n rows and n + 1 columns whose entry (i, j) is for words i to j - 1. pcfg.parsing.read_spans takes it apart.
     """
     from pcfg.parsing import write_spans
 
     file, began = need_file(output, overwrite, grammar, text), time.monotonic()
     loaded, sentences = load_both(grammar, text)
-    with progress_bar() as progress:
+    with told_how_to_go_on(file), progress_bar() as progress:
         settings: dict[str, Any] = {"device": device, "dtype": dtype, "workers": workers}
         found = write_spans(loaded, sentences, file, **settings, progress=progress)
     if json:
@@ -308,7 +309,7 @@ def fit(
     grammar, sentences = load_both(start, text)
     # A smoothed lexicon scores a word by P(tag | word) / P(tag), so that log Z lacks the words' own probabilities.
     what = "log-likelihood" if grammar.lexicon is None else "log-likelihood beyond that of single words"
-    with progress_bar() as progress:
+    with told_how_to_go_on(file), progress_bar() as progress:
         found = fit_file(
             grammar,
             sentences,
@@ -327,7 +328,9 @@ def fit(
         print_json({**content, "output": str(file), "seconds": _since(began)})
         return
     per_word = found.log_likelihoods[-1] / found.words
-    say(f"{file}: {em} rounds over {len(sentences):,} sentences in {_since(began):.1f} s, {per_word:.4f} nats a word")
+    say(
+        f"{file}: {em} rounds over {len(sentences):,} sentences in {_since(began):.1f} s, {what} {per_word:.4f} nats a word"
+    )
     _say_unparsed(unparsed)
 
 

@@ -9,8 +9,8 @@ from cli.render import print_error
 
 
 @contextmanager
-def state_beside(output: Path) -> Iterator[Path]:
-    """Yield `<output>.partial`; it goes when the block ends well, and who interrupts the block is told of it."""
+def told_how_to_go_on(output: Path) -> Iterator[Path]:
+    """Yield `<output>.partial`; who interrupts the block when it holds something is told so."""
     state = output.absolute().with_name(f"{output.absolute().name}.partial")
     try:
         yield state
@@ -18,4 +18,11 @@ def state_beside(output: Path) -> Iterator[Path]:
         if state.exists():
             print_error(f"interrupted: run the same command again to go on ({state} holds the state)")
         raise
+
+
+@contextmanager
+def state_beside(output: Path) -> Iterator[Path]:
+    """`told_how_to_go_on`, and the state goes when the block ends well."""
+    with told_how_to_go_on(output) as state:
+        yield state
     rmtree(state, ignore_errors=True)

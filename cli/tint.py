@@ -59,7 +59,7 @@ def tint(
         return
     _print_run(run)
     say(f"Written to {folder}.  Next:  surgery tint verify {folder / 'model'}")
-    say(f"       surgery tint run {folder / 'model'} --text {folder / 'text.txt'} --window 128 --train-share 0.7")
+    say(f"       surgery tint run {folder / 'model'} --text {folder / 'text.txt'} --train-share 0.7")
 
 
 @app.command()
@@ -126,7 +126,10 @@ def run(
     steps: Steps = 1,
     layers: Layers = "all",
     mode: Modes = None,
-    window: Annotated[int, typer.Option(min=4, help="Tokens of a window of the text.")] = 256,
+    window: Annotated[
+        int | None,
+        typer.Option(min=4, help="Tokens of a window of the text.", show_default="256, or the model's positions"),
+    ] = None,
     windows: Annotated[
         int | None, typer.Option(min=1, help="How many windows to measure on.", show_default="all")
     ] = None,

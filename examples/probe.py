@@ -1,6 +1,6 @@
 """A model trained on a grammar for some seconds, and what each of its layers knows of the parse: the whole of it in Python.
 
-python examples/probe.py [OUTPUT]        # half a minute; OUTPUT is the folder of the report
+python examples/probe.py [OUTPUT]        # about a minute; OUTPUT is the folder of the report
 """
 
 import sys

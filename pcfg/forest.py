@@ -105,7 +105,7 @@ def grow_forest(tables, items, start, most):
     A share is at most 1, so what underflows here are probabilities below 1e-300 and nothing else.
 
     Returns:
-        The forest, each item's marginal, and the expected count of each rule.
+        The forest's arrays, each item's marginal, and the expected count of each rule.
 
     Raises MemoryError when there is no room among `most` edges.
     """
@@ -153,7 +153,8 @@ def grow_forest(tables, items, start, most):
                         marginals[other] += marginals[v] * part
                         counts[tables.number[rule]] += marginals[v] * part
                 size[v] = used - first[v]
-    return Forest(first, size, left[:used], right[:used], rules[:used], share[:used]), marginals, counts
+    # Not a `Forest`: see `_cells` in `pcfg.sparse`.
+    return (first, size, left[:used], right[:used], rules[:used], share[:used]), marginals, counts
 
 
 @kernel

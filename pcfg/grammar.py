@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pcfg.trees import Tree
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Grammar:
     """A probabilistic context-free grammar in binary form: `Grammar(roots=..., binary=..., lexical=...)`.
 
@@ -99,6 +99,10 @@ class Grammar:
             lexicon=lexicon,
         )
         self.__dict__.update(made.__dict__)
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.nonterminals):,} nonterminals, {len(self.preterminals):,} preterminals, {len(self.words):,} words"
+        return f"Grammar({sizes}, {len(self.parents):,} binary and {len(self.tags):,} lexical rules)"
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}

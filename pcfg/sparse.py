@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64, Integer
 
+from pcfg.compiling import uninterrupted
 from pcfg.errors import GrammarError, OptionError
 from pcfg.forest import Forest, Items, best_of_forest, draw, grow_forest, root_edges
 from pcfg.sparse_kernels import (
@@ -275,7 +276,11 @@ def sample_trees(chart: SparseChart, count: int, seed: int) -> list[Spans]:
 def parallel(function: Callable[[Sentence], Result], sentences: Iterable[Sentence], workers: int) -> list[Result]:
     """`function` of each sentence, in order, on that many threads: the kernels let go of the interpreter."""
     if workers < 2:
-        return [function(sentence) for sentence in sentences]
+        found = []
+        for sentence in sentences:
+            with uninterrupted():
+                found.append(function(sentence))
+        return found
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, sentences))
 
@@ -301,17 +306,22 @@ def _bottom_up(
     """Space, cells, the root's value and the rows used; None if something might underflow."""
     n = len(emissions)
     if n == 0:
-        none = np.zeros((0, 1), np.int64)
-        return rules.space(1), Cells(none, none, none, none), 0.0, np.zeros((0, 1), np.int32), np.zeros(3, np.int64)
-    space = rules.space(n)
-    status, cells, active, used = inside_pass(rules.tables, space, emissions, maximum)
+        return rules.space(1), _cells(0), 0.0, np.zeros((0, 1), np.int32), np.zeros(3, np.int64)
+    space, cells = rules.space(n), _cells(n)
+    status, active, used = inside_pass(rules.tables, space, cells, emissions, maximum)
     while status == NO_ROOM:
-        space = rules.space(n, more=True)
-        status, cells, active, used = inside_pass(rules.tables, space, emissions, maximum)
+        space, cells = rules.space(n, more=True), _cells(n)
+        status, active, used = inside_pass(rules.tables, space, cells, emissions, maximum)
     if status != DONE:
         return None
     total, low = root_sum(space, cells, start, maximum)
     return None if low else (space, cells, total, active, used)
+
+
+def _cells(n: int) -> Cells:
+    # Not made in the kernel: what it returns as a named tuple is put together by Python code, where an interrupt ends in
+    # a null pointer that numba doesn't look for.
+    return Cells(*(np.zeros((n, n + 1), np.int64) for _ in Cells._fields))
 
 
 def _chart(
@@ -351,12 +361,14 @@ def _grow(
     rules: SparseRules, items: Items, start: Float64[np.ndarray, " S"]
 ) -> tuple[Forest, Float64[np.ndarray, " items"], Float64[np.ndarray, " R"]]:
     try:
-        return grow_forest(rules.tables, items, start, MOST_EDGES)
+        with uninterrupted():
+            forest, marginals, counts = grow_forest(rules.tables, items, start, MOST_EDGES)
     except MemoryError:
         raise OptionError(
             f"a sentence of {len(items.first)} words has more than {MOST_EDGES // 2:,} ways of building what trees hold: "
             "give shorter sentences, or take the dense engine"
         ) from None
+    return Forest(*forest), marginals, counts
 
 
 def _ordered(

@@ -228,14 +228,10 @@ def store(tables, space, cells, i, j, shift, gain, active, used):
 
 @kernel
 @no_type_check
-def inside_pass(tables, space, emissions, maximum):
-    """Fill `space` bottom-up; returns a status, the cells, left symbols by start, and what of `space` is used."""
+def inside_pass(tables, space, cells, emissions, maximum):
+    """Fill `space` and the cells, all 0 before, bottom-up; returns a status, left symbols by start, and what is used."""
     n, tags = emissions.shape
     symbols, shift = tables.left_start.size - 1, bit_shift(n)
-    shape = (n, n + 1)
-    cells = Cells(
-        np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    )
     factors, scaled, used = np.zeros(n + 1), np.zeros(n + 1), np.zeros(3, np.int64)
     sums, bits = np.zeros(symbols), np.zeros((symbols >> 6) + 1, np.uint64)
     active = np.zeros((n, symbols + 1), np.int32)  # left symbols that start at i, after their number
@@ -245,7 +241,7 @@ def inside_pass(tables, space, emissions, maximum):
         for i in range(j - 1, -1, -1):
             room = min(space.left.shape[0] - used[0], space.right.shape[0] - used[1], space.item_symbol.size - used[2])
             if room < symbols:
-                return NO_ROOM, cells, active, used
+                return NO_ROOM, active, used
             exponent = 0
             if j - i == 1:
                 leaves(emissions, i, symbols - tags, sums, bits)
@@ -254,7 +250,7 @@ def inside_pass(tables, space, emissions, maximum):
                 if lowest == NOTHING:
                     continue
                 if lowest + tables.least < LOWEST:
-                    return UNDERFLOW, cells, active, used
+                    return UNDERFLOW, active, used
                 exponent += tables.exponent
                 symbols_left = active[i, 1 : 1 + active[i, 0]]
                 combine(tables, space, symbols_left, i, j, shift, factors, scaled, sums, bits, maximum)
@@ -264,9 +260,9 @@ def inside_pass(tables, space, emissions, maximum):
                 cells.first[i, j], cells.size[i, j], cells.exponents[i, j] = used[2], count, exponent + gain
                 cells.least[i, j] = math.frexp(least)[1] - gain
                 if cells.least[i, j] < LOWEST:
-                    return UNDERFLOW, cells, active, used
+                    return UNDERFLOW, active, used
                 store(tables, space, cells, i, j, shift, gain, active, used)
-    return DONE, cells, active, used
+    return DONE, active, used
 
 
 @kernel

@@ -128,6 +128,10 @@ class ProbedModel:
                 zip(some, texts, *columns, strict=True), first + 1
             ):
                 found.append(Encoded(tuple(ids), owners(words, text, spans, special, number)))
+                if max(ids) >= self.module.get_input_embeddings().num_embeddings:
+                    raise ProbeError(
+                        f"{named(number, words)} has token {max(ids)}, and {self.name} embeds {self.module.get_input_embeddings().num_embeddings}: its tokenizer is another model's"
+                    )
                 if len(ids) > self.most_tokens:
                     raise ProbeError(
                         f"{named(number, words)} has {len(ids)} tokens, and {self.name} takes {self.most_tokens}: leave out long sentences with --max-length"
@@ -215,6 +219,8 @@ def pad(model: ProbedModel, batch: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """Token numbers and attention mask of a batch, padded on the right."""
     width = max(len(encoded.ids) for encoded in batch)
     filler = model.tokenizer.pad_token_id or 0
+    if filler >= model.module.get_input_embeddings().num_embeddings:  # added to the tokenizer and not to the model
+        filler = 0
     ids = torch.full((len(batch), width), filler)
     mask = torch.zeros(len(batch), width, dtype=torch.long)
     for row, encoded in enumerate(batch):

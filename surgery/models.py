@@ -72,7 +72,7 @@ def load_model(checkpoint: Checkpoint, *, device: str | None = None, dtype: str 
     """
     place, precision = pick_device(device), pick_dtype(dtype)
     structure = checkpoint.structure
-    with _quiet():
+    with quiet():
         try:
             module, info = structure.model_class.from_pretrained(  # type: ignore[attr-defined]
                 checkpoint.folder,
@@ -186,7 +186,7 @@ def pick_dtype(dtype: str | None) -> torch.dtype:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the library's progress bars and loading tables off the terminal; what matters is checked and raised here."""
     from transformers.utils import logging
 

@@ -1,8 +1,14 @@
-"""Compiled functions where nothing can be kept."""
+"""Compiled functions where nothing can be kept, and under interrupts."""
 
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 from numba.core.dispatcher import Dispatcher
 
-from pcfg.compiling import compiled
+from pcfg.compiling import compiled, uninterrupted
 
 
 def test_without_a_place_for_what_was_compiled(monkeypatch):
@@ -11,3 +17,51 @@ def test_without_a_place_for_what_was_compiled(monkeypatch):
 
     monkeypatch.setattr(Dispatcher, "enable_caching", refuse)
     assert compiled()(lambda x: x + 1)(2) == 3
+
+
+def test_an_interrupt_waits_for_the_end_of_the_block():
+    done = []
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        done.append("the rest of the block")
+    assert done == ["the rest of the block"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:  # where no handler can be set
+        assert pool.submit(lambda: uninterrupted().__enter__()).result() is None
+
+
+def test_interrupts_at_any_moment_end_in_no_crash():
+    """In a process of its own, as it used to be killed: one interrupt after another, each into running kernels."""
+    code = """
+import os, random, threading, time
+from pcfg import Grammar, inside_outside, sample
+
+grammar = Grammar.random(30, 30, 20, 0, rules=900)
+sentences = [list(sentence) for sentence in sample(grammar, 2, seed=0, max_length=12)]
+
+def work():
+    chart = inside_outside(grammar, sentences, engine="sparse")
+    return chart.label_marginals, chart.best_trees(), chart.k_best(2), chart.sample_trees(2, seed=0)
+
+def interrupt():
+    while True:
+        wanted.wait()
+        wanted.clear()
+        time.sleep(random.uniform(1e-4, 5e-3))
+        os.kill(os.getpid(), 2)
+
+work()
+wanted, caught = threading.Event(), 0
+threading.Thread(target=interrupt, daemon=True).start()
+for _ in range(200):
+    try:
+        wanted.set()
+        while True:
+            work()
+    except KeyboardInterrupt:
+        caught += 1
+print(caught)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.strip()) == (0, "200"), done.stderr

@@ -512,3 +512,10 @@ def test_a_grammar_and_its_charts_can_be_copied_and_sent_elsewhere():
         other = copy.deepcopy(chart)  # by the same means as to another process
         assert other.log_z.tolist() == log_z.tolist() and other.entropy() == chart.entropy()
         assert str(other.best_trees()) == str(chart.best_trees())
+
+
+def test_a_grammar_prints_in_a_line():
+    said = repr(Grammar.random(20, 45, 1000, 0, rules=900))
+    assert (
+        said.startswith("Grammar(20 nonterminals, 45 preterminals, 1,000 words, 900 binary and ") and "\n" not in said
+    )

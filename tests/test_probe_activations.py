@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import KINDS, WORDS
+from transformers import AutoTokenizer
 
 from probes.activations import Activations, ProbedModel, pad
 from probes.causal import Whitening, random_directions, smallest_spans, word_attention
@@ -220,3 +221,17 @@ def test_a_model_that_transformer_lens_cant_load_falls_back(tiny, monkeypatch, t
     )
     with pytest.raises(ProbeError, match="TransformerLens can't load it"):
         model.attention(ids, mask)
+
+
+def test_a_tokenizer_that_knows_more_than_the_model(copied, tmp_path):
+    """A padding token that only the tokenizer has is never looked at; a word's is refused with its place."""
+    folder, sentences = copied("gpt2"), [SENTENCES[2], SENTENCES[0]]
+    before = Activations.collect(ProbedModel.load(folder, device="cpu"), sentences, tmp_path / "one", [1]).layer(1)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.add_special_tokens({"pad_token": "<more>"})
+    tokenizer.save_pretrained(folder)
+    model = ProbedModel.load(folder, device="cpu")
+    np.testing.assert_array_equal(Activations.collect(model, sentences, tmp_path / "two", [1]).layer(1), before)
+    with pytest.raises(ProbeError, match=r"sentence 2.* has token \d+, and .* its tokenizer is another model's"):
+        model.encode([SENTENCES[2], ["zebra"]])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from surgery.errors import TintError
 from surgery.files import check_output, new_folder
-from surgery.models import pick_device
+from surgery.models import pick_device, quiet
 from surgery.progress import Progress, silent
 from surgery.tint.report import Run
 from surgery.tint.text import run_text
@@ -123,7 +123,8 @@ def run_example(
         model, ids, shares=(0.5,), window=WINDOW, windows=48, dev_windows=16, batch_size=8, seed=seed, progress=progress
     )
     with new_folder(folder, overwrite=overwrite, replaces="model") as staged:
-        model.save_pretrained(staged / "model")
+        with quiet():
+            model.save_pretrained(staged / "model")
         tokenizer.save_pretrained(staged / "model")
         (staged / "text.txt").write_text(text[cut:], encoding="utf-8")
         checked.save(staged / "verification")

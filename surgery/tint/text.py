@@ -25,6 +25,7 @@ from surgery.tint.segments import check_length
 from surgery.tint.simulator import Layers, TinT
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+_WINDOW = 256  # unless the model has fewer positions
 METHODS = ("frozen", "dynamic evaluation", "TinT paper", "TinT exact", "TinT published")
 _USUAL = METHODS[:4]
 _RESAMPLES = 2000
@@ -39,7 +40,7 @@ def run_text(
     steps: int = 1,
     layers: Layers = "all",
     methods: Sequence[str] = _USUAL,
-    window: int = 256,
+    window: int | None = None,
     windows: int | None = None,
     dev_windows: int = 4,
     batch_size: int = 1,
@@ -58,7 +59,8 @@ def run_text(
         text: a file, or token ids; a file needs a model with its tokenizer (a folder, a hub id, a loaded `Model`).
         lr: a rate, or several to choose among for each method and share, on the first `dev_windows` windows, which are
             then left out of the figures; default a grid from 1e-5 to 3e-3.
-        window: tokens of a window. `windows`: how many to measure on; default all there are.
+        window: tokens of a window, by default 256 or what the model has positions for. `windows`: how many to measure on;
+            default all there are.
         resume: a folder for the figures of the windows that are done; a later call with the same arguments goes on from
             there. The caller deletes it. Needs a model with a fingerprint: a folder, a hub id or a loaded `Model`.
 
@@ -68,11 +70,13 @@ def run_text(
     """
     rates = pick_rates(lr, RATES)
     held = dev_windows if len(rates) > 1 else 0
-    _check_options(shares, methods, window, batch_size)
+    _check_options(shares, methods, _WINDOW if window is None else window, batch_size)
     if len(rates) > 1 and held < 1:
         raise OptionError("several learning rates, and no windows to choose by: give dev_windows or one lr")
     model = (load_named if isinstance(text, Tensor) else load_whole)(model, device=device, dtype=dtype)
     auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
+    window = min(_WINDOW, auxiliary.shape.positions) if window is None else window
+    _check_options(shares, methods, window, batch_size)
     ids = text if isinstance(text, Tensor) else _tokens(model, Path(text))
     count = len(ids) // window
     wanted = count - held if windows is None else windows

@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import CheckpointError, OptionError
 from surgery.files import replace_bytes
-from surgery.models import _quiet, load_tokenizer, pick_device, pick_dtype
+from surgery.models import load_tokenizer, pick_device, pick_dtype, quiet
 from surgery.progress import Progress, silent
 from surgery.unlearning.readers import ImageReader, Input, Reader, TextReader, alike, image_digests, text_digests
 
@@ -76,7 +76,7 @@ class Encoder:
         place, precision, checkpoint = pick_device(device), pick_dtype(dtype), open_checkpoint(source)
         if checkpoint.config.get("is_encoder_decoder"):
             raise CheckpointError(f"{checkpoint} is an encoder-decoder: use an encoder or a decoder")
-        with _quiet():
+        with quiet():
             module, has_pooler = _load_body(checkpoint, precision)
             module = module.to(place).eval().requires_grad_(False)
             reader = _reader(checkpoint, module, has_pooler, max_length)
