@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -33,12 +34,17 @@ def home():
     return found
 
 
-@pytest.fixture(scope="module")
-def penn(home):
-    """NLTK's sample, cleaned."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NLTK_DATA", home)
-        return clean_trees(nltk_treebank())
+@pytest.fixture
+def untyped(home):
+    """`untyped(code)`: its output in a process of its own; checking the types of millions of small calls takes minutes."""
+
+    def run(code, *arguments):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NLTK_DATA": home})
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 # -- reading and cleaning --------------------------------------------------------------------------------------------
@@ -161,8 +167,7 @@ def test_what_a_label_stands_for():
 
 
 @pytest.mark.real
-def test_undone_on_every_tree_of_the_sample(home):
-    """In a process of its own: checking the types of each of millions of small calls takes many times as long as they do."""
+def test_undone_on_every_tree_of_the_sample(untyped):
     code = """
 import math
 from pcfg.treebank import clean_trees, nltk_treebank, transform, undo
@@ -175,10 +180,7 @@ for v, h in [(1, 0), (2, 1), (2, 2), (1, math.inf)]:
         assert all(node.is_preterminal or len(node.children) == 2 for node in made.nodes()), (v, h, str(tree))
 print(len(trees))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"NLTK_DATA": home}
-    )
-    assert done.stdout == "3914\n", done.stderr
+    assert untyped(code) == "3914\n"
 
 
 # -- words -----------------------------------------------------------------------------------------------------------
@@ -390,12 +392,20 @@ def test_without_smoothing_the_lexicon_is_the_grammar_turned_round(trees):
 
 
 @pytest.mark.real
-def test_the_grammar_of_the_sample(penn):
-    train = penn[:3414]
-    mean = sum(len(tree.words()) for tree in train) / len(train)
+def test_the_grammar_of_the_sample(untyped, tmp_path):
+    code = """
+import pickle, sys
+from pcfg.treebank import clean_trees, induce, nltk_treebank
+
+train = clean_trees(nltk_treebank())[:3414]
+found = [induce(train, v=v, h=1, smooth_lexicon=False, annotate_tags=False).arrays() for v in (1, 2)]
+with open(sys.argv[1], "wb") as file:
+    pickle.dump((sum(len(tree.words()) for tree in train) / len(train), found), file)
+"""
+    untyped(code, tmp_path / "made.pickle")
+    mean, found = pickle.loads((tmp_path / "made.pickle").read_bytes())
     assert mean == pytest.approx(24.100, abs=5e-4)
-    for v, h in ((1, 1), (2, 1)):
-        arrays = induce(train, v=v, h=h, smooth_lexicon=False, annotate_tags=False).arrays()
+    for arrays in found:
         length, matrix = expected_length(arrays)
         assert length == pytest.approx(mean, rel=1e-9)
         if len(matrix) < 600:  # larger ones take seconds
