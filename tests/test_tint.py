@@ -380,6 +380,8 @@ def test_bad_input_is_refused_in_a_sentence(model, tiny):
         (TintError, "no pair of neighbouring training tokens", lambda: simulation(ids, lonely)),
         (TintError, "longer than the model's 64 positions", lambda: simulation(long, prefix_mask(1, 65))),
         (TintError, "longer than the model's 64 positions", lambda: simulation.hidden(long)),
+        (TintError, "holds token 5000, but the model has 0 to", lambda: simulation.hidden(long[:, :3] * 0 + 5000)),
+        (TintError, "holds token -1", lambda: simulation(long[:, :3] * 0 - 1, prefix_mask(1, 3))),
         (OptionError, "isn't one of exact, paper, published", lambda: TinT.build(plain, mode="best")),
         (OptionError, "must be at least 1", lambda: TinT.build(plain, steps=0)),
         (OptionError, "2 blocks, 0 to 1", lambda: TinT.build(plain, layers=[2])),

@@ -89,6 +89,15 @@ def layout(
     return visible.sum(2) - 1, visible
 
 
+def check_tokens(input_ids: Int[Tensor, "batch tokens"], vocabulary: int) -> None:
+    """Raise TintError for a token that the model doesn't have."""
+    low, high = int(input_ids.min()), int(input_ids.max())
+    if low < 0 or high >= vocabulary:
+        raise TintError(
+            f"input_ids holds token {low if low < 0 else high}, but the model has 0 to {vocabulary - 1}: was another tokenizer used?"
+        )
+
+
 def check_length(positions: Int[Tensor, "batch tokens"], limit: int) -> None:
     """Raise TintError for a sequence longer than the model has positions."""
     longest = int(positions.max()) + 1

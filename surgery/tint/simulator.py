@@ -14,7 +14,7 @@ from surgery.tint.auxiliary import Auxiliary, Block
 from surgery.tint.block import Memory, backward, forward
 from surgery.tint.descent import Descent, DivergedError, Gradients, Learner
 from surgery.tint.modules import Arithmetic, affine, cross_entropy, normalise, normalise_backward
-from surgery.tint.segments import Plan, check_length, layout
+from surgery.tint.segments import Plan, check_length, check_tokens, layout
 
 if TYPE_CHECKING:
     from surgery.tint.machine import Machine
@@ -198,11 +198,13 @@ class TinT:
         """The final norm's output, with the blocks of an update or the model's own; logits are its product with the head."""
         positions, visible = layout(input_ids, segments)
         check_length(positions, self.auxiliary.shape.positions)
+        check_tokens(input_ids, self.auxiliary.shape.vocabulary)
         with torch.no_grad():
             return self._read(input_ids, positions, visible, blocks or self.auxiliary.blocks)
 
     def _plan(self, input_ids: Tensor, mask: Tensor, loss: Tensor | None, segments: Tensor | None, whole: bool) -> Plan:
         limit = self.auxiliary.shape.positions
+        check_tokens(input_ids, self.auxiliary.shape.vocabulary)
         return Plan.of(input_ids, mask, loss_mask=loss, segments=segments, limit=limit, whole=whole)
 
     def _read(
