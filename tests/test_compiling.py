@@ -19,7 +19,15 @@ def test_without_a_place_for_what_was_compiled(monkeypatch):
     assert compiled()(lambda x: x + 1)(2) == 3
 
 
-def test_an_interrupt_waits_for_the_end_of_the_block():
+@pytest.fixture
+def interruptible():
+    """What SIGINT does at a terminal: a job in the background starts with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_waits_for_the_end_of_the_block(interruptible):
     done = []
     with pytest.raises(KeyboardInterrupt), uninterrupted():
         signal.raise_signal(signal.SIGINT)
@@ -31,10 +39,20 @@ def test_an_interrupt_waits_for_the_end_of_the_block():
         assert pool.submit(lambda: uninterrupted().__enter__()).result() is None
 
 
+def test_an_interrupt_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_interrupts_at_any_moment_end_in_no_crash():
     """In a process of its own, as it used to be killed: one interrupt after another, each into running kernels."""
     code = """
-import os, random, threading, time
+import os, random, signal, threading, time
 from pcfg import Grammar, inside_outside, sample
 
 grammar = Grammar.random(30, 30, 20, 0, rules=900)
@@ -49,9 +67,10 @@ def interrupt():
         wanted.wait()
         wanted.clear()
         time.sleep(random.uniform(1e-4, 5e-3))
-        os.kill(os.getpid(), 2)
+        os.kill(os.getpid(), signal.SIGINT)
 
 work()
+signal.signal(signal.SIGINT, signal.default_int_handler)
 wanted, caught = threading.Event(), 0
 threading.Thread(target=interrupt, daemon=True).start()
 for _ in range(200):
