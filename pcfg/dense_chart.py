@@ -112,14 +112,12 @@ class Inside:
         self.inner = potentials.binary[..., : self.nonterminals, : self.nonterminals].flatten(-2)  # [(B,) N, N * N]
         with full_precision(self.tags):
             self._contract_words()
-        self.by_start = self.tags.new_zeros(n, batch, n + 1, self.nonterminals)
-        self.by_end = self.tags.new_zeros(n + 1, batch, n + 1, self.nonterminals)
+        self.by_start, self.by_end = both_ways(self.tags.new_zeros(2 * n + 1, batch, n + 1, self.nonterminals))
         kind = self.tags.real.dtype
         self.peaks, self.tiny = self.tags.new_zeros(n, batch, n + 1, dtype=kind), torch.finfo(kind).tiny
-        self.scales = potentials.scales.new_full((n, batch, n + 1), -torch.inf)
-        self.scales_by_end = potentials.scales.new_full((n + 1, batch, n + 1), -torch.inf)
+        scales = potentials.scales.new_full((2 * n + 1, batch, n + 1), -torch.inf)
+        self.scales, self.scales_by_end = both_ways(scales)
         self.scales[:, :, 1] = potentials.scales
-        self.scales_by_end[1:, :, n - 1] = potentials.scales
         self.weights: list[Tensor] = []  # of each split, relative to the best of its span; from width 2
         # Sums over splits of left times right, by width from 4, where all of them take little room.
         spans, entries = max(n - 3, 0) * max(n - 2, 0) // 2, self.nonterminals**2
@@ -148,7 +146,7 @@ class Inside:
         n, spans, batch = len(self.tags), len(self.tags) - width + 1, self.tags.shape[1]
         sums = self.scales[:spans, :, 1:width] + self.scales_by_end[width:, :, n - width + 1 : n]
         best = sums.amax(2)
-        known = best.masked_fill(best == -torch.inf, 0.0)
+        known = best.clamp(min=torch.finfo(best.dtype).min)  # -inf less it is -inf
         weights = sums.sub_(known[:, :, None]).exp_().to(self.tags.dtype)
         self.weights.append(weights)
         if width == 2:
@@ -166,9 +164,7 @@ class Inside:
         self.peaks[:spans, :, width] = peak
         scaled = self.by_start[:spans, :, width]
         torch.div(raw, peak.clamp(min=self.tiny)[:, :, None], out=scaled)
-        self.by_end[width:, :, n - width] = scaled
-        scale = peak.double().log_().add_(best)
-        self.scales[:spans, :, width], self.scales_by_end[width:, :, n - width] = scale, scale
+        self.scales[:spans, :, width] = peak.double().log_().add_(best)
 
     def children(self, width: int) -> tuple[Tensor, Tensor]:
         """Weighted left and bare right children of all inner splits [spans * B, splits, N]."""
@@ -235,7 +231,7 @@ class Outside:
         n, batch = inside.tags.shape[:2]
         total = inside.total
         self.roots = inside.start / torch.where(total.real > 0, total, 1.0)[:, None] * (inside.roots.real > 0)
-        self.by_start, self.by_end = torch.zeros_like(inside.by_start), torch.zeros_like(inside.by_end)
+        self.by_start, self.by_end = both_ways(inside.by_start.new_zeros(2 * n + 1, *inside.by_start.shape[1:]))
         self.of_words = torch.zeros_like(inside.tags)
         # Outside scores of the parents of a word and its sibling, by first word and by end.
         self.at_left, self.at_right = torch.zeros_like(inside.by_start), torch.zeros_like(inside.by_end)
@@ -257,7 +253,6 @@ class Outside:
         inside, weights = self.inside, self.inside.weights[width - 2]
         n, spans, batch = len(inside.tags), len(inside.tags) - width + 1, inside.tags.shape[1]
         received = self.by_start[:spans, :, width]
-        received += self.by_end[width:, :, n - width]
         received.masked_fill_(self.dead[:spans, :, width], 0.0)
         here = torch.div(received, self.peaks[:spans, :, width, None], out=self.raw[:spans, :, width])
         left = torch.mul(here, weights[:, :, :1], out=self.at_left[:spans, :, width])
@@ -332,6 +327,21 @@ class Outside:
                 inner += _outer(raw if scale is None else raw * scale, inside.pairs(width), shared)
         counts[..., :nonterminals, :nonterminals] = inner.unflatten(-1, (nonterminals, nonterminals))
         return torch.where(binary.real > 0, counts * binary, 0.0)
+
+
+def both_ways(
+    memory: Num[Tensor, "m B widths *N"],
+) -> tuple[Num[Tensor, "n B widths *N"], Num[Tensor, "n1 B widths *N"]]:
+    """A chart of n words by first word and the same memory by end: 2 n + 1 rows of it, of which the first n stay as they are.
+
+    Width u over the words that end before e is at [e, :, n - u] of the second, which is [e - u, :, u] of the first.
+    """
+    n = len(memory) // 2
+    row, sentence, width, *inner = memory.stride()
+    by_end = memory.as_strided(
+        (n + 1, *memory.shape[1:]), (row, sentence, row - width, *inner), memory.storage_offset() + n * width
+    )
+    return memory[n : 2 * n], by_end
 
 
 def full_precision(like: Tensor) -> torch.autocast:
