@@ -1,13 +1,12 @@
 """One batch of scaled charts: the inside and outside passes of the dense engine, and the rule counts they give.
 
-Every span's vector of inside scores is kept with largest entry 1 beside the logarithm of what it was divided by. Charts
-are held twice, by first word and by end, so that the two children of all splits of a span are slices of consecutive
-memory and the sum over splits is one batched matrix product; rules come after it, as one product for all spans of a
-width. Preterminals span one word and nonterminals at least two, so only the first and the last split of a span meet a
+Every span's vector of inside scores is kept with largest entry 1 beside the logarithm of what it was divided by. A chart
+is seen by first word and by end, so that the two children of all splits of a span are slices without a copy and the sum
+over splits is one batched matrix product; rules come after it, as one product for all spans of a width. Preterminals span one word and nonterminals at least two, so only the first and the last split of a span meet a
 preterminal: its rules are contracted with the word once, to a matrix per word.
 
-Layouts: n words first, then batch (so that slices of words fold into the batch without a copy), then width; the chart
-by end keeps width u at index n - u, which makes right children run the same way as left ones.
+Layouts: n words first, then batch (so that slices of words fold into the batch without a copy), then width; the view
+by end has width u at index n - u, which makes right children run the same way as left ones.
 """
 
 from collections.abc import Callable
