@@ -2,8 +2,9 @@
 
 Every span's vector of inside scores is kept with largest entry 1 beside the logarithm of what it was divided by. A chart
 is seen by first word and by end, so that the two children of all splits of a span are slices without a copy and the sum
-over splits is one batched matrix product; rules come after it, as one product for all spans of a width. Preterminals span one word and nonterminals at least two, so only the first and the last split of a span meet a
-preterminal: its rules are contracted with the word once, to a matrix per word.
+over splits is one batched matrix product; rules come after it, as one product for all spans of a width. Preterminals
+span one word and nonterminals at least two, so only the first and the last split of a span meet a preterminal: its
+rules are contracted with the word once, to a matrix per word.
 
 Layouts: n words first, then batch (so that slices of words fold into the batch without a copy), then width; the view
 by end has width u at index n - u, which makes right children run the same way as left ones.
