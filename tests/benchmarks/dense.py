@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python -m tests.benchmarks.dense
 
 Ours is span marginals, tag posteriors and rule expectations; torch-struct's `marginals` has the labels of spans too. Times are
-the shortest of several runs; memory is the growth of the peak in a process of its own that computes once.
+the shortest of the runs that fit into two seconds each, three at least; memory is the growth of the peak in a process of its own that computes once.
 """
 
 import subprocess
@@ -69,11 +69,11 @@ def theirs(n, dtype):
 RUNS = {"ours": ours, "spans_only": spans_only, "training": training, "theirs": theirs}
 
 
-def best_of(run, times):
-    """Shortest of several runs after one to warm up, in seconds."""
+def best_of(run, seconds=2.0):
+    """Shortest of the runs that fit into some seconds, three at least, after one to warm up; in seconds."""
     run()
-    found = []
-    for _ in range(times):
+    found, end = [], time.perf_counter() + seconds
+    while len(found) < 3 or time.perf_counter() < end:
         began = time.perf_counter()
         run()
         found.append(time.perf_counter() - began)
@@ -98,14 +98,14 @@ def main():
     print(f"{torch.get_num_threads()} threads; milliseconds a batch of {BATCH}")
     for n in (20, 40):
         for label, dtype in DTYPES.items():
-            slow = best_of(theirs(n, dtype), 3)
-            fast = {name: best_of(RUNS[name](n, dtype), 15) for name in ("ours", "spans_only", "training")}
+            slow = best_of(theirs(n, dtype))
+            fast = {name: best_of(RUNS[name](n, dtype)) for name in ("ours", "spans_only", "training")}
             timings = ", ".join(f"{name} {1e3 * took:.1f} ({slow / took:.0f}x)" for name, took in fast.items())
             print(f"n = {n}, {label}: torch-struct {1e3 * slow:.0f}, {timings}", flush=True)
     given = scores(40, torch.float64)
     result = dense_inside_outside(*given)
-    print(f"n = 40, float64: Viterbi trees {1e3 * best_of(lambda: dense_viterbi(*given), 3):.0f}")
-    print(f"n = 40, float64: 100 samples a sentence {1e3 * best_of(lambda: dense_sample(result, 100), 3):.0f}")
+    print(f"n = 40, float64: Viterbi trees {1e3 * best_of(lambda: dense_viterbi(*given)):.0f}")
+    print(f"n = 40, float64: 100 samples a sentence {1e3 * best_of(lambda: dense_sample(result, 100)):.0f}")
     for label in DTYPES:
         print(
             f"n = 40, {label}: memory {growth('ours', 40, label):.0f} MB, torch-struct {growth('theirs', 40, label):.0f} MB"
