@@ -130,7 +130,7 @@ def _selectivity(report: ProbeReport, file: Path) -> None:
             ("span-two-layer", "r2", "span marginals, two-layer: $R^2$"),
             ("depth", "accuracy", "LCA depth: accuracy"),
         )
-        for axes, (probe, metric, title) in zip(all_axes, parts, strict=False):
+        for axes, (probe, metric, title) in zip(all_axes[:2], parts, strict=True):
             _line(axes, report, probe, "model", metric, 0, "real task")
             _line(axes, report, probe, "model", f"control {metric}", 1, "control task")
             _line(axes, report, probe, "model", "selectivity", 2, "selectivity", dashed=True)

@@ -171,10 +171,10 @@ class Material:
             every: all pairs of words, those that make up the whole sentence too.
         """
         lengths = self.lengths[numbers].tolist()
-        starts = np.append(0, np.cumsum(lengths)).tolist()
+        starts = (np.cumsum(lengths) - lengths).tolist()
         pairs = [(_pairs_of(n) if every else spans_of(n)) for n in lengths]
-        left = np.concatenate([pair[0] + start for pair, start in zip(pairs, starts, strict=False)])
-        right = np.concatenate([pair[1] + start for pair, start in zip(pairs, starts, strict=False)])
+        left = np.concatenate([pair[0] + start for pair, start in zip(pairs, starts, strict=True)])
+        right = np.concatenate([pair[1] + start for pair, start in zip(pairs, starts, strict=True)])
         return self.word_rows(numbers), left, right
 
     def full(self, numbers: Int64[np.ndarray, " some"], values: np.ndarray) -> list[Float64[np.ndarray, "_ _"]]:
