@@ -265,7 +265,9 @@ def test_a_stopped_fit_goes_on_after_its_last_round(work, ok, run, monkeypatch):
     command = ("fit", work / "toy.txt", "--text", work / "sents.txt", "--em", 4, "--json", "-o")
     whole = ok(*command, work / "whole.pcfg.json")
     made = interrupted(monkeypatch, pcfg.fitting, "replace_json", 3)
-    assert run(*command, work / "out.pcfg.json")[0] == 130 and len(made) == 3
+    status, _, err = run(*command, work / "out.pcfg.json")
+    assert (status, len(made)) == (130, 3)
+    assert f"run the same command again to go on ({work / 'out.pcfg.json.partial'} holds the state)" in err
     assert not (work / "out.pcfg.json").exists()
     found = ok(*command, work / "out.pcfg.json")
     assert len(made) == 5  # rounds 3 and 4, and none twice

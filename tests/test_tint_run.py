@@ -123,6 +123,13 @@ def test_the_rate_is_chosen_on_windows_that_are_left_out(model):  # noqa: F811
     assert best({0.1: 2.0, 0.01: 1.0, 1.0: 1.0}, lowest=True) == 0.01
 
 
+def test_windows_are_no_longer_than_the_model_by_default(model):  # noqa: F811
+    plain = model("gpt2")  # 64 positions
+    ids = torch.randint(plain.config.vocab_size, (130,), generator=torch.Generator().manual_seed(1))
+    found = run_text(plain, ids, lr=1e-3, methods=("frozen",))
+    assert (found.content["window"], found.content["windows"]) == (64, 2)
+
+
 def one_by_one(plain, prompts, words):
     found = []
     for prompt in prompts:
