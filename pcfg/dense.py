@@ -165,7 +165,7 @@ class DenseResult:
         """Expected uses of each binary rule: of the whole batch if it shares the rules, else of each sentence."""
         counts = [part.binary_counts(None) for part in self.parts]
         if counts[0].dim() == 3:
-            return torch.stack([count.double() for count in counts]).sum(0).to(self.dtype)
+            return sum((count.double() for count in counts[1:]), counts[0]).to(self.dtype)
         return merge(self.parts, counts, self.scores.binary.shape).to(self.dtype)
 
     @cached_property

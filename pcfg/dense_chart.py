@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
+from pcfg.dense_steps import Loops, Tensors
+
 KEPT_BYTES = 64 << 20  # of products over splits, which rule counts need again
 
 Settle = Callable[[Tensor], Tensor]
@@ -119,10 +121,12 @@ class Inside:
         self.scales, self.scales_by_end = both_ways(scales)
         self.scales[:, :, 1] = potentials.scales
         self.weights: list[Tensor] = []  # of each split, relative to the best of its span; from width 2
-        # Sums over splits of left times right, by width from 4, where all of them take little room.
+        # Weighted left children and sums over splits of left times right, by width from 4, where all take little room.
         spans, entries = max(n - 3, 0) * max(n - 2, 0) // 2, self.nonterminals**2
-        kept = spans * batch * entries * self.tags.element_size() <= KEPT_BYTES
+        kept = spans * batch * (entries + n * self.nonterminals // 3) * self.tags.element_size() <= KEPT_BYTES
         self.products = self.tags.new_empty(spans, batch, entries) if kept else None
+        self.lefts: dict[int, Tensor] = {}
+        self.steps = Loops(self) if Loops.pay(self.tags, self.nonterminals) else Tensors(self)
         with full_precision(self.tags):
             for width in range(2, n + 1):
                 self._fill(width)
@@ -142,46 +146,43 @@ class Inside:
         self.right_flat = self.right_words.flatten(0, 1)
 
     def _fill(self, width: int) -> None:
-        # Operations are small and many: each one spared counts as much as the arithmetic.
-        n, spans, batch = len(self.tags), len(self.tags) - width + 1, self.tags.shape[1]
-        sums = self.scales[:spans, :, 1:width] + self.scales_by_end[width:, :, n - width + 1 : n]
-        best = sums.amax(2)
-        known = best.clamp(min=torch.finfo(best.dtype).min)  # -inf less it is -inf
-        weights = sums.sub_(known[:, :, None]).exp_().to(self.tags.dtype)
+        weights, best, raw = self.steps.weigh(width)
         self.weights.append(weights)
-        if width == 2:
-            raw = (self.left_words[:-1, ..., self.nonterminals :] @ self.tags[1:, :, :, None])[..., 0] * weights
-        else:
-            right = self.by_start[1 : spans + 1, :, width - 1] * weights[:, :, :1]
-            left = self.by_start[:spans, :, width - 1] * weights[:, :, -1:]
-            raw = torch.bmm(self.left_flat[: spans * batch], right.view(spans * batch, -1, 1))
-            raw = raw.baddbmm_(self.right_flat[(width - 1) * batch :], left.view(spans * batch, -1, 1))
-            raw = raw.view(spans, batch, -1)
         if width > 3:
             raw += times(self.pairs(width), self.inner.mT)
-        raw = self.settle(raw)
-        peak = raw.real.amax(2)
-        self.peaks[:spans, :, width] = peak
-        scaled = self.by_start[:spans, :, width]
-        torch.div(raw, peak.clamp(min=self.tiny)[:, :, None], out=scaled)
-        self.scales[:spans, :, width] = peak.double().log_().add_(best)
+        self.steps.scale(width, self.settle(raw), best)
+
+    def size(self, width: int) -> tuple[int, int, int]:
+        """Words, spans of this width, sentences."""
+        n, batch = self.tags.shape[:2]
+        return n, n - width + 1, batch
 
     def children(self, width: int) -> tuple[Tensor, Tensor]:
         """Weighted left and bare right children of all inner splits [spans * B, splits, N]."""
-        n, spans = len(self.tags), len(self.tags) - width + 1
-        left = self.by_start[:spans, :, 2 : width - 1] * self.weights[width - 2][:, :, 1:-1, None]
-        return left.flatten(0, 1), self.by_end[width:, :, n - width + 2 : n - 1].flatten(0, 1)
+        n, spans, _ = self.size(width)
+        left = self.lefts.get(width)
+        if left is None:
+            left = self.by_start[:spans, :, 2 : width - 1] * self.weights[width - 2][:, :, 1:-1, None]
+            left = left.flatten(0, 1)
+            if self.products is not None:
+                self.lefts[width] = left
+        return left, self.by_end[width:, :, n - width + 2 : n - 1].flatten(0, 1)
 
     def pairs(self, width: int) -> Num[Tensor, "spans B NN"]:
         """Sums over inner splits of left times right."""
-        n, spans, batch = len(self.tags), len(self.tags) - width + 1, self.tags.shape[1]
+        _, spans, batch = self.size(width)
         left, right = self.children(width)
         if self.products is None:
             return torch.bmm(left.mT, right).view(spans, batch, -1)
-        before = (width - 4) * (2 * n - width - 1) // 2  # spans of widths 4 to width - 1
-        product = self.products[before : before + spans]
+        product = self.products[self.inner_spans(width)]
         torch.bmm(left.mT, right, out=product.view(spans * batch, self.nonterminals, self.nonterminals))
         return product
+
+    def inner_spans(self, width: int) -> slice:
+        """Where spans of this width are among those with splits between nonterminals, of width 4 and more."""
+        n, spans, _ = self.size(width)
+        before = (width - 4) * (2 * n - width - 1) // 2
+        return slice(before, before + spans)
 
     @cached_property
     def roots(self) -> Num[Tensor, "B S"]:
@@ -235,9 +236,8 @@ class Outside:
         self.of_words = torch.zeros_like(inside.tags)
         # Outside scores of the parents of a word and its sibling, by first word and by end.
         self.at_left, self.at_right = torch.zeros_like(inside.by_start), torch.zeros_like(inside.by_end)
-        self.raw = torch.zeros_like(inside.by_start)
-        # An entry without inside score has no part in a tree; its outside score may be beyond the largest number.
-        self.dead, self.peaks = inside.by_start.real == 0, inside.peaks.clamp(min=inside.tiny)
+        # Outside scores of the rules of spans with splits between nonterminals.
+        self.raw = inside.tags.new_empty(max(n - 3, 0) * max(n - 2, 0) // 2, batch, inside.nonterminals)
         row = torch.arange(batch, device=inside.tags.device)
         single = (inside.potentials.lengths == 1)[:, None]
         self.by_start[0, row, inside.potentials.lengths] = self.roots[:, : inside.nonterminals].masked_fill(single, 0.0)
@@ -250,25 +250,18 @@ class Outside:
 
     def _spread(self, width: int) -> None:
         """Give what a width's spans received to their children."""
-        inside, weights = self.inside, self.inside.weights[width - 2]
-        n, spans, batch = len(inside.tags), len(inside.tags) - width + 1, inside.tags.shape[1]
-        received = self.by_start[:spans, :, width]
-        received.masked_fill_(self.dead[:spans, :, width], 0.0)
-        here = torch.div(received, self.peaks[:spans, :, width, None], out=self.raw[:spans, :, width])
-        left = torch.mul(here, weights[:, :, :1], out=self.at_left[:spans, :, width])
-        right = torch.mul(here, weights[:, :, -1:], out=self.at_right[width:, :, n - width])
-        if width > 2:
-            to_right = torch.bmm(left.flatten(0, 1)[:, None], inside.left_flat[: spans * batch])
-            to_left = torch.bmm(right.flatten(0, 1)[:, None], inside.right_flat[(width - 1) * batch :])
-            self.by_start[1 : spans + 1, :, width - 1] += to_right.view(spans, batch, -1)
-            self.by_start[:spans, :, width - 1] += to_left.view(spans, batch, -1)
+        inside = self.inside
+        _, spans, batch = inside.size(width)
+        here = (
+            self.raw[inside.inner_spans(width)]
+            if width > 3
+            else inside.tags.new_empty(spans, batch, inside.nonterminals)
+        )
+        inside.steps.receive(self, width, here)
         if width > 3:
             lefts, rights = inside.children(width)
             rules = times(here, inside.inner).view(-1, inside.nonterminals, inside.nonterminals)
-            shape = (spans, -1, width - 3, inside.nonterminals)
-            to_left = torch.bmm(rights, rules.mT).view(shape) * weights[:, :, 1:-1, None]
-            self.by_start[:spans, :, 2 : width - 1] += to_left
-            self.by_end[width:, :, n - width + 2 : n - 1] += torch.bmm(lefts, rules).view(shape)
+            inside.steps.spread(self, width, torch.bmm(rights, rules.mT), torch.bmm(lefts, rules))
 
     def _reach_words(self) -> None:
         """Words as left and as right child: sums over all spans of parent times sibling, then the rules."""
@@ -317,14 +310,13 @@ class Outside:
         )
         right = _outer(words, self.right_words.flatten(2), shared)
         counts[..., :nonterminals, nonterminals:] = right.unflatten(-1, (nonterminals, nonterminals)).movedim(-3, -1)
-        raws = [self.raw[: len(inside.tags) - width + 1, :, width] for width in range(4, len(inside.tags) + 1)]
-        inner = counts.new_zeros(*counts.shape[:-2], nonterminals * nonterminals)
-        if raws and inside.products is not None:
-            raw = torch.cat(raws)
-            inner = _outer(raw if scale is None else raw * scale, inside.products, shared)
-        elif raws:
-            for width, raw in enumerate(raws, 4):
-                inner += _outer(raw if scale is None else raw * scale, inside.pairs(width), shared)
+        raw = self.raw if scale is None else self.raw * scale
+        if inside.products is not None:
+            inner = _outer(raw, inside.products, shared)
+        else:
+            inner = counts.new_zeros(*counts.shape[:-2], nonterminals * nonterminals)
+            for width in range(4, len(inside.tags) + 1):
+                inner += _outer(raw[inside.inner_spans(width)], inside.pairs(width), shared)
         counts[..., :nonterminals, :nonterminals] = inner.unflatten(-1, (nonterminals, nonterminals))
         return torch.where(binary.real > 0, counts * binary, 0.0)
 

@@ -17,6 +17,17 @@ from pcfg.errors import GrammarError, OptionError
 INF = math.inf
 
 
+@pytest.fixture(autouse=True, params=["loops", "tensors"])
+def steps(request, monkeypatch):
+    """Everything holds for compiled loops and for tensors, which of them a batch like these would take or not."""
+    monkeypatch.setattr("pcfg.dense_chart.Loops.pay", lambda tags, nonterminals: loops_can(tags, request.param))
+
+
+def loops_can(tags, which):
+    """Loops wherever they can run, or never."""
+    return which == "loops" and tags.device.type == "cpu" and not tags.is_complex()
+
+
 def grammar(seed, tops, tags, batch, n, zeros=0.0, temperature=1.0, own=False):
     """Random scores; a share of `zeros` is -inf; roots may be preterminals."""
     draw = torch.Generator().manual_seed(seed)
