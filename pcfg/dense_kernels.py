@@ -17,9 +17,22 @@ kernel = compiled(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 @kernel
 @no_type_check
 def weigh(
-    width: int, chart: Any, scales: Any, left_words: Any, right_words: Any, tags: Any, weights: Any, best: Any, raw: Any
+    width: int,
+    chart: Any,
+    scales: Any,
+    left_words: Any,
+    right_words: Any,
+    tags: Any,
+    weights: Any,
+    best: Any,
+    raw: Any,
+    lefts: Any,
 ) -> None:
-    """Fill weights [spans, batch, width - 1] and best [spans, batch] of splits, and raw [spans, batch, N] from those with a word."""
+    """Weigh the splits of each span and sum over those with a word.
+
+    Fills weights [spans, batch, width - 1], the best split's logarithm [spans, batch], the sums raw [spans, batch, N], and
+    lefts [spans, batch, width - 3, N], the weighted left children of the splits without a word, unless it is empty.
+    """
     spans, batch, nonterminals = raw.shape
     zero = raw.dtype.type(0)
     for i in range(spans):
@@ -45,6 +58,9 @@ def weigh(
                     one += left_words[i, b, parent, child] * right[child]
                     two += right_words[i + width - 1, b, parent, child] * left[child]
                 sums[parent] = one * weight[0] + two * weight[width - 2]
+            for inner in range(lefts.shape[2]):
+                for symbol in range(nonterminals):
+                    lefts[i, b, inner, symbol] = chart[i, b, inner + 2, symbol] * weight[inner + 1]
 
 
 @kernel

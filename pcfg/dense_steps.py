@@ -103,8 +103,12 @@ class Loops(Tensors):
         _, spans, batch = inside.size(width)
         weights, best = inside.tags.new_empty(spans, batch, width - 1), inside.scales.new_empty(spans, batch)
         raw = inside.tags.new_empty(spans, batch, inside.nonterminals)
-        filled = (weights.numpy(), best.numpy(), raw.numpy())
+        inner = 0 if inside.products is None else max(width - 3, 0)
+        lefts = inside.tags.new_empty(spans, batch, inner, inside.nonterminals)
+        filled = (weights.numpy(), best.numpy(), raw.numpy(), lefts.numpy())
         dense_kernels.weigh(width, self.chart, self.scales, *self.words, self.tags, *filled)
+        if inner:
+            inside.lefts[width] = lefts.flatten(0, 1)
         return weights, best, raw
 
     def scale(self, width: int, raw: Num[Tensor, "spans B N"], best: Float[Tensor, "spans B"]) -> None:
