@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pcfg.dense_steps import Loops, Tensors
 
-KEPT_BYTES = 64 << 20  # of products over splits, which rule counts need again
+KEPT_BYTES = 64 << 20  # of left children and products over splits, which the outside pass and rule counts need again
 
 Settle = Callable[[Tensor], Tensor]
 
@@ -104,13 +104,16 @@ def floor_of(scores: Scores, dtype: torch.dtype) -> float:
 
 
 class Inside:
-    """Inside scores of a batch; `settle` is what is done to every freshly summed entry (drop what is too small)."""
+    """Inside scores of a batch; `settle` is what is done to every freshly summed entry (drop what is too small).
+
+    `steps` is the way in which this pass and the outside one are computed.
+    """
 
     def __init__(self, potentials: Potentials, nonterminals: int, settle: Settle) -> None:
         self.potentials, self.settle = potentials, settle
         self.start, self.tags = settle(potentials.start), settle(potentials.tags)
         self.nonterminals, self.preterminals = nonterminals, self.tags.shape[2]
-        n, batch = self.tags.shape[:2]
+        self.n, self.batch = n, batch = self.tags.shape[:2]
         self.inner = potentials.binary[..., : self.nonterminals, : self.nonterminals].flatten(-2)  # [(B,) N, N * N]
         with full_precision(self.tags):
             self._contract_words()
@@ -126,7 +129,7 @@ class Inside:
         kept = spans * batch * (entries + n * self.nonterminals // 3) * self.tags.element_size() <= KEPT_BYTES
         self.products = self.tags.new_empty(spans, batch, entries) if kept else None
         self.lefts: dict[int, Tensor] = {}
-        self.steps = Loops(self) if Loops.pay(self.tags, self.nonterminals) else Tensors(self)
+        self.steps = Loops(self) if Loops.pay(self.tags, self.nonterminals) else Tensors()
         with full_precision(self.tags):
             for width in range(2, n + 1):
                 self._fill(width)
@@ -146,20 +149,15 @@ class Inside:
         self.right_flat = self.right_words.flatten(0, 1)
 
     def _fill(self, width: int) -> None:
-        weights, best, raw = self.steps.weigh(width)
+        weights, best, raw = self.steps.weigh(self, width)
         self.weights.append(weights)
         if width > 3:
             raw += times(self.pairs(width), self.inner.mT)
-        self.steps.scale(width, self.settle(raw), best)
-
-    def size(self, width: int) -> tuple[int, int, int]:
-        """Words, spans of this width, sentences."""
-        n, batch = self.tags.shape[:2]
-        return n, n - width + 1, batch
+        self.steps.scale(self, width, self.settle(raw), best)
 
     def children(self, width: int) -> tuple[Tensor, Tensor]:
         """Weighted left and bare right children of all inner splits [spans * B, splits, N]."""
-        n, spans, _ = self.size(width)
+        n, spans = self.n, self.n - width + 1
         left = self.lefts.get(width)
         if left is None:
             left = self.by_start[:spans, :, 2 : width - 1] * self.weights[width - 2][:, :, 1:-1, None]
@@ -170,24 +168,22 @@ class Inside:
 
     def pairs(self, width: int) -> Num[Tensor, "spans B NN"]:
         """Sums over inner splits of left times right."""
-        _, spans, batch = self.size(width)
         left, right = self.children(width)
         if self.products is None:
-            return torch.bmm(left.mT, right).view(spans, batch, -1)
+            return torch.bmm(left.mT, right).view(-1, self.batch, self.nonterminals**2)
         product = self.products[self.inner_spans(width)]
-        torch.bmm(left.mT, right, out=product.view(spans * batch, self.nonterminals, self.nonterminals))
+        torch.bmm(left.mT, right, out=product.view(-1, self.nonterminals, self.nonterminals))
         return product
 
     def inner_spans(self, width: int) -> slice:
         """Where spans of this width are among those with splits between nonterminals, of width 4 and more."""
-        n, spans, _ = self.size(width)
-        before = (width - 4) * (2 * n - width - 1) // 2
-        return slice(before, before + spans)
+        before = (width - 4) * (2 * self.n - width - 1) // 2
+        return slice(before, before + self.n - width + 1)
 
     @cached_property
     def roots(self) -> Num[Tensor, "B S"]:
         """Scaled inside scores of each whole sentence, of a preterminal when it is one word."""
-        row = torch.arange(self.tags.shape[1], device=self.tags.device)
+        row = torch.arange(self.batch, device=self.tags.device)
         whole = self.by_start[0, row, self.potentials.lengths]
         single = (self.potentials.lengths == 1)[:, None]
         return torch.cat([whole.masked_fill(single, 0.0), self.tags[0].masked_fill(~single, 0.0)], 1)
@@ -200,7 +196,7 @@ class Inside:
     @property
     def root_scales(self) -> Float[Tensor, " B"]:
         """What the logarithm of `total` lacks to log Z."""
-        row = torch.arange(self.tags.shape[1], device=self.tags.device)
+        row = torch.arange(self.batch, device=self.tags.device)
         return self.scales[0, row, self.potentials.lengths] + self.potentials.offsets
 
     @property
@@ -213,7 +209,7 @@ class Inside:
 
         Zeros of the start and of words are no loss where their scores are -inf.
         """
-        n, device = len(self.tags), self.tags.device
+        n, device = self.n, self.tags.device
         ends = torch.arange(n, device=device)[:, None] + torch.arange(n + 1, device=device)
         held = (ends[:, None] <= scores.lengths[:, None]) & (torch.arange(n + 1, device=device) > 1)
         raw = (self.by_start * self.peaks[..., None]).masked_fill(~held[..., None], torch.inf)
@@ -229,13 +225,14 @@ class Outside:
 
     def __init__(self, inside: Inside) -> None:
         self.inside = inside
-        n, batch = inside.tags.shape[:2]
+        n, batch = inside.n, inside.batch
         total = inside.total
         self.roots = inside.start / torch.where(total.real > 0, total, 1.0)[:, None] * (inside.roots.real > 0)
         self.by_start, self.by_end = both_ways(inside.by_start.new_zeros(2 * n + 1, *inside.by_start.shape[1:]))
         self.of_words = torch.zeros_like(inside.tags)
         # Outside scores of the parents of a word and its sibling, by first word and by end.
-        self.at_left, self.at_right = torch.zeros_like(inside.by_start), torch.zeros_like(inside.by_end)
+        self.at_left = torch.zeros_like(inside.by_start)
+        self.at_right = inside.by_start.new_zeros(inside.by_end.shape)
         # Outside scores of the rules of spans with splits between nonterminals.
         self.raw = inside.tags.new_empty(max(n - 3, 0) * max(n - 2, 0) // 2, batch, inside.nonterminals)
         row = torch.arange(batch, device=inside.tags.device)
@@ -250,23 +247,20 @@ class Outside:
 
     def _spread(self, width: int) -> None:
         """Give what a width's spans received to their children."""
-        inside = self.inside
-        _, spans, batch = inside.size(width)
-        here = (
-            self.raw[inside.inner_spans(width)]
-            if width > 3
-            else inside.tags.new_empty(spans, batch, inside.nonterminals)
-        )
+        inside, nonterminals = self.inside, self.inside.nonterminals
+        shape = (inside.n - width + 1, inside.batch)
+        here = self.raw[inside.inner_spans(width)] if width > 3 else self.raw.new_empty(*shape, nonterminals)
         inside.steps.receive(self, width, here)
         if width > 3:
             lefts, rights = inside.children(width)
-            rules = times(here, inside.inner).view(-1, inside.nonterminals, inside.nonterminals)
-            inside.steps.spread(self, width, torch.bmm(rights, rules.mT), torch.bmm(lefts, rules))
+            rules = times(here, inside.inner).view(-1, nonterminals, nonterminals)
+            to_left, to_right = torch.bmm(rights, rules.mT), torch.bmm(lefts, rules)
+            inside.steps.spread(self, width, to_left.unflatten(0, shape), to_right.unflatten(0, shape))
 
     def _reach_words(self) -> None:
         """Words as left and as right child: sums over all spans of parent times sibling, then the rules."""
         inside, nonterminals = self.inside, self.inside.nonterminals
-        n = len(inside.tags)
+        n = inside.n
         self.left_words, self.right_words = torch.zeros_like(inside.left_words), torch.zeros_like(inside.right_words)
         if n == 1:
             return
@@ -315,7 +309,7 @@ class Outside:
             inner = _outer(raw, inside.products, shared)
         else:
             inner = counts.new_zeros(*counts.shape[:-2], nonterminals * nonterminals)
-            for width in range(4, len(inside.tags) + 1):
+            for width in range(4, inside.n + 1):
                 inner += _outer(raw[inside.inner_spans(width)], inside.pairs(width), shared)
         counts[..., :nonterminals, :nonterminals] = inner.unflatten(-1, (nonterminals, nonterminals))
         return torch.where(binary.real > 0, counts * binary, 0.0)

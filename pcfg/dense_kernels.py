@@ -17,21 +17,11 @@ kernel = compiled(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 @kernel
 @no_type_check
 def weigh(
-    width: int,
-    chart: Any,
-    scales: Any,
-    left_words: Any,
-    right_words: Any,
-    tags: Any,
-    weights: Any,
-    best: Any,
-    raw: Any,
-    lefts: Any,
+    width: int, chart: Any, scales: Any, left_words: Any, right_words: Any, tags: Any, weights: Any, best: Any, raw: Any
 ) -> None:
     """Weigh the splits of each span and sum over those with a word.
 
-    Fills weights [spans, batch, width - 1], the best split's logarithm [spans, batch], the sums raw [spans, batch, N], and
-    lefts [spans, batch, width - 3, N], the weighted left children of the splits without a word, unless it is empty.
+    Fills weights [spans, batch, width - 1], the best split's logarithm [spans, batch] and the sums raw [spans, batch, N].
     """
     spans, batch, nonterminals = raw.shape
     zero = raw.dtype.type(0)
@@ -58,9 +48,6 @@ def weigh(
                     one += left_words[i, b, parent, child] * right[child]
                     two += right_words[i + width - 1, b, parent, child] * left[child]
                 sums[parent] = one * weight[0] + two * weight[width - 2]
-            for inner in range(lefts.shape[2]):
-                for symbol in range(nonterminals):
-                    lefts[i, b, inner, symbol] = chart[i, b, inner + 2, symbol] * weight[inner + 1]
 
 
 @kernel

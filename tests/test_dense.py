@@ -1,8 +1,10 @@
 """The dense engine against enumeration of all trees, torch-struct, autograd and itself in other precisions."""
 
+import gc
 import itertools
 import math
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -12,20 +14,16 @@ from scipy import stats
 
 from pcfg.dense import dense_inside_outside, dense_sample, dense_viterbi, log_partition
 from pcfg.dense_logs import LogInside
+from pcfg.dense_steps import Loops
 from pcfg.errors import GrammarError, OptionError
 
 INF = math.inf
 
 
-@pytest.fixture(autouse=True, params=["loops", "tensors"])
+@pytest.fixture(params=["loops", "tensors"])
 def steps(request, monkeypatch):
-    """Everything holds for compiled loops and for tensors, which of them a batch like these would take or not."""
-    monkeypatch.setattr("pcfg.dense_chart.Loops.pay", lambda tags, nonterminals: loops_can(tags, request.param))
-
-
-def loops_can(tags, which):
-    """Loops wherever they can run, or never."""
-    return which == "loops" and tags.device.type == "cpu" and not tags.is_complex()
+    """What uses it holds for compiled loops as for tensors, whichever of them a batch of this size would take."""
+    monkeypatch.setattr("pcfg.dense_steps.MOST", {"loops": 1 << 60, "tensors": 0}[request.param])
 
 
 def grammar(seed, tops, tags, batch, n, zeros=0.0, temperature=1.0, own=False):
@@ -101,6 +99,7 @@ def dense(scores, lengths=None, **options):
     return dense_inside_outside(*scores, lengths, **options)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("block", range(10))
 def test_agrees_with_all_trees_of_100_small_grammars(block):
     for seed in range(10 * block, 10 * block + 10):
@@ -126,6 +125,7 @@ def test_agrees_with_all_trees_of_100_small_grammars(block):
         np.testing.assert_allclose(result.rule_expectations.numpy(), rules, atol=1e-12)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize(("n", "tops", "tags"), [(5, 3, 4), (17, 6, 9), (40, 4, 7)])
 def test_agrees_with_torch_struct(n, tops, tags):
     torch_struct = pytest.importorskip("torch_struct")
@@ -148,6 +148,7 @@ def test_agrees_with_torch_struct(n, tops, tags):
             torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("own", [False, True])
 def test_single_is_near_double(own):
     scores = list(softmaxed(3, 10, 15, 4, 30))
@@ -161,6 +162,7 @@ def test_single_is_near_double(own):
     torch.testing.assert_close(one.rule_expectations.double(), two.rule_expectations, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("seed", range(3))
 def test_peaked_grammars_are_right_in_single_or_promoted(seed):
     scores = softmaxed(seed, 6, 8, 2, 80, temperature=10.0)
@@ -186,6 +188,7 @@ def misleading(gap, own=False):
     return (start[None], binary[None], emissions) if own else (start, binary, emissions)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize(
     ("gap", "dtype", "words"),
     [
@@ -212,6 +215,7 @@ def test_what_underflows_is_promoted(gap, dtype, words, own):
     assert dense_sample(result, 2)[0].tolist() == [tree, tree]
 
 
+@pytest.mark.usefixtures("steps")
 def test_two_losses_at_once_are_noticed():
     # A light tree is seen, while a far heavier one hides behind two entries that underflow both.
     tops, size = 5, 7
@@ -226,6 +230,7 @@ def test_two_losses_at_once_are_noticed():
     assert result.label_marginals[0, 0, 2, 2] == 1
 
 
+@pytest.mark.usefixtures("steps")
 def test_promoted_sentences_leave_the_others_alone():
     start, binary, _ = misleading(300.0)
     binary[0, 1, 3] = -1.0
@@ -241,6 +246,7 @@ def test_promoted_sentences_leave_the_others_alone():
     torch.testing.assert_close(one.rule_expectations.double(), two.rule_expectations, atol=1e-6, rtol=0)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("own", [False, True])
 def test_log_space_agrees_with_scaled_charts(own):
     scores = grammar(5, 3, 4, 2, 7, zeros=0.3, own=own)
@@ -256,6 +262,7 @@ def test_log_space_agrees_with_scaled_charts(own):
                 torch.testing.assert_close(labels[i, j - i], result.label_marginals[row, i, j], atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("own", [False, True])
 def test_batched_is_alone(own):
     scores = grammar(8, 4, 5, 4, 11, zeros=0.2, own=own)
@@ -276,6 +283,7 @@ def test_batched_is_alone(own):
     torch.testing.assert_close(together.rule_expectations, expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("own", [False, True])
 def test_rule_counts_are_the_same_whether_products_are_kept_or_made_again(own, monkeypatch):
     scores = grammar(3, 3, 4, 2, 9, own=own)
@@ -284,6 +292,27 @@ def test_rule_counts_are_the_same_whether_products_are_kept_or_made_again(own, m
     assert (dense(scores, [9, 6]).rule_expectations - kept).abs().max() < 1e-13
 
 
+@pytest.mark.usefixtures("steps")
+def test_charts_go_with_the_result():
+    result = dense(softmaxed(0, 3, 4, 2, 6), [6, 4])
+    chart = weakref.ref(result.parts[0].inside)
+    gc.collect()
+    gc.disable()  # it would come for a cycle too, but only after hundreds of tensors, of whatever size
+    try:
+        del result
+        assert chart() is None
+    finally:
+        gc.enable()
+
+
+def test_loops_are_for_small_batches_of_real_numbers_on_a_cpu():
+    small = torch.zeros(20, 8, 45)
+    assert Loops.pay(small, 20)
+    assert not Loops.pay(small, 200) and not Loops.pay(torch.zeros(20, 64, 45), 20)
+    assert not Loops.pay(small.to(torch.complex128), 20) and not Loops.pay(small.to("meta"), 20)
+
+
+@pytest.mark.usefixtures("steps")
 def test_sums_of_posteriors():
     result = dense(softmaxed(0, 12, 20, 3, 25), [25, 20, 2])
     torch.testing.assert_close(result.span_marginals.sum((1, 2)), torch.tensor([24.0, 19.0, 1.0]).double())
@@ -293,6 +322,7 @@ def test_sums_of_posteriors():
     assert float(result.rule_expectations.sum()) == pytest.approx(44.0)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_without_a_parse(dtype):
     start, binary, emissions = softmaxed(1, 3, 4, 4, 5)
@@ -309,6 +339,7 @@ def test_without_a_parse(dtype):
     assert leaves[2].grad[1:3].abs().sum() == 0 and torch.isfinite(leaves[1].grad).all()
 
 
+@pytest.mark.usefixtures("steps")
 def test_one_word():
     scores = grammar(0, 2, 3, 2, 1)
     result = dense(scores)
@@ -463,6 +494,7 @@ def test_runs_where_its_arguments_are():
     assert len(dense_sample(two, 4, torch.Generator("cuda").manual_seed(0))) == 3
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("gap", [95, 98, 102, 120, 300])
 def test_what_single_precision_scores_would_lose_is_promoted_in_time(gap):
     start = torch.tensor([0.0, -INF, -INF, -INF])
@@ -481,6 +513,7 @@ def test_what_single_precision_scores_would_lose_is_promoted_in_time(gap):
     assert [float(result.log_z) for result in results] == pytest.approx([right, right], abs=1e-12)
 
 
+@pytest.mark.usefixtures("steps")
 def test_mixed_precision_around_it_changes_nothing():
     scores = [x.float().requires_grad_() for x in softmaxed(0, 3, 4, 2, 6)]
     found = []

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python -m tests.benchmarks.dense
 
-Ours is span marginals, tag posteriors and rule expectations; torch-struct's `marginals` has the labels of spans too. Times are
-the shortest of runs that take turns for two seconds each; memory is the growth of the peak in a process of its own that computes once.
+Ours is span marginals, tag posteriors and rule expectations; torch-struct's `marginals` has the labels of spans too. Times and
+ratios are medians over turns in which each runs once; memory is the growth of the peak in a process of its own that computes once.
 """
 
 import subprocess
@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 
+import numpy as np
 import torch
 
 from pcfg.dense import dense_inside_outside, dense_sample, dense_viterbi, log_partition
@@ -69,22 +70,21 @@ def theirs(n, dtype):
 RUNS = {"ours": ours, "spans_only": spans_only, "training": training, "theirs": theirs}
 
 
-def best_of(*runs, seconds=2.0):
-    """Shortest time of each of some runs, in seconds; they have turns of a twentieth of a second, for some seconds each.
+def alternate(*runs, seconds=10.0):
+    """Median time of each of some runs, in seconds, and of their ratios to the first's, over turns in which each runs once.
 
-    So what else the machine does meets them all, and none finds its memory in the cache for having run alone.
+    What else the machine does meets them all. Five turns at least, after one to warm up.
     """
-    found = [[] for _ in runs]
-    for run in runs:
-        run()
-    end = time.perf_counter() + seconds * len(runs)
-    while len(found[0]) < 3 or time.perf_counter() < end:
-        for run, times in zip(runs, found, strict=True):
-            turn = time.perf_counter() + 0.05
-            while (began := time.perf_counter()) < turn:
-                run()
-                times.append(time.perf_counter() - began)
-    return [min(times) for times in found]
+    turns, end = [], 0.0
+    while len(turns) < 6 or time.perf_counter() < end:
+        turns.append([])
+        for run in runs:
+            began = time.perf_counter()
+            run()
+            turns[-1].append(time.perf_counter() - began)
+        end = end or time.perf_counter() + seconds
+    found = np.array(turns[1:])
+    return np.median(found, 0), np.median(found[:, :1] / found, 0)
 
 
 def growth(name, n, dtype):
@@ -105,15 +105,15 @@ def main():
     print(f"{torch.get_num_threads()} threads; milliseconds a batch of {BATCH}")
     for n in (20, 40):
         for label, dtype in DTYPES.items():
-            names = ("ours", "spans_only", "training")
-            slow, *fast = best_of(theirs(n, dtype), *(RUNS[name](n, dtype) for name in names))
-            found = zip(names, fast, strict=True)
-            timings = ", ".join(f"{name} {1e3 * took:.1f} ({slow / took:.0f}x)" for name, took in found)
-            print(f"n = {n}, {label}: torch-struct {1e3 * slow:.0f}, {timings}", flush=True)
+            names = ("torch-struct", "ours", "spans_only", "training")
+            times, ratios = alternate(theirs(n, dtype), *(RUNS[name](n, dtype) for name in names[1:]))
+            found = zip(names, times, ratios, strict=True)
+            timings = ", ".join(f"{name} {1e3 * took:.1f} ({ratio:.0f}x)" for name, took, ratio in found)
+            print(f"n = {n}, {label}: {timings}", flush=True)
     given = scores(40, torch.float64)
     result = dense_inside_outside(*given)
-    print(f"n = 40, float64: Viterbi trees {1e3 * best_of(lambda: dense_viterbi(*given))[0]:.0f}")
-    print(f"n = 40, float64: 100 samples a sentence {1e3 * best_of(lambda: dense_sample(result, 100))[0]:.0f}")
+    print(f"n = 40, float64: Viterbi trees {1e3 * alternate(lambda: dense_viterbi(*given))[0][0]:.0f}")
+    print(f"n = 40, float64: 100 samples a sentence {1e3 * alternate(lambda: dense_sample(result, 100))[0][0]:.0f}")
     for label in DTYPES:
         print(
             f"n = 40, {label}: memory {growth('ours', 40, label):.0f} MB, torch-struct {growth('theirs', 40, label):.0f} MB"
