@@ -54,7 +54,7 @@ def graft(
 ) -> None:
     """Find the few weights that carry a skill from a base to a tuned checkpoint.
 
-    Without arguments: the embedded example, start to finish, in about a minute.
+    Without arguments: the embedded example, start to finish, in about a minute; an earlier run's folder is replaced.
     """
     from surgery.errors import OptionError
     from surgery.files import check_output

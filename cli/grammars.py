@@ -1,5 +1,6 @@
 """Grammars, trees, sentences and output files as the `pcfg` commands take them, or a sentence that says what is wrong."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,4 +101,6 @@ def need_file(output: Path | None, overwrite: bool, *inputs: Path | None) -> Pat
         raise PcfgError(f"{output} exists already: name another output or add --overwrite")
     if not output.absolute().parent.is_dir():
         raise PcfgError(f"{output.absolute().parent} is not a folder: make it first, or name another output")
+    if not os.access(output.absolute().parent, os.W_OK):
+        raise PcfgError(f"{output.absolute().parent} can't be written to: name an output elsewhere")
     return output

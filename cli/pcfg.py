@@ -31,6 +31,12 @@ Text = Annotated[
 ]
 OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
+Binary = Annotated[
+    bool,
+    typer.Option(
+        "--binary", help="Leave trees in the grammar's symbols: not as in the treebank or the rules it was made from."
+    ),
+]
 Workers = Annotated[int, typer.Option(min=1, help="Threads, over sentences (sparse engine).")]
 
 
@@ -149,6 +155,7 @@ def sample(
     ] = 0.0,
     dataset: Annotated[bool, typer.Option("--dataset", help="Write a Hugging Face datasets folder too.")] = False,
     tokenizer: Annotated[bool, typer.Option("--tokenizer", help="Write a word-level tokenizer too.")] = False,
+    binary: Binary = False,
     shard_size: Annotated[int, typer.Option(min=1, help="Sentences in a file.")] = 50_000,
     output: options.Output = None,
     seed: options.Seed = 0,
@@ -172,6 +179,7 @@ def sample(
             held_out=held_out,
             dataset=dataset,
             with_tokenizer=tokenizer,
+            binary=binary,
             shard_size=shard_size,
             overwrite=overwrite,
             progress=progress,
@@ -198,9 +206,7 @@ def parse(
     cost: Annotated[
         float | None, typer.Option(help="For mbr: what a label must bring, 0 to 1.", show_default="the library's")
     ] = None,
-    binary: Annotated[
-        bool, typer.Option("--binary", help="Leave trees as the grammar has them, instead of as in the treebank.")
-    ] = False,
+    binary: Binary = False,
     output: OutputFile = None,
     device: options.Device = None,
     workers: Workers = 1,

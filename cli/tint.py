@@ -47,7 +47,8 @@ def tint(
 ) -> None:
     """Simulate and fine-tune a small model inside a larger one's forward pass.
 
-    Without a command: a small model is made on the spot, verified and run, within two minutes.
+    Without a command: a small model is made on the spot, verified and run, within two minutes; the folder
+    surgery-tint-example of an earlier run is replaced.
     """
     if context.invoked_subcommand is not None:
         return
@@ -193,7 +194,7 @@ def run(
         "--column": column,
     }
     if task is not None:
-        other = {"--train-share": train_share, "--windows": windows}
+        other = {"--train-share": train_share, "--window": window, "--windows": windows}
     if unused := [name for name, value in other.items() if value is not None]:
         raise OptionError(
             f"{unused[0]} goes with {'--text' if task else '--task'}, not with {'--task' if task else '--text'}: leave it out"

@@ -71,7 +71,7 @@ def unlearn(
 ) -> None:
     """Make a bottleneck forget classes or single training rows.
 
-    Without arguments: the embedded example, start to finish, in under a minute.
+    Without arguments: the embedded example, start to finish, in under a minute; an earlier run's folder is replaced.
     """
     from surgery.errors import OptionError
     from surgery.files import check_output, new_folder

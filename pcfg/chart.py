@@ -19,13 +19,13 @@ from pcfg.grammar import Grammar
 from pcfg.memory import room
 from pcfg.minimum_risk import PlainLabels, check_cost, minimum_risk_tree
 from pcfg.sparse import Spans, SparseChart
-from pcfg.treebank import chain
 from pcfg.trees import Tree
 
 ENGINES = ("auto", "dense", "sparse")
 # The dense chart costs about n^3 N^2 / 3 + n^2 N S^2 a sentence, whatever the number of rules; the sparse one walks over
 # rules, some hundred times as slowly an operation. Beyond these sizes the dense tables alone are too large.
 _DENSE_SYMBOLS, _DENSE_SHARE = 400, 0.02
+_MOST_OF_MEMORY = 0.9  # of what is free: estimates are rough, and others want some
 _LEAST_BYTES = 256 << 20  # what must stay free while charts are kept
 # What the sparse engine holds of each symbol over a span, if it derives the words, while it works on a sentence.
 _ITEM_BYTES = 64
@@ -51,7 +51,7 @@ def inside_outside(
 
     Raises:
         GrammarError: a word that the grammar doesn't know, with its position.
-        OptionError: no sentences, an engine or dtype that is none, or a batch whose chart would not fit into memory.
+        OptionError: no sentences, an engine, dtype or device that is none, or a batch whose chart would not fit into memory.
     """
     if not len(sentences):
         raise OptionError("there are no sentences to parse: give at least one")
@@ -61,6 +61,7 @@ def inside_outside(
         raise OptionError(f"dtype {dtype!r} isn't float32 or float64")
     if workers < 1:
         raise OptionError(f"workers is {workers}: give 1 or more")
+    _device(device)  # one that isn't here is refused, whether this grammar's engine would use it or not
     emissions = [grammar.emissions(sentence) for sentence in sentences]
     chosen = pick_engine(grammar, engine)
     return Chart(grammar, tuple(map(tuple, sentences)), tuple(emissions), chosen, device, dtype, workers)
@@ -200,7 +201,7 @@ class Chart:
     def best_trees(self) -> list[Tree | None]:
         """The most probable tree of each sentence (Viterbi), in the grammar's symbols; None without a parse.
 
-        `treebank.undo` turns the tree of a treebank's grammar back into the treebank's own form.
+        `Grammar.undo` gives such a tree the form of the treebank or the rules that the grammar was made from.
         """
         return [self._tree(row, nodes) for row, (_, nodes) in enumerate(self._viterbi)]
 
@@ -212,12 +213,12 @@ class Chart:
     def mbr_trees(self, cost: float = 0.4) -> list[Tree | None]:
         """The tree of most expected labelled recall less `cost` a label (Goodman 1996); None without a parse.
 
-        Under a treebank's grammar, in the treebank's own labels; else in the grammar's.
+        In the labels of the treebank or the rules that the grammar was made from.
         """
         check_cost(cost)
         grammar = self.grammar
-        chain_of = chain if grammar.transformed else lambda name: (name,)
-        plain = PlainLabels.of_symbols(grammar.nonterminals, grammar.preterminals, chain_of)
+        names = grammar.plain_labels.__getitem__
+        plain = PlainLabels.of_symbols(grammar.nonterminals, grammar.preterminals, names)
         found: list[Tree | None] = []
         for words, log_z, (labels, tags) in zip(self.sentences, self.log_z.tolist(), self._posteriors(), strict=True):
             found.append(None if log_z == -math.inf else minimum_risk_tree(words, labels, tags, plain, cost))
@@ -337,10 +338,10 @@ class Chart:
     def _refuse(self, wanted: int) -> None:
         """Before anything is allocated: a process that the system kills says nothing."""
         there = room(_device(self.device if self.engine == "dense" else "cpu"))
-        if wanted > there:
+        if wanted > _MOST_OF_MEMORY * there:
             raise OptionError(
                 f"{len(self.sentences)} sentences of up to {self._longest} words would take {wanted / 1e9:.1f} GB, and "
-                f"{there / 1e9:.1f} GB are free: give fewer at once, or shorter ones"
+                f"{there / 1e9:.1f} GB are free, some of it for others: give fewer at once, or shorter ones"
             )
 
 

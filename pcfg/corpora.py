@@ -40,6 +40,7 @@ def write_corpus(
     held_out: float = 0.0,
     dataset: bool = False,
     with_tokenizer: bool = False,
+    binary: bool = False,
     shard_size: int = 50_000,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -49,6 +50,7 @@ def write_corpus(
     Args:
         held_out: share of the different sentences that go to a part `test`, none of which is in the part `train`.
         dataset: also a folder `dataset` for `datasets.load_from_disk`.
+        binary: leave trees in the grammar's symbols, instead of as `Grammar.undo` gives them.
         with_tokenizer: also a folder `tokenizer` for `AutoTokenizer.from_pretrained`.
     """
     folder = Path(folder)
@@ -59,8 +61,9 @@ def write_corpus(
     shares = {"train": 1 - held_out, "test": held_out} if held_out else {"train": 1.0}
     sample(grammar, 0, seed=seed, max_length=max_length)  # raises now what would be raised later
     words = tokenizer(grammar) if with_tokenizer else None
-    settings = {"count": count, "seed": seed, "max_length": max_length, "held_out": held_out, "dataset": dataset}
-    call = {"what": "sample", "grammar": fingerprint(grammar), **settings, "shard_size": shard_size}
+    settings = {"count": count, "seed": seed, "max_length": max_length, "held_out": held_out, "shard_size": shard_size}
+    written = {"dataset": dataset, "binary": binary}
+    call = {"what": "sample", "grammar": fingerprint(grammar), **settings, **written}
     numbers = range(-(-count // shard_size))
     with resumable(folder, call) as partial:
         progress(0, count, "sampling")
@@ -78,10 +81,10 @@ def write_corpus(
                 with new_folder(partial / f"{number:05d}") as staged:
                     for name, part in parts.items():
                         write_text(part, staged / f"{name}.txt")
-                        write_jsonl(part, staged / f"{name}.jsonl")
+                        write_jsonl(part, staged / f"{name}.jsonl", plain=not binary)
                     if dataset:
                         with _quiet_datasets():
-                            write_dataset(parts, staged / "dataset")
+                            write_dataset(parts, staged / "dataset", plain=not binary)
                     replace_json(staged / REPORT, found)
             progress(min(first + shard_size, count), count, "sampling")
         shards = [partial / f"{number:05d}" for number in numbers]

@@ -23,13 +23,13 @@ def write_text(samples: Samples, path: str | Path) -> None:
     replace_bytes(Path(path), "".join(f"{' '.join(sentence)}\n" for sentence in samples).encode())
 
 
-def write_jsonl(samples: Samples, path: str | Path) -> None:
-    """A JSON object a line: `tokens`, a list of words, and `tree`, a line of brackets."""
-    rows = ({"tokens": sentence, "tree": samples.bracketed(i)} for i, sentence in enumerate(samples))
+def write_jsonl(samples: Samples, path: str | Path, *, plain: bool = False) -> None:
+    """A JSON object a line: `tokens`, a list of words, and `tree`, a line of brackets (`plain`: as for `bracketed`)."""
+    rows = ({"tokens": sentence, "tree": samples.bracketed(i, plain=plain)} for i, sentence in enumerate(samples))
     replace_bytes(Path(path), "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
 
 
-def write_dataset(parts: Mapping[str, Samples], folder: str | Path) -> None:
+def write_dataset(parts: Mapping[str, Samples], folder: str | Path, *, plain: bool = False) -> None:
     """A folder for `datasets.load_from_disk`: a `DatasetDict` of the parts, with the columns of `write_jsonl`.
 
     The folder appears whole or not at all. Raises PcfgError where it exists already.
@@ -41,7 +41,7 @@ def write_dataset(parts: Mapping[str, Samples], folder: str | Path) -> None:
     for name, samples in parts.items():
         words = pa.array(samples.grammar.words, pa.string()).take(pa.array(samples.words))
         offsets = pa.array(samples.offsets.astype(np.int64))
-        trees = pa.array((samples.bracketed(i) for i in range(len(samples))), pa.string())
+        trees = pa.array((samples.bracketed(i, plain=plain) for i in range(len(samples))), pa.string())
         tokens = pa.LargeListArray.from_arrays(offsets, words).cast(pa.list_(pa.string()))
         tables[name] = Dataset(pa.table({"tokens": tokens, "tree": trees}))
     with new_folder(Path(folder)) as staged:

@@ -16,7 +16,7 @@ from pcfg.checking import check_grammar
 from pcfg.errors import GrammarError, PcfgError, TreebankError
 from pcfg.files import replace_bytes
 from pcfg.grammar_json import arrays_of_json, to_json
-from pcfg.rules import Rule, Word, format_rules, read_rules, to_binary
+from pcfg.rules import Rule, Word, format_rules, plain_labels, read_rules, to_binary
 
 if TYPE_CHECKING:
     import nltk
@@ -39,7 +39,7 @@ class Grammar:
         parents, left, right, rule_probs: the binary rules, sorted by parent, left, right.
         tags, tokens, word_probs: the lexical rules: preterminal number (0..T-1), word number, probability; sorted.
         lexicon: where given, scores words in place of `word_probs` when a sentence is parsed.
-        transformed: whether symbols are labels of `treebank.transform`, so that `treebank.undo` takes trees back.
+        transformed: whether symbols are labels of `treebank.transform`, so that `undo` takes trees back.
     """
 
     nonterminals: tuple[str, ...]
@@ -165,7 +165,7 @@ class Grammar:
     ) -> "Grammar":
         """Read off a treebank's trees, ours or NLTK's, as they stand: cleaned and made binary on the way.
 
-        `pcfg.parsing.parse` gives trees in the treebank's own form again. Other options, and what they do:
+        `undo` gives trees in the treebank's own form again. Other options, and what they do:
         `pcfg.treebank.induce`. Raises TreebankError for no trees, and for orders it doesn't know.
         """
         from pcfg.treebank import clean_trees, induce
@@ -179,7 +179,7 @@ class Grammar:
         """From rules a line: `0.5 NP -> Det N`, or `NP -> Det N [0.5] | 'her' [0.5]`; words in quotes; # for comments.
 
         The first rule's parent is the start symbol. Rules of any shape are made binary, and every sentence keeps its
-        exact probability; trees show a chain of unary rules as its top only: see `pcfg.rules.to_binary`.
+        exact probability; `undo` gives trees the rules' shape again, but for unary chains: see `pcfg.rules.to_binary`.
         """
         return cls(*to_binary(*read_rules(text, source)))
 
@@ -319,6 +319,35 @@ class Grammar:
     def word_numbers(self) -> dict[str, int]:
         """Each word's number."""
         return {word: i for i, word in enumerate(self.words)}
+
+    @cached_property
+    def plain_labels(self) -> dict[str, tuple[str, ...]]:
+        """What each symbol is called where trees have the shape that the grammar was made from: labels, top first.
+
+        A symbol that only making rules binary brought about has none.
+        """
+        from pcfg.treebank import chain
+
+        if self.transformed:
+            return {name: chain(name) for name in self.symbols}
+        over_words, roots = (
+            set(self.preterminals),
+            {name for name, p in zip(self.symbols, self.start, strict=True) if p},
+        )
+        return {
+            name: plain_labels(name, over_word=name in over_words) or ((name,) if name in roots else ())
+            for name in self.symbols
+        }
+
+    def undo(self, tree: "Tree") -> "Tree":
+        """A tree in the grammar's symbols as in the treebank, or of the rules' own shape, that the grammar was made from.
+
+        A chain of unary rules of `from_text` and `from_nltk` is its top only, and a word beside others stands under a
+        preterminal of its own.
+        """
+        from pcfg.treebank import relabelled
+
+        return relabelled(tree, self.plain_labels.__getitem__)
 
     @cached_property
     def branching(self) -> Branching:

@@ -15,7 +15,6 @@ from pcfg.files import new_folder, replace_bytes
 from pcfg.grammar import Grammar
 from pcfg.shards import Progress, fingerprint, nearest, resumable, silent, sync, text_fingerprint
 from pcfg.texts import batches
-from pcfg.treebank import undo
 from pcfg.trees import NO_PARSE, Tree, format_trees
 
 RULES = ("viterbi", "mbr")
@@ -39,7 +38,7 @@ def parse(
     device: str | None = None,
     workers: int = 1,
 ) -> list[Tree | None]:
-    """A tree for each sentence, None without a parse; those of a treebank's grammar as in the treebank.
+    """A tree for each sentence, None without a parse, in the form of what the grammar was made from: see `Grammar.undo`.
 
     Args:
         rule: `viterbi`, the most probable tree, or `mbr`, the tree with the most expected labelled recall.
@@ -55,7 +54,6 @@ def parse(
         raise OptionError("--cost is for --rule mbr: leave it out")
     if rule == "mbr" and binary:
         raise OptionError("--binary is for --rule viterbi: minimum-risk trees aren't the grammar's own")
-    back = grammar.transformed and not binary
     trees: list[Tree | None] = [None] * len(sentences)
     tables = rule == "mbr" or pick_engine(grammar) == "dense"  # the sparse engine's best trees take none that last
     for numbers in batches(sentences, lambda n: chart_numbers(grammar, n) if tables else n * n):
@@ -63,7 +61,7 @@ def parse(
         if rule == "mbr":
             found = chart.mbr_trees() if cost is None else chart.mbr_trees(cost=cost)
         else:
-            found = [tree and undo(tree) if back else tree for tree in chart.best_trees()]
+            found = [tree if tree is None or binary else grammar.undo(tree) for tree in chart.best_trees()]
         for number, tree in zip(numbers, found, strict=True):
             trees[number] = tree
     return trees

@@ -77,6 +77,17 @@ def to_binary(rules: Sequence[Rule], start: str) -> BinaryForm:
     return _reachable(form) if unary else form
 
 
+def plain_labels(symbol: str, *, over_word: bool) -> tuple[str, ...]:
+    """What a symbol of `to_binary` is called in trees of the rules' own shape; none for the rest of a long rule.
+
+    A word beside others keeps its preterminal: a tree has no bare words. Symbols of the user's own that begin with / count
+    as rests, tags that end in /1 as halves.
+    """
+    if over_word:
+        return (re.sub(r"(?<=.)/1/*$", "", symbol),)
+    return () if symbol.startswith("/") else (symbol,)
+
+
 def check_rules(rules: Sequence[Rule], start: str) -> None:
     """Refuse an empty grammar, empty right-hand sides, improper probabilities and undefined symbols."""
     if not rules:
@@ -86,7 +97,9 @@ def check_rules(rules: Sequence[Rule], start: str) -> None:
         if not rule.children:
             raise GrammarError(f"the rule {rule.parent} -> (nothing) derives no word: rewrite the grammar without it")
         if not (math.isfinite(rule.probability) and rule.probability >= 0):
-            raise GrammarError(f"the rule {rule} has the probability {rule.probability}: it must be 0 or more")
+            raise GrammarError(
+                f"the rule {rule} has the probability {rule.probability}: it must be a number, 0 or more"
+            )
         totals[rule.parent] += rule.probability
     for symbol, total in totals.items():
         check_total(total, f"the rules of {symbol}")

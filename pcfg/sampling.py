@@ -1,6 +1,6 @@
 """Sentences and their trees drawn from a grammar: fast, the same for the same seed, with length limits done right."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -72,22 +72,28 @@ class Samples:
                 made.append(Tree(grammar.preterminals[tag], (grammar.words[word],)))
         return made[0]
 
-    def bracketed(self, number: int) -> str:
-        """The tree of a sentence in one line of brackets, as in `str(samples.tree(number))` but faster."""
-        binary, pieces = len(self.grammar.rule_probs), self._pieces
+    def bracketed(self, number: int, *, plain: bool = False) -> str:
+        """The tree of a sentence in one line of brackets, as in `str(samples.tree(number))` but faster.
+
+        Args:
+            plain: as `Grammar.undo` gives it, instead of in the grammar's symbols.
+        """
+        binary, (heads, tails) = len(self.grammar.rule_probs), self._plain_pieces if plain else self._pieces
         written: list[str] = []
         missing: list[int] = []  # how many children each open bracket still waits for
+        closing: list[str] = []  # and what closes it
         for step in self._steps(number).tolist():
-            written.append(pieces[step])
+            written.append(heads[step])
             if step < binary:
                 missing.append(2)
+                closing.append(tails[step])
                 continue
             while missing:
                 missing[-1] -= 1
                 if missing[-1]:
                     break
                 missing.pop()
-                written.append(")")
+                written.append(closing.pop())
         return "".join(written)[1:]
 
     def take(self, numbers: Int64[np.ndarray, " some"]) -> "Samples":
@@ -109,14 +115,24 @@ class Samples:
         return {name: self.take(np.flatnonzero(part == i)) for i, name in enumerate(shares)}
 
     @cached_property
-    def _pieces(self) -> list[str]:
-        """What each step writes."""
+    def _pieces(self) -> tuple[list[str], list[str]]:
+        return self._written({name: (name,) for name in self.grammar.symbols})
+
+    @cached_property
+    def _plain_pieces(self) -> tuple[list[str], list[str]]:
+        return self._written(self.grammar.plain_labels)
+
+    def _written(self, labels: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+        """What each step writes, and what each binary rule writes after its children."""
         grammar = self.grammar
-        names = grammar.symbols
+        opened = [" (" + " (".join(labels[name]) if labels[name] else "" for name in grammar.symbols]
+        closed = [")" * len(labels[name]) for name in grammar.symbols]
         words = [word.replace("(", "-LRB-").replace(")", "-RRB-") for word in grammar.words]
-        heads = [f" ({names[parent]}" for parent in grammar.parents.tolist()]
-        pairs = zip(grammar.tags.tolist(), grammar.tokens.tolist(), strict=True)
-        return heads + [f" ({grammar.preterminals[tag]} {words[word]})" for tag, word in pairs]
+        parents, tags = grammar.parents.tolist(), (grammar.tags + len(grammar.nonterminals)).tolist()
+        leaves = [
+            f"{opened[tag]} {words[word]}{closed[tag]}" for tag, word in zip(tags, grammar.tokens.tolist(), strict=True)
+        ]
+        return [opened[parent] for parent in parents] + leaves, [closed[parent] for parent in parents]
 
     def _steps(self, number: int) -> Int32[np.ndarray, " k"]:
         number = range(len(self))[number]

@@ -8,7 +8,7 @@ import os
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,15 +156,21 @@ def _binarise(tree: Tree, h: int | float) -> Tree:
 
 def undo(tree: Tree) -> Tree:
     """The tree that `transform` was given, or, for a parse, the tree that it stands for."""
+    return relabelled(tree, chain)
+
+
+def relabelled(tree: Tree, labels_of: Callable[[str], Sequence[str]]) -> Tree:
+    """The tree with each node as a chain of nodes, top first, of the labels given; where there are none, its children stay.
+
+    Raises TreebankError where the root would go.
+    """
 
     def build(node: Tree, children: list[Any]) -> list[Tree]:
         if node.is_preterminal:
             below: tuple[Tree | str, ...] = node.children
         else:
             below = tuple(child for group in children for child in group)
-        if is_made(node.label):
-            return [child for child in below if isinstance(child, Tree)]
-        for label in reversed(chain(node.label)):
+        for label in reversed(labels_of(node.label)):
             below = (Tree(label, below),)
         return [child for child in below if isinstance(child, Tree)]
 

@@ -16,6 +16,7 @@ from pcfg.chart import inside_outside
 from pcfg.errors import GrammarError, OptionError
 from pcfg.files import new_folder, replace_json
 from pcfg.grammar import Grammar
+from pcfg.parsing import parse
 from pcfg.rules import Rule, Word, to_binary
 
 ROOTS = {"S": 0.75, "N": 0.25}
@@ -257,6 +258,26 @@ def test_nltk_finds_the_probability_of_the_best_tree():
     grammar = Grammar(roots=ROOTS, binary=BINARY, lexical=LEXICAL)
     (tree,) = nltk.ViterbiParser(grammar.to_nltk()).parse(["cats", "see", "dogs"])
     assert tree.prob() == pytest.approx(0.75 * 0.5 * 0.75 * 0.25)
+
+
+def test_trees_have_the_shape_of_the_rules_again():
+    rules = """1 S -> NP VP PP
+        0.6 NP -> Det N
+        0.4 NP -> 'her'
+        0.3 VP -> 'ran'
+        0.7 VP -> 'saw' NP
+        1 PP -> 'now'
+        1 Det -> 'the'
+        1 N -> 'dog'"""
+    grammar = Grammar.from_text(rules)
+    chart = inside_outside(grammar, [["the", "dog", "saw", "her", "now"], ["her", "ran", "now"]])
+    expected = ["(S (NP (Det the) (N dog)) (VP (/saw saw) (NP her)) (PP now))", "(S (NP her) (VP ran) (PP now))"]
+    assert [str(grammar.undo(tree)) for tree in chart.best_trees()] == expected
+    assert [str(tree) for tree in chart.mbr_trees()] == expected
+    assert [str(tree) for tree in parse(grammar, chart.sentences)] == expected
+    assert parse(grammar, chart.sentences, binary=True) == chart.best_trees()
+    own = Grammar(roots={"/S": 1.0}, binary={("/S", "A", "A"): 1.0}, lexical={("A", "a"): 1.0})
+    assert str(own.undo(inside_outside(own, [["a", "a"]]).best_trees()[0])) == "(/S (A a) (A a))"  # a root stays
 
 
 def test_text_form():

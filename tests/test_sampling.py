@@ -175,6 +175,27 @@ def test_words_trees_and_brackets_agree():
         samples.bracketed(-201)
 
 
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        Grammar.from_text(
+            "1 S -> NP VP PP\n0.6 NP -> Det N\n0.4 NP -> 'her'\n1 VP -> 'saw' NP\n1 PP -> 'now'\n1 Det -> 'a'\n1 N -> 'b'"
+        ),
+        Grammar.from_trees(
+            [Tree.parse("(S (NP (NN a)) (VP (VP (VB c) (NP (DT a) (JJ b) (NN b))) (ADVP (RB d))))")], h=1, v=2
+        ),
+    ],
+    ids=["rules", "treebank"],
+)
+def test_trees_in_the_form_that_the_grammar_was_made_from(grammar):
+    samples = sample(grammar, 100, seed=0)
+    for i in range(100):
+        found = grammar.undo(samples.tree(i))
+        assert str(found) == samples.bracketed(i, plain=True)
+        assert found.words() == samples[i]
+        assert not any("/" in node.label[1:] or "|" in node.label or "^" in node.label for node in found.nodes())
+
+
 def test_nothing_is_a_sample_too():
     samples = sample(SMALL, 0, seed=0)
     assert len(samples) == 0 and list(samples) == [] and len(samples.take(np.arange(0))) == 0

@@ -386,6 +386,8 @@ def test_bad_input_is_refused_in_a_sentence(model, tiny):
         (OptionError, "must be at least 1", lambda: TinT.build(plain, steps=0)),
         (OptionError, "2 blocks, 0 to 1", lambda: TinT.build(plain, layers=[2])),
         (OptionError, "numbers and ranges", lambda: TinT.build(plain, layers="first")),
+        (OptionError, "must be a number, 0 or more", lambda: simulation(ids, prefix_mask(), lr=-1.0)),
+        (OptionError, "must be a number, 0 or more", lambda: simulation.update(ids, lr=math.nan)),
         (OptionError, "positive number", lambda: TinT.build(plain, scale=-1.0)),
         (OptionError, "use float32, float64 or mode 'exact'", lambda: TinT.build(model("gpt2", torch.bfloat16))),
         (TintError, "no language-model head", lambda: TinT.build(bert)),
@@ -432,3 +434,9 @@ def test_a_descent_that_becomes_nan_names_step_and_tensor(model):
     plain.transformer.h[1].mlp.c_fc.bias.data[0] = math.inf
     with pytest.raises(TintError, match=r"the gradient of block 1's \w+\.\w+ is NaN or infinite in float32"):
         TinT.build(plain).gradients(ids)
+
+
+def test_it_says_what_it_is_in_a_line(model):
+    plain = model("gpt2")
+    assert repr(TinT.build(plain, layers=[1])) == "TinT(mode='paper', steps=1, 1 of 2 blocks learn, fast path)"
+    assert "the transformer itself" in repr(TinT.build(plain, materialise=True))

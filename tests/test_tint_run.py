@@ -218,6 +218,11 @@ def test_the_rate_of_a_task_is_chosen_without_its_test_examples(tiny):
             "dynamic evaluation: the loss of window 0 is NaN or infinite: lower the learning rate",
         ),
         (
+            {"lr": 1e30, "steps": 2},
+            TintError,
+            r"dynamic evaluation, step 2: the gradient of transformer\.h\.\d\.[\w.]+ is NaN or infinite",
+        ),
+        (
             {"lr": 1e30, "steps": 2, "methods": ("TinT exact",)},
             TintError,
             r"step 2: the gradient of block \d's \w+\.\w+ is NaN",
@@ -408,13 +413,15 @@ def test_commands_end_to_end(run, tiny, text, tmp_path):
         (("run", "{gpt2}"), "give either --text FILE"),
         (("run", "{gpt2}", "--text", "{text}", "--tests", "3"), "--tests goes with --task, not with --text"),
         (("run", "{gpt2}", "--task", "sst2", "--windows", "3"), "--windows goes with --text, not with --task"),
+        (("run", "{gpt2}", "--task", "sst2", "--window", "32"), "--window goes with --text, not with --task"),
+        (("run", "{gpt2}", "--text", "{text}", "--window", "60000"), "longer than the model's 64 positions"),
         (
             ("run", "{gpt2}", "--text", "{text}", "--lr", "1e30", "--window", "32", "--mode", "exact"),
             "loss of window 0 is NaN",
         ),
-        (("run", "{gpt2}", "--text", "{text}", "--train-share", "0.001"), "leave two of the 256 tokens"),
+        (("run", "{gpt2}", "--text", "{text}", "--train-share", "0.001"), "leave two of the 64 tokens"),
         (("run", "{gpt2}", "--text", "{text}", "--dtype", "float16", "--lr", "0.1", "--window", "32"), "use float32"),
-        (("run", "{gpt2}", "--text", "{text}", "--mode", "best"), "method 'TinT best'"),
+        (("run", "{gpt2}", "--text", "{text}", "--mode", "best"), "mode 'best' isn't one of paper, exact"),
         (("run", "{gpt2}", "--text", "nowhere.txt", "--lr", "0.1"), "can't be read as text"),
         (
             ("run", "{gpt2}", "--text", "{text}", "--window", "128", "--lr", "0.1"),

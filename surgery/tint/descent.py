@@ -1,5 +1,6 @@
 """What becomes of gradients: a step downhill on weights of every row's own, or kept to be looked at."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -7,12 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.errors import TintError
+from surgery.errors import OptionError, TintError
 from surgery.tint.auxiliary import Block
 
 
 class DivergedError(TintError):
     """A descent whose gradients, logits or loss became NaN or infinite: the learning rate is too high."""
+
+
+def check_rate(lr: float) -> None:
+    """Refuse a learning rate that is no number, or would climb."""
+    if not 0 <= lr < math.inf:
+        raise OptionError(f"the learning rate {lr} must be a number, 0 or more")
 
 
 @runtime_checkable

@@ -60,10 +60,12 @@ def dynamic_evaluation(
     for step in range(1, steps + 1):
         loss = _loss(auxiliary, parameters, input_ids, plan)
         found = torch.autograd.grad(loss, list(parameters.values()))
-        if not bool(torch.isfinite(loss)):
-            raise DivergedError(
-                f"dynamic evaluation, step {step}: the loss is NaN or infinite: lower the learning rate (now {lr:g})"
-            )
+        named = zip(parameters, found, strict=True)
+        for what, value in (*((f"gradient of {name}", gradient) for name, gradient in named), ("loss", loss)):
+            if not bool(torch.isfinite(value).all()):
+                raise DivergedError(
+                    f"dynamic evaluation, step {step}: the {what} is NaN or infinite: lower the learning rate (now {lr:g})"
+                )
         with torch.no_grad():
             for parameter, gradient in zip(parameters.values(), found, strict=True):
                 parameter -= lr * gradient

@@ -67,7 +67,8 @@ class Shape:
         """A well-known model's, such as `opt-125m` or `facebook/opt-125m`; raises TintError for others."""
         known = _OWNERS.get(name.lower(), name.lower())
         if known not in _KNOWN:  # someone else's gpt2 may have other sizes
-            raise TintError(f"no sizes of a model called {name!r} are known here: known are {', '.join(_OWNERS)}")
+            names = [own for own in _OWNERS if not own.startswith("smollm")]  # what nobody can count isn't offered
+            raise TintError(f"no sizes of a model called {name!r} are known here: known are {', '.join(names)}")
         return cls.of_config(_KNOWN[known], name)
 
     @property

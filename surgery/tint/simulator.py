@@ -12,7 +12,7 @@ from torch import Tensor
 from surgery.errors import OptionError
 from surgery.tint.auxiliary import Auxiliary, Block
 from surgery.tint.block import Memory, backward, forward
-from surgery.tint.descent import Descent, DivergedError, Gradients, Learner
+from surgery.tint.descent import Descent, DivergedError, Gradients, Learner, check_rate
 from surgery.tint.modules import Arithmetic, affine, cross_entropy, normalise, normalise_backward
 from surgery.tint.segments import Plan, check_length, check_tokens, layout
 
@@ -60,7 +60,7 @@ class Output:
     update: Update
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TinT:
     """A transformer that fine-tunes a smaller one while it reads (Panigrahi et al. 2024).
 
@@ -78,6 +78,10 @@ class TinT:
     steps: int
     layers: tuple[int, ...]
     machine: "Machine | None" = None
+
+    def __repr__(self) -> str:
+        shape, how = self.auxiliary.shape, "the transformer itself" if self.machine else "fast path"
+        return f"TinT(mode={self.mode!r}, steps={self.steps}, {len(self.layers)} of {shape.layers} blocks learn, {how})"
 
     @classmethod
     def build(
@@ -138,6 +142,7 @@ class TinT:
             TintError: a mask that leaves nothing to learn or to test, too long a sequence, or a descent that became NaN,
                 naming step and tensor.
         """
+        check_rate(lr)
         plan = self._plan(input_ids, train_mask, loss_mask, segments, whole=False)
         if self.machine is not None:
             out = self.machine(self, input_ids, plan, lr)
@@ -162,6 +167,7 @@ class TinT:
         segments: Int[Tensor, "batch tokens"] | None = None,
     ) -> Update:
         """Only the inner training, to read many things with afterwards (`hidden`); all tokens train by default."""
+        check_rate(lr)
         mask = torch.ones_like(input_ids, dtype=torch.bool) if train_mask is None else train_mask
         plan = self._plan(input_ids, mask, loss_mask, segments, whole=True)
         with torch.no_grad():

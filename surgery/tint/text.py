@@ -70,13 +70,16 @@ def run_text(
     """
     rates = pick_rates(lr, RATES)
     held = dev_windows if len(rates) > 1 else 0
-    _check_options(shares, methods, _WINDOW if window is None else window, batch_size)
+    if window is not None:
+        _check_options(shares, methods, window, batch_size)
     if len(rates) > 1 and held < 1:
         raise OptionError("several learning rates, and no windows to choose by: give dev_windows or one lr")
     model = (load_named if isinstance(text, Tensor) else load_whole)(model, device=device, dtype=dtype)
     auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
-    window = min(_WINDOW, auxiliary.shape.positions) if window is None else window
-    _check_options(shares, methods, window, batch_size)
+    if window is None:
+        window = min(_WINDOW, auxiliary.shape.positions)
+        _check_options(shares, methods, window, batch_size)
+    check_length(torch.tensor([[window - 1]]), auxiliary.shape.positions)
     ids = text if isinstance(text, Tensor) else _tokens(model, Path(text))
     count = len(ids) // window
     wanted = count - held if windows is None else windows
@@ -85,7 +88,6 @@ def run_text(
             f"the text has {len(ids):,} tokens, which is {count} windows of {window}, but {held + max(wanted, 1)} are needed: give a longer text or lower --window"
         )
     rows = ids[: (held + wanted) * window].view(-1, window).to(auxiliary.device)
-    check_length(torch.tensor([[window - 1]]), auxiliary.shape.positions)
     asked = {
         "model": name_of(model),
         "text": "token ids" if isinstance(text, Tensor) else str(text),
@@ -243,6 +245,10 @@ def _check_options(shares: Sequence[float], methods: Sequence[str], window: int,
                 f"training share {share} must lie between 0 and 1, and leave two of the {window} tokens of a window to learn from and one to test on"
             )
     for method in methods:
+        if method not in METHODS and method.startswith("TinT "):
+            raise OptionError(
+                f"mode {method.removeprefix('TinT ')!r} isn't one of {', '.join(m.removeprefix('TinT ') for m in METHODS if m.startswith('TinT '))}"
+            )
         if method not in METHODS:
             raise OptionError(f"method {method!r} isn't one of {', '.join(METHODS)}")
 
