@@ -34,7 +34,7 @@ print(f"{100 * drawn.acceptance:.1f}% of all sentences have 12 words or fewer; o
 sentence = ["her", "saw", "the", "dog", "with", "stars"]
 chart = inside_outside(grammar, [sentence])
 print(f"log Z {float(chart.log_z[0]):.4f}, entropy of the trees {chart.entropy()[0]:.4f} nats")
-print("likeliest:", chart.best_trees()[0])
+print("likeliest:", grammar.undo(chart.best_trees()[0]))
 for start, end in ((1, 4), (2, 6)):
     print(f"{' '.join(sentence[start:end])!r} is a constituent: {float(chart.span_marginals[0, start, end]):.3f}")
 
