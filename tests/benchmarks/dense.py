@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python -m tests.benchmarks.dense
 
 Ours is span marginals, tag posteriors and rule expectations; torch-struct's `marginals` has the labels of spans too. Times and
-ratios are medians over turns in which each runs once; memory is the growth of the peak in a process of its own that computes once.
+ratios are medians over turns in which each runs; memory is the growth of the peak in a process of its own that computes once.
 """
 
 import subprocess
@@ -71,19 +71,20 @@ RUNS = {"ours": ours, "spans_only": spans_only, "training": training, "theirs": 
 
 
 def alternate(*runs, seconds=10.0):
-    """Median time of each of some runs, in seconds, and of their ratios to the first's, over turns in which each runs once.
+    """Median time of each of some runs, in seconds, and of the first's time over theirs, over turns: five at least.
 
-    What else the machine does meets them all. Five turns at least, after one to warm up.
+    What else the machine does meets them all. In a turn each runs twice, and the second run counts: the first clears away
+    what the one before it left in caches and in the allocator.
     """
-    turns, end = [], 0.0
-    while len(turns) < 6 or time.perf_counter() < end:
+    turns, end = [], time.perf_counter() + seconds
+    while len(turns) < 5 or time.perf_counter() < end:
         turns.append([])
         for run in runs:
+            run()
             began = time.perf_counter()
             run()
             turns[-1].append(time.perf_counter() - began)
-        end = end or time.perf_counter() + seconds
-    found = np.array(turns[1:])
+    found = np.array(turns)
     return np.median(found, 0), np.median(found[:, :1] / found, 0)
 
 
