@@ -23,7 +23,8 @@ app = typer.Typer(
 _LISTED = 10  # sentences without a parse, or rules of a symbol
 
 GrammarFile = Annotated[
-    Path, typer.Argument(help="Grammar: .json as written here, or a text of rules such as 0.5 NP -> Det N, words in quotes.")
+    Path,
+    typer.Argument(help="Grammar: .json as written here, or a text of rules such as 0.5 NP -> Det N, words in quotes."),
 ]
 Text = Annotated[
     Path | None,

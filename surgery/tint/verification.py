@@ -96,7 +96,7 @@ class Verification:
                 found, full = self.worst(mode, "detached"), self.worst(mode, "full")
                 lines.append(
                     f"{mode} against autograd with detached scores: cosine at least {found['cosine']:.6f}; "
-                    f"against full autograd at least {full['cosine']:.4f}"
+                    f"against full autograd, through scores too, at least {full['cosine']:.4f}"
                 )
         return lines
 
