@@ -24,6 +24,8 @@ _BATCH, _BATCH_BYTES = 64, 64 << 20
 _MOST_RULES = 10_000_000
 # Below this a symbol's expected count has lost bits; it keeps its probabilities.
 _LEAST_COUNT = 1e-200
+# Shares below this become 0: no likelihood in float64 shows the loss, and charts of such numbers underflow, and are slow.
+_LEAST_SHARE = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,7 @@ def fit(
 ) -> Fitted:
     """Expectation-maximisation: each round sets probabilities to relative expected counts (Lari & Young 1990).
 
-    No round lowers the likelihood. Rounds depend on the grammar alone, so going on from a saved one is as if nothing
+    No round lowers the likelihood. A rule whose share of its parent's uses falls below 1e-30 gets probability 0. Rounds depend on the grammar alone, so going on from a saved one is as if nothing
     had come between. Symbols that no parse uses keep their probabilities, and what has probability 0 keeps that. With a
     smoothed lexicon, roots and binary rules are fitted, words stay; "likelihood" is then the lexicon's score.
 
@@ -295,7 +297,8 @@ def _relative(
     """Counts over their group's sum; old probabilities where there is none."""
     counts = counts + smoothing * (old > 0)
     totals = np.bincount(groups, counts)[groups]
-    return np.where(totals > _LEAST_COUNT, counts / np.where(totals > _LEAST_COUNT, totals, 1.0), old)
+    shares = counts / np.where(totals > _LEAST_COUNT, totals, 1.0)
+    return np.where(totals > _LEAST_COUNT, np.where(shares < _LEAST_SHARE, 0.0, shares), old)
 
 
 def _batches(sentences: Sequence[Sequence[str]], symbols: int) -> Iterator[list[int]]:

@@ -10,9 +10,10 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -142,12 +143,13 @@ def pretrain(
     held_out = [list(s) for s in sample(grammar, recipe.evaluation, seed=seed, max_length=limit, first=HELD_OUT)]
     small = MaskedSet.draw(grammar, held_out[:_SMALL], seed=seed, share=recipe.mask, device=device, progress=progress)
     set_seed(seed)
-    with _quiet():
+    # The trainer makes its folder even where nothing is to be kept.
+    with _quiet(), nullcontext(str(resume)) if resume else TemporaryDirectory() as place:
         module = RobertaForMaskedLM(settings)
-        trainer = _trainer(module, words, drawn, recipe, seed, device, Path(resume) if resume else None)
+        trainer = _trainer(module, words, drawn, recipe, seed, device, place)
         if resume:  # once nothing else can be refused, so that a mistake leaves no folder
             claim(Path(resume), {**call, "grammar": fingerprint(grammar)})
-        watcher = _watcher(trainer, small, words, progress)
+        watcher = _watcher(trainer, small, words, progress, keep=bool(resume))
         last = _last_whole(Path(resume)) if resume else None
         trainer.add_callback(watcher)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -250,7 +252,7 @@ class _Masker:
 
 
 def _trainer(
-    module: Any, words: Any, drawn: Samples, recipe: PretrainRecipe, seed: int, device: str | None, folder: Path | None
+    module: Any, words: Any, drawn: Samples, recipe: PretrainRecipe, seed: int, device: str | None, folder: str
 ) -> Any:
     from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
@@ -258,7 +260,7 @@ def _trainer(
     steps = math.ceil(len(drawn) / recipe.batch_size)
     try:
         arguments = TrainingArguments(
-            output_dir=str(folder or "unused"),
+            output_dir=folder,
             num_train_epochs=1,
             per_device_train_batch_size=recipe.batch_size,
             learning_rate=recipe.rate,
@@ -287,7 +289,7 @@ def _trainer(
     return trainer
 
 
-def _watcher(trainer: Any, small: MaskedSet, words: Any, progress: Progress) -> Any:
+def _watcher(trainer: Any, small: MaskedSet, words: Any, progress: Progress, *, keep: bool) -> Any:
     from transformers import TrainerCallback
 
     optimum = float(small.entropies.mean())
@@ -308,7 +310,7 @@ def _watcher(trainer: Any, small: MaskedSet, words: Any, progress: Progress) -> 
             found = [entry["excess"] for entry in state.log_history if "excess" in entry]
             how = f"{found[-1]:.3f} nats above the optimum of {optimum:.3f}" if found else "first evaluation at a tenth"
             progress(step, steps, f"pretraining: {how}")
-            if args.output_dir != "unused" and time.monotonic() - self.saved > _SAVE_SECONDS and step < steps:
+            if keep and time.monotonic() - self.saved > _SAVE_SECONDS and step < steps:
                 self.saved, control.should_save = time.monotonic(), True
             return control
 

@@ -63,6 +63,23 @@ def test_no_round_lowers_the_likelihood(seed):
     assert found.log_likelihoods[-1] == pytest.approx(float(last))
 
 
+def test_a_share_too_small_to_tell_becomes_0():
+    # B is `a` only in S -> A B, which always loses against S -> A A: both shares fall, the faster the smaller they are.
+    binary = {("S", "A", "A"): 0.3, ("S", "A", "B"): 0.3, ("S", "C", "B"): 0.4}
+    lexical = {("A", "a"): 1.0, ("B", "a"): 0.5, ("B", "b"): 0.5, ("C", "c"): 1.0}
+    grammar = Grammar(roots={"S": 1.0}, binary=binary, lexical=lexical)
+    found = []
+    fit(grammar, [["a", "a"]] * 5 + [["c", "b"]] * 5, 9, on_round=lambda _, better, __: found.append(better))
+    own, other, as_a = 0.3, 0.3, 0.5
+    for better in found:
+        uses = 5 * other * as_a / (own + other * as_a)
+        own, other, as_a = (5 - uses) / 10, uses / 10, uses / (5 + uses)
+        if uses / 10 > 1e-28:
+            assert better.binary["S", "A", "B"] == pytest.approx(other, rel=1e-9)
+    assert found[3].binary["S", "A", "B"] > 0 and other < 1e-60
+    assert found[-1].binary["S", "A", "B"] == 0 == found[-1].lexical["B", "a"]
+
+
 def test_smoothing_climbs_its_own_hill_and_keeps_what_has_weight():
     grammar = sparse_grammar(5)
     sentences, goals = texts(grammar, 20), []

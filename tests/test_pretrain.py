@@ -2,7 +2,9 @@
 
 import json
 import math
+from contextlib import chdir
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,8 +29,11 @@ def grammar():
 
 
 @pytest.fixture(scope="module")
-def trained(grammar):
-    return pretrain(grammar, TINY, seed=0, device="cpu")
+def trained(grammar, tmp_path_factory):
+    with chdir(tmp_path_factory.mktemp("elsewhere")):
+        found = pretrain(grammar, TINY, seed=0, device="cpu")
+        assert not list(Path().iterdir())  # nothing asked for a folder
+    return found
 
 
 def test_the_optimum_is_the_exact_posterior(grammar):
@@ -111,7 +116,7 @@ def test_masks_are_all_masks_and_never_special_tokens(grammar, tmp_path):
             vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
         )
     )
-    trainer = _trainer(module, words, drawn, TINY, 0, "cpu", tmp_path)
+    trainer = _trainer(module, words, drawn, TINY, 0, "cpu", str(tmp_path))
     torch.manual_seed(0)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(64)])
     chosen = batch["labels"] != -100
