@@ -60,12 +60,15 @@ class Model:
                 self.parameters[tensor].copy_(checkpoint.finite_tensor(by_parameter[name]))
 
 
-def load_model(checkpoint: Checkpoint, *, device: str | None = None, dtype: str | None = None) -> Model:
+def load_model(
+    checkpoint: Checkpoint, *, device: str | None = None, dtype: str | None = None, tokenized: bool = True
+) -> Model:
     """Load weights and tokenizer.
 
     Args:
         device: as torch names them; default CUDA when there is one, else the CPU.
         dtype: float32 (default), bfloat16, float16 or float64.
+        tokenized: load the tokenizer too, without which a language model takes token ids only.
 
     Raises:
         CheckpointError: tensors that the model needs are missing, or hold NaN or infinity.
@@ -83,7 +86,7 @@ def load_model(checkpoint: Checkpoint, *, device: str | None = None, dtype: str 
             )
         except Exception as error:  # whatever the library raises on files it can't use
             raise CheckpointError(f"{checkpoint}: transformers can't load it ({str(error).splitlines()[0]})") from error
-        tokenizer = load_tokenizer(checkpoint)
+        tokenizer = load_tokenizer(checkpoint) if tokenized else None
     # A bare encoder's pooler isn't read by any readout, and many checkpoints come without one.
     if missing := [name for name in info["missing_keys"] if structure.kind != "encoder" or "pooler" not in name]:
         raise CheckpointError(
@@ -91,7 +94,7 @@ def load_model(checkpoint: Checkpoint, *, device: str | None = None, dtype: str 
         )
     module = module.to(place).eval().requires_grad_(False)
     if structure.kind == "classifier" and getattr(module.config, "pad_token_id", None) is None:
-        pad = tokenizer.pad_token_id
+        pad = getattr(tokenizer, "pad_token_id", None)
         module.config.pad_token_id = _first(module.config, "eos_token_id") if pad is None else pad
     named = dict(module.named_parameters(remove_duplicate=False))
     model = Model(

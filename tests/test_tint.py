@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from surgery.errors import OptionError, SurgeryError, TintError
-from surgery.tint import TinT
+from surgery.tint import TinT, verify
 from surgery.tint.modules import (
     Arithmetic,
     activate,
@@ -23,6 +23,7 @@ from surgery.tint.modules import (
     normalise_backward,
     rotate,
 )
+from surgery.tint.text import run_text
 
 FAMILIES = ("gpt2", "opt", "llama", "llama-tied")
 TRAIN, TOKENS = 12, 20
@@ -434,6 +435,17 @@ def test_a_descent_that_becomes_nan_names_step_and_tensor(model):
     plain.transformer.h[1].mlp.c_fc.bias.data[0] = math.inf
     with pytest.raises(TintError, match=r"the gradient of block 1's \w+\.\w+ is NaN or infinite in float32"):
         TinT.build(plain).gradients(ids)
+
+
+def test_token_ids_need_no_tokenizer(model, tmp_path):
+    plain = model("gpt2", torch.float32)
+    plain.save_pretrained(tmp_path / "bare")
+    ids = tokens(plain)
+    found = TinT.build(str(tmp_path / "bare"), materialise=True)(ids, prefix_mask(), lr=1e-3).logits
+    assert torch.equal(found, TinT.build(plain, materialise=True)(ids, prefix_mask(), lr=1e-3).logits)
+    assert verify(str(tmp_path / "bare"), ids[:1], sweep=False).forward_error < 1e-5
+    with pytest.raises(SurgeryError, match="no tokenizer can be loaded"):
+        run_text(str(tmp_path / "bare"), tmp_path / "text.txt", lr=1e-3)
 
 
 def test_it_says_what_it_is_in_a_line(model):

@@ -117,8 +117,11 @@ class Auxiliary:
         return cos.unsqueeze(2), sin.unsqueeze(2)
 
 
-def load_named(model: Any, *, device: str | None = None, dtype: str | None = None) -> Any:
+def load_named(model: Any, *, device: str | None = None, dtype: str | None = None, tokenized: bool = False) -> Any:
     """What a folder, a hub id or a Checkpoint names, as a loaded `Model`; anything else as it is.
+
+    Args:
+        tokenized: with its tokenizer; token ids need none.
 
     Raises:
         TintError: an architecture that can't be simulated, before it is loaded; CheckpointError: as loading does.
@@ -129,7 +132,7 @@ def load_named(model: Any, *, device: str | None = None, dtype: str | None = Non
 
     checkpoint = open_checkpoint(model)
     Shape.of_config(checkpoint.config, str(checkpoint))
-    return load_model(checkpoint, device=device, dtype=dtype)
+    return load_model(checkpoint, device=device, dtype=dtype, tokenized=tokenized)
 
 
 def name_of(model: Any) -> str:

@@ -255,8 +255,8 @@ def _check_options(shares: Sequence[float], methods: Sequence[str], window: int,
 
 def load_whole(model: Any, device: str | None, dtype: str | None) -> Any:
     """A model with its tokenizer; raises TintError for one without, or that can't be simulated."""
-    model = load_named(model, device=device, dtype=dtype)
-    if not hasattr(model, "tokenizer"):
+    model = load_named(model, device=device, dtype=dtype, tokenized=True)
+    if getattr(model, "tokenizer", None) is None:
         raise TintError("a text needs a tokenizer: give a folder, a hub id or a loaded Model, or give token ids")
     return model
 
