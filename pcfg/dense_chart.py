@@ -241,6 +241,7 @@ class Outside:
         with full_precision(inside.tags):
             for width in range(n, 1, -1):
                 self._spread(width)
+            inside.lefts.clear()  # nothing after this pass needs them
             self._reach_words()
         self.of_words[0] += self.roots[:, inside.nonterminals :].masked_fill(~single, 0.0)
         self.of_words.masked_fill_(inside.tags.real == 0, 0.0)

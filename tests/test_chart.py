@@ -211,7 +211,7 @@ def test_what_cant_be_is_refused_with_its_place(engine, monkeypatch):
     with pytest.raises(OptionError, match="dtype 'float16'"):
         inside_outside(grammar, [["w0"]], dtype="float16")
     with pytest.raises(OptionError, match="device quantum"):
-        _ = inside_outside(grammar, [["w0"]], engine="dense", device="quantum").log_z
+        inside_outside(grammar, [["w0"]], engine=engine, device="quantum")
     for wrong in ({"count": -1}, {"count": 1, "seed": -1}):
         with pytest.raises(OptionError, match="neither can be negative"):
             inside_outside(grammar, [["w0"]], engine=engine).sample_trees(**wrong)
@@ -222,6 +222,10 @@ def test_what_cant_be_is_refused_with_its_place(engine, monkeypatch):
     with pytest.raises(OptionError, match="workers is 0"):
         inside_outside(grammar, [["w0"]], engine=engine, workers=0)
     monkeypatch.setattr(module, "room", lambda device: 1000)
+    small = inside_outside(grammar, [["w0"]], engine=engine)
+    small._refuse(899)
+    with pytest.raises(OptionError, match="some of it for others"):
+        small._refuse(901)
     with pytest.raises(OptionError, match=r"sentences of up to 60 words would take 0.0 GB, and 0.0 GB are free"):
         _ = inside_outside(grammar, [["w0"] * 60], engine=engine).log_z
 

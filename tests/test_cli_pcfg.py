@@ -81,6 +81,14 @@ def lines(folder, part, kind):
     return [line for file in sorted(folder.glob(f"{part}*.{kind}")) for line in file.read_text().splitlines()]
 
 
+def test_a_folder_that_cant_be_written_to_is_refused_before_any_work(work, run, monkeypatch):
+    monkeypatch.setattr("cli.grammars.os.access", lambda path, mode: path != work)
+    monkeypatch.setattr("pcfg.parsing.parse", lambda *_, **__: pytest.fail("work was spent"))
+    status, out, error = run("parse", work / "toy.txt", "--text", work / "sents.txt", "-o", work / "new")
+    assert status == 2 and not out and error.count("\n") == 1
+    assert f"{work} can't be written to: name an output elsewhere" in error
+
+
 def test_a_corpus_has_text_trees_a_dataset_a_tokenizer_and_parts_without_overlap(work, ok):
     extras = ("--held-out", 0.25, "--dataset", "--tokenizer", "--shard-size", 200)
     found = ok(*sample(work, "corpus", *extras, "--json"))

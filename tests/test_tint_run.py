@@ -421,7 +421,7 @@ def test_commands_end_to_end(run, tiny, text, tmp_path):
         ),
         (("run", "{gpt2}", "--text", "{text}", "--train-share", "0.001"), "leave two of the 64 tokens"),
         (("run", "{gpt2}", "--text", "{text}", "--dtype", "float16", "--lr", "0.1", "--window", "32"), "use float32"),
-        (("run", "{gpt2}", "--text", "{text}", "--mode", "best"), "mode 'best' isn't one of paper, exact"),
+        (("run", "{gpt2}", "--text", "{text}", "--mode", "best"), "mode 'best' isn't one of exact, paper, published"),
         (("run", "{gpt2}", "--text", "nowhere.txt", "--lr", "0.1"), "can't be read as text"),
         (
             ("run", "{gpt2}", "--text", "{text}", "--window", "128", "--lr", "0.1"),
