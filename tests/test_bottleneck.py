@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_digits
 from tiny import hashes
@@ -230,13 +231,82 @@ DAMAGE = {
 }  # fmt: skip
 
 
+def unsealed(folder):
+    """The folder as earlier versions wrote it: without checksums."""
+    for file in folder.glob("*.json"):
+        table = json.loads(file.read_text())
+        file.write_text(json.dumps({key: value for key, value in table.items() if key != "checksum"}))
+    for file in folder.glob("*.safetensors"):
+        save_file(load_file(file), file)
+    return folder
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["with checksums", "without"])
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_told_in_a_sentence(name, folder):
+def test_damage_is_told_in_a_sentence(name, sealed, folder):
     change, message = DAMAGE[name]
-    change(folder)
+    change(folder if sealed else unsealed(folder))
     with pytest.raises(BottleneckError, match=message) as error:
         Bottleneck.load(folder)
     assert not str(error.value).endswith(".") and ": " in str(error.value)
+
+
+def flipped(file, random):
+    raw = bytearray(file.read_bytes())
+    raw[random.integers(len(raw))] ^= 1 << random.integers(8)
+    file.write_bytes(raw)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "config.json", "report.json"])
+def test_no_flipped_bit_is_loaded(name, bottleneck, folder):
+    """Refused, or a bit that means nothing, such as a space in JSON."""
+    random, refused, whole = np.random.default_rng(0), 0, (folder / name).read_bytes()
+    for _ in range(200):
+        flipped(folder / name, random)
+        try:
+            found = Bottleneck.load(folder)
+        except BottleneckError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert found.fingerprint == bottleneck.fingerprint and found.report == bottleneck.report
+        (folder / name).write_bytes(whole)
+    assert refused >= (200 if name == "training.safetensors" else 160)
+
+
+def test_a_checksum_that_went_missing_is_damage(folder):
+    for file in ("config.json", "model.safetensors", "training.safetensors", "report.json"):
+        other = shutil.copytree(folder, folder.parent / file)
+        one = folder.parent / "one" / file
+        one.mkdir(parents=True)
+        shutil.copyfile(folder / file, one / file)
+        shutil.copyfile(unsealed(one) / file, other / file)
+        with pytest.raises(BottleneckError, match="a file has lost its checksum"):
+            Bottleneck.load(other)
+
+
+def test_older_folders_are_loaded_and_said_to_be_unchecked(bottleneck, folder, caplog):
+    Bottleneck.load(folder)
+    assert not caplog.messages
+    edit = unlearn(bottleneck, "oak")
+    found = Bottleneck.load(unsealed(folder))
+    assert caplog.messages == [
+        f"{folder} has no checksums, as an earlier version wrote it: whether a file is damaged can't be checked"
+    ]
+    assert found.fingerprint == bottleneck.fingerprint  # so that erasers made for it still fit
+    assert edit.undo(edit.apply(found)).fingerprint == bottleneck.fingerprint
+    Bottleneck.load(found.save(folder, overwrite=True))
+    assert len(caplog.messages) == 1
+
+
+def test_training_rows_left_out_leave_no_hash_of_them(bottleneck, folder):
+    told = load_file(folder / "training.safetensors")
+    with safe_open(folder / "training.safetensors", "np") as opened:
+        checksum = opened.metadata()["checksum"]
+    (folder / "training.safetensors").unlink()
+    left = b"".join(file.read_bytes() for file in folder.iterdir())
+    assert checksum.encode() not in left and told["features"].tobytes() not in left
+    assert Bottleneck.load(folder).training is None
 
 
 def test_a_file_or_nothing_is_no_bottleneck(folder, tmp_path):

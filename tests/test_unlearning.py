@@ -560,6 +560,27 @@ def test_erasers_are_saved_whole_and_damaged_ones_refused(tmp_path):
         Bottleneck.load(tmp_path / "eraser")
 
 
+def test_no_flipped_bit_of_an_eraser_is_loaded(tmp_path):
+    edit = unlearn(fitted(), "ant")
+    edit.save(tmp_path / "eraser")
+    random, refused = np.random.default_rng(0), 0
+    for name in ("eraser.safetensors", "report.json"):
+        file = tmp_path / "eraser" / name
+        whole = file.read_bytes()
+        for _ in range(100):
+            raw = bytearray(whole)
+            raw[random.integers(len(raw))] ^= 1 << random.integers(8)
+            file.write_bytes(raw)
+            try:
+                found = Eraser.load(tmp_path / "eraser")
+            except BottleneckError:
+                refused += 1
+            else:  # a space in JSON, or the name of the checksum itself, which the hash makes up for
+                assert found.hash == edit.hash
+        file.write_bytes(whole)
+    assert refused >= 180
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------
 
 

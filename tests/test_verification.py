@@ -169,6 +169,13 @@ def test_a_report_saved_and_loaded_is_the_same(report, tmp_path):
     assert names == {"report.json", "README.md", "methods.png", "keys.png", "shared.png"}
     page = (tmp_path / "report" / "README.md").read_text()
     assert all(remark in page for remark in report.remarks) and "![keys](keys.png)" in page
+    written = (tmp_path / "report" / "report.json").read_text()
+    (tmp_path / "report" / "report.json").write_text(written.replace('"retained": 1', '"retained": 2', 1))
+    with pytest.raises(BottleneckError, match=r"report.json is damaged, or was changed since it was written"):
+        Report.load(tmp_path / "report")
+    older = {key: value for key, value in json.loads(written).items() if key != "checksum"}
+    (tmp_path / "report" / "report.json").write_text(json.dumps(older))
+    assert Report.load(tmp_path / "report").content == loaded.content
     with pytest.raises(BottleneckError, match="isn't a surgery unlearning report"):
         (tmp_path / "report" / "report.json").write_text("{}")
         Report.load(tmp_path / "report")

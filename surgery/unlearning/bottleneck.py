@@ -1,7 +1,7 @@
 """Bottleneck: frozen encoder, fixed keys, values that say the class; fitted, asked, saved and loaded."""
 
-import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int32, Int64, UInt16
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from surgery.errors import BottleneckError, OptionError, TaskError
-from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.files import new_folder, replace_bytes
 from surgery.models import pick_device
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
@@ -24,7 +23,15 @@ from surgery.unlearning.encoders import Encoder
 from surgery.unlearning.keys import KeyMethod, fit_keys, random_projections, segments
 from surgery.unlearning.rows import Rows, encode_rows, placed_by, read_rows
 from surgery.unlearning.selection import CLOSED, OPEN, SILENT, Selector
-from surgery.unlearning.storage import digest, read_arrays, read_json
+from surgery.unlearning.storage import (
+    digest,
+    hash_arrays,
+    read_arrays,
+    read_json,
+    take_checksum,
+    write_arrays,
+    write_table,
+)
 from surgery.unlearning.training import TrainingRows
 from surgery.unlearning.values import Sgd, Table, count, from_counts, learn_values
 
@@ -32,7 +39,9 @@ if TYPE_CHECKING:
     from surgery.tasks.examples import Columns
 
 CONFIG_FILE, MODEL_FILE, TRAINING_FILE = "config.json", "model.safetensors", "training.safetensors"
+UNCHECKED = "%s has no checksums, as an earlier version wrote it: whether a file is damaged can't be checked"
 _FORMAT = "surgery bottleneck 1"
+_LOG = logging.getLogger(__name__)
 _BELOW = np.float32(-1e-6)  # what a class without rows scores at most
 
 
@@ -355,10 +364,8 @@ class Bottleneck:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that it holds but its report; 64 hex digits."""
-        total = hashlib.sha256(json.dumps(self._config(), sort_keys=True).encode())
-        for name, array in sorted((self._model_arrays() | self._training_arrays()).items()):
-            total.update(json.dumps([name, str(array.dtype), list(array.shape), digest(array)]).encode())
-        return total.hexdigest()
+        config = json.dumps(self._config(), sort_keys=True).encode()
+        return hash_arrays(self._model_arrays() | self._training_arrays(), config).hexdigest()
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `config.json`, `model.safetensors`, `training.safetensors`, `report.json` and a card.
@@ -371,24 +378,37 @@ class Bottleneck:
 
     def write(self, folder: Path) -> None:
         """Write the files into an empty folder."""
-        replace_json(folder / CONFIG_FILE, self._config())
-        replace_bytes(folder / MODEL_FILE, save(self._model_arrays()))
+        write_table(folder / CONFIG_FILE, self._config())
+        write_arrays(folder / MODEL_FILE, self._model_arrays())
         if self.training is not None:
-            replace_bytes(folder / TRAINING_FILE, save(self._training_arrays()))
-        replace_json(folder / "report.json", dict(self.report))
+            write_arrays(folder / TRAINING_FILE, self._training_arrays())
+        write_table(folder / "report.json", self.report)
         replace_bytes(folder / "README.md", bottleneck_card(self).encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> "Bottleneck":
-        """Read a bottleneck's folder; raises BottleneckError for anything else, and for a damaged one."""
+        """Read a bottleneck's folder; raises BottleneckError for anything else, and for a damaged one.
+
+        A folder of an earlier version has no checksums: it is loaded, and a warning is logged that damage can't be seen.
+        """
         folder = Path(folder)
         config = read_json(folder / CONFIG_FILE)
         if config.get("format") != _FORMAT:
             raise BottleneckError(
                 f"{folder / CONFIG_FILE} isn't a {_FORMAT}'s: name a folder that `surgery bottleneck fit` wrote"
             )
-        model = read_arrays(folder / MODEL_FILE)
-        training = read_arrays(folder / TRAINING_FILE) if (folder / TRAINING_FILE).exists() else None
+        report = read_json(folder / "report.json")
+        tables = ((CONFIG_FILE, config), ("report.json", report))
+        checked = [take_checksum(folder / name, table) for name, table in tables]
+        model, whole = read_arrays(folder / MODEL_FILE)
+        training, whole_too = (
+            read_arrays(folder / TRAINING_FILE) if (folder / TRAINING_FILE).exists() else (None, whole)
+        )
+        checked += [whole, whole_too]
+        if any(checked) and not all(checked):
+            raise BottleneckError(f"{folder} is damaged (a file has lost its checksum): fit or fetch it again")
+        if not any(checked):
+            _LOG.warning(UNCHECKED, folder)
         try:
             loaded = cls(
                 Selector(model["center"], model["projections"], model["keys"], model["states"]),
@@ -398,7 +418,7 @@ class Bottleneck:
                 None if training is None else TrainingRows(**training),
                 config["encoder"],
                 tuple(config["history"]),
-                read_json(folder / "report.json"),
+                report,
             )
             loaded.check()
         except (KeyError, TypeError, ValueError) as error:

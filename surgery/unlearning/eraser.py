@@ -1,6 +1,5 @@
 """Eraser: one edit of a bottleneck: which pairs, why, and what it takes to do and to undo it. It stays with the owner."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,13 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from surgery.errors import BottleneckError
-from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.files import new_folder, replace_bytes
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.card import eraser_card
-from surgery.unlearning.storage import digest, read_arrays, read_json
+from surgery.unlearning.storage import hash_arrays, read_arrays, read_json, take_checksum, write_arrays, write_table
 from surgery.unlearning.training import TrainingRows
 
 ERASER_FILE = "eraser.safetensors"
@@ -85,10 +83,7 @@ class Eraser:
     def hash(self) -> str:
         """SHA-256 over the whole edit and the one before it: 64 hex digits."""
         content = {"edit": dict(self.edit), "bottleneck": self.bottleneck, "previous": self.previous}
-        total = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-        for name, array in sorted(self._arrays().items()):
-            total.update(json.dumps([name, str(array.dtype), list(array.shape), digest(array)]).encode())
-        return total.hexdigest()
+        return hash_arrays(self._arrays(), json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def apply(self, bottleneck: Bottleneck) -> Bottleneck:
         """The bottleneck with the pairs' values and the rows gone; raises BottleneckError for any other than it was made for."""
@@ -182,7 +177,7 @@ class Eraser:
 
     def write(self, folder: Path) -> None:
         """Write the files into an empty folder."""
-        replace_bytes(folder / ERASER_FILE, save(self._arrays()))
+        write_arrays(folder / ERASER_FILE, self._arrays())
         head = {
             "format": _FORMAT,
             "hash": self.hash,
@@ -190,7 +185,7 @@ class Eraser:
             "previous": self.previous,
             "edit": dict(self.edit),
         }
-        replace_json(folder / "report.json", {**head, **self.report})
+        write_table(folder / "report.json", {**head, **self.report})
         replace_bytes(folder / "README.md", eraser_card(self).encode())
 
     @classmethod
@@ -200,7 +195,8 @@ class Eraser:
         report = read_json(folder / "report.json")
         if report.get("format") != _FORMAT:
             raise BottleneckError(f"{folder} isn't an eraser's folder: name one that `surgery unlearn` wrote")
-        arrays = read_arrays(folder / ERASER_FILE)
+        take_checksum(folder / "report.json", report)
+        arrays, _ = read_arrays(folder / ERASER_FILE)  # the hash below tells too, also of files without a checksum
         try:
             rows = TrainingRows(
                 **{name.removeprefix("rows."): array for name, array in arrays.items() if name.startswith("rows.")}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from surgery.errors import BottleneckError
-from surgery.files import new_folder, replace_bytes, replace_json
-from surgery.unlearning.storage import read_json
+from surgery.files import new_folder, replace_bytes
+from surgery.unlearning.storage import read_json, take_checksum, write_table
 
 _FORMAT = "surgery unlearning report 1"
 
@@ -107,7 +107,7 @@ class Report:
         from surgery.unlearning.figures import draw
 
         with new_folder(Path(folder), overwrite=overwrite) as staged:
-            replace_json(staged / "report.json", {"format": _FORMAT, **self.content})
+            write_table(staged / "report.json", {"format": _FORMAT, **self.content})
             drawn = draw(self.content, staged) if figures else []
             page = [f"# Forgotten: {self.content['forgotten']}", "", self.markdown()]
             page += [f"![{path.stem.replace('-', ' ')}]({path.name})" for path in drawn]
@@ -119,8 +119,10 @@ class Report:
         """Read a saved report; raises BottleneckError for anything else."""
         path = Path(folder) / "report.json"
         content = read_json(path)
-        if content.pop("format", None) != _FORMAT:
+        if content.get("format") != _FORMAT:
             raise BottleneckError(f"{path} isn't a {_FORMAT}'s: name a folder that `surgery bottleneck verify` wrote")
+        take_checksum(path, content)
+        del content["format"]
         return cls(content)
 
 
