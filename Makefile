@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test unit lint bench clean
+.PHONY: help demo test unit lint bench gpu clean
 
 help:
 	@echo "make demo   find and graft a skill in MiniLM, about a minute after set-up"
 	@echo "make test   every check and test, real checkpoints included"
 	@echo "make unit   lint, types and the tests that need no real checkpoint"
 	@echo "make bench  time and memory of applying a skill to 500 MB, against a copy"
+	@echo "make gpu    checks and times on a card, in one table"
 
 demo: $(READY)
 	$(BIN)/surgery graft
@@ -28,6 +29,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.storage
+
+gpu: $(READY)
+	$(BIN)/python -m tests.benchmarks.gpu
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python"; exit 1; }

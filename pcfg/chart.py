@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pcfg import sparse
 from pcfg.dense import DenseResult, dense_inside_outside, dense_k_best, dense_sample, dense_viterbi
+from pcfg.devices import returned, working_device
 from pcfg.errors import OptionError
 from pcfg.grammar import Grammar
 from pcfg.memory import room
@@ -44,6 +45,7 @@ def inside_outside(
 
     Args:
         device: of the dense engine, as torch names them; default CUDA if there is one. The sparse engine runs on the CPU.
+            Tensors of results are on the device that is named here, on the CPU without one, with either engine.
         dtype: float32 or float64, of the dense engine; what underflows in it is done again in float64 or in logs.
         engine: `dense` (batched matrix products, for grammars up to some hundred symbols), `sparse` (compiled, over the
             rules that there are, for treebank grammars) or `auto`, by cost.
@@ -61,7 +63,7 @@ def inside_outside(
         raise OptionError(f"dtype {dtype!r} isn't float32 or float64")
     if workers < 1:
         raise OptionError(f"workers is {workers}: give 1 or more")
-    _device(device)  # one that isn't here is refused, whether this grammar's engine would use it or not
+    working_device(device)  # one that isn't here is refused, whether this grammar's engine would use it or not
     emissions = [grammar.emissions(sentence) for sentence in sentences]
     chosen = pick_engine(grammar, engine)
     return Chart(grammar, tuple(map(tuple, sentences)), tuple(emissions), chosen, device, dtype, workers)
@@ -95,7 +97,8 @@ class Chart:
     """Inside and outside scores of a batch, computed when first asked for.
 
     Spans (i, j) are words i..j-1; arrays over spans are [batch, n, n + 1] with n the longest sentence, 0 beyond a
-    sentence's own. A sentence without a parse has log Z -inf, zero marginals and no trees.
+    sentence's own. A sentence without a parse has log Z -inf, zero marginals and no trees. Tensors are on the CPU, or on
+    `device` if one was named (`pcfg.devices`); counts, entropies and scores of trees are numpy arrays.
     """
 
     grammar: Grammar
@@ -110,21 +113,22 @@ class Chart:
     def log_z(self) -> Float[Tensor, " batch"]:
         """Log probability of each sentence; -inf without a parse. With a smoothed lexicon it is a score, no probability."""
         if self.engine == "dense":
-            return self._dense.log_z
-        return torch.tensor([chart.log_z for chart in self._charts], dtype=torch.float64)
+            return returned(self._dense.log_z, self.device)
+        log_z = torch.tensor([chart.log_z for chart in self._charts], dtype=torch.float64)
+        return returned(log_z, self.device)
 
     @cached_property
     def span_marginals(self) -> Float[Tensor, "batch n n1"]:
         """Posterior probability that a span of two words or more is a constituent; sums to a sentence's length - 1."""
         if self.engine == "dense":
-            return self._dense.span_marginals
+            return returned(self._dense.span_marginals, self.device)
         return self._stack([_inner(chart.span_marginals()) for chart in self._charts])
 
     @cached_property
     def label_marginals(self) -> Float[Tensor, "batch n n1 N"]:
         """The same for each nonterminal."""
         if self.engine == "dense":
-            return self._dense.label_marginals
+            return returned(self._dense.label_marginals, self.device)
         self._refuse(8 * len(self.sentences) * self._longest * (self._longest + 1) * len(self.grammar.nonterminals))
         return self._stack([chart.label_marginals() for chart in self._charts])
 
@@ -132,11 +136,11 @@ class Chart:
     def tag_posteriors(self) -> Float[Tensor, "batch n T"]:
         """Posterior probability of each preterminal over each word."""
         if self.engine == "dense":
-            return self._dense.tag_posteriors
+            return returned(self._dense.tag_posteriors, self.device)
         found = torch.zeros(len(self.sentences), self._longest, len(self.grammar.preterminals), dtype=torch.float64)
         for row, chart in enumerate(self._charts):
             found[row, : chart.n] = torch.from_numpy(chart.tag_posteriors())
-        return found
+        return returned(found, self.device)
 
     def rule_counts(self) -> Float64[np.ndarray, " R"]:
         """Expected number of times that each binary rule is used in all sentences together, in the grammar's order."""
@@ -282,7 +286,7 @@ class Chart:
         self, start: NDArray, rules: NDArray, words: Sequence[NDArray], padding: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Numbers of symbols, rules and words as the dense engine has them: [S], [N, S, S], [B, n, T]."""
-        grammar, place = self.grammar, _device(self.device)
+        grammar, place = self.grammar, working_device(self.device)
         inner, symbols = len(grammar.nonterminals), len(grammar.start)
         binary = np.full((inner, symbols, symbols), padding)
         binary[grammar.parents, grammar.left, grammar.right] = rules
@@ -333,11 +337,11 @@ class Chart:
         found = torch.zeros(len(parts), self._longest, self._longest + 1, *parts[0].shape[2:], dtype=torch.float64)
         for row, part in enumerate(parts):
             found[row, : len(part), : len(part) + 1] = torch.from_numpy(part)
-        return found
+        return returned(found, self.device)
 
     def _refuse(self, wanted: int) -> None:
         """Before anything is allocated: a process that the system kills says nothing."""
-        there = room(_device(self.device if self.engine == "dense" else "cpu"))
+        there = room(working_device(self.device if self.engine == "dense" else "cpu"))
         if wanted > _MOST_OF_MEMORY * there:
             raise OptionError(
                 f"{len(self.sentences)} sentences of up to {self._longest} words would take {wanted / 1e9:.1f} GB, and "
@@ -378,12 +382,3 @@ def _inner(spans: NDArray) -> NDArray:
 def _seed(seed: int, row: int) -> int:
     """One for each sentence, so that no sentence's draws under one seed are another's under the next."""
     return int(np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0])
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device {name} can't be used here ({str(error).splitlines()[0]}): try cpu") from None

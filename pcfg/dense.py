@@ -4,7 +4,7 @@ Scores are log-potentials throughout: any finite number, or -inf for what can't 
 nonterminals first (0..N-1), then preterminals (N..N+T-1), S = N + T together; nonterminals derive two words or more,
 preterminals one. The weight of a tree is the exponential of the sum of its root's, rules' and words' scores; a
 sentence of one word has a preterminal for its root. Scores of the start and of rules are shared by the batch, or have
-a first axis for the sentences. Everything runs where its arguments are.
+a first axis for the sentences. Everything runs where its scores are, and results are there; lengths may be elsewhere.
 
 Charts are scaled (`dense_chart`), and each sentence is proven to have lost nothing to underflow before its numbers are
 given out: either no entry comes near the smallest number; or the same pass with what could have been lost added to
@@ -27,6 +27,7 @@ from pcfg.dense_best import best_trees
 from pcfg.dense_chart import Scores
 from pcfg.dense_logs import best, best_chart, drawn, pick_trees
 from pcfg.dense_parts import Logs, Scaled, merge, solve
+from pcfg.devices import one_device
 from pcfg.errors import GrammarError, OptionError
 
 DTYPES = (torch.float32, torch.float64)
@@ -298,6 +299,7 @@ def _check_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _check(start: Tensor, binary: Tensor, emissions: Tensor, lengths: Tensor) -> Scores:
     """The scores, if they fit together; words beyond a sentence's length can't be."""
+    lengths = lengths.to(one_device(log_start=start, log_binary=binary, log_emissions=emissions))
     batch, n, preterminals = emissions.shape
     nonterminals, symbols = binary.shape[-3], binary.shape[-1]
     if symbols != nonterminals + preterminals or binary.shape[-2] != symbols or start.shape[-1] != symbols:

@@ -15,11 +15,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 from tiny import KINDS, build
 
 settings.register_profile("tests", max_examples=50, deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("tests")
+
+
+def pytest_runtest_setup(item):
+    """Tests that are marked `cuda` are skipped where there is no card."""
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a card: torch.cuda.is_available() is False")
 
 
 @pytest.fixture(scope="session")

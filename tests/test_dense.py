@@ -479,9 +479,8 @@ def test_what_does_not_fit_is_refused(change, error, words):
             engine(*given)
 
 
+@pytest.mark.cuda
 def test_runs_where_its_arguments_are():
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     scores = softmaxed(2, 5, 6, 3, 20)
     lengths = torch.tensor([20, 9, 1])
     *there, far = (x.to("cuda") for x in (*scores, lengths))

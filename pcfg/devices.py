@@ -1,0 +1,40 @@
+"""Where things are computed and where results are: one rule, which all of this project keeps.
+
+- Without a device, work goes to CUDA if there is one, inputs are moved there, and what a user reads (marginals, posteriors,
+  scores, counts) comes back on the CPU.
+- Where a device is named, work is done there and tensors of results are there, whichever engine made them. numpy arrays,
+  trees and numbers are what they are everywhere.
+- Where tensors are handed in, work is done where they are and results are there. Tensors on several devices are refused by
+  the names of the arguments; lengths, masks and other numbers of places are moved.
+"""
+
+import torch
+from torch import Tensor
+
+from pcfg.errors import OptionError
+
+
+def working_device(name: str | None) -> torch.device:
+    """Where to compute: the device of that name, by default CUDA if there is one; OptionError for one that isn't here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"device {name} can't be used here ({str(error).splitlines()[0]}): try cpu") from None
+
+
+def returned(found: Tensor, name: str | None) -> Tensor:
+    """A result where the user who named this device, or none, expects it."""
+    return found.to("cpu" if name is None else name)
+
+
+def one_device(**arguments: Tensor) -> torch.device:
+    """The device that all of these are on; OptionError with their names and devices otherwise."""
+    places = {name: str(value.device) for name, value in arguments.items()}
+    if len(set(places.values())) > 1:
+        listed = ", ".join(f"{name} on {place}" for name, place in places.items())
+        raise OptionError(
+            f"arguments are on several devices ({listed}): move them to one, as with .to({next(iter(places.values()))!r})"
+        )
+    return next(iter(arguments.values())).device

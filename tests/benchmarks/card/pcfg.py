@@ -1,0 +1,86 @@
+"""The dense engine on a card against torch-struct there: marginals and rule expectations, log Z with its gradient, Viterbi."""
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+from pcfg.dense import dense_inside_outside, dense_viterbi, log_partition
+from tests.benchmarks.card.measure import Line, faster, peak_bytes, timed, within
+
+DEVICE = "cuda"
+# Nonterminals, preterminals, sentences, words, and how many times as fast as torch-struct (0: it isn't run, for want of memory).
+SIZES = ((20, 45, 8, 20, 15), (20, 45, 8, 40, 15), (20, 45, 64, 40, 25), (30, 60, 16, 40, 15), (90, 180, 4, 40, 0))
+
+BEST = (20, 45, 64, 40)  # where Viterbi is timed
+
+
+def scores(tops: int, tags: int, batch: int, n: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ...]:
+    """A random grammar with softmax of normal scores for rules, and random words."""
+    draw, symbols = torch.Generator().manual_seed(0), tops + tags
+    start = torch.randn(symbols, generator=draw, dtype=torch.float64)
+    start[tops:] = -torch.inf
+    binary = torch.randn(tops, symbols * symbols, generator=draw, dtype=torch.float64).log_softmax(1)
+    words = torch.randn(batch, n, tags, generator=draw, dtype=torch.float64) - 5
+    found = (start.log_softmax(0), binary.view(tops, symbols, symbols), words)
+    return *(x.to(device, dtype) for x in found), torch.full((batch,), n, device=device)
+
+
+def marginals(given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Span marginals, tag posteriors and rule expectations."""
+    result = dense_inside_outside(*given)
+    return result.span_marginals, result.tag_posteriors, result.rule_expectations
+
+
+def training(given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Gradients of the summed log Z by rules and words."""
+    start, binary, words, lengths = given
+    leaves = binary.detach().requires_grad_(), words.detach().requires_grad_()
+    return torch.autograd.grad(log_partition(start, *leaves, lengths).sum(), leaves)
+
+
+def theirs(given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """torch-struct's marginals; it wants rules per sentence."""
+    import torch_struct
+
+    start, binary, words, lengths = given
+    rules = binary.expand(len(words), *binary.shape).contiguous()
+    roots = start[: len(binary)].expand(len(words), len(binary)).contiguous()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*arg_constraints")  # of torch, about torch-struct
+        return torch_struct.SentCFG((words, rules, roots), lengths=lengths).marginals
+
+
+def lines() -> Iterator[Line]:
+    """Errors first: a fast wrong number is none."""
+    has_rival = _importable()
+    for tops, tags, batch, n, target in SIZES:
+        name = f"pcfg {tops}+{tags}, batch {batch}, n {n}"
+        given = scores(tops, tags, batch, n, torch.float32, DEVICE)
+        exact = marginals(tuple(x.double().cpu() if x.is_floating_point() else x.cpu() for x in given))
+        error = max(
+            float(((x.cpu() - y).abs() / y.abs().clamp(min=1)).max())
+            for x, y in zip(marginals(given), exact, strict=True)
+        )
+        yield within(f"{name}: error of posteriors and counts", error, 1e-4)
+        ours = timed(lambda given=given: marginals(given))
+        note = f"{peak_bytes(lambda given=given: marginals(given)) / 1e6:.0f} MB"
+        if target and has_rival:
+            rival = timed(lambda given=given: theirs(given), 3, 1)
+            yield faster(f"{name}: marginals, rules; torch-struct", ours, rival, target, note)
+            torch.cuda.empty_cache()
+        else:
+            yield within(f"{name}: marginals, rules", 1e3 * ours, 30.0, lambda x: f"{x:.2f} ms", note)
+        slope = timed(lambda given=given: training(given))
+        yield faster(f"{name}: gradient of log Z; marginals", slope, ours, 0.95)
+    given = scores(*BEST, torch.float32, DEVICE)
+    best = timed(lambda: dense_viterbi(*given), 5, 3)
+    yield within("pcfg 20+45, batch 64, n 40: Viterbi", 1e3 * best, 20.0, lambda x: f"{x:.2f} ms")
+
+
+def _importable() -> bool:
+    try:
+        import torch_struct  # noqa: F401
+    except Exception:
+        return False
+    return True
