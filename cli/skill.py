@@ -101,18 +101,25 @@ def _write(
 ) -> None:
     import time
 
+    from surgery.checkpoint import Checkpoint
     from surgery.grafting.skill import Skill
 
     loaded = Skill.load(skill)
+    opened = Checkpoint(checkpoint) if output is not None and not in_place else checkpoint
     began = time.monotonic()
     with progress_bar() as progress:
         run = loaded.apply if verb == "apply" else loaded.revert
-        folder = run(checkpoint, output, in_place=in_place, overwrite=overwrite, progress=progress)
+        folder = run(opened, output, in_place=in_place, overwrite=overwrite, progress=progress)
     seconds = round(time.monotonic() - began, 3)
+    copies = Checkpoint(folder if in_place else opened).other_copies
     if json:
-        print_json({"output": str(folder), "weights": loaded.delta.weights, "seconds": seconds})
+        content = {"output": str(folder), "weights": loaded.delta.weights, "seconds": seconds}
+        print_json({**content, "other_copies": list(copies)})
         return
     done = "applied to" if verb == "apply" else "taken out of"
     say(
         f"{folder}: {loaded.delta.weights:,} weights ({size(len(loaded.delta_bytes()))}) {done} {checkpoint} in {seconds:.2f} s"
     )
+    if copies:
+        state = "left as they were" if in_place else "left out"
+        say(f"{state}: {', '.join(copies)}: further copies of the weights, which the skill doesn't reach")

@@ -88,10 +88,12 @@ def tune(
     report = tuned.report
     loss = sum(report["losses"][-20:]) / len(report["losses"][-20:])
     best = max((entry["value"] for entry in report["dev"]), default=None)
+    copies = tuned.base.other_copies
     if json:
         print_json(
             {
                 "output": str(folder),
+                "other_copies": list(copies),
                 "steps": report["stopped_at"],
                 "loss": loss,
                 "dev": best,
@@ -107,3 +109,5 @@ def tune(
     say(
         f"{folder}: {report['stopped_at']} steps in {report['seconds']:.0f} s, loss {loss:.3f}{dev_line}; {report['moved']:,} of {report['movable']:,} weights moved"
     )
+    if copies:
+        say(f"left out: {', '.join(copies)}: further copies of the base's weights")

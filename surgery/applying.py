@@ -31,7 +31,8 @@ def write_patched(
     """Write `checkpoint` with the delta applied or reverted into a new folder, file by file, in one pass.
 
     A weight that holds the wanted value already is left as it is, so either direction may be run twice. Memory: one
-    chunk of one tensor. The folder appears only when complete and checked.
+    chunk of one tensor. The folder appears only when complete and checked. Further copies of the weights
+    (`Checkpoint.other_copies`), which would stay as they are, are left out.
 
     Args:
         add: further small files to write, by name.
@@ -76,7 +77,8 @@ def patch_folder(
 
     Raises:
         SkillError: the checkpoint isn't the delta's base, or another skill's patch is half done.
-        CheckpointError: the weights aren't safetensors.
+        CheckpointError: the weights aren't safetensors, or the skill would go into them and not into other copies that
+            lie there too.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -98,6 +100,11 @@ def patch_folder(
     if journal.exists() and (begun := _read_journal(journal)) != name:
         raise SkillError(
             f"{folder} is half patched by another skill ({begun}), not by this one ({name}): apply or revert that one first"
+        )
+    if direction == "apply" and not journal.exists() and checkpoint.other_copies:
+        raise CheckpointError(
+            f"{folder} also holds {', '.join(checkpoint.other_copies)}, copies of the weights that other tools may load and "
+            "that wouldn't be patched: move them away, or apply into a new folder"
         )
     edits = delta.edits(revert=direction == "revert")
     _check_base(delta, checkpoint, edits)

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from surgery.copies import NOT_CONTENT, other_copies
 from surgery.errors import CheckpointError
 from surgery.patching import digests
 from surgery.tensorfile import Entry, read_header
@@ -115,13 +116,24 @@ class Checkpoint:
         """
         return self.structure.select(include, exclude)
 
+    @cached_property
+    def other_copies(self) -> tuple[str, ...]:
+        """Names in the folder that hold further copies of the weights (`pytorch_model.bin`, `onnx/`, `checkpoint-500/`).
+
+        Nothing that changes the weights changes these, and many tools load them: they are never copied along.
+        """
+        index = _OLD_INDEX if self._pickled else _INDEX
+        sharded = not (self.folder / (_OLD_SINGLE if self._pickled else _SINGLE)).exists()
+        return other_copies(self.folder, {file.name for file in self.files} | ({index} if sharded else set()))
+
     def copy_other_files(self, folder: Path) -> None:
-        """Copy all but the weights (config, tokenizer, whatever else lies there) into `folder`."""
-        weights = {file.name for file in self.files} | {JOURNAL}
+        """Copy config, tokenizer and whatever else lies there into `folder`, but no weights: neither these nor `other_copies`."""
+        left = {JOURNAL, *NOT_CONTENT, *(file.name for file in self.files)}
+        left |= {name.rstrip("/") for name in self.other_copies}
         if self._pickled:
-            weights |= {_OLD_INDEX}
+            left.add(_OLD_INDEX)
         for path in sorted(self.folder.iterdir()):
-            if path.name in weights or path.name == ".git":
+            if path.name in left:
                 continue
             if path.is_dir():
                 shutil.copytree(path, folder / path.name)
