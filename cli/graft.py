@@ -155,6 +155,7 @@ def _report(skill: "Skill", folder: Path, json: bool) -> None:
     print_json(
         {
             **pick,
+            "examples": report["examples"],
             "weights": report["weights"],
             "sparsity": report["sparsity"],
             "bytes": report["bytes"],

@@ -15,10 +15,10 @@ def load_grammar(path: Path) -> "Grammar":
     from pcfg.errors import GrammarError
     from pcfg.grammar import Grammar
 
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return Grammar.load(path)
     try:
-        return Grammar.from_text(path.expanduser().read_text(encoding="utf-8"), str(path))
+        return Grammar.from_text(path.expanduser().read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise GrammarError(f"{path} isn't UTF-8 text (byte {error.start:,}): name a grammar file") from None
     except OSError as error:

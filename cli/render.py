@@ -145,3 +145,11 @@ def print_skill(report: Mapping[str, Any]) -> None:
             ["method", "weights", "sparsity", "accuracy", "ECE", "agreement", "gain recovered"],
             cells,
         )
+    examples = report.get("examples", {})
+    say_repeated(examples.get("test_in_train", 0), examples.get("test", 0), "test")
+
+
+def say_repeated(count: int, total: int, split: str) -> None:
+    """Say how many examples of a split have the texts of training examples, if any has."""
+    if count:
+        say(f"{count:,} of {total:,} {split} texts are training texts too: on these, figures show what was remembered")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cli import options
-from cli.render import figure, print_json, progress_bar, say
+from cli.render import figure, print_json, progress_bar, say, say_repeated
 from cli.resuming import state_beside
 
 
@@ -97,12 +97,14 @@ def tune(
                 "steps": report["stopped_at"],
                 "loss": loss,
                 "dev": best,
+                "dev_in_train": report["examples"]["dev_in_train"],
                 "moved": report["moved"],
                 "movable": report["movable"],
                 "seconds": report["seconds"],
             }
         )
         return
+    say_repeated(report["examples"]["dev_in_train"], report["examples"]["dev"], "dev")
     dev_line = f", best on dev {figure(best)}" if best is not None else ""
     if report["rounded_away"]:
         say(f"{report['rounded_away']:,} weights moved too little for the checkpoint's dtype and are as in the base")

@@ -240,7 +240,7 @@ class Grammar:
     def load(cls, path: str | Path) -> "Grammar":
         """Read what `save` wrote. Raises GrammarError, naming the file, for anything else."""
         try:
-            text = Path(path).expanduser().read_text(encoding="utf-8")
+            text = Path(path).expanduser().read_text(encoding="utf-8-sig")
         except OSError as error:
             raise GrammarError(f"{path} can't be read: {error.strerror}") from None
         except UnicodeDecodeError as error:

@@ -179,7 +179,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     path = path / "config.json" if path.is_dir() else path
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise OptionError(f"{path} can't be read: {error.strerror}") from None
     except ValueError as error:

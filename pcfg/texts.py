@@ -21,7 +21,7 @@ def read_sentences(path: str | Path) -> list[list[str]]:
     Raises PcfgError, with file and line, for what can't be read, and for a file without sentences.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise PcfgError(f"{path} isn't UTF-8 text (byte {error.start:,}): convert it first") from None
     except OSError as error:
@@ -29,7 +29,7 @@ def read_sentences(path: str | Path) -> list[list[str]]:
     lines = text.removesuffix("\n").split("\n") if text else []
     if not any(line.strip() for line in lines):
         raise PcfgError(f"{path} holds no sentences: write one a line, words between spaces")
-    if Path(path).suffix != ".jsonl":
+    if Path(path).suffix.lower() != ".jsonl":
         return [line.split() for line in lines]
     return [_tokens(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 

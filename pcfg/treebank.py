@@ -40,7 +40,7 @@ def nltk_treebank() -> list[Tree]:
         corpora = Path(home).expanduser() / "corpora"
         files = sorted((corpora / "treebank" / "combined").glob("wsj_*.mrg"))
         if files:
-            return [tree for file in files for tree in parse_trees(file.read_text("utf-8"), str(file))]
+            return [tree for file in files for tree in parse_trees(file.read_text("utf-8-sig"), str(file))]
         if (corpora / "treebank.zip").is_file():
             return _zipped(corpora / "treebank.zip")
     where = f"NLTK_DATA ({os.pathsep.join(named)})" if named else "the usual places, and NLTK_DATA isn't set"
@@ -54,7 +54,7 @@ def _zipped(path: Path) -> list[Tree]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(n for n in archive.namelist() if re.fullmatch(r"treebank/combined/wsj_\d+\.mrg", n))
-            texts = [(f"{path}/{name}", archive.read(name).decode("utf-8")) for name in names]
+            texts = [(f"{path}/{name}", archive.read(name).decode("utf-8-sig")) for name in names]
     except (zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise TreebankError(f"{path} is damaged ({error}): fetch it again") from None
     return [tree for name, text in texts for tree in parse_trees(text, name)]

@@ -195,7 +195,7 @@ def parse_trees(text: str, source: str = "the text") -> list[Tree]:
 
 def _read(path: str | Path) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise TreebankError(f"{path} isn't UTF-8 text (byte {error.start:,}): convert it first") from None
     except OSError as error:

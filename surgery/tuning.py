@@ -204,7 +204,7 @@ def tune(
     report = {
         **provenance(call={"tune": asked}, inputs={"base": checkpoint.fingerprint}, seed=seed),
         "task": task.spec(),
-        "examples": {"train": len(task.train), "dev": len(task.dev)},
+        "examples": {"train": len(task.train), "dev": len(task.dev), "dev_in_train": task.repeated("dev")},
         "recipe": {**asdict(recipe), **loop.pace._asdict()},
         "moved": moved,
         "rounded_away": trained - moved,

@@ -60,4 +60,6 @@ def _table(report: Mapping[str, Any]) -> list[str]:
             f"{figures[key]:.3f}" if figures.get(key) is not None else "" for key in ("agreement", "gain_recovered")
         ]
         rows.append(f"| {name} | {' | '.join(cells)} |")
+    if repeated := report.get("examples", {}).get("test_in_train"):
+        rows += ["", f"{repeated:,} of the test texts are training texts too."]
     return rows

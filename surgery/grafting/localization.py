@@ -25,6 +25,7 @@ from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.calibration import fit_bias, softmax
 from surgery.tasks.examples import Example
+from surgery.tasks.labels import check_one_order
 from surgery.tasks.readout import Encoded, PhraseReadout, Readout, pick_readout, readout_file
 from surgery.tasks.scoring import Score, predict
 from surgery.tasks.task import Task
@@ -79,6 +80,7 @@ def graft(
         raise OptionError(f"--method {method} isn't one of {', '.join(METHODS)}")
     train, test = _sample(task.need("train"), seed), task.need("test")
     check_alike(before, after, [example.text for example in train[:100]])
+    check_one_order(before, after, task)
     candidates = Candidates.between(before, after, names, max(_FEWEST_CANDIDATES, _CANDIDATES_PER_WEIGHT * ladder[-1]))
 
     model = load_model(before, device=device, dtype=dtype)
@@ -134,7 +136,12 @@ def graft(
     report = {
         **provenance(call={"graft": asked}, inputs={"base": before.fingerprint, "tuned": after.fingerprint}, seed=seed),
         "task": task.spec(),
-        "examples": {"train": len(task.train), "located_on": len(train), "test": len(test)},
+        "examples": {
+            "train": len(task.train),
+            "located_on": len(train),
+            "test": len(test),
+            "test_in_train": task.repeated("test"),
+        },
         "device": str(model.device),
         "method": method,
         **summary,

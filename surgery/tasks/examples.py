@@ -1,7 +1,7 @@
 """Labelled examples from JSONL, CSV, TSV, Parquet or a Hugging Face dataset."""
 
-import csv
-import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surgery.errors import TaskError
+from surgery.tasks.tables import READERS, read_dataset
 
 _TEXT = ("text", "sentence", "sentence1", "premise", "question1", "question", "content")
 _PAIR = ("text_pair", "sentence2", "hypothesis", "question2")
 _LABEL = ("label", "labels", "coarse_label", "target")
+_MISSING = ("nan", "NaN", "None", "<NA>", "NULL")  # what programs write for a label that isn't there
 
 
 class Example(NamedTuple):
@@ -48,19 +50,18 @@ def read_examples(
     """
     path = Path(source).expanduser()
     columns = columns or Columns()
-    readers = {".jsonl": _jsonl, ".json": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
-    if path.suffix in readers:
+    if reader := READERS.get(path.suffix.lower()):
         if not path.is_file():
             raise TaskError(f"{path}: there is no such file")
         try:
-            rows = readers[path.suffix](path)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            rows = reader(path)
+        except (OSError, UnicodeDecodeError) as error:
             raise TaskError(f"{path} can't be read ({error})") from error
         where = str(path)
     elif path.exists():
         raise TaskError(f"{path}: examples come as .jsonl, .csv, .tsv or .parquet, or as a Hugging Face dataset id")
     else:
-        rows, where = _dataset(str(source), split), f"dataset {source}, split {split}"
+        rows, where = read_dataset(str(source), split), f"dataset {source}, split {split}"
     examples = _examples(rows, columns, where, usual_too, labelled)
     if not examples:
         raise TaskError(f"{where} holds no examples")
@@ -80,69 +81,40 @@ def _examples(
                 raise TaskError(
                     f"{where}, line {number}: no {what} (columns here: {', '.join(map(str, row))}); name the column if it is called otherwise"
                 )
-        found.append(Example(str(text), "" if pair is None else str(pair), "" if label is None else str(label)))
+        read = label_text(label)
+        if labelled and not read:
+            raise missing_label(f"{where}, line {number}", label)
+        found.append(Example(str(text), "" if pair is None else str(pair), read))
     return found
+
+
+def label_text(label: Any) -> str:
+    """A label as text: whole numbers alike as 1, 1.0 and "1.0"; empty for NaN, None, blanks, and the words for them."""
+    if _absent(label):
+        return ""
+    text = str(label).strip()
+    if text in _MISSING:
+        return ""
+    return re.sub(r"(?<=\d)\.0+$", "", text) if re.fullmatch(r"[+-]?\d+\.0+", text) else text
+
+
+def missing_label(where: str, label: Any) -> TaskError:
+    """The refusal of a label that isn't there."""
+    return TaskError(
+        f"{where}: the label {label!r} stands for a missing one: leave the row out, or name the class otherwise"
+    )
+
+
+def _absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _value(row: Mapping[str, Any], named: str | None, usual: Sequence[str], usual_too: bool) -> Any:
     names = usual if named is None else (named, *usual) if usual_too else (named,)
     for name in names:
-        if row.get(name) is not None:
+        if not _absent(row.get(name)):
             return row[name]
     return None
-
-
-def _jsonl(path: Path) -> list[tuple[int, dict]]:
-    rows = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise TaskError(f"{path}, line {number} isn't JSON ({error}): one object a line is wanted") from None
-            if not isinstance(row, dict):
-                raise TaskError(f"{path}, line {number} isn't a JSON object: one object a line is wanted")
-            rows.append((number, row))
-    return rows
-
-
-def _csv(path: Path) -> list[tuple[int, dict]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        return [(reader.line_num, row) for row in reader]
-
-
-def _parquet(path: Path) -> list[tuple[int, dict]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1))
-    except pyarrow.ArrowInvalid as error:
-        raise TaskError(f"{path} can't be read ({error})") from error
-
-
-def _dataset(name: str, split: str) -> list[tuple[int, dict]]:
-    import datasets
-
-    name, _, other = name.partition("@")
-    split = other or split
-    identifier, _, config = name.partition(":")
-    try:
-        data = datasets.load_dataset(identifier, config or None, split=split)
-    except Exception as error:  # the library and the hub raise dozens of types
-        raise TaskError(
-            f"{name!r} is no file here, and no dataset {split!r} came from the hub for it ({type(error).__name__}): check the name"
-        ) from error
-    named = {key: feature.names for key, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)}
-    rows = []
-    for number, row in enumerate(data, 1):
-        if any(row[key] == -1 for key in named):
-            continue  # GLUE hides test labels so
-        rows.append((number, {k: named[k][v] if k in named and isinstance(v, int) else v for k, v in row.items()}))
-    return rows
 
 
 def k_shot(examples: Sequence[Example], labels: Sequence[str], shots: int, seed: int) -> list[Example]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from surgery.errors import TaskError
 from surgery.models import Model
 from surgery.tasks.examples import Example
+from surgery.tasks.labels import head_names, head_order
 from surgery.tasks.task import Task
 
 TEMPERATURE = 20.0  # on cosines, which lie too close together for a softmax
@@ -141,28 +142,8 @@ class HeadReadout:
 
     @classmethod
     def of(cls, model: Model, task: Task) -> "HeadReadout":
-        """Labels are matched by the config's names; LABEL_0, LABEL_1 and so on stand in the usual order of the dataset.
-
-        Raises TaskError for another number of labels, other names, or an unnamed head and a task without a usual order.
-        """
-        names = [str(model.module.config.id2label[i]).lower() for i in range(model.module.config.num_labels)]
-        labels = [label.lower() for label in task.labels]
-        limit = _limit(model, task)
-        if len(names) != len(labels):
-            raise TaskError(
-                f"the checkpoint's head has {len(names)} labels, task {task.name} has {len(labels)}: use a head that was made for the task"
-            )
-        if all(name == f"label_{i}" for i, name in enumerate(names)):
-            if not task.integers:
-                raise TaskError(
-                    "the checkpoint's head doesn't name its labels: set id2label and label2id in its config.json"
-                )
-            return cls(model.tokenizer, tuple(task.integers.index(label) for label in task.labels), limit)
-        if lost := [label for label in labels if label not in names]:
-            raise TaskError(
-                f"the checkpoint's head knows {', '.join(names)}, but not the task's label {lost[0]!r}: rename the labels in the data"
-            )
-        return cls(model.tokenizer, tuple(names.index(label) for label in labels), limit)
+        """Labels are matched by the config's names, as `head_order` does; raises TaskError as it does."""
+        return cls(model.tokenizer, head_order(head_names(model.module.config), task), _limit(model, task))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """As the tokenizer puts single texts and pairs."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from surgery.errors import TaskError
-from surgery.tasks.examples import Columns, Example, k_shot, read_examples
+from surgery.tasks.examples import Columns, Example, k_shot, label_text, missing_label, read_examples
+from surgery.tasks.labels import known_names, merged, plain
 from surgery.tasks.presets import PRESETS, Preset
 
 Source = str | Path | Sequence[Example]
@@ -80,24 +81,25 @@ class Task:
                 usual_too=columns is None,
             )
             if isinstance(source, str | Path)
-            else list(source)
+            else _checked(source, split)
             for split, source in (("train", train), ("dev", dev), ("test", test))
         }
+        if preset:
+            words, phrases = (_named(given, preset) for given in (words, phrases))
         if preset and not set(words or ()) <= set(preset.words):
             preset = None  # other labels than the preset's: nothing of it fits but the examples' columns
         own = preset or Preset("{text} It was {mask}.", {}, {})
-        words = {**own.words, **(words or {})}
+        words = {**own.words, **{label_text(label) or label: word for label, word in (words or {}).items()}}
         if not words:
-            words = {label: label for label in sorted({example.label for rows in splits.values() for example in rows})}
+            labels = merged([], [example.label for example in splits["train"]])
+            words = {
+                label: label
+                for label in merged(labels, [example.label for rows in splits.values() for example in rows])
+            }
         phrases = {**{label: f"It is {word}." for label, word in words.items()}, **own.phrases, **(phrases or {})}
         sources = {"train": train, "dev": dev, "test": test}
         splits = {
-            split: _with_labels(
-                rows,
-                words,
-                {**own.aliases, **{str(i): label for i, label in enumerate(own.integers)}},
-                _where(sources[split], split),
-            )
+            split: _with_labels(rows, list(words), own.integers, _where(sources[split], split))
             for split, rows in splits.items()
         }
         task = cls(
@@ -121,6 +123,15 @@ class Task:
     def labels(self) -> tuple[str, ...]:
         """The labels in the order of all logits."""
         return tuple(self.words)
+
+    def label_of(self, name: str) -> str | None:
+        """The label that a name stands for: itself, in any case, an alias, its number (`1`, `LABEL_1`); None for none."""
+        return name if name in self.words else known_names(self.labels, self.integers).get(plain(name))
+
+    def repeated(self, split: Literal["dev", "test"]) -> int:
+        """How many examples of a split have the texts of a training example, case and spaces aside."""
+        known = {_key(example) for example in self.train}
+        return sum(_key(example) in known for example in getattr(self, split))
 
     def targets(self, examples: Iterable[Example]) -> list[int]:
         """Each example's label as a number, [examples]."""
@@ -179,23 +190,37 @@ class Task:
             )
 
 
-def _with_labels(
-    rows: Sequence[Example], words: Mapping[str, str], aliases: Mapping[str, str], where: str
-) -> list[Example]:
-    known = (
-        {label.lower(): label for label in words}
-        | {alias.lower(): label for alias, label in aliases.items()}
-        | {label: label for label in words}
-    )
+def _with_labels(rows: Sequence[Example], labels: Sequence[str], integers: Sequence[str], where: str) -> list[Example]:
+    names = known_names(labels, integers)
     found = []
     for row in rows:
-        label = known.get(row.label) or known.get(row.label.lower())
+        label = row.label if row.label in labels else names.get(plain(row.label))
         if label is None:
             raise TaskError(
-                f"{where}: unknown label {row.label!r}; the task's labels are {', '.join(words)} (add its word: --word {row.label}=WORD)"
+                f"{where}: unknown label {row.label!r}; the task's labels are {', '.join(labels)} (add its word: --word {row.label}=WORD)"
             )
         found.append(row._replace(label=label))
     return found
+
+
+def _named(given: Mapping[str, str] | None, preset: Preset) -> dict[str, str]:
+    """A table by label whose keys are the preset's labels where they stand for some."""
+    names = known_names(list(preset.words), preset.integers)
+    return {names.get(plain(key), key): value for key, value in (given or {}).items()}
+
+
+def _checked(examples: Iterable[Example], split: str) -> list[Example]:
+    """Examples that were given in memory, their labels as those of files."""
+    found = []
+    for number, example in enumerate(examples):
+        if not (label := label_text(example.label)):
+            raise missing_label(f"the {split} examples, number {number}, counted from 0", example.label)
+        found.append(example._replace(label=label))
+    return found
+
+
+def _key(example: Example) -> tuple[str, ...]:
+    return tuple(" ".join(text.lower().split()) for text in (example.text, example.text_pair))
 
 
 def _up_to_mask(prompt: str) -> str:

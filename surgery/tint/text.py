@@ -280,7 +280,7 @@ def load_with_tokens(
 
 def _tokens(model: Any, file: Path) -> Tensor:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TintError(f"{file} can't be read as text ({error})") from error
     ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -340,7 +340,7 @@ class Bottleneck:
 
     def _features(self, rows: Any, device: torch.device) -> Float32[np.ndarray, "N D"]:
         if isinstance(rows, str | Path):
-            read = Path(rows).suffix in (".safetensors", ".npz")
+            read = Path(rows).suffix.lower() in (".safetensors", ".npz")
             encoder = None if read else self.open_encoder(device=str(device))
             rows = read_rows(rows, encoder=encoder, labels_needed=False)
         elif isinstance(rows, Sequence) and rows and isinstance(rows[0], str | tuple | Path):

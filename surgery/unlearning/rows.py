@@ -129,11 +129,11 @@ def read_rows(
         TaskError: data that can't be read, or don't fit together.
         OptionError: arguments that don't go together.
     """
-    if encoder is not None and (features_file is not None or Path(source).suffix in _FILES):
+    if encoder is not None and (features_file is not None or Path(source).suffix.lower() in _FILES):
         raise OptionError(f"{features_file or source} holds features already: leave out --encoder")
-    if features is not None and features_file is None and Path(source).suffix not in _FILES:
+    if features is not None and features_file is None and Path(source).suffix.lower() not in _FILES:
         raise OptionError(f"{source} is no features file that could hold a tensor {features}: leave that name out")
-    if Path(source).suffix in _FILES:
+    if Path(source).suffix.lower() in _FILES:
         if features_file is not None or columns is not None:
             raise OptionError(f"{source} is a features file: give no other one and no columns with it")
         return _from_file(Path(source).expanduser(), features, labels_needed)
@@ -204,7 +204,7 @@ def read_digests(
         kind: what examples are: `text` or `image`.
     """
     path = Path(source).expanduser()
-    if path.suffix in _FILES:
+    if path.suffix.lower() in _FILES:
         return _from_file(path, features, labels_needed=False).digests
     if kind == "image":
         return image_digests(_images(path, columns or Columns(), labels_needed=False)[0])
@@ -264,7 +264,7 @@ def _rows(path: Path, features: Any, labels: Any) -> Rows:
 
 def _names(path: Path, labels: Sequence[Any], classes: Path) -> tuple[Label, ...]:
     try:
-        names = json.loads(classes.read_text(encoding="utf-8"))
+        names = json.loads(classes.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise TaskError(f"{classes} isn't readable JSON ({error}): give a list of names, or remove it") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -281,7 +281,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise TaskError(f"{path}: there is no such file")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             with safe_open(path, "pt") as opened:  # torch knows bfloat16, numpy doesn't
                 return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it isn't a mapping)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

@@ -178,7 +178,7 @@ def _read_test(
     source, beside = (features_file, None) if data is None else (data, features_file)
     if source is None:
         raise OptionError("there are no test rows: name them with --data or --features")
-    read = features_file is not None or Path(source).suffix in (".safetensors", ".npz")
+    read = features_file is not None or Path(source).suffix.lower() in (".safetensors", ".npz")
     opened = None if read else bottleneck.open_encoder(encoder, device=device)
     return read_rows(
         source, encoder=opened, features=features, features_file=beside, columns=columns, progress=progress
