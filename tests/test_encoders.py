@@ -363,6 +363,89 @@ def test_features_are_computed_once(tiny, encoded, cache):
     assert len(encoded) == 15
 
 
+def in_place(folder, factor=2):
+    """Double the weights in the very file, as a patch in place does."""
+    with (folder / "model.safetensors").open("r+b") as file:
+        for entry in Checkpoint(folder).entries.values():
+            file.seek(entry.start)
+            values = np.frombuffer(file.read(entry.stop - entry.start), np.float32)
+            file.seek(entry.start)
+            file.write((values * np.float32(factor)).tobytes())
+
+
+def replaced(folder):
+    """Other weights under the same name, as saving again does."""
+    other = {name: tensor * 2 for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(other, folder / "other.safetensors", metadata={"format": "pt"})
+    (folder / "other.safetensors").replace(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("asked", ["before", "after"], ids=lambda when: f"fingerprint asked for {when}")
+@pytest.mark.parametrize("write", [in_place, replaced])
+def test_an_open_encoder_stays_as_it_was_when_its_files_change(write, asked, copied, encoded):
+    folder = copied("bert", "model")
+    expected, encoder = one_by_one(folder, TEXTS, "mean"), Encoder.open(folder)
+    fingerprint = Encoder.open(folder).fingerprint if asked == "after" else encoder.fingerprint
+    write(folder)
+    np.testing.assert_allclose(cached_features(encoder, TEXTS), expected, atol=1e-5)
+    assert encoder.fingerprint == fingerprint == encoder.spec()["fingerprint"]
+    again = Encoder.open(folder)
+    assert again.fingerprint != fingerprint
+    np.testing.assert_allclose(cached_features(again, TEXTS), one_by_one(folder, TEXTS, "mean"), atol=1e-5)
+    assert len(encoded) == 10
+
+
+def test_a_checkpoint_opened_before_its_files_changed_is_read_again(copied):
+    folder = copied("bert", "model")
+    early = Checkpoint(folder)
+    assert early.fingerprint
+    replaced(folder)
+    encoder = Encoder.open(early)
+    assert encoder.fingerprint == Encoder.open(folder).fingerprint
+    np.testing.assert_allclose(encoder.encode(TEXTS), one_by_one(folder, TEXTS, "mean"), atol=1e-5)
+
+
+def test_files_that_change_while_they_are_read_are_refused(copied, monkeypatch):
+    folder, load = copied("bert", "model"), encoders._load_body
+
+    def slow(*given):
+        found = load(*given)
+        in_place(folder)
+        return found
+
+    monkeypatch.setattr(encoders, "_load_body", slow)
+    with pytest.raises(CheckpointError, match="model changed while it was read"):
+        Encoder.open(folder)
+
+
+def test_weights_changed_in_memory_have_a_place_of_their_own_and_no_spec(tiny, encoded):
+    encoder = Encoder.open(tiny("bert"))
+    first = cached_features(encoder, TEXTS)
+    with torch.no_grad():
+        encoder.module.encoder.layer[1].output.dense.weight.mul_(2)
+    second = cached_features(encoder, TEXTS)
+    np.testing.assert_array_equal(second, encoder.encode(TEXTS))
+    assert np.abs(second - first).max() > 1e-3
+    np.testing.assert_array_equal(cached_features(Encoder.open(tiny("bert")), TEXTS), first)
+    assert len(encoded) == 15
+    with pytest.raises(CheckpointError, match="were changed in memory since it was opened: save it"):
+        encoder.spec()
+
+
+def test_an_image_that_changes_while_it_is_encoded_is_refused_and_not_kept(tiny_image, images, cache, monkeypatch):
+    encoder, encode = Encoder.open(tiny_image("vit")), Encoder.encode
+
+    def slow(self, inputs, progress=encoders.silent):
+        found = encode(self, inputs, progress)
+        shutil.copyfile(images[1], images[0])
+        return found
+
+    monkeypatch.setattr(Encoder, "encode", slow)
+    with pytest.raises(TaskError, match=r"a\.png changed while it was encoded"):
+        cached_features(encoder, images)
+    assert not cache.exists()
+
+
 def test_an_image_file_with_other_content_is_encoded_again(tiny_image, images, encoded):
     encoder = Encoder.open(tiny_image("vit"))
     first = cached_features(encoder, images)

@@ -18,8 +18,8 @@ from jaxtyping import Float32, UInt64
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from surgery.checkpoint import Checkpoint, open_checkpoint
-from surgery.errors import CheckpointError, OptionError
+from surgery.checkpoint import Checkpoint
+from surgery.errors import CheckpointError, OptionError, TaskError
 from surgery.files import replace_bytes
 from surgery.models import load_tokenizer, pick_device, pick_dtype, quiet
 from surgery.progress import Progress, silent
@@ -32,10 +32,13 @@ _CHUNK = 2048  # inputs between two writes to the cache
 class Encoder:
     """A frozen Hugging Face model without its head, and how one row of features is read off it.
 
+    It stays as it was opened, whatever becomes of its files.
+
     Attributes:
         source: the folder or hub id, as given.
         pooling: mean or last for texts, pooled or mean for images.
         width: features a row.
+        opened: a hash of the weights as they were loaded.
     """
 
     source: str
@@ -45,6 +48,7 @@ class Encoder:
     pooling: str
     width: int
     batch_size: int
+    opened: str
 
     @classmethod
     def open(
@@ -68,16 +72,20 @@ class Encoder:
             dtype: float32 (default), bfloat16, float16 or float64, to compute in; features are float32.
 
         Raises:
-            CheckpointError: no such model, tensors, tokenizer or image processor, or no features come of it.
+            CheckpointError: no such model, tensors, tokenizer or image processor, no features come of it, or its files
+                change while they are read.
             OptionError: an option out of its range.
         """
         if batch_size < 1:
             raise OptionError(f"--batch-size {batch_size} is less than 1: raise it")
-        place, precision, checkpoint = pick_device(device), pick_dtype(dtype), open_checkpoint(source)
+        # A checkpoint in memory may be older than its files, of which the model is made.
+        place, precision, checkpoint = pick_device(device), pick_dtype(dtype), Checkpoint(source)
+        stamps = _stamps(checkpoint)
         if checkpoint.config.get("is_encoder_decoder"):
             raise CheckpointError(f"{checkpoint} is an encoder-decoder: use an encoder or a decoder")
         with quiet():
             module, has_pooler = _load_body(checkpoint, precision)
+            opened = _hash_weights(module)
             module = module.to(place).eval().requires_grad_(False)
             reader = _reader(checkpoint, module, has_pooler, max_length)
         if pooling is not None and pooling not in reader.poolings:
@@ -99,7 +107,11 @@ class Encoder:
             raise CheckpointError(
                 f"{checkpoint}: a {type(module).__name__} gives other features each time: use another encoder"
             )
-        return cls(str(source), checkpoint, reader, module, pooling, trial.shape[1], batch_size)
+        encoder = cls(str(source), checkpoint, reader, module, pooling, trial.shape[1], batch_size, opened)
+        # Now, not when first asked for: it must be of the files that were loaded.
+        if not encoder.fingerprint or _stamps(checkpoint) != stamps:
+            raise CheckpointError(f"{checkpoint} changed while it was read: try again once it is written")
+        return encoder
 
     @classmethod
     def from_spec(
@@ -119,7 +131,14 @@ class Encoder:
         return encoder
 
     def spec(self) -> dict[str, Any]:
-        """What `from_spec` needs to open this encoder again; plain JSON."""
+        """What `from_spec` needs to open this encoder again; plain JSON.
+
+        Raises CheckpointError for weights that were changed in memory, which no folder gives again.
+        """
+        if _hash_weights(self.module) != self.opened:
+            raise CheckpointError(
+                f"the weights of {self.source} were changed in memory since it was opened: save it and open that folder"
+            )
         return {
             "source": self.source,
             "kind": self.kind,
@@ -190,11 +209,14 @@ def cached_features(
 ) -> Float32[np.ndarray, "N D"]:
     """`encoder.encode`, looked up first under `$SURGERY_CACHE` (default ~/.cache/surgery), in `features/`.
 
+    What is kept is filed under the weights and options of the encoder as it is in memory, and the content of the inputs.
     Finished parts are kept until the whole is there, so an interrupted run goes on where it stopped. A cache that is
     damaged, or can't be written to, costs time and nothing else.
     """
     folder = Path(os.environ.get("SURGERY_CACHE") or "~/.cache/surgery").expanduser() / "features"
-    key = hashlib.sha256(encoder.fingerprint.encode() + encoder.digests(inputs).tobytes()).hexdigest()
+    weights, digests = _hash_weights(encoder.module), encoder.digests(inputs)
+    changed = b"" if weights == encoder.opened else weights.encode()  # in memory, by its user
+    key = hashlib.sha256(encoder.fingerprint.encode() + changed + digests.tobytes()).hexdigest()
     whole = folder / f"{key}.safetensors"
     features = _cached(whole, len(inputs), encoder.width)
     if features is not None:
@@ -206,6 +228,7 @@ def cached_features(
         found = _cached(part, len(chunk), encoder.width)
         if found is None:
             found = encoder.encode(chunk, _shifted(progress, start, len(inputs)))
+            _check_unchanged(encoder, chunk, digests[start : start + _CHUNK])
             if len(parts) > 1:
                 _keep(part, found)
         features[start : start + len(chunk)] = found
@@ -214,6 +237,14 @@ def cached_features(
         with suppress(OSError):
             part.unlink()
     return features
+
+
+def _check_unchanged(encoder: Encoder, inputs: Sequence[Input], digests: UInt64[np.ndarray, " N"]) -> None:
+    """Refuse image files that aren't what they were when their digests were taken."""
+    files = [number for number, given in enumerate(inputs) if encoder.kind == "image" and isinstance(given, str | Path)]
+    for number, now in zip(files, encoder.digests([inputs[number] for number in files]), strict=True):
+        if now != digests[number]:
+            raise TaskError(f"the image {inputs[number]} changed while it was encoded: try again once it is written")
 
 
 def _shifted(progress: Progress, start: int, total: int) -> Progress:
@@ -256,8 +287,31 @@ def _load_body(checkpoint: Checkpoint, precision: torch.dtype) -> tuple[Any, boo
         raise CheckpointError(
             f"{checkpoint} lacks {len(missing)} tensors of a {type(module).__name__}, {min(missing)} first: fetch it again"
         )
+    for parameter in (*module.parameters(), *module.buffers()):
+        parameter.data = parameter.data.clone()  # else they are the file's own pages, and change with the file
     module.config.use_cache = False  # one pass each: a decoder needn't remember keys and values
     return module, not info["missing_keys"]
+
+
+def _hash_weights(module: Any) -> str:
+    """Of every tensor's name, type and content, wherever they are."""
+    total = xxhash.xxh3_128()
+    for name, tensor in module.state_dict().items():
+        total.update(f"{name} {tensor.dtype}".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _stamps(checkpoint: Checkpoint) -> list[tuple[str, int, int, int]]:
+    """What changes when one of the files that decide over features is written to or replaced."""
+    names = {"config.json", *(file.name for file in checkpoint.files)}
+    patterns = (*TextReader.files, *ImageReader.files)
+    found = []
+    for path in sorted(checkpoint.folder.iterdir()):
+        if path.is_file() and (path.name in names or any(fnmatchcase(path.name, pattern) for pattern in patterns)):
+            now = path.stat()
+            found.append((path.name, now.st_mtime_ns, now.st_size, now.st_ino))
+    return found
 
 
 def _reader(checkpoint: Checkpoint, module: Any, has_pooler: bool, max_length: int) -> Reader:
