@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.render import print_json, print_table, progress_bar, say, show_example
+from cli.render import print_json, print_table, progress_bar, say, show_example, size
 from cli.resuming import state_beside
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     Context = typer.Context
 else:
     Context = typer.Context.__base__  # what Typer really passes
+
+_LARGE = 20_000_000  # weights of a model that takes more than moments to verify
 
 app = typer.Typer(
     help="Simulate and fine-tune a small model inside a larger one's forward pass. Without a command: an embedded example.",
@@ -104,12 +106,20 @@ def verify(
 ) -> None:
     """Hold every simulated piece against the model, and every update against autograd."""
     from surgery.files import check_output
+    from surgery.tint.auxiliary import Auxiliary
     from surgery.tint.text import load_with_tokens
+    from surgery.tint.verification import outlook
     from surgery.tint.verification import verify as run
 
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=[_need(model), text])
     loaded, ids = load_with_tokens(_need(model), text, tokens, seed=seed, device=device, dtype=dtype)
+    auxiliary = Auxiliary.of(loaded)
+    if auxiliary.shape.weights > _LARGE:
+        seconds, needed = outlook(auxiliary, ids, sweep=sweep)
+        hint = "; --no-sweep leaves out the most of it" if sweep else ""
+        time = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+        say(f"About {time} and {size(needed)} of memory{hint}.", quiet=json)
     with progress_bar() as progress:
         found = run(loaded, ids, sweep=sweep, seed=seed, progress=progress)
     _finish(found, output, overwrite, json)
@@ -136,6 +146,14 @@ def run(
     ] = None,
     dev_windows: Annotated[int, typer.Option(min=1, help="How many windows before them choose the learning rate.")] = 4,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows at once, each with an update of its own.")] = 1,
+    start_token: Annotated[
+        bool | None,
+        typer.Option(
+            "--start-token/--no-start-token",
+            help="Begin each window with the token that begins a text.",
+            show_default="as the tokenizer does",
+        ),
+    ] = None,
     task: options.TaskName = None,
     data: options.Train = None,
     test: Annotated[
@@ -194,7 +212,7 @@ def run(
         "--column": column,
     }
     if task is not None:
-        other = {"--train-share": train_share, "--window": window, "--windows": windows}
+        other = {"--train-share": train_share, "--window": window, "--windows": windows, "--start-token": start_token}
     if unused := [name for name, value in other.items() if value is not None]:
         raise OptionError(
             f"{unused[0]} goes with {'--text' if task else '--task'}, not with {'--task' if task else '--text'}: leave it out"
@@ -224,6 +242,7 @@ def run(
                     windows=windows,
                     dev_windows=dev_windows,
                     batch_size=batch_size,
+                    start_token=start_token,
                     **shared,
                 )
             else:
@@ -253,7 +272,7 @@ def _finish(found: "Run | Verification", output: Path | None, overwrite: bool, j
         _print_run(found)
     else:
         print_table("", *found.table())
-        for line in found.summary:
+        for line in (found.caption, *found.summary):
             say(line)
     if output is not None:
         say(f"Written to {output}", quiet=json)
@@ -262,6 +281,9 @@ def _finish(found: "Run | Verification", output: Path | None, overwrite: bool, j
 def _print_run(found: "Run") -> None:
     print_table("", *found.table())
     say(found.caption)
+    if found.differences()[1]:
+        print_table("", *found.differences())
+        say(found.differences_caption)
 
 
 def _need(model: str | None) -> str:

@@ -61,7 +61,11 @@ class Model:
 
 
 def load_model(
-    checkpoint: Checkpoint, *, device: str | None = None, dtype: str | None = None, tokenized: bool = True
+    checkpoint: Checkpoint,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenized: bool = True,
 ) -> Model:
     """Load weights and tokenizer.
 
@@ -168,11 +172,11 @@ def _first(config: Any, name: str) -> int | None:
     return value[0] if isinstance(value, list) and value else value if isinstance(value, int) else None
 
 
-def pick_device(device: str | None) -> torch.device:
+def pick_device(device: str | torch.device | None) -> torch.device:
     """The device asked for, or CUDA when there is one, else the CPU; raises OptionError for one that isn't here."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("meta"):
+    if str(device).startswith("meta"):
         raise OptionError("--device meta computes nothing: try cpu")
     try:
         torch.empty(0, device=device)
@@ -181,8 +185,10 @@ def pick_device(device: str | None) -> torch.device:
     return torch.device(device)
 
 
-def pick_dtype(dtype: str | None) -> torch.dtype:
-    """float32 unless another is asked for; raises OptionError for a name that is none."""
+def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """float32 unless another is asked for, by name or as torch's own; raises OptionError for one that models don't run in."""
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
     if dtype is not None and dtype not in _DTYPES:
         raise OptionError(f"--dtype {dtype} isn't one of {', '.join(_DTYPES)}")
     return _DTYPES[dtype or "float32"]

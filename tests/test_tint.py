@@ -441,9 +441,10 @@ def test_token_ids_need_no_tokenizer(model, tmp_path):
     plain = model("gpt2", torch.float32)
     plain.save_pretrained(tmp_path / "bare")
     ids = tokens(plain)
-    found = TinT.build(str(tmp_path / "bare"), materialise=True)(ids, prefix_mask(), lr=1e-3).logits
+    found = TinT.build(str(tmp_path / "bare"), materialise=True, device="cpu")(ids, prefix_mask(), lr=1e-3).logits
     assert torch.equal(found, TinT.build(plain, materialise=True)(ids, prefix_mask(), lr=1e-3).logits)
     assert verify(str(tmp_path / "bare"), ids[:1], sweep=False).forward_error < 1e-5
+    (tmp_path / "text.txt").write_text("a text")
     with pytest.raises(SurgeryError, match="no tokenizer can be loaded"):
         run_text(str(tmp_path / "bare"), tmp_path / "text.txt", lr=1e-3)
 

@@ -3,10 +3,12 @@
 import functools
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from test_tint import model  # noqa: F401 (a fixture)
 from tiny import WORDS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cli.main import app
 from surgery.checkpoint import Checkpoint
 from surgery.errors import OptionError, TaskError, TintError
 from surgery.models import load_model
@@ -24,7 +27,8 @@ from surgery.tint import Run, TinT, Verification, run_task, run_text, verify
 from surgery.tint.auxiliary import Auxiliary
 from surgery.tint.example import train_small
 from surgery.tint.incontext import _Place, _split
-from surgery.tint.report import best
+from surgery.tint.report import best, difference
+from surgery.tint.text import load_with_tokens
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -253,6 +257,71 @@ def test_bad_tasks_are_refused(tiny, model, text):  # noqa: F811
     for given in (model("gpt2"), Auxiliary.of(model("gpt2"))):
         with pytest.raises(TintError, match="needs a tokenizer"):
             run_text(given, text)
+
+
+@pytest.mark.parametrize(("kind", "asked"), [("llama", None), ("llama", False), ("opt", True), ("gpt2", None)])
+def test_windows_begin_with_the_token_that_begins_a_text(tiny, text, kind, asked):
+    tokenizer, plain = AutoTokenizer.from_pretrained(tiny(kind)), AutoModelForCausalLM.from_pretrained(tiny(kind))
+    by_itself = tokenizer.bos_token_id is not None and tokenizer("film")["input_ids"][0] == tokenizer.bos_token_id
+    begun = by_itself if asked is None else asked
+    found = run_text(str(tiny(kind)), text, lr=0.1, window=16, methods=("frozen",), start_token=asked, device="cpu")
+    assert found.content["start_token"] == (tokenizer.bos_token if begun else None)
+    ids = tokenizer(text.read_text(), add_special_tokens=False)["input_ids"]
+    own = 15 if begun else 16
+    rows = [[*[tokenizer.bos_token_id] * begun, *ids[at : at + own]] for at in range(0, len(ids) - own + 1, own)]
+    with torch.no_grad():
+        logits = plain(torch.tensor(rows)).logits[:, 7:-1]
+    wanted = math.exp(float(F.cross_entropy(logits.mT, torch.tensor(rows)[:, 8:])))
+    assert found.content["windows"] == len(rows) and found.value("frozen") == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_start_token_that_is_not_there_is_refused(tiny, text):
+    with pytest.raises(OptionError, match="no token that begins a text"):
+        run_text(str(tiny("gpt2")), text, lr=0.1, window=16, start_token=True)
+    with pytest.raises(OptionError, match="start_token goes with a text"):
+        run_text(str(tiny("gpt2")), torch.arange(40), lr=0.1, window=16, start_token=True)
+
+
+def test_gains_are_paired_by_window(model):  # noqa: F811
+    plain = model("gpt2")
+    ids = torch.randint(plain.config.vocab_size, (16 * 9,), generator=torch.Generator().manual_seed(1))
+    found = run_text(plain, ids.tolist(), shares=(0.25, 0.5), lr=0.01, window=16)
+    for point in found.points:
+        if point["method"] != "frozen":
+            frozen = next(p for p in found.points if p["method"] == "frozen" and p["share"] == point["share"])
+            pairs = np.array(frozen["losses"]) - np.array(point["losses"])
+            assert point["gain"] == pytest.approx(pairs.mean())
+            assert point["gain_error"] == pytest.approx(pairs.std(ddof=1) / 3)
+    columns, rows = found.differences()
+    assert len(columns) == 3 and [row[0] for row in rows] == ["dynamic evaluation", "TinT paper", "TinT exact"]
+    assert found.differences_caption in found.markdown()
+    assert difference([2.0]) == {"gain": 2.0, "gain_error": None}  # one window has no spread
+    alone = run_text(plain, ids[:16], lr=0.01, window=16, methods=("frozen", "TinT exact"))
+    assert "±" not in alone.differences()[1][0][1]
+
+
+def test_options_are_checked_before_a_model_is_loaded(tiny, text, monkeypatch):
+    monkeypatch.setattr("surgery.models.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    folder, task = str(tiny("gpt2")), Task.load("sst2", train=ROWS, test=ROWS)
+    for options in ({"methods": ("TinT Paper",)}, {"shares": (50.0,)}, {"steps": 0}, {"batch_size": 0}, {"window": 2}):
+        with pytest.raises(OptionError):
+            run_text(folder, text, lr=0.1, **options)
+    with pytest.raises(TintError, match="can't be read as text"):
+        run_text(folder, text.with_name("missing.txt"), lr=0.1)
+    for options in ({"modes": ("Paper",)}, {"steps": 0}, {"shots": 1}):
+        with pytest.raises(OptionError):
+            run_task(folder, task, lr=0.1, **options)
+    with pytest.raises(OptionError, match="isn't one of exact, paper, published"):
+        TinT.build(folder, mode="Paper")
+    with pytest.raises(TintError, match="can't be read as text"):
+        load_with_tokens(folder, text.with_name("missing.txt"), 8)
+
+
+def test_a_long_verification_says_what_it_will_take(tiny, monkeypatch, capsys):
+    monkeypatch.setattr("cli.tint._LARGE", 0)
+    app(["tint", "verify", str(tiny("gpt2")), "--tokens", "8", "--device", "cpu"], standalone_mode=False)
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert re.search(r"About \d+ seconds and [\d.]+ [kM]?B of memory; --no-sweep leaves out", said)
 
 
 class Killed(BaseException):

@@ -1,5 +1,6 @@
 """Auxiliary: the small model that TinT simulates, seen as blocks of named matrices, whatever its family calls them."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class Auxiliary:
         blocks: each block's tensors by name: norm1, q, k, v, o, norm2, gate (gated ones), up, down; `.weight` and `.bias`.
         sites: where each of them lies in `module`.
         final: the final norm's weight and bias. `head`: output embeddings [vocabulary, width].
+        checkpoint: what the model was loaded from, where that is known.
     """
 
     module: Any
@@ -46,27 +48,37 @@ class Auxiliary:
     sites: tuple[Mapping[str, Site], ...]
     final: Block
     head: Float[Tensor, "vocabulary width"]
+    checkpoint: Checkpoint | None = None
 
     @classmethod
-    def of(cls, model: Any, *, device: str | None = None, dtype: str | None = None) -> "Auxiliary":
+    def of(
+        cls,
+        model: Any,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> "Auxiliary":
         """Take apart a Hugging Face model, a loaded `Model`, a Checkpoint, a folder or a hub id.
 
+        Args:
+            device, dtype: of the simulated model. A model in memory stays as and where it is: what differs is a copy.
+
         Raises:
-            TintError: an architecture that can't be simulated, named; CheckpointError: as loading does.
+            TintError: an architecture that can't be simulated, or weights that aren't plain numbers of one precision, by
+                name; CheckpointError: as loading does; OptionError: a device or dtype that isn't one.
         """
-        if isinstance(model, Auxiliary):
+        if isinstance(model, Auxiliary) and device is None and dtype is None:
             return model
         model = load_named(model, device=device, dtype=dtype)
-        module: Any = getattr(model, "module", model)
-        config: Any = getattr(module, "config", None)
-        if not hasattr(module, "named_parameters") or not hasattr(config, "to_dict"):
-            raise TintError(f"a {type(model).__name__} is no Hugging Face model: give one, a Checkpoint or a folder")
-        shape = Shape.of_config(config.to_dict(), type(module).__name__)
+        module = _placed(_plain(model), device, dtype)
+        shape = Shape.of_config(module.config.to_dict(), type(module).__name__)
         if module.get_output_embeddings() is None or getattr(module, "base_model_prefix", "") == "":
             raise TintError(f"a {type(module).__name__} has no language-model head: load it as a causal language model")
         named = dict(module.named_parameters(remove_duplicate=False))
         sites = tuple(_SITES[shape.family](shape, layer) for layer in range(shape.layers))
+        _check_numbers(module, named, sites)
         return cls(
+            checkpoint=getattr(model, "checkpoint", None),
             module=module,
             shape=shape,
             blocks=tuple(
@@ -80,6 +92,11 @@ class Auxiliary:
             },
             head=module.get_output_embeddings().weight.detach(),
         )
+
+    @property
+    def bytes(self) -> int:
+        """Of the model's weights, tied ones once."""
+        return sum(parameter.nbytes for parameter in self.module.parameters())
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +134,53 @@ class Auxiliary:
         return cos.unsqueeze(2), sin.unsqueeze(2)
 
 
-def load_named(model: Any, *, device: str | None = None, dtype: str | None = None, tokenized: bool = False) -> Any:
+def _plain(model: Any) -> Any:
+    """The Hugging Face model within what a user may have: a loaded `Model`, a compiled or a wrapped one."""
+    module: Any = getattr(model, "module", model)
+    module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
+    if not hasattr(module, "named_parameters") or not hasattr(getattr(module, "config", None), "to_dict"):
+        raise TintError(f"a {type(model).__name__} is no Hugging Face model: give one, a Checkpoint or a folder")
+    if hasattr(module, "merge_and_unload"):
+        raise TintError("a model with an adapter can't be simulated: give model.merge_and_unload()")
+    return module
+
+
+def _placed(module: Any, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Any:
+    """The model itself where it is as asked for, else a copy that is."""
+    from surgery.models import pick_device, pick_dtype
+
+    weight = next(module.parameters())
+    place = weight.device if device is None else pick_device(device)
+    kind = weight.dtype if dtype is None else pick_dtype(dtype)
+    if (place, kind) == (weight.device, weight.dtype) or getattr(module, "is_quantized", False):
+        return module
+    return copy.deepcopy(module).to(place, kind)
+
+
+def _check_numbers(module: Any, named: Mapping[str, Tensor], sites: tuple[Mapping[str, Site], ...]) -> None:
+    """Refuse weights that descent can't move: quantised ones, and a mix of precisions."""
+    kind = module.get_output_embeddings().weight.dtype
+    for site in (site for block in sites for site in block.values()):
+        if site.parameter not in named:
+            raise TintError(f"a {type(module).__name__} here has no parameter {site.parameter}: give the plain model")
+        found = str(named[site.parameter].dtype).removeprefix("torch.")
+        if getattr(module, "is_quantized", False) or not named[site.parameter].is_floating_point():
+            raise TintError(
+                f"{site.parameter} is quantised ({found}): load the model in float32, or give model.dequantize()"
+            )
+        if named[site.parameter].dtype != kind:
+            raise TintError(
+                f"{site.parameter} is {found}, but the head {str(kind).removeprefix('torch.')}: give dtype='float32' to simulate all of it in one precision"
+            )
+
+
+def load_named(
+    model: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenized: bool = False,
+) -> Any:
     """What a folder, a hub id or a Checkpoint names, as a loaded `Model`; anything else as it is.
 
     Args:
@@ -137,7 +200,8 @@ def load_named(model: Any, *, device: str | None = None, dtype: str | None = Non
 
 def name_of(model: Any) -> str:
     """Of a model, for a report: its folder or hub id, or what it is in memory."""
-    return str(getattr(model, "checkpoint", type(getattr(model, "module", model)).__name__))
+    checkpoint = getattr(model, "checkpoint", None)
+    return type(_plain(model)).__name__ if checkpoint is None else str(checkpoint)
 
 
 def fingerprint_of(model: Any, resume: str | Path | None = None) -> dict[str, str]:
@@ -200,7 +264,9 @@ def _llama_sites(shape: Shape, layer: int) -> dict[str, Site]:
         "up": "mlp.up_proj",
         "down": "mlp.down_proj",
     }
-    biased = {name: name in "qkvo" and shape.attention_bias for name in names}
+    biased = {name: name in "qkv" and shape.attention_bias for name in names} | {
+        "o": shape.attention_bias and shape.output_bias
+    }
     biased |= dict.fromkeys(("gate", "up", "down"), shape.mlp_bias)
     return _named_sites(f"model.layers.{layer}", names, biased)
 

@@ -43,12 +43,13 @@ class Descent:
     def __init__(self, blocks: Sequence[Block], lr: float) -> None:
         self.blocks = blocks
         self.lr = lr
-        self._sums: list[tuple[int, str, Tensor]] = []
+        self.names: list[tuple[int, str]] = []
+        self.sums: list[Tensor] = []  # of each gradient: finite where all of it is
 
     def projection(self, layer: int, name: str, gradient: Tensor, x: Tensor) -> None:
         """One fused product: the first step makes the row's copy and moves it at once."""
         weight = self.blocks[layer][name]
-        self._sums.append((layer, name, gradient.sum()))
+        self._watch(layer, name, gradient)
         if weight.dim() == 3:
             weight.baddbmm_(gradient.mT, x, alpha=-self.lr)
         elif len(x) == 1:
@@ -60,18 +61,21 @@ class Descent:
 
     def vector(self, layer: int, name: str, gradient: Float[Tensor, "batch width"]) -> None:
         """Rows of biases and norms are small: a new tensor each step."""
-        self._sums.append((layer, name, gradient.sum()))
+        self._watch(layer, name, gradient)
         self.blocks[layer][name] = self.blocks[layer][name] - self.lr * gradient
 
-    def check(self, step: int) -> None:
-        """Raise TintError, naming the tensor, if a gradient of this step was NaN or infinite."""
-        if not self._sums:
-            return
-        finite = torch.isfinite(torch.stack([total for _, _, total in self._sums])).tolist()
+    def _watch(self, layer: int, name: str, gradient: Tensor) -> None:
+        self.names.append((layer, name))
+        self.sums.append(gradient.sum())
+
+
+def check_sums(sums: Float[Tensor, "steps tensors"], names: Sequence[tuple[int, str]], lr: float) -> None:
+    """Raise DivergedError, naming step and tensor, for a gradient that was NaN or infinite: the first of them."""
+    for step, finite in enumerate(torch.isfinite(sums).tolist(), 1):
         if not all(finite):
-            layer, name, _ = self._sums[finite.index(False)]
+            layer, name = names[finite.index(False)]
             raise DivergedError(
-                f"step {step}: the gradient of block {layer}'s {name} is NaN or infinite: lower the learning rate (now {self.lr:g})"
+                f"step {step}: the gradient of block {layer}'s {name} is NaN or infinite: lower the learning rate (now {lr:g})"
             )
 
 

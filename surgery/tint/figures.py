@@ -72,25 +72,37 @@ def draw_run(content: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _perplexity(points: Any, file: Path) -> None:
+    """Perplexity by training share; beside it what each method gains on the frozen model, which windows' spread hides."""
     methods = list(dict.fromkeys(point["method"] for point in points))
-    shares = list(dict.fromkeys(point["share"] for point in points))
-    with figure(file, 6.4, 4.0) as axes:
+    paired = any("gain" in point for point in points)
+    with figure(file, 9.6 if paired else 6.4, 4.0, columns=2 if paired else 1) as axes:
+        left, right = axes if paired else (axes, None)
         for number, method in enumerate(methods):
-            values = [next(p["value"] for p in points if p["method"] == method and p["share"] == s) for s in shares]
-            axes.plot(
-                [100 * share for share in shares],
-                values,
-                marker=MARKERS[number],
-                color=COLOURS[number],
-                linestyle=("-", "--", "-", ":", "-.")[number % 5],
+            own = [point for point in points if point["method"] == method]
+            style = {
+                "marker": MARKERS[number],
+                "color": COLOURS[number],
+                "linestyle": ("-", "--", "-", ":", "-.")[number % 5],
                 # Dynamic evaluation and exact TinT agree: one shows around the other.
-                markersize=(6, 10, 6, 5, 6)[number % 5],
-                markerfacecolor="none" if number == 1 else COLOURS[number],
-                label=method,
-            )
-        axes.set(xlabel="share of each window to learn from (%)", ylabel="perplexity on the rest")
-        axes.set_xticks([100 * share for share in shares])
-        axes.legend(fontsize=9)
+                "markersize": (6, 10, 6, 5, 6)[number % 5],
+                "markerfacecolor": "none" if number == 1 else COLOURS[number],
+            }
+            left.plot([100 * p["share"] for p in own], [p["value"] for p in own], label=method, **style)
+            if right is not None and "gain" in own[0]:
+                # Side by side, so that intervals don't hide one another.
+                places = [100 * p["share"] + 1.2 * (number - len(methods) / 2) for p in own]
+                errors = [1.96 * (p["gain_error"] or 0) for p in own]
+                right.errorbar(
+                    places, [p["gain"] for p in own], yerr=errors, capsize=3, **style | {"linestyle": "none"}
+                )
+        shares = [100 * share for share in dict.fromkeys(point["share"] for point in points)]
+        left.set(xlabel="share of each window to learn from (%)", ylabel="perplexity on the rest")
+        left.legend(fontsize=9)
+        left.set_xticks(shares)
+        if right is not None:
+            right.axhline(0, color="#888888", linewidth=1)
+            right.set(xlabel="share of each window to learn from (%)", ylabel="nats a token below frozen, 95% interval")
+            right.set_xticks(shares)
 
 
 def _accuracy(points: Any, file: Path) -> None:

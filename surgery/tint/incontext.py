@@ -20,9 +20,10 @@ from surgery.tasks.readout import WordReadout
 from surgery.tasks.task import Task
 from surgery.tint.auxiliary import Auxiliary, Block, fingerprint_of, name_of
 from surgery.tint.descent import DivergedError
-from surgery.tint.report import Run, best, pick_rates
+from surgery.tint.modules import check_mode
+from surgery.tint.report import Run, best, difference, pick_rates
 from surgery.tint.resuming import Found, digest, resumable
-from surgery.tint.simulator import Layers, TinT
+from surgery.tint.simulator import Layers, TinT, check_steps
 from surgery.tint.text import load_whole
 
 RATES = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
@@ -42,8 +43,8 @@ def run_task(
     dev_examples: int = 48,
     tests: int | None = None,
     seed: int = 0,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     resume: str | Path | None = None,
     progress: Progress = silent,
 ) -> Run:
@@ -70,12 +71,15 @@ def run_task(
     rates = pick_rates(lr, RATES)
     if loss not in ("label", "all"):
         raise OptionError(f"loss {loss!r} isn't one of label, all")
+    check_steps(steps)
+    for name in modes:
+        check_mode(name)
+    demonstrations, spare = _split(task, shots, seed)
     model = load_whole(model, device, dtype)
-    auxiliary = Auxiliary.of(model)
+    auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
     # Built, and refused, before any work is spent.
     simulations = {mode: TinT.build(auxiliary, steps, layers, mode) for mode in modes}
     readout = WordReadout.of(model, task)
-    demonstrations, spare = _split(task, shots, seed)
     dev = (list(task.dev) or spare)[:dev_examples]
     if len(rates) > 1 and not dev:
         raise TintError(f"task {task.name} has no examples left to choose the learning rate by: give --dev or one --lr")
@@ -99,7 +103,8 @@ def run_task(
     inputs = {**fingerprint_of(model, resume), "examples": digest([demonstrations, dev, test])}
     ways = [(shown, mode) for shown in (False, True) for mode in (None, *modes)]
     targets = np.array(task.targets(test))
-    points = []
+    points: list[dict[str, Any]] = []
+    plain: dict[bool, NDArray] = {}  # which answers are right without learning, by whether demonstrations are read
     with resumable(resume, {**asked, **inputs, "surgery": package_version("surgery")}) as found:
         place = _Place(auxiliary, readout, task, demonstrations, loss, found)
         for number, (shown, mode) in enumerate(ways):
@@ -114,7 +119,12 @@ def run_task(
                     rate = best(scores, lowest=True)
                 blocks = place.update(simulations[mode], rate, shown)
             logits = place.logits(blocks, test, shown, [name, rate])
-            points.append({"method": name, "lr": rate, **_wilson(int((logits.argmax(1) == targets).sum()), len(test))})
+            right = (logits.argmax(1) == targets).astype(float)
+            points.append({"method": name, "lr": rate, **_wilson(int(right.sum()), len(test))})
+            if mode is None:
+                plain[shown] = right
+            else:
+                points[-1] |= difference((right - plain[shown]).tolist())
     progress(len(ways), len(ways), "done")
     content = {
         **provenance(call={"run_task": asked}, inputs=inputs, seed=seed),
@@ -165,14 +175,12 @@ class _Place:
     def update(self, simulation: TinT, lr: float, shown: bool) -> Sequence[Block]:
         """Learn from the demonstrations: as one text, or each on its own."""
         ids, labels, owner = self.shown_ids(together=shown)
-        device = self.auxiliary.device
-        row = torch.tensor([ids], device=device)
         update = simulation.update(
-            row,
+            [ids],
             None,
             lr,
-            loss_mask=torch.tensor([labels], device=device).bool() if self.loss == "label" else None,
-            segments=None if shown else torch.tensor([owner], device=device),
+            loss_mask=[labels] if self.loss == "label" else None,
+            segments=None if shown else [owner],
         )
         return update.blocks
 
@@ -197,10 +205,7 @@ class _Place:
             ids += prompt
             segments += [number] * len(prompt)
             ends.append(len(ids) - 1)
-        device = self.auxiliary.device
-        hidden = TinT.build(self.auxiliary, mode="exact").hidden(
-            torch.tensor([ids], device=device), blocks, segments=torch.tensor([segments], device=device)
-        )
+        hidden = TinT.build(self.auxiliary, mode="exact").hidden([ids], blocks, segments=[segments])
         logits = F.linear(hidden[0, ends], self.auxiliary.head[list(self.readout.word_ids)]).float()
         if not bool(torch.isfinite(logits).all()):  # an accuracy of NaN would look like one of the first label
             raise DivergedError("the label words' logits are NaN or infinite: lower the learning rate")

@@ -6,7 +6,7 @@ Panigrahi, Malladi, Xia, Arora: Trainable Transformer in Transformer (ICML 2024)
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -52,8 +52,7 @@ class Arithmetic:
     @classmethod
     def of(cls, mode: str, dtype: torch.dtype, scale: float | None = None) -> "Arithmetic":
         """A mode's arithmetic; raises OptionError for an unknown mode, a senseless scale, or half precision with differences."""
-        if mode not in ("exact", "paper", "published"):
-            raise OptionError(f"mode {mode!r} isn't one of exact, paper, published")
+        check_mode(mode)
         if scale is not None and not (math.isfinite(scale) and scale > 0):
             raise OptionError(
                 f"scale {scale} must be a positive number: differences are taken over steps of gradient / scale"
@@ -77,6 +76,12 @@ class Arithmetic:
         assert self.step is not None, "differences come with a step or a scale"
         rms = _mean_square(gradient).sqrt()
         return self.step * size / rms.clamp_min(torch.finfo(rms.dtype).tiny ** 0.5)
+
+
+def check_mode(mode: str) -> None:
+    """Refuse an arithmetic by another name."""
+    if mode not in get_args(Mode):
+        raise OptionError(f"mode {mode!r} isn't one of {', '.join(get_args(Mode))}")
 
 
 def linear(x: Float[Tensor, "batch tokens in"], block: Block, name: str) -> Float[Tensor, "batch tokens out"]:

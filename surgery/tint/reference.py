@@ -16,16 +16,14 @@ from surgery.tint.segments import Plan
 _DETACHED = "surgery_detached_scores"
 
 
-def autograd(
-    auxiliary: Auxiliary, input_ids: Int[Tensor, "1 tokens"], plan: Plan, *, detached: bool = False
-) -> tuple[Block, ...]:
+def autograd(auxiliary: Auxiliary, plan: Plan, *, detached: bool = False) -> tuple[Block, ...]:
     """Gradients of the summed loss with respect to each block's tensors, by block and name; one row.
 
     Args:
         detached: no gradient flows through attention scores, as in the paper's construction.
     """
     parameters = _leaves(auxiliary, range(auxiliary.shape.layers))
-    _loss(auxiliary, parameters, input_ids, plan, detached=detached).backward()
+    _loss(auxiliary, parameters, plan, detached=detached).backward()
     found = []
     for block, sites in zip(auxiliary.blocks, auxiliary.sites, strict=True):
         gradients = {name: parameters[site.parameter].grad for name, site in sites.items()}
@@ -37,16 +35,16 @@ def autograd(
 
 def dynamic_evaluation(
     auxiliary: Auxiliary,
-    input_ids: Int[Tensor, "1 tokens"],
-    train_mask: Bool[Tensor, "1 tokens"],
+    input_ids: Any,
+    train_mask: Any,
     lr: float = 1e-4,
     *,
     steps: int = 1,
     layers: Sequence[int] | None = None,
-    segments: Int[Tensor, "1 tokens"] | None = None,
-    loss_mask: Bool[Tensor, "1 tokens"] | None = None,
+    segments: Any = None,
+    loss_mask: Any = None,
 ) -> tuple[Float[Tensor, "1 tokens vocabulary"], dict[str, Tensor]]:
-    """Plain gradient descent by autograd on the same tensors, the same summed loss and rate; one row.
+    """Plain gradient descent by autograd on the same tensors, the same summed loss and rate; one row, as `TinT` takes it.
 
     Returns the logits with the updated parameters, and those parameters by name. The model itself isn't changed.
 
@@ -54,11 +52,17 @@ def dynamic_evaluation(
         DivergedError: the descent became NaN.
     """
     plan = Plan.of(
-        input_ids, train_mask, loss_mask=loss_mask, segments=segments, limit=auxiliary.shape.positions, whole=True
+        input_ids,
+        train_mask,
+        loss_mask=loss_mask,
+        segments=segments,
+        shape=auxiliary.shape,
+        device=auxiliary.device,
+        whole=True,
     )
     parameters = _leaves(auxiliary, range(auxiliary.shape.layers) if layers is None else layers)
     for step in range(1, steps + 1):
-        loss = _loss(auxiliary, parameters, input_ids, plan)
+        loss = _loss(auxiliary, parameters, plan)
         found = torch.autograd.grad(loss, list(parameters.values()))
         named = zip(parameters, found, strict=True)
         for what, value in (*((f"gradient of {name}", gradient) for name, gradient in named), ("loss", loss)):
@@ -70,7 +74,7 @@ def dynamic_evaluation(
             for parameter, gradient in zip(parameters.values(), found, strict=True):
                 parameter -= lr * gradient
     with torch.no_grad():
-        logits = plain_logits(auxiliary, input_ids, plan.positions, plan.visible, parameters)
+        logits = plain_logits(auxiliary, plan.ids, plan.positions, plan.visible, parameters)
     return logits, {name: parameter.detach() for name, parameter in parameters.items()}
 
 
@@ -87,7 +91,7 @@ def plain_logits(
     if visible is None:
         visible = torch.ones(input_ids.shape[1], input_ids.shape[1], dtype=torch.bool, device=input_ids.device).tril()
         visible = visible.expand(len(input_ids), -1, -1)
-    # Additive, and spelled out, so that no version of the library has a mask of its own mind.
+    # Additive, and spelled out, so that no version of the library makes a mask of its own.
     mask = torch.zeros(visible.shape, dtype=auxiliary.dtype, device=visible.device)
     mask = mask.masked_fill(~visible, torch.finfo(auxiliary.dtype).min).unsqueeze(1)
     given = {"input_ids": input_ids, "attention_mask": mask, "position_ids": positions, "use_cache": False}
@@ -95,10 +99,8 @@ def plain_logits(
         return torch.func.functional_call(auxiliary.module, dict(parameters or {}), (), given).logits
 
 
-def _loss(
-    auxiliary: Auxiliary, parameters: Mapping[str, Tensor], input_ids: Tensor, plan: Plan, *, detached: bool = False
-) -> Tensor:
-    ids = input_ids[:, : plan.train_tokens]
+def _loss(auxiliary: Auxiliary, parameters: Mapping[str, Tensor], plan: Plan, *, detached: bool = False) -> Tensor:
+    ids = plan.ids[:, : plan.train_tokens]
     positions = plan.positions[:, : plan.train_tokens]
     logits = plain_logits(auxiliary, ids, positions, plan.train_visible, parameters, detached=detached)
     chosen = plan.targets[:, : plan.train_tokens - 1]

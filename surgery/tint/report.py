@@ -17,7 +17,8 @@ class Run:
 
     Attributes:
         content: everything, as it is saved; `content["points"]` has one entry a method (and, for texts, a training share),
-            each with `value`, `low` and `high` (a 95% interval) and the learning rate `lr`.
+            each with `value`, `low` and `high` (a 95% interval), the learning rate `lr` and, for methods that learn, `gain`
+            and `gain_error`: see `difference`.
     """
 
     content: Mapping[str, Any]
@@ -54,12 +55,35 @@ class Run:
             rows.append([method, *(f"{_interval(found[s], 2)}{_at(found[s])}" for s in shares)])
         return ["", *(f"{share:.0%} for training" for share in shares)], rows
 
+    @property
+    def differences_caption(self) -> str:
+        """Of the second table."""
+        if self.content["kind"] == "text":
+            return "Nats a token below the frozen model, window by window, plus or minus a standard error over windows."
+        return "Accuracy above the same prompt without learning, example by example, plus or minus a standard error."
+
+    def differences(self) -> tuple[list[str], list[list[str]]]:
+        """Columns and rows: what each method that learns gains, paired; reports written before this was kept have none."""
+        learn = [point for point in self.points if "gain" in point]
+        if self.content["kind"] == "task":
+            return ["", "gain"], [[point["method"], _gain(point)] for point in learn]
+        shares = list(dict.fromkeys(point["share"] for point in learn))
+        rows = [
+            [method, *(_gain(p) for p in learn if p["method"] == method)]
+            for method in dict.fromkeys(point["method"] for point in learn)
+        ]
+        return ["", *(f"{share:.0%} for training" for share in shares)], rows
+
     def markdown(self) -> str:
-        """The table and its caption."""
-        columns, rows = self.table()
-        lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-        return "\n".join([*lines, "", self.caption, ""])
+        """Both tables and their captions."""
+        parts = [(*self.table(), self.caption)]
+        if self.differences()[1]:
+            parts.append((*self.differences(), self.differences_caption))
+        lines: list[str] = []
+        for columns, rows, caption in parts:
+            lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+            lines += [*(f"| {' | '.join(row)} |" for row in rows), "", caption, ""]
+        return "\n".join(lines)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `report.json`, `README.md` with the table, and the figure."""
@@ -76,6 +100,14 @@ class Run:
     def load(cls, folder: str | Path) -> "Run":
         """Read a saved one; raises TintError for anything else."""
         return cls(load_report(Path(folder), _FORMAT))
+
+
+def difference(values: Sequence[float]) -> dict[str, float | None]:
+    """The mean of paired differences, and its standard error; None of a single pair."""
+    count = len(values)
+    mean = sum(values) / count
+    spread = sum((value - mean) ** 2 for value in values)
+    return {"gain": mean, "gain_error": (spread / (count - 1) / count) ** 0.5 if count > 1 else None}
 
 
 def best(scores: Mapping[float, float], *, lowest: bool) -> float:
@@ -96,6 +128,11 @@ def pick_rates(given: float | Sequence[float] | None, usual: Sequence[float]) ->
 
 def _interval(point: Mapping[str, Any], digits: int) -> str:
     return f"{point['value']:.{digits}f} ({point['low']:.{digits}f}-{point['high']:.{digits}f})"
+
+
+def _gain(point: Mapping[str, Any]) -> str:
+    error = "" if point["gain_error"] is None else f" ± {point['gain_error']:.3f}"
+    return f"{point['gain']:+.3f}{error}"
 
 
 def _rate(point: Mapping[str, Any]) -> str:

@@ -1,101 +1,141 @@
 """Which tokens read which, which are pairs to learn from, and where each stands: what masks and segments mean."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from surgery.errors import TintError
+from surgery.tint.inputs import as_ids, as_mask, as_segments
+from surgery.tint.shape import Shape
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A batch put in order.
+    """A batch put in order, on the model's device.
 
     Attributes:
-        positions: [batch, tokens]. `visible`: who reads whom after the update, None for all that went before.
+        ids: [batch, tokens]. `positions`: where each stands in its text.
+        visible: who reads whom after the update, None for all that went before.
         train_visible: the same while training, where training tokens read training tokens alone; for the first `train_tokens`.
         targets: [batch, tokens - 1]: whether the token that follows is one to learn.
+        pairs: the same as numbers, row * train_tokens + place, in order.
     """
 
+    ids: Int[Tensor, "batch tokens"]
     positions: Int[Tensor, "batch tokens"]
     visible: Bool[Tensor, "batch tokens tokens"] | None
     train_visible: Bool[Tensor, "batch train train"] | None
     train_tokens: int
-    targets: Bool[Tensor, "batch pairs"]
+    targets: Bool[Tensor, "batch places"]
+    pairs: Int[Tensor, " pairs"]
 
     @classmethod
     def of(
         cls,
-        input_ids: Int[Tensor, "batch tokens"],
-        train_mask: Bool[Tensor, "batch tokens"],
+        input_ids: Any,
+        train_mask: Any = None,
         *,
-        loss_mask: Bool[Tensor, "batch tokens"] | None = None,
-        segments: Int[Tensor, "batch tokens"] | None = None,
-        limit: int,
+        loss_mask: Any = None,
+        segments: Any = None,
+        attention_mask: Any = None,
+        shape: Shape,
+        device: torch.device,
         whole: bool = False,
     ) -> "Plan":
-        """Raises TintError for shapes that don't fit, too long a sequence, and a row with nothing to learn or all of it.
+        """Check a batch and put it in order: on the CPU, so that no check waits for the device.
 
         Args:
+            input_ids: [batch, tokens], or one row; tensors on any device, numpy arrays or lists, as are all below.
+            train_mask: the training tokens; default all.
             loss_mask: of the training tokens, those that are to be predicted; default all.
             segments: a token reads earlier tokens of its own segment and of segment 0; positions count on from there.
-            limit: the longest sequence that the model takes.
+            attention_mask: 0 for padding, which nobody reads and which takes up no position.
+            shape: of the model: its vocabulary and its positions.
             whole: allow that every token is a training token, as where only the update is wanted.
+
+        Raises:
+            TintError: shapes or types that don't fit, a token that the model doesn't have, too long a sequence, a row with
+                nothing to learn or (unless `whole`) all of it, padding that is marked to learn from.
         """
-        for name, mask in (("train_mask", train_mask), ("loss_mask", loss_mask), ("segments", segments)):
-            if mask is not None and mask.shape != input_ids.shape:
-                raise TintError(
-                    f"{name} has shape {tuple(mask.shape)}, but input_ids {tuple(input_ids.shape)}: give one value a token"
-                )
-        positions, visible = layout(input_ids, segments)
-        check_length(positions, limit)
-        targets = train_mask[:, :-1] & train_mask[:, 1:]
-        if segments is not None:
-            targets &= (segments[:, :-1] == segments[:, 1:]) | (segments[:, :-1] == 0)
-        if loss_mask is not None:
-            targets &= loss_mask[:, 1:]
-        empty, full = ~targets.any(1), train_mask.all(1)
-        if bool(empty.any()):
-            raise TintError(
-                f"row {int(empty.long().argmax())} has no pair of neighbouring training tokens to learn from: mark at least two in train_mask"
-            )
-        if bool(full.any()) and not whole:
-            raise TintError(
-                f"row {int(full.long().argmax())} has training tokens only, so nothing is left to test: leave some out of train_mask"
-            )
-        last = int(train_mask.any(0).nonzero().max()) + 1
-        train = train_mask[:, :last]
-        train_visible = None if visible is None else visible[:, :last, :last]
-        if not bool(train.all()):
-            causal = torch.ones(last, last, dtype=torch.bool, device=input_ids.device).tril()
-            train_visible = (causal if train_visible is None else train_visible) & train[:, None, :]
-            # A token that reads nothing would be NaN; what it is instead reaches nobody.
-            train_visible = train_visible | torch.eye(last, dtype=torch.bool, device=input_ids.device)
-        return cls(positions, visible, train_visible, last, targets)
+        ids = as_ids(input_ids, shape.vocabulary)
+        given, loss = as_mask(train_mask, ids, "train_mask"), as_mask(loss_mask, ids, "loss_mask")
+        real, parts = as_mask(attention_mask, ids, "attention_mask"), as_segments(segments, ids)
+        if given is not None and real is not None and bool((given & ~real).any()):
+            row = int((given & ~real).any(1).long().argmax())
+            raise TintError(f"row {row} of train_mask marks padding: mark tokens that attention_mask has as 1")
+        train = given if given is not None else torch.ones_like(ids, dtype=torch.bool) if real is None else real
+        positions, visible = layout(ids, parts, real)
+        check_length(positions, shape.positions)
+        targets = train[:, :-1] & train[:, 1:]
+        if parts is not None:
+            targets &= (parts[:, :-1] == parts[:, 1:]) | (parts[:, :-1] == 0)
+        if loss is not None:
+            targets &= loss[:, 1:]
+        _check_rows(targets, train if real is None else train | ~real, whole)
+        last = int(train.any(0).nonzero().max()) + 1
+        return cls(
+            ids.to(device),
+            positions.to(device),
+            None if visible is None else visible.to(device),
+            _train_visible(train[:, :last], None if visible is None else visible[:, :last, :last], device),
+            last,
+            targets.to(device),
+            _places(targets, last).to(device),
+        )
+
+
+def _check_rows(targets: Tensor, full: Tensor, whole: bool) -> None:
+    """Refuse a row that has nothing to learn, or nothing left to test."""
+    empty, all_of_it = ~targets.any(1), full.all(1)
+    if bool(empty.any()):
+        raise TintError(
+            f"row {int(empty.long().argmax())} has no pair of neighbouring training tokens to learn from: mark at least two in train_mask"
+        )
+    if bool(all_of_it.any()) and not whole:
+        raise TintError(
+            f"row {int(all_of_it.long().argmax())} has training tokens only, so nothing is left to test: leave some out of train_mask"
+        )
+
+
+def _train_visible(train: Tensor, visible: Tensor | None, device: torch.device) -> Tensor | None:
+    if not bool(train.all()):
+        last = train.shape[1]
+        causal = torch.ones(last, last, dtype=torch.bool).tril()
+        visible = (causal if visible is None else visible) & train[:, None, :]
+        # A token that reads nothing would be NaN; what it is instead reaches nobody.
+        visible = visible | torch.eye(last, dtype=torch.bool)
+    return None if visible is None else visible.to(device)
+
+
+def _places(targets: Tensor, train_tokens: int) -> Int[Tensor, " pairs"]:
+    rows, places = targets[:, : train_tokens - 1].nonzero(as_tuple=True)
+    return rows * train_tokens + places
 
 
 def layout(
-    input_ids: Int[Tensor, "batch tokens"], segments: Int[Tensor, "batch tokens"] | None
+    input_ids: Int[Tensor, "batch tokens"],
+    segments: Int[Tensor, "batch tokens"] | None,
+    attention_mask: Bool[Tensor, "batch tokens"] | None = None,
 ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens tokens"] | None]:
     """Positions, and who reads whom; None for the plain rule."""
     tokens = input_ids.shape[1]
-    if segments is None:
+    if attention_mask is not None and not bool((~attention_mask[:, :-1] & attention_mask[:, 1:]).any()):
+        attention_mask = None  # padding comes last, where the plain rule keeps it from being read
+    if segments is None and attention_mask is None:
         return torch.arange(tokens, device=input_ids.device).expand(input_ids.shape), None
-    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=input_ids.device).tril()
-    same = segments[:, :, None] == segments[:, None, :]
-    visible = causal & (same | (segments == 0)[:, None, :])
-    return visible.sum(2) - 1, visible
-
-
-def check_tokens(input_ids: Int[Tensor, "batch tokens"], vocabulary: int) -> None:
-    """Raise TintError for a token that the model doesn't have."""
-    low, high = int(input_ids.min()), int(input_ids.max())
-    if low < 0 or high >= vocabulary:
-        raise TintError(
-            f"input_ids holds token {low if low < 0 else high}, but the model has 0 to {vocabulary - 1}: was another tokenizer used?"
-        )
+    visible = (
+        torch.ones(tokens, tokens, dtype=torch.bool, device=input_ids.device).tril().expand(len(input_ids), -1, -1)
+    )
+    if segments is not None:
+        visible = visible & ((segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :])
+    if attention_mask is not None:
+        visible = visible & attention_mask[:, None, :]
+    positions = (visible.sum(2) - 1).clamp_min(0)
+    # Padding reads itself, since a token that reads nothing would be NaN; it reaches nobody.
+    return positions, visible | torch.eye(tokens, dtype=torch.bool, device=input_ids.device)
 
 
 def check_length(positions: Int[Tensor, "batch tokens"], limit: int) -> None:

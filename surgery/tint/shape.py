@@ -1,7 +1,7 @@
 """Shape: the sizes of an auxiliary model, read from its config, or by name for well-known ones, without a hub."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from surgery.errors import TintError
@@ -16,8 +16,9 @@ class Shape:
     Attributes:
         width: of the residual stream. `inner`: of the feed-forward layer. `head_width`: of one attention head.
         key_heads: heads of keys and values; fewer than `heads` for grouped queries.
-        positions: the longest sequence.
+        positions: the longest sequence; with a sliding window, what it takes in whole.
         activation: relu, gelu (by erf), gelu_new (by tanh) or silu; `gated`: its output is multiplied by a second projection.
+        attention_bias: queries, keys and values have biases, and with `output_bias` the projection after them.
         tied: output embeddings are the input embeddings.
     """
 
@@ -37,6 +38,7 @@ class Shape:
     attention_bias: bool
     mlp_bias: bool
     tied: bool
+    output_bias: bool = True
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], where: str = "the config") -> "Shape":
@@ -44,7 +46,7 @@ class Shape:
         reader = _FAMILIES.get(str(config.get("model_type")))
         if reader is None:
             raise TintError(
-                f"{where}: architecture {config.get('model_type')!r} can't be simulated: gpt2, opt and llama can"
+                f"{where}: architecture {config.get('model_type')!r} can't be simulated: {', '.join(_FAMILIES)} can"
             )
         try:
             shape = reader(config, where)
@@ -77,7 +79,8 @@ class Shape:
         projections = self.width * self.head_width * (2 * self.heads + 2 * self.key_heads)
         feeding = self.width * self.inner * (3 if self.gated else 2)
         norms = 2 * self.width * (2 if self.norm == "layer" else 1)
-        biases = (self.head_width * (self.heads + 2 * self.key_heads) + self.width) * self.attention_bias
+        biases = self.head_width * (self.heads + 2 * self.key_heads) * self.attention_bias
+        biases += self.width * (self.attention_bias and self.output_bias)
         biases += (self.inner * (2 if self.gated else 1) + self.width) * self.mlp_bias
         return self.layers * (projections + feeding + norms + biases)
 
@@ -155,6 +158,32 @@ def _opt(config: Mapping[str, Any], where: str) -> Shape:
 
 
 def _llama(config: Mapping[str, Any], where: str) -> Shape:
+    biased, feeding = config.get("attention_bias", False), config.get("mlp_bias", False)
+    return _gated(config, where, attention_bias=biased, mlp_bias=feeding)
+
+
+def _mistral(config: Mapping[str, Any], where: str) -> Shape:
+    return _within_window(_gated(config, where), config.get("sliding_window"))
+
+
+def _qwen2(config: Mapping[str, Any], where: str) -> Shape:
+    window = config.get("sliding_window") if config.get("use_sliding_window") else None
+    return _within_window(_gated(config, where, attention_bias=True, output_bias=False), window)
+
+
+def _within_window(shape: Shape, window: int | None) -> Shape:
+    """A sliding window leaves nothing out of a sequence that it holds whole: up to there it is a LLaMA."""
+    return shape if window is None else replace(shape, positions=min(shape.positions, window))
+
+
+def _gated(
+    config: Mapping[str, Any],
+    where: str,
+    *,
+    attention_bias: bool = False,
+    output_bias: bool = True,
+    mlp_bias: bool = False,
+) -> Shape:
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if rope.get("rope_type", "default") not in ("default", "linear", "llama3"):
         raise TintError(
@@ -175,13 +204,14 @@ def _llama(config: Mapping[str, Any], where: str) -> Shape:
         epsilon=config.get("rms_norm_eps", 1e-6),
         activation=_activation(config.get("hidden_act", "silu"), where),
         gated=True,
-        attention_bias=config.get("attention_bias", False),
-        mlp_bias=config.get("mlp_bias", False),
+        attention_bias=attention_bias,
+        output_bias=output_bias,
+        mlp_bias=mlp_bias,
         tied=config.get("tie_word_embeddings", False),
     )
 
 
-_FAMILIES = {"gpt2": _gpt2, "opt": _opt, "llama": _llama}
+_FAMILIES = {"gpt2": _gpt2, "opt": _opt, "llama": _llama, "mistral": _mistral, "qwen2": _qwen2}
 
 
 def _known_opt(width: int, layers: int, heads: int, *, norm_before: bool = True) -> dict[str, Any]:

@@ -1,20 +1,27 @@
 """TinT: forward, backward and descent of an auxiliary model within one forward pass, and the updated model's logits."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from surgery.checkpoint import rewrite
 from surgery.errors import OptionError
+from surgery.files import check_output, new_folder
 from surgery.tint.auxiliary import Auxiliary, Block
 from surgery.tint.block import Memory, backward, forward
-from surgery.tint.descent import Descent, DivergedError, Gradients, Learner, check_rate
-from surgery.tint.modules import Arithmetic, affine, cross_entropy, normalise, normalise_backward
-from surgery.tint.segments import Plan, check_length, check_tokens, layout
+from surgery.tint.descent import Descent, DivergedError, Gradients, Learner, check_rate, check_sums
+from surgery.tint.graphs import Graphs
+from surgery.tint.inputs import as_ids, as_mask, as_segments
+from surgery.tint.modules import Arithmetic, affine, check_mode, cross_entropy, normalise, normalise_backward
+from surgery.tint.segments import Plan, check_length, layout
 
 if TYPE_CHECKING:
     from surgery.tint.machine import Machine
@@ -26,8 +33,10 @@ Layers = str | Sequence[int]
 class Update:
     """The blocks after the inner training.
 
+    `model()` is the Hugging Face model with a row's weights, to generate with; `save` writes it as a folder.
+
     Attributes:
-        blocks: each block's tensors; those that learnt are [batch, ...], one copy a row.
+        blocks: each block's tensors; those that learnt are [batch, ...], one copy a row; on the model's device.
         losses: the summed loss of each row before each step, [steps, batch].
     """
 
@@ -37,6 +46,7 @@ class Update:
 
     def parameters(self, row: int = 0) -> dict[str, Tensor]:
         """One row's blocks as parameters of the Hugging Face model, by name."""
+        self._check_row(row)
         named = dict(self.auxiliary.module.named_parameters(remove_duplicate=False))
         found: dict[str, Tensor] = {}
         for block, before, sites in zip(self.blocks, self.auxiliary.blocks, self.auxiliary.sites, strict=True):
@@ -45,6 +55,40 @@ class Update:
                 learnt = block[name].dim() > before[name].dim()
                 site.view(whole).copy_(block[name][row] if learnt else block[name])
         return found
+
+    def model(self, row: int = 0) -> Any:
+        """A copy of the Hugging Face model with one row's weights, to generate with or to go on from."""
+        parameters = self.parameters(row)
+        module = copy.deepcopy(self.auxiliary.module).eval()
+        named = dict(module.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, tensor in parameters.items():
+                named[name].copy_(tensor)
+        return module
+
+    def save(self, folder: str | Path, row: int = 0, *, overwrite: bool = False) -> Path:
+        """Write one row's weights as a Hugging Face folder.
+
+        A model that came from a folder or hub id keeps its files, tokenizer included, and the precision it was stored in;
+        of a model in memory config and weights are written.
+
+        Raises:
+            OptionError: a row that isn't there; SurgeryError: a folder that can't be written to.
+        """
+        source, folder = self.auxiliary.checkpoint, Path(folder)
+        self._check_row(row)
+        check_output(folder, overwrite=overwrite, replaces="config.json", inputs=[source.folder] if source else [])
+        with new_folder(folder, overwrite=overwrite, replaces="config.json") as staged:
+            if source is None:
+                self.model(row).save_pretrained(staged)
+            else:
+                theirs = {name: tensor for tensor, name in source.structure.parameters.items()}
+                rewrite(source, {theirs[name]: tensor for name, tensor in self.parameters(row).items()}, staged)
+        return folder
+
+    def _check_row(self, row: int) -> None:
+        if not 0 <= row < self.losses.shape[1]:
+            raise OptionError(f"row {row} isn't one of the batch's {self.losses.shape[1]}, counted from 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +102,25 @@ class Output:
 
     logits: Float[Tensor, "batch tokens vocabulary"]
     update: Update
+
+
+class _Found(NamedTuple):
+    """A pass without its checks: what it gives before anything waits for the device."""
+
+    blocks: tuple[Block, ...]
+    losses: Float[Tensor, "steps batch"]
+    sums: Float[Tensor, "steps tensors"]
+    names: list[tuple[int, str]]
+    logits: Float[Tensor, "batch tokens vocabulary"] | None
+
+    def copy(self, before: Sequence[Block]) -> "_Found":
+        """Tensors of its own, but for the model's that didn't learn."""
+        blocks = tuple(
+            {name: value if value is old[name] else value.clone() for name, value in block.items()}
+            for block, old in zip(self.blocks, before, strict=True)
+        )
+        logits = None if self.logits is None else self.logits.clone()
+        return _Found(blocks, self.losses.clone(), self.sums.clone(), self.names, logits)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,6 +141,7 @@ class TinT:
     steps: int
     layers: tuple[int, ...]
     machine: "Machine | None" = None
+    _graphs: Graphs = field(default_factory=Graphs, init=False)
 
     def __repr__(self) -> str:
         shape, how = self.auxiliary.shape, "the transformer itself" if self.machine else "fast path"
@@ -93,10 +157,13 @@ class TinT:
         *,
         scale: float | None = None,
         materialise: bool = False,
-        device: str | None = None,
-        dtype: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> "TinT":
         """Simulate a model: a Hugging Face one, a loaded `Model`, a Checkpoint, a folder or a hub id.
+
+        A folder or hub id is loaded in float32, on CUDA when there is one; a model in memory is simulated as and where it
+        is, or, with another `device` or `dtype`, as a copy.
 
         Args:
             layers: which blocks learn: `all`, numbers, or text such as `0,2,8-11`.
@@ -107,8 +174,8 @@ class TinT:
         Raises:
             TintError: an architecture that can't be simulated. OptionError: an option out of its range.
         """
-        if steps < 1:
-            raise OptionError(f"steps {steps} must be at least 1")
+        check_steps(steps)
+        check_mode(mode)
         auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
         arithmetic = Arithmetic.of(mode, auxiliary.dtype, scale)
         chosen = pick_layers(layers, auxiliary.shape.layers)
@@ -123,34 +190,43 @@ class TinT:
 
     def __call__(
         self,
-        input_ids: Int[Tensor, "batch tokens"],
-        train_mask: Bool[Tensor, "batch tokens"],
+        input_ids: Any,
+        train_mask: Any,
         lr: float = 1e-4,
         *,
-        loss_mask: Bool[Tensor, "batch tokens"] | None = None,
-        segments: Int[Tensor, "batch tokens"] | None = None,
+        loss_mask: Any = None,
+        segments: Any = None,
+        attention_mask: Any = None,
     ) -> Output:
         """Train on the training tokens, and read the whole with the updated weights.
 
+        Ids, masks and segments are [batch, tokens], or one row: tensors on any device, numpy arrays or lists; they are
+        moved to the model. The results are on the model's device, as a transformers model's are. On CUDA the same call gives the
+        same bits again, and a CPU's to rounding.
+
         Args:
+            input_ids: token ids.
             train_mask: the training tokens; every other token is read only after the update.
             lr: learning rate on the summed loss.
             loss_mask: of the training tokens, those whose prediction is learnt (such as labels alone); default all.
             segments: a number a token: tokens read earlier ones of their own segment, and of segment 0, which all share.
+            attention_mask: 0 for padding, wherever it is: nobody reads it and it takes up no position. Padding that comes
+                last needs none.
 
         Raises:
-            TintError: a mask that leaves nothing to learn or to test, too long a sequence, or a descent that became NaN,
-                naming step and tensor.
+            TintError: ids or masks that can't be used, a mask that leaves nothing to learn or to test, too long a sequence,
+                or a descent that became NaN, naming step and tensor.
         """
         check_rate(lr)
-        plan = self._plan(input_ids, train_mask, loss_mask, segments, whole=False)
+        plan = self._plan(
+            input_ids, train_mask, loss_mask=loss_mask, segments=segments, attention_mask=attention_mask, whole=False
+        )
         if self.machine is not None:
-            out = self.machine(self, input_ids, plan, lr)
+            out = self.machine(self, plan.ids, plan, lr)
         else:
-            with torch.no_grad():
-                update = self._train(input_ids, plan, lr)
-                hidden = self._read(input_ids, plan.positions, plan.visible, update.blocks)
-                out = Output(F.linear(hidden, self.auxiliary.head), update)
+            found = self._run(plan, lr, read=True)
+            assert found.logits is not None, "asked to read"
+            out = Output(found.logits, Update(self.auxiliary, found.blocks, found.losses))
         if not bool(torch.isfinite(out.logits).all()):
             raise DivergedError(
                 f"after step {self.steps} logits are NaN or infinite: lower the learning rate (now {lr:g})"
@@ -159,59 +235,107 @@ class TinT:
 
     def update(
         self,
-        input_ids: Int[Tensor, "batch tokens"],
-        train_mask: Bool[Tensor, "batch tokens"] | None = None,
+        input_ids: Any,
+        train_mask: Any = None,
         lr: float = 1e-4,
         *,
-        loss_mask: Bool[Tensor, "batch tokens"] | None = None,
-        segments: Int[Tensor, "batch tokens"] | None = None,
+        loss_mask: Any = None,
+        segments: Any = None,
+        attention_mask: Any = None,
     ) -> Update:
         """Only the inner training, to read many things with afterwards (`hidden`); all tokens train by default."""
         check_rate(lr)
-        mask = torch.ones_like(input_ids, dtype=torch.bool) if train_mask is None else train_mask
-        plan = self._plan(input_ids, mask, loss_mask, segments, whole=True)
-        with torch.no_grad():
-            return self._train(input_ids, plan, lr)
+        plan = self._plan(
+            input_ids, train_mask, loss_mask=loss_mask, segments=segments, attention_mask=attention_mask, whole=True
+        )
+        found = self._run(plan, lr, read=False)
+        return Update(self.auxiliary, found.blocks, found.losses)
 
     def gradients(
         self,
-        input_ids: Int[Tensor, "batch tokens"],
-        train_mask: Bool[Tensor, "batch tokens"] | None = None,
+        input_ids: Any,
+        train_mask: Any = None,
         *,
-        loss_mask: Bool[Tensor, "batch tokens"] | None = None,
-        segments: Int[Tensor, "batch tokens"] | None = None,
+        loss_mask: Any = None,
+        segments: Any = None,
+        attention_mask: Any = None,
     ) -> tuple[Block, ...]:
         """What one step would move each tensor by, over minus the learning rate: [batch, ...] by block and name.
 
         Raises:
             TintError: as the pass does; a gradient that is NaN or infinite is named.
         """
-        mask = torch.ones_like(input_ids, dtype=torch.bool) if train_mask is None else train_mask
-        plan = self._plan(input_ids, mask, loss_mask, segments, whole=True)
+        plan = self._plan(
+            input_ids, train_mask, loss_mask=loss_mask, segments=segments, attention_mask=attention_mask, whole=True
+        )
         found = Gradients(self.auxiliary.shape.layers)
         with torch.no_grad():
-            self._step(input_ids, plan, list(self.auxiliary.blocks), found)
+            self._step(plan, list(self.auxiliary.blocks), found)
         found.check()
         return found.found
 
     def hidden(
         self,
-        input_ids: Int[Tensor, "batch tokens"],
+        input_ids: Any,
         blocks: Sequence[Block] | None = None,
         *,
-        segments: Int[Tensor, "batch tokens"] | None = None,
+        segments: Any = None,
+        attention_mask: Any = None,
     ) -> Float[Tensor, "batch tokens width"]:
         """The final norm's output, with the blocks of an update or the model's own; logits are its product with the head."""
-        positions, visible = layout(input_ids, segments)
+        ids = as_ids(input_ids, self.auxiliary.shape.vocabulary)
+        positions, visible = layout(ids, as_segments(segments, ids), as_mask(attention_mask, ids, "attention_mask"))
         check_length(positions, self.auxiliary.shape.positions)
-        check_tokens(input_ids, self.auxiliary.shape.vocabulary)
+        device = self.auxiliary.device
         with torch.no_grad():
-            return self._read(input_ids, positions, visible, blocks or self.auxiliary.blocks)
+            return self._read(
+                ids.to(device),
+                positions.to(device),
+                None if visible is None else visible.to(device),
+                blocks or self.auxiliary.blocks,
+            )
 
-    def _plan(self, input_ids: Tensor, mask: Tensor, loss: Tensor | None, segments: Tensor | None, whole: bool) -> Plan:
-        limit = self.auxiliary.shape.positions
-        check_tokens(input_ids, self.auxiliary.shape.vocabulary)
-        return Plan.of(input_ids, mask, loss_mask=loss, segments=segments, limit=limit, whole=whole)
+    def _plan(self, input_ids: Any, train_mask: Any, **others: Any) -> Plan:
+        return Plan.of(input_ids, train_mask, shape=self.auxiliary.shape, device=self.auxiliary.device, **others)
+
+    def _run(self, plan: Plan, lr: float, *, read: bool) -> _Found:
+        """The pass, by a CUDA graph where that pays, and its checks."""
+        inputs = (plan.ids, plan.positions, plan.visible, plan.train_visible, plan.targets, plan.pairs)
+        found = self._graphs.run(
+            (lr, read, plan.train_tokens),
+            partial(self._compute, plan.train_tokens, lr, read),
+            inputs,
+            lambda found: found.copy(self.auxiliary.blocks),
+            self.auxiliary.bytes,
+        )
+        check_sums(found.sums, found.names, lr)
+        return found
+
+    def _compute(
+        self,
+        train_tokens: int,
+        lr: float,
+        read: bool,
+        ids: Tensor,
+        positions: Tensor,
+        visible: Tensor | None,
+        train_visible: Tensor | None,
+        targets: Tensor,
+        pairs: Tensor,
+    ) -> _Found:
+        """Steps of descent, and the reading; nothing in it waits for the device, so that a graph can hold it."""
+        plan = Plan(ids, positions, visible, train_visible, train_tokens, targets, pairs)
+        blocks = [dict(block) for block in self.auxiliary.blocks]
+        losses, sums = [], []
+        with torch.no_grad():
+            for _ in range(self.steps):
+                descent = Descent(blocks, lr)
+                losses.append(self._step(plan, blocks, descent))
+                sums.append(torch.stack(descent.sums))
+            logits = None
+            if read:
+                logits = F.linear(self._read(ids, positions, visible, blocks), self.auxiliary.head)
+        return _Found(tuple(blocks), torch.stack(losses), torch.stack(sums), descent.names, logits)
 
     def _read(
         self, input_ids: Tensor, positions: Tensor, visible: Tensor | None, blocks: Sequence[Block]
@@ -225,19 +349,10 @@ class TinT:
             normalise(x, shape.norm, shape.epsilon), {f"final.{k}": v for k, v in self.auxiliary.final.items()}, "final"
         )
 
-    def _train(self, input_ids: Tensor, plan: Plan, lr: float) -> Update:
-        blocks = [dict(block) for block in self.auxiliary.blocks]
-        losses = []
-        for step in range(1, self.steps + 1):
-            descent = Descent(blocks, lr)
-            losses.append(self._step(input_ids, plan, blocks, descent))
-            descent.check(step)
-        return Update(self.auxiliary, tuple(blocks), torch.stack(losses))
-
-    def _step(self, input_ids: Tensor, plan: Plan, blocks: list[Block], learner: Learner) -> Float[Tensor, " batch"]:
+    def _step(self, plan: Plan, blocks: list[Block], learner: Learner) -> Float[Tensor, " batch"]:
         """Forward over the training tokens, the loss, and backward down to the lowest block that learns."""
         shape, lowest = self.auxiliary.shape, min(self.layers)
-        ids, positions = input_ids[:, : plan.train_tokens], plan.positions[:, : plan.train_tokens]
+        ids, positions = plan.ids[:, : plan.train_tokens], plan.positions[:, : plan.train_tokens]
         x = self.auxiliary.embed(ids, positions)
         rotation = self.auxiliary.rotation(x, positions)
         memories: dict[int, Memory] = {}
@@ -264,18 +379,22 @@ class TinT:
     def _loss(self, x: Tensor, ids: Tensor, plan: Plan) -> tuple[Tensor, Float[Tensor, " batch"]]:
         """The gradient at the last block's output, and each row's summed loss. Only positions that learn are looked at."""
         shape, final = self.auxiliary.shape, self.auxiliary.final
-        chosen = torch.zeros_like(ids, dtype=torch.bool)
-        chosen[:, :-1] = plan.targets[:, : ids.shape[1] - 1]
-        rows, wanted = x[chosen], ids[:, 1:][chosen[:, :-1]]
+        rows, wanted = x.flatten(0, 1)[plan.pairs], ids.flatten()[plan.pairs + 1]
         normalised = normalise(rows, shape.norm, shape.epsilon)
         hidden = normalised * final["weight"] + final.get("bias", 0)
         losses, at_hidden = cross_entropy(hidden, self.auxiliary.head, wanted)
-        gradient = torch.zeros_like(x)
-        gradient[chosen] = normalise_backward(
+        gradient, by_place = torch.zeros_like(x), x.new_zeros(ids.shape)
+        gradient.view(-1, x.shape[-1])[plan.pairs] = normalise_backward(
             at_hidden * final["weight"], rows, normalised, shape.norm, shape.epsilon, self.arithmetic
         )
-        owner = torch.arange(len(ids), device=ids.device)[:, None].expand(ids.shape)[chosen]
-        return gradient, torch.zeros(len(ids), dtype=x.dtype, device=x.device).index_add_(0, owner, losses)
+        by_place.view(-1)[plan.pairs] = losses
+        return gradient, by_place.sum(1)
+
+
+def check_steps(steps: int) -> None:
+    """Refuse a descent without a step."""
+    if steps < 1:
+        raise OptionError(f"steps {steps} must be at least 1")
 
 
 def pick_layers(layers: Layers, count: int) -> tuple[int, ...]:

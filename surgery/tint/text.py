@@ -18,11 +18,13 @@ from surgery.progress import Progress, silent
 from surgery.provenance import package_version, provenance
 from surgery.tint.auxiliary import Auxiliary, fingerprint_of, load_named, name_of
 from surgery.tint.descent import DivergedError
+from surgery.tint.inputs import as_ids
+from surgery.tint.modules import check_mode
 from surgery.tint.reference import dynamic_evaluation
-from surgery.tint.report import Run, best, pick_rates
+from surgery.tint.report import Run, best, difference, pick_rates
 from surgery.tint.resuming import Found, digest, resumable
 from surgery.tint.segments import check_length
-from surgery.tint.simulator import Layers, TinT
+from surgery.tint.simulator import Layers, TinT, check_steps
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 _WINDOW = 256  # unless the model has fewer positions
@@ -33,7 +35,7 @@ _RESAMPLES = 2000
 
 def run_text(
     model: Any,
-    text: str | Path | Int[Tensor, " tokens"],
+    text: Any,
     *,
     shares: Sequence[float] = (0.5,),
     lr: float | Sequence[float] | None = None,
@@ -44,9 +46,10 @@ def run_text(
     windows: int | None = None,
     dev_windows: int = 4,
     batch_size: int = 1,
+    start_token: bool | None = None,
     seed: int = 0,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     resume: str | Path | None = None,
     progress: Progress = silent,
 ) -> Run:
@@ -56,7 +59,11 @@ def run_text(
     choose among. Each window starts from the model as it is.
 
     Args:
-        text: a file, or token ids; a file needs a model with its tokenizer (a folder, a hub id, a loaded `Model`).
+        text: a file, or token ids in a row (a tensor, an array or a list); a file needs a model with its tokenizer (a
+            folder, a hub id, a loaded `Model`).
+        start_token: begin each window with the token that begins a text, which is then one of the window's; default what
+            the tokenizer does by itself. Token ids are taken as they are.
+        device, dtype: as `TinT.build` takes them.
         lr: a rate, or several to choose among for each method and share, on the first `dev_windows` windows, which are
             then left out of the figures; default a grid from 1e-5 to 3e-3.
         window: tokens of a window, by default 256 or what the model has positions for. `windows`: how many to measure on;
@@ -70,27 +77,37 @@ def run_text(
     """
     rates = pick_rates(lr, RATES)
     held = dev_windows if len(rates) > 1 else 0
-    if window is not None:
-        _check_options(shares, methods, window, batch_size)
+    _check_options(shares, methods, window, batch_size, steps)
     if len(rates) > 1 and held < 1:
         raise OptionError("several learning rates, and no windows to choose by: give dev_windows or one lr")
-    model = (load_named if isinstance(text, Tensor) else load_whole)(model, device=device, dtype=dtype)
+    written = read_text(Path(text)) if isinstance(text, str | Path) else None
+    if written is None and start_token:
+        raise OptionError("start_token goes with a text: put the start token's id among the token ids")
+    model = (load_named if written is None else load_whole)(model, device=device, dtype=dtype)
     auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
     if window is None:
         window = min(_WINDOW, auxiliary.shape.positions)
-        _check_options(shares, methods, window, batch_size)
+        _check_options(shares, methods, window, batch_size, steps)
     check_length(torch.tensor([[window - 1]]), auxiliary.shape.positions)
-    ids = text if isinstance(text, Tensor) else _tokens(model, Path(text))
-    count = len(ids) // window
+    if written is None:
+        start, ids = None, as_ids(text, auxiliary.shape.vocabulary, "text")[0]
+    else:
+        start, ids = _start_token(model.tokenizer, start_token), _tokens(model, written)
+    each = window if start is None else window - 1
+    count = len(ids) // each
     wanted = count - held if windows is None else windows
     if wanted < 1 or count < held + wanted:
         raise TintError(
             f"the text has {len(ids):,} tokens, which is {count} windows of {window}, but {held + max(wanted, 1)} are needed: give a longer text or lower --window"
         )
-    rows = ids[: (held + wanted) * window].view(-1, window).to(auxiliary.device)
+    rows = ids[: (held + wanted) * each].view(-1, each)
+    if start is not None:
+        rows = torch.cat((torch.full((len(rows), 1), start), rows), 1)
+    rows = rows.to(auxiliary.device)
     asked = {
         "model": name_of(model),
-        "text": "token ids" if isinstance(text, Tensor) else str(text),
+        "text": "token ids" if written is None else str(text),
+        "start_token": None if start is None else model.tokenizer.convert_ids_to_tokens(start),
         "shares": list(shares),
         "lr": list(rates),
         "steps": steps,
@@ -106,8 +123,8 @@ def run_text(
     points = []
     with resumable(resume, {**asked, **inputs, "surgery": package_version("surgery")}) as found:
         work = _Work(auxiliary, rows, methods, steps, layers, batch_size, found)
-        each = [len(rows) - held if method == "frozen" else len(rates) * held + len(rows) - held for method in methods]
-        total, done = len(shares) * sum(each), 0
+        costs = [len(rows) - held if method == "frozen" else len(rates) * held + len(rows) - held for method in methods]
+        total, done = len(shares) * sum(costs), 0
         for share in shares:
             boundary = round(share * window)
             for method in methods:
@@ -130,6 +147,7 @@ def run_text(
                     {"method": method, "share": share, "lr": rate, **_perplexity(losses, window - boundary, seed)}
                 )
     progress(total, total, "done")
+    _compare_with_frozen(points)
     content = {
         **provenance(call={"run_text": asked}, inputs=inputs, seed=seed),
         "kind": "text",
@@ -138,9 +156,19 @@ def run_text(
         "dev_windows": held,
         "rates": rates,
         "dtype": asked["dtype"],
+        "start_token": asked["start_token"],
         "points": points,
     }
     return Run(content)
+
+
+def _compare_with_frozen(points: list[dict[str, Any]]) -> None:
+    """Add to each method that learns what it gains on the frozen model, where that was run: nats a token, paired by window."""
+    frozen = {point["share"]: point["losses"] for point in points if point["method"] == "frozen"}
+    for point in points:
+        if point["method"] != "frozen" and point["share"] in frozen:
+            pairs = zip(frozen[point["share"]], point["losses"], strict=True)
+            point |= difference([before - after for before, after in pairs])
 
 
 class _Work:
@@ -234,22 +262,30 @@ def _perplexity(losses: NDArray, tokens: int, seed: int) -> dict[str, Any]:
     return {"value": value, "low": float(low), "high": float(high), "losses": (losses / tokens).tolist()}
 
 
-def _check_options(shares: Sequence[float], methods: Sequence[str], window: int, batch_size: int) -> None:
-    if window < 4:
+def _check_options(
+    shares: Sequence[float], methods: Sequence[str], window: int | None, batch_size: int, steps: int
+) -> None:
+    """Refuse what can be refused before the model is loaded; the default window is the model's to say."""
+    if window is not None and window < 4:
         raise OptionError(f"a window of {window} tokens is too short: 4 at least")
     if batch_size < 1:
         raise OptionError(f"batch_size {batch_size} must be at least 1")
+    check_steps(steps)
     for share in shares:
-        if not 0 < share < 1 or not 2 <= round(share * window) < window:
+        if not 0 < share < 1:
+            raise OptionError(f"training share {share} must lie between 0 and 1, such as 0.5 for half of each window")
+        if window is not None and not 2 <= round(share * window) < window:
             raise OptionError(
-                f"training share {share} must lie between 0 and 1, and leave two of the {window} tokens of a window to learn from and one to test on"
+                f"training share {share} must leave two of the {window} tokens of a window to learn from and one to test on"
             )
     for method in methods:
-        if method not in METHODS and not method.startswith("TinT "):  # a mode is refused where it is built
+        if method.startswith("TinT "):
+            check_mode(method.removeprefix("TinT "))
+        elif method not in METHODS:
             raise OptionError(f"method {method!r} isn't one of {', '.join(METHODS)}")
 
 
-def load_whole(model: Any, device: str | None, dtype: str | None) -> Any:
+def load_whole(model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Any:
     """A model with its tokenizer; raises TintError for one without, or that can't be simulated."""
     model = load_named(model, device=device, dtype=dtype, tokenized=True)
     if getattr(model, "tokenizer", None) is None:
@@ -263,25 +299,40 @@ def load_with_tokens(
     tokens: int,
     *,
     seed: int = 0,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> tuple[Any, Int[Tensor, "1 tokens"]]:
-    """A loaded model, and one row of a text's first tokens, or of random ones."""
+    """A loaded model, and one row of a text's first tokens, or of random ones, on the CPU."""
+    written = None if text is None else read_text(text)
     loaded = load_whole(model, device, dtype)
-    if text is None:
+    if written is None:
         size = min(len(loaded.tokenizer), loaded.module.get_input_embeddings().num_embeddings)  # either may be padded
-        drawn = torch.randint(size, (1, tokens), generator=torch.Generator().manual_seed(seed))
-        return loaded, drawn.to(loaded.device)
-    ids = _tokens(loaded, text)
+        return loaded, torch.randint(size, (1, tokens), generator=torch.Generator().manual_seed(seed))
+    ids = _tokens(loaded, written)
     if len(ids) < tokens:
         raise TintError(f"{text} has {len(ids)} tokens, fewer than the {tokens} asked for")
-    return loaded, ids[None, :tokens].to(loaded.device)
+    return loaded, ids[None, :tokens]
 
 
-def _tokens(model: Any, file: Path) -> Tensor:
+def read_text(file: Path) -> str:
+    """A file's text, without a byte order mark; raises TintError where there is none to read."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise TintError(f"{file} can't be read as text ({error})") from error
+
+
+def _tokens(model: Any, text: str) -> Tensor:
     ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.long)
+
+
+def _start_token(tokenizer: Any, wanted: bool | None) -> int | None:
+    """The token that begins each window: the tokenizer's, where it puts one before a text by itself or one is asked for."""
+    start = tokenizer.bos_token_id
+    if wanted is None:
+        first = tokenizer("a", verbose=False)["input_ids"][:1]
+        return start if start is not None and first == [start] else None
+    if wanted and start is None:
+        raise OptionError("the tokenizer has no token that begins a text: leave --start-token out")
+    return start if wanted else None

@@ -1,6 +1,6 @@
 """verify: every simulated piece against the Hugging Face model, and every tensor's update against autograd."""
 
-import copy
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from surgery.errors import TintError
@@ -18,10 +17,12 @@ from surgery.provenance import provenance
 from surgery.tint.auxiliary import Auxiliary, Block, fingerprint_of, load_named, name_of
 from surgery.tint.block import forward
 from surgery.tint.descent import DivergedError
+from surgery.tint.inputs import as_ids, as_mask
 from surgery.tint.modules import Arithmetic, affine, linear
 from surgery.tint.reference import autograd, plain_logits
 from surgery.tint.resuming import digest
 from surgery.tint.segments import Plan
+from surgery.tint.shape import Shape
 from surgery.tint.simulator import TinT
 
 _FORMAT = "surgery tint verification 1"
@@ -51,6 +52,15 @@ class Verification:
         """The lowest cosine and the largest relative error of a mode's updates against an oracle (`full` or `detached`)."""
         return _worst(self.content["updates"][mode][oracle])
 
+    @property
+    def caption(self) -> str:
+        """Of the table."""
+        return (
+            "The worst block of each piece. Forward: largest error relative to the piece's largest value. Updates, against autograd "
+            "(exact) or autograd with detached attention scores (paper, published): relative error, cosine, and norm as a "
+            "multiple of autograd's. A dash: doesn't learn."
+        )
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Columns and rows: each piece's worst block, forward and (against the oracle that fits the mode) update."""
         columns = ["", "forward", "exact: error", "paper: cosine", "norm", "error", "published: cosine", "norm"]
@@ -75,7 +85,7 @@ class Verification:
             ]
             width = {"exact": 1, "paper": 3, "published": 2}[mode]
             if not found:
-                cells += [""] * width
+                cells += ["-"] * width
                 continue
             lowest = min(found, key=lambda entry: entry["cosine"])
             error = f"{max(entry['relative_error'] for entry in found):.1e}"
@@ -90,22 +100,29 @@ class Verification:
     def summary(self) -> list[str]:
         """What it comes to, one sentence each."""
         exact, lines = self.worst("exact", "full"), [f"logits: within {self.forward_error:.1e} of the plain model"]
-        lines.append(f"exact against autograd: relative error at most {exact['relative_error']:.1e}")
+        where = self._where("exact", "full", "relative_error", max)
+        lines.append(f"exact against autograd: relative error at most {exact['relative_error']:.1e} ({where})")
         for mode in ("paper", "published"):
             if mode in self.content["updates"]:
                 found, full = self.worst(mode, "detached"), self.worst(mode, "full")
                 lines.append(
-                    f"{mode} against autograd with detached scores: cosine at least {found['cosine']:.6f}; "
-                    f"against full autograd, through scores too, at least {full['cosine']:.4f}"
+                    f"{mode} against autograd with detached scores: cosine at least {found['cosine']:.6f} "
+                    f"({self._where(mode, 'detached', 'cosine', min)}); against full autograd, through scores too, at least {full['cosine']:.4f}"
                 )
         return lines
 
+    def _where(self, mode: str, oracle: str, key: str, pick: Any) -> str:
+        """The block and tensor of a mode's worst figure."""
+        learn = [e for e in self.content["updates"][mode][oracle] if e["cosine"] is not None and e["learns"]]
+        entry = pick(learn, key=lambda e: e[key])
+        return f"block {entry['layer']}'s {entry['tensor']}"
+
     def markdown(self) -> str:
-        """The table and the summary."""
+        """The table, its caption and the summary."""
         columns, rows = self.table()
         lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [f"| {' | '.join(row)} |" for row in rows]
-        return "\n".join([*lines, "", *(f"- {line}" for line in self.summary), ""])
+        return "\n".join([*lines, "", self.caption, "", *(f"- {line}" for line in self.summary), ""])
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `report.json`, `README.md` with the table, and figures."""
@@ -127,36 +144,30 @@ class Verification:
 
 def verify(
     model: Any,
-    input_ids: Int[Tensor, "1 tokens"] | None = None,
-    train_mask: Bool[Tensor, "1 tokens"] | None = None,
+    input_ids: Any = None,
+    train_mask: Any = None,
     *,
     sweep: bool = True,
     seed: int = 0,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     progress: Progress = silent,
 ) -> Verification:
     """Hold every piece against the Hugging Face model and every tensor's update against autograd.
 
     Args:
-        input_ids: one row of tokens; default 64 random ones, by `seed`.
+        input_ids: one row of tokens, as `TinT` takes them; default 64 random ones, by `seed`.
         train_mask: the training tokens; default the first three quarters.
+        device, dtype: as `TinT.build` takes them.
         sweep: also try steps and constant scales of differences, in float32 and float64.
 
     Raises:
         TintError: as building the simulation does.
     """
     model = load_named(model, device=device, dtype=dtype)
-    auxiliary = Auxiliary.of(model)
-    if input_ids is None:
-        length = min(64, auxiliary.shape.positions)
-        drawn = torch.randint(auxiliary.shape.vocabulary, (1, length), generator=torch.Generator().manual_seed(seed))
-        input_ids = drawn.to(auxiliary.device)
-    if len(input_ids) != 1:
-        raise TintError(f"verify takes one row of tokens, not {len(input_ids)}")
-    if train_mask is None:
-        train_mask = torch.arange(input_ids.shape[1], device=input_ids.device)[None] < 3 * input_ids.shape[1] // 4
-    plan = Plan.of(input_ids, train_mask, limit=auxiliary.shape.positions)
+    auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
+    ids, mask = _one_row(auxiliary.shape, input_ids, train_mask, seed)
+    plan = Plan.of(ids, mask, shape=auxiliary.shape, device=auxiliary.device)
     halves = auxiliary.dtype not in _DTYPES.values()
     modes = ("exact",) if halves else ("exact", "paper", "published")
     total = 4 + len(modes) + (0 if halves or not sweep else 2 * (1 + len(_STEPS) + len(_SCALES)))
@@ -167,32 +178,59 @@ def verify(
         done += 1
         progress(min(done, total), total, line)
 
-    pieces, logits_error = _forward_errors(auxiliary, input_ids, plan)
+    pieces, logits_error = _forward_errors(auxiliary, plan)
     tell("forward")
-    oracles = {name: autograd(auxiliary, input_ids, plan, detached=name == "detached") for name in ("full", "detached")}
+    oracles = {name: autograd(auxiliary, plan, detached=name == "detached") for name in ("full", "detached")}
     tell("autograd")
     updates: dict[str, Any] = {}
     for mode in modes:
-        found = TinT.build(auxiliary, mode=mode).gradients(input_ids, train_mask)
+        found = TinT.build(auxiliary, mode=mode).gradients(ids, mask)
         updates[mode] = {name: _compare(found, oracle) for name, oracle in oracles.items()}
         tell("updates")
     content = {
         **provenance(
             call={"verify": {"model": name_of(model), "sweep": sweep}},
-            inputs={**fingerprint_of(model), "tokens": digest([input_ids.tolist(), train_mask.tolist()])},
+            inputs={**fingerprint_of(model), "tokens": digest([ids.tolist(), mask.tolist()])},
             seed=seed,
         ),
         "shape": vars(auxiliary.shape),
         "dtype": str(auxiliary.dtype).removeprefix("torch."),
-        "tokens": input_ids.shape[1],
+        "tokens": ids.shape[1],
         "training_pairs": int(plan.targets.sum()),
         "logits_error": logits_error,
         "forward": pieces,
         "updates": updates,
-        "approximations": [] if halves else _each_alone(auxiliary, input_ids, train_mask, oracles["full"], tell),
-        "sweep": _sweep(auxiliary, input_ids, train_mask, plan, tell) if sweep and not halves else [],
+        "approximations": [] if halves else _each_alone(auxiliary, ids, mask, oracles["full"], tell),
+        "sweep": _sweep(auxiliary, ids, mask, tell) if sweep and not halves else [],
     }
     return Verification(content)
+
+
+def _one_row(shape: Shape, input_ids: Any, train_mask: Any, seed: int) -> tuple[Tensor, Tensor]:
+    """The row and its training tokens, [1, tokens] on the CPU; random tokens and the first three quarters where not given."""
+    if input_ids is None:
+        length = min(64, shape.positions)
+        input_ids = torch.randint(shape.vocabulary, (1, length), generator=torch.Generator().manual_seed(seed))
+    ids = as_ids(input_ids, shape.vocabulary)
+    if len(ids) != 1:
+        raise TintError(f"verify takes one row of tokens, not {len(ids)}")
+    mask = as_mask(train_mask, ids, "train_mask")
+    return ids, torch.arange(ids.shape[1])[None] < 3 * ids.shape[1] // 4 if mask is None else mask
+
+
+def outlook(auxiliary: Auxiliary, input_ids: Any, *, sweep: bool = True) -> tuple[float, int]:
+    """About how many seconds and bytes `verify` will take on a row of tokens, from one update and from sizes."""
+    ids, mask = _one_row(auxiliary.shape, input_ids, None, 0)
+    started = time.monotonic()
+    found = TinT.build(auxiliary, mode="exact").gradients(ids, mask)
+    _compare(found, found)
+    one = time.monotonic() - started
+    tries = len(_STEPS) + len(_SCALES)
+    # In units of one update: pieces and oracles 4, modes and approximations 7; a sweep's in float64 take twice as long.
+    seconds = one * (11 + (3 * tries if sweep else 0))
+    blocks = sum(tensor.nbytes for block in auxiliary.blocks for tensor in block.values())
+    # Two oracles, one update and autograd's leaves with their gradients; the sweep's model, leaves, gradients and update again.
+    return seconds, auxiliary.bytes + 5 * blocks + (2 * (auxiliary.bytes + 2 * blocks) if sweep else 0)
 
 
 def load_report(folder: Path, form: str) -> dict[str, Any]:
@@ -209,7 +247,7 @@ def load_report(folder: Path, form: str) -> dict[str, Any]:
     return content
 
 
-def _forward_errors(auxiliary: Auxiliary, input_ids: Tensor, plan: Plan) -> tuple[list[dict[str, Any]], float]:
+def _forward_errors(auxiliary: Auxiliary, plan: Plan) -> tuple[list[dict[str, Any]], float]:
     """Each piece of each block against the submodule of the Hugging Face model that does it, and the logits."""
     shape = auxiliary.shape
     theirs: dict[tuple[int, str], Tensor] = {}
@@ -233,7 +271,7 @@ def _forward_errors(auxiliary: Auxiliary, input_ids: Tensor, plan: Plan) -> tupl
                     handles.append(module.register_forward_pre_hook(keep_input(layer, read)))
     try:
         with torch.no_grad():
-            logits = plain_logits(auxiliary, input_ids, plan.positions, plan.visible)
+            logits = plain_logits(auxiliary, plan.ids, plan.positions, plan.visible)
     finally:
         for handle in handles:
             handle.remove()
@@ -243,7 +281,7 @@ def _forward_errors(auxiliary: Auxiliary, input_ids: Tensor, plan: Plan) -> tupl
         )
     found = []
     with torch.no_grad():
-        x = auxiliary.embed(input_ids, plan.positions)
+        x = auxiliary.embed(plan.ids, plan.positions)
         rotation = auxiliary.rotation(x, plan.positions)
         for layer, block in enumerate(auxiliary.blocks):
             x, memory = forward(x, block, shape, rotation, plan.visible)
@@ -258,7 +296,7 @@ def _forward_errors(auxiliary: Auxiliary, input_ids: Tensor, plan: Plan) -> tupl
                 largest = float(other.abs().max()) or 1.0  # a piece may be all zeros
                 error = float((value - other).abs().max()) / largest
                 found.append({"layer": layer, "piece": piece, "error": error})
-        own = F.linear(TinT.build(auxiliary, mode="exact").hidden(input_ids), auxiliary.head)
+        own = F.linear(TinT.build(auxiliary, mode="exact").hidden(plan.ids), auxiliary.head)
     return found, float((own - logits).abs().max())
 
 
@@ -301,7 +339,7 @@ def _worst(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _each_alone(
-    auxiliary: Auxiliary, input_ids: Tensor, train_mask: Tensor, full: Sequence[Block], tell: Any
+    auxiliary: Auxiliary, ids: Tensor, mask: Tensor, full: Sequence[Block], tell: Any
 ) -> list[dict[str, Any]]:
     """One approximation at a time, against full autograd."""
     exact, paper = (Arithmetic.of(mode, auxiliary.dtype) for mode in ("exact", "paper"))
@@ -314,27 +352,28 @@ def _each_alone(
     found = []
     simulation = TinT.build(auxiliary, mode="exact")
     for name, arithmetic in alone.items():
-        entries = _compare(replace(simulation, arithmetic=arithmetic).gradients(input_ids, train_mask), full)
+        entries = _compare(replace(simulation, arithmetic=arithmetic).gradients(ids, mask), full)
         found.append({"approximation": name, **_worst(entries), "by_tensor": entries})
     tell("approximations")
     return found
 
 
-def _sweep(auxiliary: Auxiliary, input_ids: Tensor, train_mask: Tensor, plan: Plan, tell: Any) -> list[dict[str, Any]]:
+def _sweep(auxiliary: Auxiliary, ids: Tensor, mask: Tensor, tell: Any) -> list[dict[str, Any]]:
     """Cosine and error against detached scores by step (ours) and by constant scale (the paper's N), and by dtype."""
     found = []
     for dtype, kind in _DTYPES.items():
         other = auxiliary
         if kind != auxiliary.dtype:
-            other = Auxiliary.of(copy.deepcopy(auxiliary.module).to(kind))
-        oracle = autograd(other, input_ids, plan, detached=True)
+            other = Auxiliary.of(auxiliary.module, dtype=kind)
+        plan = Plan.of(ids, mask, shape=other.shape, device=other.device)
+        oracle = autograd(other, plan, detached=True)
         tell("sweep: autograd")
         simulation = TinT.build(other, mode="paper")
         tries = [{"step": step} for step in _STEPS] + [{"scale": scale} for scale in _SCALES]
         for given in tries:
             arithmetic = replace(simulation.arithmetic, step=given.get("step"), scale=given.get("scale"))
             try:
-                ours = replace(simulation, arithmetic=arithmetic).gradients(input_ids, train_mask)
+                ours = replace(simulation, arithmetic=arithmetic).gradients(ids, mask)
                 worst = _worst(_compare(ours, oracle))
             except DivergedError:
                 worst = {"cosine": 0.0, "relative_error": 1e9}
