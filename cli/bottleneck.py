@@ -57,7 +57,7 @@ def fit(
             show_default="the training rows",
         ),
     ] = None,
-    output: options.Output = None,
+    output: options.NeededOutput = None,
     feature: Feature = None,
     pooling: Annotated[
         str | None, typer.Option(help="mean or last for texts, pooled or mean for images.", show_default="by model")
@@ -135,8 +135,10 @@ def fit(
 @app.command()
 def undo(
     forgot: BottleneckFolder,
-    eraser: Annotated[Path | None, typer.Option(help="The eraser folder of the last edit.", show_default=False)] = None,
-    output: options.Output = None,
+    eraser: Annotated[
+        Path | None, typer.Option(help="The eraser folder of the last edit. Required.", show_default=False)
+    ] = None,
+    output: options.NeededOutput = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -198,7 +200,7 @@ def verify(
     encoder: Annotated[
         str | None, typer.Option(help="Where the encoder lies now.", show_default="where it lay for fit")
     ] = None,
-    output: options.Output = None,
+    output: options.NeededOutput = None,
     seed: options.Seed = 0,
     device: options.Device = None,
     overwrite: options.Overwrite = False,

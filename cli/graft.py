@@ -20,7 +20,7 @@ def graft(
     task: options.TaskName = None,
     data: options.Train = None,
     evaluate: options.Test = None,
-    output: options.Output = None,
+    output: options.ExampleOutput = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of the block weights to take.", show_default="1e-4")
     ] = None,

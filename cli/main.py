@@ -11,7 +11,6 @@ app = typer.Typer(
     name="surgery",
     help="Find, move, remove and measure skills in language-model checkpoints.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.command()(tune.tune)

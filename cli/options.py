@@ -9,6 +9,13 @@ if TYPE_CHECKING:
     from surgery.tasks.task import Task
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)]
+NeededOutput = Annotated[
+    Path | None, typer.Option("-o", "--output", help="Folder to write. Required.", show_default=False)
+]
+ExampleOutput = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="Folder to write. Required but for the example.", show_default=False),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Device = Annotated[
@@ -26,20 +33,12 @@ Exclude = Annotated[
 ]
 
 _TASK = "The task"
-TaskName = Annotated[
-    str | None,
-    typer.Option(
-        "--task",
-        help="sst2, mr, cr, mpqa, subj, trec, agnews, mnli, snli, qnli, rte, qqp, mrpc, or a name of yours.",
-        rich_help_panel=_TASK,
-    ),
-]
-Train = Annotated[
-    str | None,
-    typer.Option(
-        "--data", help="Training examples: .jsonl, .csv, .tsv, .parquet or a dataset id.", rich_help_panel=_TASK
-    ),
-]
+_TASK_NAMES = "sst2, mr, cr, mpqa, subj, trec, agnews, mnli, snli, qnli, rte, qqp, mrpc, or a name of yours."
+TaskName = Annotated[str | None, typer.Option("--task", help=_TASK_NAMES, rich_help_panel=_TASK)]
+NeededTaskName = Annotated[str | None, typer.Option("--task", help=f"{_TASK_NAMES} Required.", rich_help_panel=_TASK)]
+_EXAMPLES = "Training examples: .jsonl, .csv, .tsv, .parquet or a dataset id."
+Train = Annotated[str | None, typer.Option("--data", help=_EXAMPLES, rich_help_panel=_TASK)]
+NeededTrain = Annotated[str | None, typer.Option("--data", help=f"{_EXAMPLES} Required.", rich_help_panel=_TASK)]
 Test = Annotated[str | None, typer.Option("--eval", help="Test examples, likewise.", rich_help_panel=_TASK)]
 Dev = Annotated[str | None, typer.Option("--dev", help="Examples to stop early by, likewise.", rich_help_panel=_TASK)]
 Shots = Annotated[

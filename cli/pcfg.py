@@ -158,7 +158,7 @@ def sample(
     tokenizer: Annotated[bool, typer.Option("--tokenizer", help="Write a word-level tokenizer too.")] = False,
     binary: Binary = False,
     shard_size: Annotated[int, typer.Option(min=1, help="Sentences in a file.")] = 50_000,
-    output: options.Output = None,
+    output: options.NeededOutput = None,
     seed: options.Seed = 0,
     overwrite: Overwrite = False,
     json: options.Json = False,

@@ -28,7 +28,7 @@ def pretrain(
     batch_size: Annotated[int, typer.Option(min=1, help="Sentences a step.")] = 64,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     evaluation: Annotated[int, typer.Option(min=10, help="Held-out sentences for the final excess loss.")] = 1000,
-    output: options.Output = None,
+    output: options.NeededOutput = None,
     seed: options.Seed = 0,
     device: options.Device = None,
     overwrite: options.Overwrite = False,

@@ -48,7 +48,7 @@ def probe(
     cache: Annotated[
         Path | None, typer.Option(help="Folder for hidden states.", show_default="a temporary one")
     ] = None,
-    output: options.Output = None,
+    output: options.ExampleOutput = None,
     seed: options.Seed = 0,
     device: options.Device = None,
     overwrite: options.Overwrite = False,

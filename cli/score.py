@@ -10,7 +10,7 @@ from cli.render import figure, print_json, print_table, progress_bar
 
 def score(
     model: Annotated[str, typer.Argument(help="Checkpoint to score: a folder or a hub id.")],
-    task: options.TaskName = None,
+    task: options.NeededTaskName = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Examples: .jsonl, .csv, .tsv, .parquet or a dataset id.")
     ] = None,

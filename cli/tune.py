@@ -11,10 +11,10 @@ from cli.resuming import state_beside
 
 def tune(
     base: Annotated[str, typer.Argument(help="Checkpoint to tune: a folder or a hub id.")],
-    task: options.TaskName = None,
-    data: options.Train = None,
+    task: options.NeededTaskName = None,
+    data: options.NeededTrain = None,
     dev: options.Dev = None,
-    output: options.Output = None,
+    output: options.NeededOutput = None,
     shots: options.Shots = None,
     prompt: options.Prompt = None,
     word: options.Word = None,

@@ -54,7 +54,7 @@ def unlearn(
     answer: Annotated[
         str, typer.Option(help="For a masked key, the next open one answers, or the codebook drops out: next or drop.")
     ] = "next",
-    output: options.Output = None,
+    output: options.ExampleOutput = None,
     eraser: Annotated[
         Path | None,
         typer.Option(

@@ -47,6 +47,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from surgery.provenance import package_version
+
+        return package_version("surgery")
     if name not in _HOMES:
         raise AttributeError(f"module 'surgery' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -203,3 +203,24 @@ def test_help_and_version(run):
     assert run("--version")[1].strip().count(".") == 2
     for command in (["tune"], ["graft"], ["score"], ["skill", "apply"]):
         assert run(*command, "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("tune",),
+        ("pcfg", "sample"),
+        ("pcfg", "pretrain"),
+        ("bottleneck", "fit"),
+        ("bottleneck", "undo"),
+        ("bottleneck", "verify"),
+    ],
+)
+def test_an_option_whose_lack_is_refused_is_marked_in_help(command, run, tmp_path):
+    help_text = " ".join(run(*command, "--help")[1].replace("│", " ").split())
+    positional = [tmp_path / "nowhere"] if command not in (("bottleneck", "fit"),) else []
+    status, _, error = run(*command, *positional)
+    missing = error.split(" is missing")[0].split()[-1]
+    assert status == 2 and missing.startswith("-")
+    after = help_text[help_text.index(f" {missing} ") :]
+    assert "Required." in after[:200]

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,9 @@ def inside(name, prefix):
 def test_packages_point_one_way():
     seen = set()
     for module, names in imports():
+        if module == "surgery.__main__":  # the command by its module's name, which the command's package can't hold
+            assert names == ["cli.main"]
+            continue
         for name in names:
             if name.split(".")[0] in PACKAGES:
                 seen.add((module.split(".")[0], name.split(".")[0]))
@@ -98,3 +102,12 @@ def test_every_name_of_the_face_is_there(package):
         assert getattr(face, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         face.nonsense  # noqa: B018
+    assert set(face.__all__) <= set(dir(face))
+
+
+def test_the_command_is_a_module_too_and_says_its_version():
+    import surgery
+
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", surgery.__version__)
+    run = subprocess.run([sys.executable, "-m", "surgery", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout.strip() == surgery.__version__
