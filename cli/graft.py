@@ -1,5 +1,8 @@
 """`surgery graft`."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,6 +40,13 @@ def graft(
             "--baselines", help="Score top movement, random weights, biases and norms, and zeroing outside too."
         ),
     ] = False,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="tuned: give the base the tuned checkpoint's head first, in FOLDER-base beside -o FOLDER.",
+            show_default="the base's",
+        ),
+    ] = None,
     shots: options.Shots = None,
     prompt: options.Prompt = None,
     word: options.Word = None,
@@ -69,6 +79,7 @@ def graft(
             sparsity,
             weights,
             sweep,
+            head,
             shots,
             prompt,
             word,
@@ -90,6 +101,9 @@ def graft(
         )
     folder = options.need_output(output)
     check_output(folder, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
+    headed = _headed(folder, head)
+    if headed:
+        check_output(headed, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
     loaded = options.load_task(
         task,
         train=data,
@@ -102,9 +116,9 @@ def graft(
         column=column,
         max_length=max_length,
     )
-    with progress_bar() as progress:
+    with _with_head(base, tuned, headed, overwrite), progress_bar() as progress:
         skill = run(
-            base,
+            headed or base,
             tuned,
             loaded,
             sparsity=sparsity,
@@ -120,8 +134,38 @@ def graft(
             batch_size=batch_size,
             progress=progress,
         )
-    skill.save(folder, overwrite=overwrite)
+        skill.save(folder, overwrite=overwrite)
     _report(skill, folder, json)
+    if headed:
+        say(
+            f"{headed}: {base} with the head of {tuned}, the skill's base: surgery skill apply {folder} {headed} -o grafted/",
+            quiet=json,
+        )
+
+
+def _headed(folder: Path, head: str | None) -> Path | None:
+    """Where the base with the tuned one's head goes, when one is asked for."""
+    from surgery.errors import OptionError
+
+    if head not in (None, "tuned"):
+        raise OptionError(f"--head {head} can't be given: only tuned, the tuned checkpoint's head")
+    return folder.with_name(f"{folder.name}-base") if head else None
+
+
+@contextmanager
+def _with_head(base: str, tuned: str, headed: Path | None, overwrite: bool) -> Iterator[None]:
+    """Make the base with the tuned one's head, and take it away again if what follows fails."""
+    if headed is None:
+        yield
+        return
+    from surgery.grafting.heads import with_tuned_head
+
+    with_tuned_head(base, tuned, headed, overwrite=overwrite)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(headed)
+        raise
 
 
 def _example(output: Path | None, device: str | None, seed: int, overwrite: bool, json: bool) -> None:
@@ -133,6 +177,8 @@ def _example(output: Path | None, device: str | None, seed: int, overwrite: bool
 
 
 def _report(skill: "Skill", folder: Path, json: bool) -> None:
+    from surgery.grafting.remarks import remarks
+
     report = skill.report
     if not json:
         print_skill(report)
@@ -141,8 +187,10 @@ def _report(skill: "Skill", folder: Path, json: bool) -> None:
         if report["left_out"]:
             say(
                 f"{len(report['left_out'])} tensors outside the movable ones differ too ({report['left_out'][0]} first): "
-                "the graft has them as in the base"
+                "the graft has them as in the base (--include '*' lets them move too)"
             )
+        for remark in remarks(report):
+            say(remark)
         say(
             f"{folder}: skill.safetensors, report.json, README.md and {len(list(folder.glob('*.png')))} figures, in {report['seconds']:.0f} s"
         )
@@ -159,6 +207,7 @@ def _report(skill: "Skill", folder: Path, json: bool) -> None:
             "weights": report["weights"],
             "sparsity": report["sparsity"],
             "bytes": report["bytes"],
+            "remarks": remarks(report),
             "output": str(folder),
             "seconds": report["seconds"],
             **more,

@@ -20,6 +20,7 @@ InPlace = Annotated[
 def show(skill: SkillFolder, json: options.Json = False) -> None:
     """What a skill is, how well it works, where it sits."""
     from surgery.grafting.figures import by_layer, layer_and_module
+    from surgery.grafting.remarks import remarks
     from surgery.grafting.skill import Skill
 
     loaded = Skill.load(skill)
@@ -45,6 +46,8 @@ def show(skill: SkillFolder, json: options.Json = False) -> None:
     say(f"base {report.get('call', {}).get('graft', {}).get('base', '')} (fingerprint {delta.base_fingerprint[:16]})")
     if "graft" in report and "weights" in report:
         print_skill(report)
+    for remark in remarks(report):
+        say(remark)
     print_table(
         "weights by layer", ["layer", "weights"], [[str(layer), f"{n:,}"] for layer, n in by_layer(counts).items()]
     )

@@ -315,6 +315,7 @@ def _module(checkpoint: Checkpoint, untrained: int | None, device: torch.device)
     """The model, whether it has a trained head, and whether it is causal."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+    checkpoint.check_readable()
     kind = str((checkpoint.config.get("architectures") or ["?"])[0])
     causal = kind.endswith(("ForCausalLM", "LMHeadModel"))
     family = AutoModelForCausalLM if causal else AutoModelForMaskedLM
@@ -322,8 +323,10 @@ def _module(checkpoint: Checkpoint, untrained: int | None, device: torch.device)
         try:
             if untrained is not None:
                 torch.manual_seed(untrained)
-                config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-                fresh = family.from_config(config, attn_implementation="eager", dtype=torch.float32)
+                config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+                fresh = family.from_config(
+                    config, trust_remote_code=False, attn_implementation="eager", dtype=torch.float32
+                )
                 return fresh.to(device).eval().requires_grad_(False), False, causal
             module, info = family.from_pretrained(
                 checkpoint.folder,
@@ -332,6 +335,7 @@ def _module(checkpoint: Checkpoint, untrained: int | None, device: torch.device)
                 local_files_only=True,
                 output_loading_info=True,
                 weights_only=True,
+                trust_remote_code=False,
             )
         except Exception as error:  # whatever the library raises on files it can't use
             raise CheckpointError(
@@ -348,7 +352,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        found = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the library raises on files it can't use
         raise CheckpointError(
             f"{checkpoint}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from surgery.copies import NOT_CONTENT, other_copies
 from surgery.errors import CheckpointError
+from surgery.formats import check_readable, no_model
 from surgery.patching import digests
 from surgery.tensorfile import Entry, read_header
 
@@ -50,6 +51,8 @@ class Checkpoint:
                 f"{self.folder} is half patched: an in-place run was interrupted; complete it with "
                 "`surgery skill apply SKILL FOLDER --in-place` or undo it with `surgery skill revert SKILL FOLDER --in-place`"
             )
+        if not (self.folder / "config.json").exists():
+            raise CheckpointError(no_model(self.folder))
         self.config: dict[str, Any] = _read_json(self.folder / "config.json")
         self._pickled = not any((self.folder / name).exists() for name in (_SINGLE, _INDEX))
         self._shards: dict[Path, dict[str, Tensor]] = {}
@@ -106,6 +109,10 @@ class Checkpoint:
         from surgery.structure import Structure
 
         return Structure.of(self)
+
+    def check_readable(self) -> None:
+        """Refuse a folder that transformers would load as something else than it says: an adapter, undeclared codes."""
+        check_readable(self)
 
     def block_weights(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[str, ...]:
         """Names of the tensors that a skill may touch, in sorted order.

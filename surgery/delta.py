@@ -23,6 +23,7 @@ from torch import Tensor
 from surgery.checkpoint import Checkpoint
 from surgery.errors import SkillError
 from surgery.patching import Edit, bits
+from surgery.structure import check_pair, counterparts
 from surgery.tensorfile import DTYPES
 
 SCHEMA = 1
@@ -118,11 +119,18 @@ class SparseDelta:
 
     @classmethod
     def between(cls, base: Checkpoint, tuned: Checkpoint, names: Iterable[str] | None = None) -> "SparseDelta":
-        """All weights in which two checkpoints differ by a bit, within `names` (default: the base's block weights)."""
+        """All weights in which two checkpoints differ by a bit, within `names` (default: the base's block weights).
+
+        Values are compared in the base's dtype. Raises CheckpointError for tensors that are missing, of another shape,
+        or no floating-point weights.
+        """
         names = tuple(base.block_weights() if names is None else names)
         parts = {}
         for name in names:
-            before, after = base.tensor(name).reshape(-1), tuned.tensor(name).reshape(-1)
+            other = name if name in tuned.entries else counterparts(base, tuned).get(name, name)
+            check_pair(base, name, tuned, other)
+            before = base.tensor(name).reshape(-1)
+            after = tuned.tensor(other).reshape(-1).to(before.dtype)
             index = (_as_integers(before) != _as_integers(after)).nonzero().reshape(-1)
             parts[name] = (index, after[index])
         return cls.from_parts(base, parts, movable=sum(base.entries[name].size for name in names))

@@ -1,6 +1,5 @@
 """Loading a checkpoint as a transformers model, and knowing which of its parameters is which tensor of the files."""
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +11,22 @@ from torch import nn
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, OptionError
-from surgery.structure import Kind
+from surgery.structure import Kind, counterparts
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "bpe.codes",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -54,10 +67,13 @@ class Model:
 
     def hold(self, checkpoint: Checkpoint) -> None:
         """Copy another checkpoint's tensors into this model, one at a time."""
-        by_parameter = {name: tensor for tensor, name in checkpoint.structure.parameters.items()}
         with torch.no_grad():
-            for tensor, name in self.checkpoint.structure.parameters.items():
-                self.parameters[tensor].copy_(checkpoint.finite_tensor(by_parameter[name]))
+            for tensor, other in counterparts(self.checkpoint, checkpoint).items():
+                parameter, value = self.parameters[tensor], checkpoint.finite_tensor(other)
+                if parameter.shape != value.shape:  # embeddings that were resized; `check_alike` lets no others pass
+                    rows = min(len(parameter), len(value))
+                    parameter, value = parameter[:rows], value[:rows]  # type: ignore[assignment]
+                parameter.copy_(value)
 
 
 def load_model(
@@ -87,9 +103,10 @@ def load_model(
                 local_files_only=True,
                 output_loading_info=True,
                 weights_only=True,
+                trust_remote_code=False,
             )
         except Exception as error:  # whatever the library raises on files it can't use
-            raise CheckpointError(f"{checkpoint}: transformers can't load it ({str(error).splitlines()[0]})") from error
+            raise CheckpointError(f"{checkpoint}: transformers can't load it ({first_line(error)})") from error
         tokenizer = load_tokenizer(checkpoint) if tokenized else None
     # A bare encoder's pooler isn't read by any readout, and many checkpoints come without one.
     if missing := [name for name in info["missing_keys"] if structure.kind != "encoder" or "pooler" not in name]:
@@ -121,49 +138,22 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the library raises on files it can't use
         raise CheckpointError(
-            f"{checkpoint}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})"
+            f"{checkpoint}: no tokenizer can be loaded from it ({first_line(error)}): copy the one of the checkpoint it was tuned from"
         ) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         # For some families the library makes up an empty tokenizer when the files are missing.
-        raise CheckpointError(f"{checkpoint}: no tokenizer can be loaded from it (it knows no words): fetch its files")
+        raise CheckpointError(
+            f"{checkpoint}: no tokenizer can be loaded from it (it knows no words): copy the one of the checkpoint it was tuned from, or fetch its files"
+        )
     return tokenizer
 
 
-def check_alike(base: Checkpoint, tuned: Checkpoint, texts: list[str]) -> None:
-    """Refuse two checkpoints that aren't one architecture with one tokenizer, naming the first difference."""
-    theirs = {name: tensor for tensor, name in tuned.structure.parameters.items()}
-    for tensor, name in sorted(base.structure.parameters.items()):
-        if name not in theirs:
-            raise CheckpointError(f"{tuned} has no tensor for {tensor} of {base}: both must be one architecture")
-        shapes = base.entries[tensor].shape, tuned.entries[theirs[name]].shape
-        if shapes[0] != shapes[1]:
-            raise CheckpointError(
-                f"tensor {tensor} is {shapes[0]} in {base}, but {shapes[1]} in {tuned}: both must be one architecture"
-            )
-    for key in sorted(base.config.keys() & tuned.config.keys()):
-        if not _FREE.search(key) and base.config[key] != tuned.config[key]:
-            raise CheckpointError(
-                f"config.json says {key} {base.config[key]} in {base}, but {tuned.config[key]} in {tuned}: both must be one architecture"
-            )
-    ours, other = load_tokenizer(base), load_tokenizer(tuned)
-    if ours.get_vocab() != other.get_vocab():
-        raise CheckpointError(
-            f"{base} and {tuned} have different tokenizers ({len(ours)} and {len(other)} tokens): tune the base with its own tokenizer"
-        )
-    for text in texts:
-        if ours(text)["input_ids"] != other(text)["input_ids"]:
-            raise CheckpointError(
-                f"the tokenizers of {base} and {tuned} split {text[:60]!r} differently: tune the base with its own tokenizer"
-            )
-
-
-# Fields of a config that change nothing in how weights are put to use.
-_FREE = re.compile(
-    r"_token_id$|drop|label|^output_|^use_cache|^problem|^torch_dtype|^dtype|version|^_|^architectures|^gradient_|^return_|^task"
-)
+def first_line(error: Exception) -> str:
+    """What a library says of an error, on one line; its type when it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _first(config: Any, name: str) -> int | None:

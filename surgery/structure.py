@@ -1,6 +1,6 @@
 """What an architecture says of a checkpoint's tensors, read from the model's module tree, built without weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from surgery.errors import CheckpointError, OptionError
+from surgery.formats import check_plain, check_weight
 
 if TYPE_CHECKING:
     from surgery.checkpoint import Checkpoint
@@ -29,6 +30,8 @@ class Structure:
         parameters: checkpoint tensor name -> parameter name in the model.
         blocks: tensors of the repeated blocks, sorted.
         tied: groups of model parameters that are one tensor.
+        vocabulary: parameters with a row a token: embeddings and what scores tokens.
+        prefix: what the body's parameter names begin with in a model with a head, such as `bert.`; else empty.
     """
 
     model_class: type
@@ -36,10 +39,13 @@ class Structure:
     parameters: dict[str, str]
     blocks: tuple[str, ...]
     tied: tuple[tuple[str, ...], ...]
+    vocabulary: frozenset[str]
+    prefix: str
 
     @classmethod
     def of(cls, checkpoint: "Checkpoint") -> "Structure":
         """Build the model on the meta device (shapes, no weights) and read it."""
+        check_plain(checkpoint)
         if checkpoint.config.get("is_encoder_decoder"):
             raise CheckpointError(
                 f"{checkpoint} is an encoder-decoder, which no readout fits: use an encoder or a decoder"
@@ -57,7 +63,22 @@ class Structure:
             parameters=parameters,
             blocks=tuple(sorted(tensor for tensor, name in parameters.items() if name in in_blocks)),
             tied=tuple(tuple(group) for group in groups.values() if len(group) > 1),
+            vocabulary=frozenset(name for key in _vocabulary(model) for name in groups[key]),
+            prefix=_body(model)[0],
         )
+
+    @property
+    def body(self) -> tuple[str, ...]:
+        """Tensors of the model without its head; one that is tied to the body belongs to it."""
+        return tuple(
+            tensor
+            for tensor, name in self.parameters.items()
+            if any(mate.startswith(self.prefix) for mate in self.mates(name))
+        )
+
+    def mates(self, parameter: str) -> tuple[str, ...]:
+        """The parameter and those tied to it."""
+        return next((group for group in self.tied if parameter in group), (parameter,))
 
     def select(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> tuple[str, ...]:
         """Tensor names after include and exclude patterns; raises OptionError for a pattern that matches nothing."""
@@ -90,6 +111,35 @@ class Structure:
         return tuple(kept)
 
 
+def counterparts(base: "Checkpoint", tuned: "Checkpoint") -> dict[str, str]:
+    """Each tensor of the base -> the tensor of the tuned checkpoint that plays its part; those without one are left out.
+
+    Names may differ by the body's prefix (`encoder.layer.0...` and `bert.encoder.layer.0...`), and of tied parameters
+    (an embedding and the output matrix) each side may store another one.
+    """
+    ours, others = base.structure, tuned.structure
+    theirs = {name.removeprefix(others.prefix): tensor for tensor, name in others.parameters.items()}
+    found = {}
+    for tensor, name in ours.parameters.items():
+        # The parameter itself first: a checkpoint may store several that are tied.
+        names = [mate.removeprefix(ours.prefix) for mate in (name, *ours.mates(name))]
+        if held := [theirs[mate] for mate in names if mate in theirs]:
+            found[tensor] = held[0]
+    return found
+
+
+def check_pair(base: "Checkpoint", name: str, tuned: "Checkpoint", other: str) -> None:
+    """Refuse two tensors that can't be compared weight by weight, by name."""
+    for checkpoint, tensor in ((base, name), (tuned, other)):
+        if tensor not in checkpoint.entries:
+            raise CheckpointError(f"{checkpoint} has no tensor for {name} of {base}: both must be one architecture")
+        check_weight(checkpoint, tensor)
+    if (ours := base.entries[name].shape) != (theirs := tuned.entries[other].shape):
+        raise CheckpointError(
+            f"tensor {name} is {ours} in {base}, but {theirs} in {tuned}: both must be one architecture"
+        )
+
+
 def block_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters in a model's repeated blocks.
 
@@ -97,9 +147,7 @@ def block_parameters(model: nn.Module) -> set[str]:
     stacks of blocks, and so are lists of single layers as long as one of those stacks (a few architectures keep their
     norms apart). Embedding tables inside a block, such as T5's relative positions, don't count.
     """
-    base_name = getattr(model, "base_model_prefix", "")
-    base = getattr(model, base_name, None) if base_name else None
-    prefix, root = (f"{base_name}.", base) if isinstance(base, nn.Module) else ("", model)
+    prefix, root = _body(model)
     stacks = list(_outermost_lists(root, prefix))
     lengths = {len(stack) for _, stack in stacks if _is_composite(stack)}
     found: set[str] = set()
@@ -109,6 +157,26 @@ def block_parameters(model: nn.Module) -> set[str]:
         for inner_name, module in stack.named_modules(prefix=name):
             if not isinstance(module, nn.Embedding):
                 found |= {f"{inner_name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)}
+    return found
+
+
+def _body(model: nn.Module) -> tuple[str, nn.Module]:
+    """What the names of the body's parameters begin with, and the body: the model itself when it has no head."""
+    name = getattr(model, "base_model_prefix", "")
+    body = getattr(model, name, None) if name else None
+    return (f"{name}.", body) if isinstance(body, nn.Module) else ("", model)
+
+
+def _vocabulary(model: Any) -> set[int]:
+    """Identities of the parameters with a row a token."""
+    found = set()
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            module = getattr(model, get)()
+        except (AttributeError, NotImplementedError):  # some models have none, and say so this way
+            continue
+        if isinstance(module, nn.Module):
+            found |= {id(parameter) for parameter in module.parameters()}
     return found
 
 
@@ -128,34 +196,58 @@ def _is_composite(stack: nn.ModuleList) -> bool:
     )
 
 
-def _match(checkpoint: "Checkpoint", model: nn.Module) -> dict[str, str]:
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+def body_tensors(checkpoint: "Checkpoint", like: "Checkpoint") -> dict[str, str]:
+    """A checkpoint's tensors that belong to the body of another one's model -> the parameter's name there.
+
+    Raises CheckpointError for a parameter of the blocks without a tensor.
+    """
+    model = _skeleton(like, like.structure.model_class)
+    matched = {tensor: name for tensor, name in _names(checkpoint, model).items() if name.startswith(_body(model)[0])}
+    _check_blocks(checkpoint, model, matched)
+    return matched
+
+
+def _names(checkpoint: "Checkpoint", model: nn.Module) -> dict[str, str]:
+    """Tensor name -> parameter name, by name alone; tensors that are no parameters are left out."""
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     matched: dict[str, str] = {}
-    for tensor, entry in checkpoint.entries.items():
+    for tensor in checkpoint.entries:
         stem, _, leaf = tensor.rpartition(".")
         modern = f"{stem}.{_OLD_NORM[leaf]}" if leaf in _OLD_NORM and stem else tensor
         for name in (tensor, modern, prefix + modern, modern.removeprefix(prefix)):
-            if name in shapes:
-                if shapes[name] != entry.shape:
-                    raise CheckpointError(
-                        f"{checkpoint}: tensor {tensor} has shape {entry.shape}, but its config.json asks for {shapes[name]}"
-                    )
+            if name in known:
                 matched[tensor] = name
                 break
+    return matched
+
+
+def _match(checkpoint: "Checkpoint", model: nn.Module) -> dict[str, str]:
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
+    matched = _names(checkpoint, model)
+    for tensor, name in matched.items():
+        check_weight(checkpoint, tensor)
+        if shapes[name] != (held := checkpoint.entries[tensor].shape):
+            raise CheckpointError(
+                f"{checkpoint}: tensor {tensor} has shape {held}, but its config.json asks for {shapes[name]}"
+            )
+    _check_blocks(checkpoint, model, matched)
+    return matched
+
+
+def _check_blocks(checkpoint: "Checkpoint", model: nn.Module, matched: Mapping[str, str]) -> None:
     missing = {name for name in block_parameters(model) if name not in matched.values()}
     if missing:
         raise CheckpointError(
             f"{checkpoint} holds no tensor for the model's parameter {min(missing)}: it isn't a plain {type(model).__name__} checkpoint"
         )
-    return matched
 
 
 def _skeleton(checkpoint: "Checkpoint", model_class: type) -> nn.Module:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             return model_class(config)
     except Exception as error:  # anything a config can provoke in a model's constructor

@@ -31,6 +31,8 @@ DTYPES = {
     "I64": torch.int64,
     "F64": torch.float64,
 }
+# Types that the format knows and only quantised checkpoints use.
+_UNREAD = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 
 _LENGTH = 8  # a file begins with its header's length, a little-endian 64-bit integer
 _HEADER_LIMIT = 100_000_000  # the safetensors format's own limit
@@ -99,6 +101,12 @@ def _read_header_json(file: Path) -> tuple[dict, int]:
 
 
 def _entry(file: Path, name: str, about: object, data: int) -> Entry:
+    code = about.get("dtype") if isinstance(about, dict) else None
+    if code in _UNREAD:
+        raise CheckpointError(
+            f"{file}: tensor {name} is stored as {code}, numbers that only a quantised checkpoint holds: "
+            "take the checkpoint it was made from, or dequantise it first"
+        )
     try:
         dtype = DTYPES[about["dtype"]]  # type: ignore[index]
         shape = tuple(index(n) for n in about["shape"])  # type: ignore[index]

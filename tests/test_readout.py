@@ -11,7 +11,8 @@ from tiny import build
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, OptionError, TaskError
-from surgery.models import check_alike, load_model
+from surgery.models import load_model
+from surgery.pairing import check_alike
 from surgery.tasks.examples import Example
 from surgery.tasks.readout import PhraseReadout, _one_token, collate, pick_readout, readout_file
 from surgery.tasks.scoring import predict, score

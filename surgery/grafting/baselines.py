@@ -10,6 +10,7 @@ from torch import Tensor
 from surgery.checkpoint import Checkpoint
 from surgery.grafting.candidates import Candidates
 from surgery.models import Model
+from surgery.structure import counterparts
 
 Baseline = Literal["movement", "random", "random moved", "biases and norms", "zero outside"]
 BASELINES: tuple[Baseline, ...] = ("movement", "random", "random moved", "biases and norms", "zero outside")
@@ -67,12 +68,12 @@ def _choose(name: Baseline, model: Model, candidates: Candidates, k: int, random
 def _random_parts(
     model: Model, tuned: Checkpoint, names: Sequence[str], k: int, random: np.random.Generator
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    theirs = {name: tensor for tensor, name in tuned.structure.parameters.items()}
+    theirs = counterparts(model.checkpoint, tuned)
     bounds = np.cumsum([0, *(model.parameters[name].numel() for name in names)])
     drawn = np.sort(random.choice(bounds[-1], k, replace=False))
     parts = {}
     for number, name in enumerate(names):
         low, high = np.searchsorted(drawn, bounds[number : number + 2])
         index = torch.from_numpy(drawn[low:high] - bounds[number])
-        parts[name] = (index, tuned.tensor(theirs[model.checkpoint.structure.parameters[name]]).reshape(-1)[index])
+        parts[name] = (index, tuned.tensor(theirs[name]).reshape(-1)[index])
     return parts

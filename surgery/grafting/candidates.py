@@ -13,6 +13,7 @@ from torch import Tensor
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError
 from surgery.models import Model
+from surgery.structure import check_pair, counterparts
 from surgery.tasks.readout import Encoded, Readout, collate
 
 _PIECE = 16  # rows that go through the model at once while gradients are taken
@@ -44,12 +45,13 @@ class Candidates:
         Memory: one pair of tensors and up to twice `limit` candidates.
         Raises CheckpointError for NaN or infinity, and when nothing differs.
         """
-        theirs = {name: tensor for tensor, name in tuned.structure.parameters.items()}
+        theirs = counterparts(base, tuned)
         parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         held = movable = moved = 0
         for name in sorted(names):
+            check_pair(base, name, tuned, theirs[name])
             before = base.finite_tensor(name).reshape(-1)
-            after = tuned.finite_tensor(theirs[base.structure.parameters[name]]).reshape(-1)
+            after = tuned.finite_tensor(theirs[name]).reshape(-1)
             after = after.to(base.entries[name].dtype)  # a skill holds values in the base's dtype
             exact = torch.float64 if before.dtype == torch.float64 else torch.float32
             before, after = before.to(exact), after.to(exact)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from surgery.grafting.remarks import carries, remarks
+
 if TYPE_CHECKING:
     from surgery.grafting.skill import Skill
 
@@ -11,6 +13,7 @@ def model_card(skill: "Skill", figures: Sequence[str]) -> str:
     """Markdown with the metadata block that model hubs read."""
     report, delta, task = skill.report, skill.delta, skill.task
     source = report.get("call", {}).get("graft", {})
+    does = "that carry" if carries(report) else "which don't carry"
     lines = [
         "---",
         "library_name: surgery",
@@ -19,10 +22,11 @@ def model_card(skill: "Skill", figures: Sequence[str]) -> str:
         "",
         f"# Skill: {task.name}",
         "",
-        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights, that carry the task **{task.name}** "
+        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights, {does} the task **{task.name}** "
         f"(labels: {', '.join(task.labels)}) from a base checkpoint to a fine-tuned one. Values are replaced, not added.",
         "",
         *_table(report),
+        *(line for remark in remarks(report) for line in ("", f"> {remark}")),
         "",
         "Put it in, and take it out again:",
         "",

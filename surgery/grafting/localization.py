@@ -20,9 +20,11 @@ from surgery.grafting.baselines import BASELINES, wear_baseline
 from surgery.grafting.candidates import Candidates, GraftedModel
 from surgery.grafting.methods import METHODS, Evidence, averaging, movement, sigmoid
 from surgery.grafting.skill import Skill
-from surgery.models import Model, check_alike, load_model
+from surgery.models import Model, load_model
+from surgery.pairing import check_alike
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
+from surgery.structure import counterparts
 from surgery.tasks.calibration import fit_bias, softmax
 from surgery.tasks.examples import Example
 from surgery.tasks.labels import check_one_order
@@ -79,7 +81,7 @@ def graft(
     if method not in METHODS:
         raise OptionError(f"--method {method} isn't one of {', '.join(METHODS)}")
     train, test = _sample(task.need("train"), seed), task.need("test")
-    check_alike(before, after, [example.text for example in train[:100]])
+    resized = check_alike(before, after, [example.text for example in train[:100]])
     check_one_order(before, after, task)
     candidates = Candidates.between(before, after, names, max(_FEWEST_CANDIDATES, _CANDIDATES_PER_WEIGHT * ladder[-1]))
 
@@ -133,6 +135,7 @@ def graft(
     delta = SparseDelta.from_parts(
         before, candidates.parts(regions[k]), movable=movable, metadata=_header(task, summary)
     )
+    left_out = _left_out(before, after, names)
     report = {
         **provenance(call={"graft": asked}, inputs={"base": before.fingerprint, "tuned": after.fingerprint}, seed=seed),
         "task": task.spec(),
@@ -149,7 +152,10 @@ def graft(
         "sparsity": delta.sparsity,
         "movable": movable,
         "moved": candidates.moved,
-        "left_out": _left_out(before, after, names),
+        "left_out": left_out,
+        "head": sorted(set(left_out) - set(before.structure.body)),
+        "resized": resized,
+        "dtypes": {side: _dtype(checkpoint) for side, checkpoint in (("base", before), ("tuned", after))},
         "bytes": len(delta.to_bytes()),
         "points": points,
         "seconds": round(time.monotonic() - began, 2),
@@ -244,9 +250,21 @@ class _Exam:
 
 def _left_out(base: Checkpoint, tuned: Checkpoint, names: Sequence[str]) -> list[str]:
     """Tensors that differ but may not move, such as an embedding or a head that was tuned too."""
-    theirs = {name: tensor for tensor, name in tuned.structure.parameters.items()}
-    pairs = {tensor: theirs[name] for tensor, name in base.structure.parameters.items() if tensor not in names}
-    return sorted(tensor for tensor, other in pairs.items() if base.digests[tensor] != tuned.digests[other])
+    pairs = {tensor: other for tensor, other in counterparts(base, tuned).items() if tensor not in names}
+    return sorted(tensor for tensor, other in pairs.items() if _differ(base, tensor, tuned, other))
+
+
+def _differ(base: Checkpoint, name: str, tuned: Checkpoint, other: str) -> bool:
+    """Whether two tensors differ in the base's dtype, which a skill holds values in."""
+    ours, theirs = base.entries[name], tuned.entries[other]
+    if (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype):
+        return base.digests[name] != tuned.digests[other]
+    return not torch.equal(base.tensor(name), tuned.tensor(other).to(ours.dtype))
+
+
+def _dtype(checkpoint: Checkpoint) -> str:
+    """What the blocks are stored in."""
+    return " and ".join(sorted({str(checkpoint.entries[name].dtype)[6:] for name in checkpoint.structure.blocks}))
 
 
 def _sample(examples: Sequence[Example], seed: int) -> Sequence[Example]:

@@ -272,6 +272,7 @@ def _load_body(checkpoint: Checkpoint, precision: torch.dtype) -> tuple[Any, boo
     """The model without a head, and whether its pooler, if it has one, comes from the checkpoint."""
     from transformers import AutoModel
 
+    checkpoint.check_readable()
     try:
         module, info = AutoModel.from_pretrained(
             checkpoint.folder,

@@ -1,0 +1,109 @@
+"""What a model folder may hold that isn't plain weights: quantised codes and adapters, refused by name."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from surgery.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from surgery.checkpoint import Checkpoint
+
+ADAPTER = "adapter_config.json"  # of the library peft
+# Where quantisers that came before transformers' own field say what they did.
+_QUANTISERS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+_PEFT_CLASSES = {
+    "CAUSAL_LM": "ForCausalLM",
+    "SEQ_CLS": "ForSequenceClassification",
+    "FEATURE_EXTRACTION": "ForFeatureExtraction",
+}
+_WAY_OUT = (
+    "take the checkpoint it was made from, or dequantise it (load it with transformers, then "
+    "`model.dequantize().save_pretrained(FOLDER)`, where its method allows that)"
+)
+
+
+def check_plain(checkpoint: "Checkpoint") -> None:
+    """Refuse a folder whose tensors aren't the numbers that the model computes with.
+
+    Raises CheckpointError for a quantised checkpoint (bitsandbytes, GPTQ, AWQ, fp8 with scales, MXFP4 and so on) and
+    for an adapter that lies beside the weights.
+    """
+    check_no_adapter(checkpoint)
+    if method := quantisation(checkpoint):
+        raise CheckpointError(
+            f"{checkpoint} is quantised ({method}), so its tensors are codes and not weights: {_WAY_OUT}"
+        )
+
+
+def check_readable(checkpoint: "Checkpoint") -> None:
+    """Refuse what transformers would load as something else than the folder says, for those who only run the model.
+
+    A quantised checkpoint is fine there, but not codes that nothing in config.json declares: these would be read as
+    numbers.
+    """
+    check_no_adapter(checkpoint)
+    if not quantisation(checkpoint):
+        for name in checkpoint.entries:
+            if name.endswith(".weight"):
+                check_weight(checkpoint, name)
+
+
+def check_no_adapter(checkpoint: "Checkpoint") -> None:
+    """Refuse weights with an adapter beside them: what transformers makes of both depends on what is installed."""
+    if (checkpoint.folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{checkpoint} holds an adapter ({ADAPTER}) beside whole weights, which transformers adds to them if peft is installed: "
+            "merge it into them (peft's `merge_and_unload`), or move the adapter's files to a folder of their own"
+        )
+
+
+def check_weight(checkpoint: "Checkpoint", name: str) -> None:
+    """Refuse a tensor that isn't stored in floating point of 16 bits or more."""
+    dtype = checkpoint.entries[name].dtype
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise CheckpointError(
+            f"{checkpoint}: tensor {name} is stored as {str(dtype).removeprefix('torch.')}, "
+            f"not as floating-point weights of 16 bits or more; if it is quantised, {_WAY_OUT}"
+        )
+
+
+def quantisation(checkpoint: "Checkpoint") -> str:
+    """The quantisation method that a folder declares; empty for none."""
+    for config in (checkpoint.config, checkpoint.config.get("text_config")):
+        if isinstance(config, dict):
+            for field in ("quantization_config", "compression_config"):
+                if found := config.get(field):
+                    return _method(found)
+    return next((file for file in _QUANTISERS if (checkpoint.folder / file).exists()), "")
+
+
+def no_model(folder: Path) -> str:
+    """What a folder without a config.json is instead, and what to name; as the end of a sentence."""
+    if (folder / ADAPTER).exists():
+        return f"{folder} holds an adapter, not a model: merge it into its base with peft, and name what comes of it: {_merging(folder)}"
+    inner = [path.parent for path in folder.glob("*/config.json")]
+    if not inner:
+        return f"{folder / 'config.json'} is missing: is {folder} a Hugging Face model folder?"
+    # A trainer's checkpoints are numbered by step: the last one is what training ended with.
+    last = max(inner, key=lambda path: (int("0" + "".join(filter(str.isdigit, path.name))), path.name))
+    return f"{folder / 'config.json'} is missing: name {last}, which has one"
+
+
+def _merging(folder: Path) -> str:
+    try:
+        kind = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("task_type")
+    except (ValueError, AttributeError):
+        kind = None
+    auto = f"AutoPeftModel{_PEFT_CLASSES.get(str(kind), '')}"
+    names = repr(str(folder)), repr(f"{folder}-merged")
+    code = f"from peft import {auto} as M; M.from_pretrained({names[0]}).merge_and_unload().save_pretrained({names[1]})"
+    return f"python -c {shlex.quote(code)}"
+
+
+def _method(found: Any) -> str:
+    if not isinstance(found, dict):
+        return str(found)
+    bits = next((f"{n} bits" for n in (4, 8) if found.get(f"load_in_{n}bit")), "")
+    return ", ".join(part for part in (str(found.get("quant_method") or ""), bits) if part) or "quantization_config"

@@ -1,0 +1,67 @@
+"""What a report's figures mean for the next step, in sentences: shown on screen and in the card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_NOTHING, _NEARLY_ALL = 0.1, 0.9
+
+
+def carries(report: Mapping[str, Any]) -> bool:
+    """Whether the graft recovers a gain worth the name; a report without the figure isn't doubted."""
+    graft = report.get("graft", {})
+    return (graft.get("gain_recovered") or 0.0) >= _NOTHING if "gain_recovered" in graft else True
+
+
+def remarks(report: Mapping[str, Any]) -> list[str]:
+    """Sentences, each with what to do; none for a skill that does what it is for.
+
+    Args:
+        report: a skill's `report.json`; fields that older versions didn't write may be missing.
+    """
+    found = []
+    if head := report.get("head"):
+        found.append(
+            f"The head differs ({_some(head)}), and the graft has the base's: `--head tuned` gives the base the tuned one's."
+        )
+    if resized := report.get("resized"):
+        found.append(f"Tuning resized {_some(resized)}; the graft has the base's rows and the base's tokenizer.")
+    found += _gain(report)
+    found += _moved(report)
+    return found
+
+
+def _gain(report: Mapping[str, Any]) -> list[str]:
+    if carries(report):
+        return []
+    gain = report["graft"]["gain_recovered"]
+    metric = "f1" if report.get("task", {}).get("metric") == "f1" else "accuracy"
+    if gain is None:
+        figures = ", ".join(f"{name} {report[name][metric]:.3f}" for name in ("base", "tuned"))
+        return [
+            f"Tuning gained nothing on the test examples ({metric}: {figures}), so there is no skill to carry: check that the second "
+            "checkpoint is the tuned one, that its labels are in the task's order, and that the test examples are of its task."
+        ]
+    return [
+        f"The graft recovers {gain:.3f} of tuning's gain: {report['weights']:,} weights don't carry this skill. "
+        "See how many it takes with `--sweep 1e-4:1`."
+    ]
+
+
+def _moved(report: Mapping[str, Any]) -> list[str]:
+    moved, movable = report.get("moved", 0), report.get("movable", 0)
+    if not movable or moved / movable < _NEARLY_ALL:
+        return []
+    dtypes = report.get("dtypes", {})
+    if dtypes and dtypes["base"] != dtypes["tuned"]:
+        return [
+            f"Nearly all block weights differ ({moved:,} of {movable:,}), if only by rounding: the base is stored as {dtypes['base']}, "
+            f"the tuned one as {dtypes['tuned']}. Save both in one dtype."
+        ]
+    return [
+        f"Tuning moved nearly all block weights ({moved:,} of {movable:,}), as AdamW does, which spreads a skill over many of them: "
+        "tune with `surgery tune`, whose default leaves it in few, or take more weights (`--sparsity`)."
+    ]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
