@@ -228,8 +228,7 @@ class _Counts(torch.autograd.Function):
         found = [torch.zeros_like(x, dtype=torch.float64) for x in (start, binary, emissions)]
         for part in parts:
             share = weights[part.rows]
-            own = share.to(part.tags.dtype)
-            rules = part.binary_counts(own) if binary.dim() == 3 else part.binary_counts(None)
+            rules = part.binary_counts(share) if binary.dim() == 3 else part.binary_counts(None)
             _gather(found, part.rows, share, part.start_counts(), rules, part.tags)
         return found[0].to(start.dtype), found[1].to(binary.dtype), found[2].to(emissions.dtype)
 
@@ -244,10 +243,8 @@ class _Counts(torch.autograd.Function):
             some, share = scores.rows(part.rows), weights[part.rows].double()
             along = _rows_of(ways, part.rows, some)
             if isinstance(part, Scaled):
-                slopes[part.rows], step, turned = part.turned(some, along)
-                counts = turned.binary_counts(share if binary.dim() == 3 else None)
-                pieces = (turned.start_counts(), counts, turned.tags)
-                _gather(found, part.rows, share, *(piece.imag / step for piece in pieces))
+                slopes[part.rows], pieces = part.turned(some, along, share)
+                _gather(found, part.rows, share, *pieces)
             else:
                 for at, row in enumerate(part.rows):
                     one = tuple(
@@ -315,13 +312,16 @@ def _check(start: Tensor, binary: Tensor, emissions: Tensor, lengths: Tensor) ->
         raise GrammarError(
             f"Emissions are of {batch} sentences, but lengths, start or binary of {sorted(own)}: give one each."
         )
-    if lengths.is_floating_point() or bool((lengths < 1).any()) or bool((lengths > n).any()):
+    padding = torch.arange(n, device=emissions.device) >= lengths[:, None]
+    emissions = emissions.masked_fill(padding[:, :, None], -torch.inf)
+    named = {"log_start": start, "log_binary": binary, "log_emissions": emissions}
+    sound = [scores.detach().amax() < math.inf for scores in named.values()]  # a NaN is not
+    fits, *sound = torch.stack([((lengths > 0) & (lengths <= n)).all(), *sound]).tolist()  # waits for a card once
+    if lengths.is_floating_point() or not fits:
         raise GrammarError(
             f"Lengths must be 1 to {n}, the words of emissions, but are {lengths.tolist()}: leave empty sentences out."
         )
-    padding = torch.arange(n, device=emissions.device) >= lengths[:, None]
-    emissions = emissions.masked_fill(padding[:, :, None], -torch.inf)
-    for name, scores in (("log_start", start), ("log_binary", binary), ("log_emissions", emissions)):
-        if not float(scores.detach().amax()) < math.inf:  # a NaN is not
+    for name, right in zip(named, sound, strict=True):
+        if not right:
             raise GrammarError(f"{name} holds NaN or +inf: give log-potentials, -inf for what can't be.")
     return Scores(start, binary, emissions, lengths.long())

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from pcfg.dense_steps import Loops, Tensors
 
-KEPT_BYTES = 64 << 20  # of left children and products over splits, which the outside pass and rule counts need again
+# Of left children and products over splits, which the outside pass and rule counts need again: on a CPU, and elsewhere.
+KEPT_BYTES, KEPT_ON_CARD = 64 << 20, 1 << 30
 
 Settle = Callable[[Tensor], Tensor]
 
@@ -126,7 +127,8 @@ class Inside:
         self.weights: list[Tensor] = []  # of each split, relative to the best of its span; from width 2
         # Weighted left children and sums over splits of left times right, by width from 4, where all take little room.
         spans, entries = max(n - 3, 0) * max(n - 2, 0) // 2, self.nonterminals**2
-        kept = spans * batch * (entries + n * self.nonterminals // 3) * self.tags.element_size() <= KEPT_BYTES
+        most = KEPT_BYTES if self.tags.device.type == "cpu" else KEPT_ON_CARD
+        kept = spans * batch * (entries + n * self.nonterminals // 3) * self.tags.element_size() <= most
         self.products = self.tags.new_empty(spans, batch, entries) if kept else None
         self.lefts: dict[int, Tensor] = {}
         self.steps = Loops(self) if Loops.pay(self.tags, self.nonterminals) else Tensors()

@@ -3,82 +3,91 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, Num
 from torch import Tensor
 
-from pcfg.dense_chart import Inside, Outside, Potentials, Scores, Settle, floor_of
+from pcfg.dense_chart import Outside, Scores
 from pcfg.dense_logs import LogInside
-
-# Words' posteriors must sum to 1 within this many roundings, lest the outside pass has lost something.
-ROUNDINGS = 64
+from pcfg.dense_runs import ROUNDINGS, Passes, Turned, run_parsed, run_passes, run_turned, run_upper
+from pcfg.recordings import Once, Replayed
 
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """Scaled charts of some sentences of a batch."""
+    """Scaled charts of some sentences of a batch; they may be of more sentences and words, which nobody is told of."""
 
     rows: Int64[Tensor, " r"]
-    inside: Inside
-    outside: Outside | None
+    run: Once | Replayed
+    words: int
+    shared: bool  # whether the sentences share the rules
 
     @property
     def log_z(self) -> Float64[Tensor, " r"]:
         """Log of the weight of all trees."""
-        return self.inside.log_z
+        return self.run.read(lambda found: found.inside.log_z)[: len(self.rows)]
 
     @property
     def labels(self) -> Num[Tensor, "r n widths N"]:
         """Posterior of each nonterminal over each span, by first word and width."""
-        return self._outside.labels.transpose(0, 1)
+        return self.run.read(lambda found: self._cut(found.outside.by_start) * self._cut(found.inside.by_start))
 
     @property
     def tags(self) -> Num[Tensor, "r n T"]:
         """Posterior of each preterminal over each word."""
-        return self._outside.tag_posteriors.transpose(0, 1)
+        return self.run.read(lambda found: self._tags(found.outside))
 
     @property
     def log_inside(self) -> Float64[Tensor, "r n widths N"]:
         """Log inside scores by first word and width, but for a constant of each width."""
-        return (self.inside.by_start.double().log() + self.inside.scales[..., None]).transpose(0, 1)
 
-    @property
-    def _outside(self) -> Outside:
-        return Outside(self.inside) if self.outside is None else self.outside
+        def logs(found: Passes) -> Tensor:
+            return self._cut(found.inside.by_start).double().log() + self._cut(found.inside.scales)[..., None]
+
+        return self.run.read(logs)
 
     def start_counts(self) -> Num[Tensor, "r S"]:
         """Posterior of each symbol at the root."""
-        return self._outside.start_counts()
+        return self.run.read(lambda found: found.outside.start_counts())[: len(self.rows)]
 
     def binary_counts(self, weights: Float[Tensor, " r"] | None) -> Num[Tensor, "*r N S S"]:
         """Expected uses of each rule, summed over sentences times `weights` where they share the rules."""
-        return self._outside.binary_counts(weights)
+        return self.run.read(lambda found: self._counts(found.outside, weights))
 
-    def tangent(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Inside]:
-        """Slope of log Z along `ways`, the size of the step, and the inside pass whose imaginary parts over it are slopes.
+    def turned(
+        self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor], weights: Float64[Tensor, " r"]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Slopes along `ways` of log Z, and of the counts: of the start, of rules (as `binary_counts`) and of tags."""
 
-        The step is so far below rounding that its square is nothing to the real part: there is no difference of close
-        numbers, as in a difference quotient, and no error but rounding.
-        """
-        largest = torch.stack([way.abs().amax() for way in ways]).amax().double()
-        step = 1e-20 / torch.where(largest > 0, largest, 1.0)
-        tangent = (ways[0].double() * step, ways[1].double() * step, ways[2].double() * step)
-        potentials = Potentials.of(scores, torch.complex128, tangent)
-        inside = Inside(potentials, self.inside.nonterminals, _drop(floor_of(scores, torch.float64)))
-        some = inside.total.real > 0
-        slope = torch.where(some, inside.total.imag / torch.where(some, inside.total.real, 1.0), 0.0) / step
-        return slope, step, inside
+        def slopes(found: Turned) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+            outside, step, kept = found.outside, found.step, len(self.rows)
+            assert outside is not None
+            rules = self._counts(outside, weights if self.shared else None)
+            counts = (outside.start_counts()[:kept].imag / step, rules.imag / step, self._tags(outside).imag / step)
+            return found.slope[:kept].clone(), counts
 
-    def turned(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, "Scaled"]:
-        """`tangent` with the outside pass."""
-        slope, step, inside = self.tangent(scores, ways)
-        return slope, step, Scaled(self.rows, inside, Outside(inside))
+        return run_turned(scores, ways, True).read(slopes)
 
     def slopes(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> Float64[Tensor, " r"]:
         """Slope of each sentence's log Z along `ways`."""
-        return self.tangent(scores, ways)[0]
+        return run_turned(scores, ways, False).read(lambda found: found.slope[: len(self.rows)].clone())
+
+    def _cut(self, chart: Num[Tensor, "m B u *N"]) -> Num[Tensor, "r n widths *N"]:
+        return chart[: self.words, : len(self.rows), : self.words + 1].transpose(0, 1)
+
+    def _tags(self, outside: Outside) -> Num[Tensor, "r n T"]:
+        return outside.tag_posteriors[: self.words, : len(self.rows)].transpose(0, 1)
+
+    def _counts(self, outside: Outside, weights: Float[Tensor, " r"] | None) -> Num[Tensor, "*r N S S"]:
+        """Counts of rules without those of the sentences that a batch was padded with."""
+        if not self.shared:
+            return outside.binary_counts(None)[: len(self.rows)]
+        more = outside.inside.batch - len(self.rows)
+        if more:
+            given = torch.ones_like(self.rows, dtype=torch.float64) if weights is None else weights
+            weights = torch.nn.functional.pad(given, (0, more))
+        return outside.binary_counts(None if weights is None else weights.to(outside.inside.tags.real.dtype))
 
 
 class Logs:
@@ -158,15 +167,15 @@ def solve(scores: Scores, dtype: torch.dtype, outside: bool) -> list[Scaled | Lo
     failed = {}
     for level in dict.fromkeys((dtype, torch.float64)):
         some = scores if len(rows) == len(scores.lengths) else scores.rows(rows)
-        inside, found, sound = _attempt(some, level, outside)
-        if bool(sound.all()):
-            parts.append(Scaled(rows, inside, found))
+        run, sound = _attempt(some, level, outside)
+        if sound is None:
+            parts.append(_scaled(rows, run, some))
             rows = rows[:0]
             break
         failed[level] = int((~sound).sum())
-        if bool(sound.any()):
-            inside, found, _ = _attempt(scores.rows(rows[sound]), level, outside)
-            parts.append(Scaled(rows[sound], inside, found))
+        if failed[level] < len(rows):
+            held = scores.rows(rows[sound])
+            parts.append(_scaled(rows[sound], _attempt(held, level, outside)[0], held))
         rows = rows[~sound]
     if len(rows):
         parts.append(Logs(rows, scores.rows(rows)))
@@ -181,49 +190,37 @@ def solve(scores: Scores, dtype: torch.dtype, outside: bool) -> list[Scaled | Lo
     return parts
 
 
+def _scaled(rows: Int64[Tensor, " r"], run: Once | Replayed, scores: Scores) -> Scaled:
+    return Scaled(rows, run, scores.emissions.shape[1], scores.binary.dim() == 3)
+
+
 @torch.inference_mode()  # some hundred small operations: what autograd would note of each takes as long as they do
-def _attempt(scores: Scores, dtype: torch.dtype, outside: bool) -> tuple[Inside, Outside | None, Bool[Tensor, " B"]]:
-    """Scaled charts, and which sentences they are proven to hold."""
-    floor, eps = floor_of(scores, dtype), torch.finfo(dtype).eps
-    nonterminals = scores.symbols[0]
-    inside = Inside(Potentials.of(scores, dtype), nonterminals, _drop(floor))
-    doubted = inside.faint(scores, floor / eps)
+def _attempt(scores: Scores, dtype: torch.dtype, outside: bool) -> tuple[Once | Replayed, Bool[Tensor, " B"] | None]:
+    """Scaled charts, and which sentences they are proven to hold; None for all of them."""
+    run, batch = run_passes(scores, dtype, outside), len(scores.lengths)
+    doubted, wrong = run.read(lambda found: (found.doubted[:batch].clone(), found.wrong[:batch].clone()))
+    some_doubted, some_wrong = torch.stack([doubted.any(), wrong.any()]).tolist()
     sound = ~doubted
-    if bool(doubted.any()):
+    if some_doubted:
         rows = doubted.nonzero()[:, 0]
         some = scores.rows(rows)
-        # An upper bound of the true Z: what each entry could have lost is given to all of them.
-        upper = Inside(Potentials.of(some, dtype), nonterminals, lambda entries: entries + 2 * floor)
-        gap, size = upper.log_z - inside.log_z[rows], upper.log_z.abs()
-        sound[rows] = gap <= ROUNDINGS * eps / 2 + 8 * torch.finfo(size.dtype).eps * size
-        empty = inside.total[rows] == 0
+        log_z, empty = run.read(lambda found: (found.inside.log_z[rows], found.inside.total[rows] == 0))
+        upper = run_upper(some, dtype).read(lambda found: found[: len(rows)].clone())
+        gap, size = upper - log_z, upper.abs()
+        sound[rows] = gap <= ROUNDINGS * torch.finfo(dtype).eps / 2 + 8 * torch.finfo(size.dtype).eps * size
         if bool(empty.any()):
-            trees = Inside(Potentials.of(some.support(), dtype), nonterminals, lambda entries: (entries > 0).to(dtype))
-            sound[rows] |= empty & (trees.total == 0)
-    if not outside:
-        return inside, None, sound
-    found = Outside(inside)
-    words = torch.arange(len(inside.tags), device=sound.device)[:, None] < scores.lengths
-    expected = (words & (inside.total > 0)).to(dtype)
-    wrong = ~((found.tag_posteriors.sum(2) - expected).abs() <= ROUNDINGS * eps)  # NaN is wrong too
-    return inside, found, sound & ~wrong.any(0)
-
-
-def _drop(floor: float) -> Settle:
-    """Makes entries 0 that are too small to divide by."""
-    return partial(_dropped, floor=floor)
-
-
-def _dropped(entries: Tensor, floor: float) -> Tensor:
-    if entries.is_complex():
-        return entries.masked_fill(entries.real <= floor, 0.0)
-    return torch.nn.functional.threshold(entries, floor, 0.0)
+            sound[rows] |= empty & ~run_parsed(some, dtype).read(lambda found: found[: len(rows)].clone())
+    if some_wrong:
+        sound &= ~wrong
+    return run, None if bool(sound.all()) else sound
 
 
 def merge(
     parts: Sequence[Scaled | Logs], tensors: Sequence[Tensor], shape: Sequence[int], padding: float = 0.0
 ) -> Tensor:
     """What the parts found, in the order of the batch, in float64; parts cut to shorter sentences are padded."""
+    if len(parts) == 1 and tensors[0].shape == tuple(shape):
+        return tensors[0].to(torch.float64, copy=True)
     merged = tensors[0].new_full(tuple(shape), padding, dtype=torch.float64)
     for part, tensor in zip(parts, tensors, strict=True):
         place: tuple[Tensor | slice, ...] = (part.rows, *(slice(0, size) for size in tensor.shape[1:]))

@@ -10,20 +10,25 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from replaying import Eager
 from scipy import stats
 
 from pcfg.dense import dense_inside_outside, dense_sample, dense_viterbi, log_partition
 from pcfg.dense_logs import LogInside
 from pcfg.dense_steps import Loops
 from pcfg.errors import GrammarError, OptionError
+from pcfg.recordings import Once
 
 INF = math.inf
 
 
-@pytest.fixture(params=["loops", "tensors"])
+@pytest.fixture(params=["loops", "tensors", "replayed"])
 def steps(request, monkeypatch):
-    """What uses it holds for compiled loops as for tensors, whichever of them a batch of this size would take."""
-    monkeypatch.setattr("pcfg.dense_steps.MOST", {"loops": 1 << 60, "tensors": 0}[request.param])
+    """What uses it holds for compiled loops, for tensors and for charts that are padded and replayed as on a card."""
+    monkeypatch.setattr("pcfg.dense_steps.MOST", {"loops": 1 << 60}.get(request.param, 0))
+    if request.param == "replayed":
+        monkeypatch.setattr("pcfg.dense_runs.RECORDED", ("cpu",))
+        monkeypatch.setattr("pcfg.dense_runs.charts", Eager())
 
 
 def grammar(seed, tops, tags, batch, n, zeros=0.0, temperature=1.0, own=False):
@@ -295,7 +300,9 @@ def test_rule_counts_are_the_same_whether_products_are_kept_or_made_again(own, m
 @pytest.mark.usefixtures("steps")
 def test_charts_go_with_the_result():
     result = dense(softmaxed(0, 3, 4, 2, 6), [6, 4])
-    chart = weakref.ref(result.parts[0].inside)
+    run = result.parts[0].run
+    chart = weakref.ref(run.state.inside if isinstance(run, Once) else run)
+    del run
     gc.collect()
     gc.disable()  # it would come for a cycle too, but only after hundreds of tensors, of whatever size
     try:
@@ -353,6 +360,7 @@ def test_one_word():
     assert [tree.tolist() for tree in found] == [[[2 + int(tag), 0, 1, -1]] for tag in joint.argmax(1)]
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("own", [False, True])
 def test_gradients(own):
     scores = [x.requires_grad_() for x in grammar(2, 2, 3, 3, 5, own=own)]
@@ -380,6 +388,7 @@ def test_gradients_in_log_space(own):
     assert torch.autograd.gradgradcheck(run, (values, words), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("own", [False, True])
 def test_counts_are_derivatives_of_the_log_space_pass(own):
     scores = [x.requires_grad_() for x in grammar(4, 3, 3, 2, 8, zeros=0.2, own=own)]
@@ -397,6 +406,7 @@ def test_counts_are_derivatives_of_the_log_space_pass(own):
     torch.testing.assert_close(result.rule_expectations, counts, atol=1e-12, rtol=0)
 
 
+@pytest.mark.usefixtures("steps")
 def test_single_precision_gradients_keep_their_type():
     scores = [x.float().requires_grad_() for x in grammar(4, 3, 3, 2, 6)]
     log_z = log_partition(*scores, torch.tensor([6, 4]))

@@ -1,0 +1,188 @@
+"""Recordings: what is replayed is what was asked, memory is bounded, failures are told of; and nothing in a chart waits for the card."""
+
+import contextlib
+import itertools
+import math
+
+import pytest
+import torch
+from replaying import Again, Eager
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pcfg import dense_runs
+from pcfg.dense import dense_inside_outside, log_partition
+from pcfg.dense_chart import Scores
+from pcfg.recordings import Once, Recordings, Replayed
+
+# What a capture refuses: reading a number of the card's, sizes that depend on numbers, and copies from or to a CPU.
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "bincount", "item", "is_nonzero", "equal")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations that a CUDA graph can't hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert not any(name.startswith(word) for word in WAITING), f"{name} waits for the card"
+        found = function(*args, **(kwargs or {}))
+        flat = torch.utils._pytree.tree_leaves((args, kwargs, found))
+        places = {x.device.type for x in flat if isinstance(x, torch.Tensor) and x.dim()}
+        assert "cpu" not in places, f"{name} works on the CPU"
+        assert name not in ("_to_copy", "copy_") or len(places) <= 1, f"{name} copies between devices"
+        self.count += 1
+        return found
+
+
+def scores(batch=3, n=7, dtype=torch.float32, seed=0, own=False):
+    draw = torch.Generator().manual_seed(seed)
+    first = (batch,) if own else ()
+    shapes = ((*first, 5), (*first, 2, 5, 5), (batch, n, 3))
+    found = [torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype) for shape in shapes]
+    return *found, torch.tensor([n, *[max(1, n - 2)] * (batch - 1)])
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """Makes tensors of a device that has no numbers to read, and is not the CPU."""
+    monkeypatch.setattr(
+        "pcfg.dense_chart.full_precision", lambda like: contextlib.nullcontext()
+    )  # knows no such device
+    return lambda tensors: [x.to("meta") for x in tensors]
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_passes_neither_wait_for_the_card_nor_touch_the_cpu(elsewhere, n, own):
+    given = elsewhere(scores(n=n, own=own))
+    ways = [torch.ones_like(x, dtype=torch.float64) for x in given[:3]]
+    with NoWaiting() as seen, torch.inference_mode():
+        for dtype, outside in itertools.product((torch.float32, torch.float64), (False, True)):
+            dense_runs._passes(dtype, outside, *given)
+            dense_runs._turned(outside, *given, *ways)
+            dense_runs._upper(dtype, *given)
+            dense_runs._parsed(dtype, *given)
+    assert seen.count > 100
+
+
+@pytest.mark.parametrize(
+    "wrong", [torch.nonzero, torch.Tensor.cpu, lambda x: x[x > 0], lambda x: x.tolist(), lambda x: torch.ones(2)]
+)
+def test_what_waits_is_seen_to(elsewhere, wrong):
+    with NoWaiting(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
+        wrong(*elsewhere([torch.ones(2)]))
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    found = Eager()
+    monkeypatch.setattr("pcfg.dense_runs.RECORDED", ("cpu",))
+    monkeypatch.setattr("pcfg.dense_runs.charts", found)
+    monkeypatch.setattr("pcfg.dense_steps.MOST", 0)
+    return found
+
+
+def test_a_result_whose_memory_another_used_is_computed_again(eager):
+    one, two = scores(seed=0), scores(seed=1)
+    results = [dense_inside_outside(*given) for given in (one, two)]
+    again = [dense_inside_outside(*given) for given in (one, two)]
+    assert len(eager.kept) == 1
+    for name in ("log_z", "span_marginals", "rule_expectations", "tag_posteriors", "log_inside", "start_expectations"):
+        for result, other, given in zip(results, again, (one, two), strict=True):
+            eager.forget()
+            alone = getattr(dense_inside_outside(*given), name)
+            assert torch.equal(getattr(result, name), alone) and torch.equal(getattr(other, name), alone)
+    assert not torch.equal(results[0].log_z, results[1].log_z)
+
+
+def test_gradients_of_several_batches_at_once(eager):
+    found = []
+    for together in (True, False):
+        leaves = [[x.requires_grad_() for x in scores(seed=seed)[:3]] for seed in range(3)]
+        values = [log_partition(*own, scores()[3]).sum() for own in leaves] if together else []
+        for seed, own in enumerate(leaves):
+            value = values[seed] if together else log_partition(*own, scores()[3]).sum()
+            (value * (seed + 1)).backward()
+        found.append([x.grad for own in leaves for x in own])
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+def test_batches_of_many_lengths_need_few_recordings(eager):
+    for n, batch in itertools.product(range(1, 41), (13, 14, 15, 16)):
+        dense_inside_outside(*scores(batch, n))
+    assert len(eager.kept) == 10
+    sizes = [
+        dense_runs.padded_size(Scores(*scores(batch, n)))
+        for batch, n in ((1, 1), (2, 4), (3, 5), (5, 8), (9, 9), (64, 40))
+    ]
+    assert sizes == [(1, 4), (2, 4), (3, 8), (6, 8), (12, 12), (64, 40)]
+
+
+def test_a_padded_chart_is_that_of_the_batch(eager):
+    for own, batch in itertools.product((False, True), (3, 5)):
+        given = scores(batch, 6, torch.float64, own=own)
+        eager.enabled = True
+        replayed = dense_inside_outside(*given)
+        plain_device, dense_runs.RECORDED = dense_runs.RECORDED, ()
+        plain = dense_inside_outside(*given)
+        dense_runs.RECORDED = plain_device
+        weights = [torch.randn(x.shape, dtype=x.dtype) for x in (given[0], given[1], given[2])]
+        for name in ("log_z", "label_marginals", "rule_expectations", "tag_posteriors", "log_inside"):
+            torch.testing.assert_close(getattr(replayed, name), getattr(plain, name), atol=1e-13, rtol=1e-13)
+        if not own:
+            torch.testing.assert_close(replayed.expected(*weights), plain.expected(*weights), atol=1e-12, rtol=0)
+
+
+def test_the_first_of_a_kind_is_computed_as_it_is_and_the_second_recorded():
+    home, ran = Recordings(Again, limit=1 << 30), []
+
+    def double(x):
+        ran.append(1)
+        return 2 * x
+
+    kinds = [home.run("double", double, [torch.full((size,), 3.0)]) for size in (2, 2, 2, 4)]
+    assert [type(kind) for kind in kinds] == [Once, Replayed, Replayed, Once]
+    assert [kind.read(lambda x: x.tolist()) for kind in kinds] == [[6.0] * 2] * 3 + [[6.0] * 4]
+    other = home.run("double", double, [torch.full((2,), 3.0, dtype=torch.float64)])
+    assert isinstance(other, Once)
+    home.enabled = False
+    assert isinstance(home.run("double", double, [torch.ones(2)]), Once)
+
+
+def test_memory_is_bounded_by_what_was_used_longest_ago():
+    class Large(Again):
+        size = 400
+
+    home = Recordings(Large, limit=1000)
+    for name in ("a", "a", "b", "b", "a", "c", "c"):
+        home.run(name, lambda x: x + 1, [torch.ones(1)])
+    assert [key[0] for key in home.kept] == ["a", "c"]
+    assert sum(kept.size for kept in home.kept.values()) <= 1000
+    home.limit = 300
+    for _ in range(3):
+        assert isinstance(home.run("d", lambda x: x + 1, [torch.ones(1)]), Once)
+    assert "bytes of the 300" in next(iter(home.failures.values()))
+
+
+def test_what_cant_be_recorded_is_computed_all_the_same_and_the_reason_kept():
+    class Failing(Again):
+        def __init__(self, function, inputs):
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    home = Recordings(Failing, limit=1000)
+    first = home.run("a", lambda x: x + 1, [torch.ones(1)])
+    with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing.: such charts"):
+        second = home.run("a", lambda x: x + 1, [torch.ones(1)])
+    third = home.run("a", lambda x: x + 1, [torch.ones(1)])
+    assert [x.read(lambda value: value.item()) for x in (first, second, third)] == [2.0] * 3
+    assert list(home.failures.values()) == ["operation not permitted when stream is capturing\nmore"]
+
+
+def test_charts_too_large_to_keep_are_not_padded(eager):
+    eager.limit = 1000
+    result = dense_inside_outside(*scores(3, 5))
+    assert not eager.seen and result.parts[0].run.state.inside.n == 5
+    assert float(result.log_z[0]) > -math.inf
