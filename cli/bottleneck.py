@@ -189,9 +189,7 @@ def verify(
     column: options.Column = None,
     shadows: Annotated[
         int,
-        typer.Option(
-            min=0, help="Bottlenecks trained for the strongest membership attack, 4 or more; 0 leaves it out."
-        ),
+        typer.Option(min=0, help="Bottlenecks trained for the attack by likelihood ratio, 4 or more; 0 leaves it out."),
     ] = 16,
     baselines: Annotated[
         bool,

@@ -34,8 +34,8 @@ def unlearn(
     via: Annotated[
         str | None,
         typer.Option(
-            help="activations or examples (masks), refit, or counts (exact, of counted values).",
-            show_default="activations; for rows refit, or counts of counted values",
+            help="activations or examples (masks), refit, or counts (of counted values; exact if other rows placed the keys).",
+            show_default="counts where exact, else activations; for rows counts or refit",
         ),
     ] = None,
     keys: Annotated[
@@ -181,6 +181,7 @@ def _report(
         }
         print_json({**found, "promises": promises(after.history, counted=after.counted)})
         return
+    said = [*promises(after.history, counted=after.counted), *_cautions(edit, after, effect)]
     verb = {"refit": "refitted", "counts": "counted down"}.get(done["via"], "masked")
     rows = f" ({done['rows']:,} rows)" if done["forget"] else ""
     say(
@@ -192,8 +193,18 @@ def _report(
         f"On training rows: {100 * effect['forgotten_right']:.1f}% of the forgotten are still answered right; "
         f"of the others {100 * effect['retained_after']:.1f}%, {100 * effect['retained_before']:.1f}% before"
     )
-    for promise in promises(after.history, counted=after.counted):
-        say(promise)
+    for line in said:
+        say(line)
     say(f"{aside}: what undoes it; it holds what was taken out, so keep it, and {source}, to yourself")
     data = "--data test.jsonl" if after.encoder else "--features test.safetensors"
     say(f"Next:  surgery bottleneck verify {folder} --eraser {aside} {data} -o report/")
+
+
+def _cautions(edit: "Eraser", after: "Bottleneck", effect: dict[str, float]) -> list[str]:
+    """By training rows alone: of single rows it takes a refit to tell how many ought to be answered right."""
+    from surgery.unlearning.remarks import cautions, classes_left
+
+    edited = {"forget_accuracy": effect["forgotten_right"] if edit.forget else None}
+    edited["retain_accuracy"] = effect["retained_after"]
+    before = {"forget_accuracy": 0.0, "retain_accuracy": effect["retained_before"]}
+    return cautions(edited, before, classes_left(after), "training rows")

@@ -15,6 +15,7 @@ from tiny import hashes
 
 from surgery.errors import BottleneckError, OptionError, TaskError
 from surgery.unlearning.bottleneck import Bottleneck
+from surgery.unlearning.card import bottleneck_card
 from surgery.unlearning.erasing import unlearn
 from surgery.unlearning.keys import fit_keys
 from surgery.unlearning.rows import Rows
@@ -333,6 +334,10 @@ def test_an_array_missing_from_a_file(folder):
         ({"labels": None}, TaskError, "the training rows have no labels"),
         ({"labels": np.zeros(60, int)}, TaskError, "all training rows are of class 0: two classes are needed"),
         ({"labels": Y[:-1]}, TaskError, "60 feature rows and 59 labels"),
+        ({"labels": 5}, TaskError, "labels are '5': give a list of integers or strings, one a row"),
+        ({"labels": "a" * 60}, TaskError, "give a list of integers or strings"),
+        ({"features": [[1, 2], [3]]}, TaskError, "features aren't rows of one length"),
+        ({"seed": -1}, OptionError, "--seed -1 must be at least 0"),
         ({"features": np.where(X[7, 2] == X, np.nan, X)}, TaskError, "feature row 7, counted from 0, holds NaN"),
         ({"features": np.where(X[7, 2] == X, np.inf, X)}, TaskError, "holds infinity"),
         ({"keys": 61}, OptionError, "--keys 61 must lie between 2 and 60"),
@@ -364,11 +369,13 @@ def test_what_cannot_be_fitted_is_refused_in_a_sentence(change, error, message):
         (X[0], "aren't rows"),
         (X[:0], "aren't rows"),
         (X * np.nan, "feature row 0, counted from 0, holds NaN"),
+        ([[1.0, 2.0], [3.0]], "features aren't rows of one length"),
+        ([], "aren't rows"),
         (["a text"], "was fitted on features, so it can't read texts"),
         ([("a", "pair")], "was fitted on features, so it can't read texts"),
         ("nowhere.npz", "there is no such file"),
     ],
-    ids=["width", "one row", "none", "nan", "texts", "pairs", "file"],
+    ids=["width", "one row", "none", "nan", "ragged", "empty", "texts", "pairs", "file"],
 )
 def test_rows_that_do_not_fit_are_refused(bottleneck, rows, message):
     with pytest.raises(TaskError, match=message):
@@ -403,6 +410,18 @@ def test_refitting_from_ids_is_fitting(bottleneck):
     everything = bottleneck.masked(np.arange(20), "next").refitted(np.arange(60))
     np.testing.assert_array_equal(everything.table, bottleneck.table)
     assert not everything.selector.states.any() and everything.history == () and everything.training is None
+
+
+def test_cards_name_an_encoder_without_saying_where_it_lies(bottleneck):
+    spec = {"kind": "text", "pooling": "mean", "width": 6, "fingerprint": "0" * 64}
+    for source, shown in (
+        ("/home/me/models/bert", "bert"),
+        ("~/models/bert", "bert"),
+        ("../models/bert", "bert"),
+        ("org/bert", "org/bert"),
+    ):
+        card = bottleneck_card(replace(bottleneck, encoder={**spec, "source": source}))
+        assert f"encoder: `{shown}` (text" in card and "models" not in card
 
 
 def test_examples_in_memory_are_as_those_of_a_file(tiny, tmp_path, monkeypatch):

@@ -107,10 +107,26 @@ def test_every_way_of_forgetting_forgets_and_can_be_undone(how, work, files, ok)
 
 
 def test_rows_can_be_taken_from_counts_after_a_mask(work, files, ok):
-    ok("unlearn", work / "counted", "--forget", "cat", "-o", work / "masked")
+    ok("unlearn", work / "counted", "--forget", "cat", "--via", "activations", "-o", work / "masked")
     command = ("unlearn", work / "masked", "--forget-rows", files / "two.safetensors", "--via", "counts")
     ok(*command, "-o", work / "f")
     assert load_file(work / "f" / "model.safetensors")["table"].min() >= 0
+
+
+def test_a_counted_bottleneck_with_keys_of_other_rows_forgets_a_class_exactly_by_default(work, files, ok):
+    out = ok("unlearn", work / "counted", "--forget", "cat", "-o", work / "f")
+    assert "counted down" in out and "Exact" in out and "betrays" not in out
+    assert "cat" not in predictions(work / "f", files / "test.safetensors")
+    masked = ok("unlearn", work / "counted", "--forget", "cat", "--keys", 9, "-o", work / "m", "--json")
+    assert (masked["via"], masked["masked"]) == ("activations", 9)
+
+
+def test_edits_that_miss_or_break_something_are_said_at_once(work, ok):
+    out = ok("unlearn", work / "bn", "--forget", "bee", "--keys", 1, "-o", work / "few")
+    assert "Not all is forgotten" in out and "of the forgotten training rows are still answered right" in out
+    out = ok("unlearn", work / "bn", "--forget", "ant,bee,cat", "-o", work / "one")
+    assert "Only the class dog, or wolf is left to answer" in out
+    assert "Not all" not in ok("unlearn", work / "bn", "--forget", "bee", "-o", work / "plain")
 
 
 def test_edits_chain_and_are_undone_from_the_last(work, files, ok, run):

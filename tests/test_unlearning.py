@@ -276,6 +276,21 @@ def test_single_rows_are_forgotten_by_refitting_or_counts_unless_masks_are_asked
     assert unlearn(fitted(), "ant").edit["via"] == "activations"
 
 
+def test_counts_are_the_way_where_they_are_exact_unless_a_mask_is_asked_for():
+    exact = fitted("counts", keys_from=True)
+    for forget in ("ant", ["bee", "cat"]):
+        edit = unlearn(exact, forget)
+        after = edit.apply(exact)
+        assert edit.edit["via"] == "counts" and not edit.edit["keys_saw_them"]
+        rest = np.flatnonzero(~np.isin(LABELS, forget))
+        assert after.table.tobytes() == exact.refitted(rest).table.tobytes()
+        assert not np.isin(after.predict(X), forget).any()
+    for asked in ({"keys": 3}, {"rank": "purity"}, {"answer": "drop"}, {"via": "activations"}):
+        assert unlearn(exact, "ant", **asked).edit["via"] == "activations"
+    for other in (fitted("counts"), fitted("sgd", keys_from=True)):
+        assert unlearn(other, "ant").edit["via"] == "activations"
+
+
 # -- what a reader of the edited folder could work out ----------------------------------------------------------------
 
 
@@ -599,6 +614,8 @@ def test_no_flipped_bit_of_an_eraser_is_loaded(tmp_path):
         ({"rows": np.arange(80) < 3}, TaskError, "rows to forget are of type bool: give their numbers"),
         ({"rows": np.array([1.5])}, TaskError, "rows to forget are of type float64"),
         ({"rows": range(80)}, TaskError, "that is every training row"),
+        ({"forget": np.array([["ant"]])}, TaskError, "no class ['ant']"),
+        ({"forget": "ant", "seed": -1}, OptionError, "--seed -1 must be at least 0"),
         ({"forget": list(NAMES)}, TaskError, "that is every training row"),
         ({}, OptionError, "one of the two"),
         ({"forget": "ant", "rows": [1]}, OptionError, "one of the two"),

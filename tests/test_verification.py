@@ -2,20 +2,26 @@
 
 import json
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from surgery.errors import BottleneckError, TaskError
+from surgery.errors import BottleneckError, OptionError, TaskError
+from surgery.figures import figure
 from surgery.unlearning import Bottleneck, Report, Rows, unlearn, verify
+from surgery.unlearning.card import promises
 from surgery.unlearning.curves import in_turn, shared_keys, sweep_keys
 from surgery.unlearning.exam import Exam
-from surgery.unlearning.membership import RocArea, _ratio, confidence, likelihood_ratios, masked_share
-from surgery.unlearning.selection import CLOSED
+from surgery.unlearning.figures import _areas, _in_turn, _sweep
+from surgery.unlearning.membership import ATTACKS, RocArea, _ratio, confidence, likelihood_ratios, masked_share
+from surgery.unlearning.remarks import remarks
+from surgery.unlearning.selection import CLOSED, OPEN
 from surgery.unlearning.verification import verify_folder
 
 CPU = torch.device("cpu")
@@ -314,6 +320,256 @@ def test_folders_find_their_erasers_and_do_without(fitted, data, tmp_path):
     with pytest.raises(BottleneckError, match="isn't in the history"):
         unlearn(fitted, "c").save(tmp_path / "other")
         verify_folder(tmp_path / "forgot", tmp_path / "test.npz", erasers=[tmp_path / "other"], **options)
+
+
+# -- test rows that are none -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("clothes", ["as they are", "in float64"])
+def test_training_rows_among_the_test_rows_are_left_out_and_counted(clothes, fitted, data):
+    """As they were in training, or the same numbers in another type: neither is a non-member."""
+    (features, labels), (test, test_labels) = data
+    edit, options = unlearn(fitted, "b"), {"shadows": 4, "baselines": False, "device": "cpu"}
+    alone = verify(fitted, edit, (test, test_labels), **options)
+    some = features[:100].astype(np.float64 if clothes == "in float64" else np.float32)
+    mixed = verify(fitted, edit, (np.concatenate([some, test]), np.concatenate([labels[:100], test_labels])), **options)
+    assert mixed.content["known_test_rows"] == 100 and alone.content["known_test_rows"] == 0
+    for name in ("before", "after", "refitted"):
+        for key in ("forget_accuracy", "retain_accuracy", "per_class", "membership"):
+            assert mixed.content["points"][name][key] == alone.content["points"][name][key]
+    assert any("100 of 260 test rows were left out: they are training rows" in remark for remark in mixed.remarks)
+    assert not any("left out" in remark for remark in alone.remarks)
+    with pytest.raises(TaskError, match="all 240 test rows are training rows: give rows that training never saw"):
+        verify(fitted, edit, data[0], **options)
+
+
+def test_forgotten_rows_are_known_too(fitted, data):
+    rows = np.arange(30)
+    (features, labels), test = data
+    given = np.concatenate([features[rows], test[0]]), np.concatenate([labels[rows], test[1]])
+    report = verify(fitted, unlearn(fitted, rows=rows, via="refit"), given, shadows=0, baselines=False, device="cpu")
+    assert report.content["known_test_rows"] == 30 and report.content["examples"]["test"] == 160
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (lambda x, y: x, r"can't be a ndarray alone: give \(features, labels\)"),
+        (lambda x, y: x[:2], "can't be a ndarray alone"),
+        (lambda x, y: torch.tensor(x), "can't be a Tensor alone"),
+        (lambda x, y: x.tolist(), "can't be a list alone"),
+        (lambda x, y: x[:2].tolist(), r"features of shape \(10,\) aren't rows"),
+        (lambda x, y: (x,), "can't be a tuple alone"),
+        (lambda x, y: (x, y, y), "can't be a tuple alone"),
+        (lambda x, y: [], "can't be a list alone"),
+        (lambda x, y: None, "can't be a NoneType alone"),
+        (lambda x, y: 7, "can't be a int alone"),
+        (lambda x, y: {"X": x, "y": y}, "can't be a dict alone"),
+        (lambda x, y: (x, 5), "labels are '5': give a list of integers or strings"),
+        (lambda x, y: (x, "abcd"), "labels are 'abcd': give a list of"),
+        (lambda x, y: (x, None), "the test rows have no labels"),
+        (lambda x, y: ([[1.0, 2], [1]], ["a", "b"]), "features aren't rows of one length"),
+        (lambda x, y: [{"text": "a", "label": "a"}], "fitted on features, so it can't read texts or images"),
+    ],
+)
+@pytest.mark.parametrize("edited", [False, True], ids=["no edit", "an edit"])
+def test_what_are_no_test_rows_is_said_in_a_sentence(test, message, edited, fitted, data):
+    with pytest.raises(TaskError, match=message):
+        verify(fitted, [unlearn(fitted, "b")] if edited else [], test(*data[1]), shadows=0, device="cpu")
+
+
+def test_too_few_shadows_and_negative_seeds_are_refused(fitted, data):
+    for options, message in (
+        ({"shadows": 3}, "--shadows 3 tells nothing"),
+        ({"shadows": -1}, "--shadows -1 tells nothing"),
+        ({"seed": -1}, "--seed -1 must be at least 0"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            verify(fitted, [], data[1], device="cpu", **options)
+
+
+def test_tables_of_texts_are_encoded_as_the_training_rows_were(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "cache"))
+    words = ("film", "plot", "book", "story", "music", "actor", "food", "place")
+    tables = [
+        {"text": f"{word} was {what}", "label": label}
+        for what, label in (("good", "up"), ("bad", "down"))
+        for word in words
+    ]
+    sizes = {"codebooks": 4, "keys": 4, "key_dim": 3, "device": "cpu"}
+    bottleneck = Bottleneck.fit(tiny("bert-encoder"), tables[:6] + tables[8:14], **sizes)
+    report = verify(bottleneck, unlearn(bottleneck, "up"), tables, shadows=0, baselines=False, device="cpu")
+    assert report.content["known_test_rows"] == 12 and report.content["class_rows"] == [2, 2]
+
+
+# -- remarks ---------------------------------------------------------------------------------------------------------
+
+
+def said(report, words):
+    return [remark for remark in report.remarks if words in remark]
+
+
+def test_how_far_an_attack_is_from_guessing_on_either_side():
+    random = np.random.default_rng(0)
+    others = random.normal(size=200)
+    area = RocArea(200, 200)
+    shifted = {shift: random.normal(shift, 1, 200) for shift in (-2, -0.5, 0, 0.5, 2)}
+
+    def beyond(one, two):
+        return area.beyond((shifted[one], others), (shifted[two], others))
+
+    for one, two, tells_more in ((2, 0, True), (-2, 0, True), (-2, 0.5, True), (0, 2, False), (0, -2, False)):
+        found = beyond(one, two)
+        wanted = [abs(roc_auc_score([1] * 200 + [0] * 200, np.r_[shifted[x], others]) - 0.5) for x in (one, two)]
+        assert found["auc"] == pytest.approx(wanted[0] - wanted[1], abs=1e-6)
+        assert (found["low"] > 0) == tells_more
+    assert beyond(0.5, -0.5)["low"] < 0 < beyond(0.5, -0.5)["high"]  # far apart, and as telling
+
+
+@pytest.mark.parametrize(
+    ("after", "refitted", "tells"), [(0.9, 0.5, True), (0.1, 0.5, True), (0.5, 0.9, False), (0.5, 0.1, False)]
+)
+def test_an_attack_that_tells_less_than_after_refitting_draws_no_remark(after, refitted, tells, report, fitted):
+    content = json.loads(json.dumps(report.content))
+    edit = unlearn(fitted, "b").apply(fitted)
+    random = np.random.default_rng(0)
+    area, others = RocArea(60, 40), random.normal(size=40)
+    scores = {share: random.normal(norm.ppf(share) * math.sqrt(2), 1, 60) for share in (after, refitted)}
+    pairs = [(scores[share], others) for share in (after, refitted)]
+    for name, pair in zip(("after", "refitted"), pairs, strict=True):
+        content["points"][name]["membership"] = {"loss": area.of(*pair)}
+    content["points"]["after"]["membership"]["loss"]["against_refitted"] = area.difference(*pairs) | {
+        "beyond": area.beyond(*pairs)
+    }
+    found = [remark for remark in remarks(content, edit) if "tells more of the forgotten rows" in remark]
+    assert bool(found) == tells
+    if tells:
+        assert found[0].startswith("The attack by loss tells more") and "further from guessing" in found[0]
+
+
+def test_an_edit_that_leaves_some_of_the_class_or_breaks_the_rest_draws_a_remark(fitted, data):
+    options = {"shadows": 0, "baselines": False, "device": "cpu"}
+    few = verify(fitted, unlearn(fitted, "b", keys=3), data[1], **options)
+    assert few.forget_accuracy > 0.05
+    share = (
+        f"Not all is forgotten: {100 * few.forget_accuracy:.1f}% of the forgotten test rows are still answered right"
+    )
+    assert said(few, share)
+    many = verify(
+        fitted, unlearn(fitted, "b", rank="count", keys=unlearn(fitted, "b").edit["active"]), data[1], **options
+    )
+    lost = many.refitted["retain_accuracy"] - many.retain_accuracy
+    assert lost > 0.05 and said(many, f"The edit costs {100 * lost:.1f} points of the rest")
+    plain = verify(fitted, unlearn(fitted, "b", via="refit"), data[1], **options)
+    assert not said(plain, "Not all is forgotten") and not said(plain, "costs")
+    rows = verify(fitted, unlearn(fitted, rows=range(20), via="activations", keys=1), data[1], **options)
+    assert rows.forget_accuracy - rows.refitted["forget_accuracy"] > 0.01 and said(rows, "Not all is forgotten")
+
+
+def test_one_class_left_says_nothing_of_what_is_retained(fitted, data):
+    edit = unlearn(fitted, ["a", "b", "c"])
+    options = {"shadows": 0, "baselines": False, "device": "cpu"}
+    assert said(verify(fitted, edit, data[1], **options), "Only the class d is left to answer")
+    two = unlearn(fitted, ["a", "b"])
+    assert not said(verify(fitted, two, data[1], **options), "Only the class")
+    kept = np.isin(data[1][1], ["a", "d"])
+    some = verify(fitted, two, (data[1][0][kept], data[1][1][kept]), **options)
+    assert said(some, "All test rows of what is retained are of the class d: nothing is said of the others")
+
+
+def test_values_after_a_refit_keep_nothing_of_what_a_mask_left(fitted, counted, data):
+    for bottleneck in (fitted, counted):
+        masked = unlearn(bottleneck, "a", via="activations")
+        now = masked.apply(bottleneck)
+        assert "taught them" in " ".join(promises(now.history, counted=now.counted))
+        refit = unlearn(now, "b", via="refit")
+        after = refit.apply(now)
+        rest = np.flatnonzero(~np.isin(data[0][1][: len(bottleneck.training)], ["a", "b"]))
+        opened = after.selector.states == OPEN
+        np.testing.assert_array_equal(after.table[opened], bottleneck.refitted(rest).table[opened])
+        told = " ".join(promises(after.history, counted=after.counted))
+        assert "taught them" not in told and "betrays membership" in told and "Exact:" not in told
+        again = unlearn(after, "c", via="activations")
+        assert "taught them" in " ".join(promises(again.apply(after).history))
+    nothing = [{**after.history[0], "masked": 0}, after.history[1]]
+    assert "No key needed masking" in " ".join(promises(nothing[:1]))
+    assert "No key needed masking" not in " ".join(promises(nothing))
+
+
+def test_classes_have_a_table_in_the_report(report, data, tmp_path):
+    columns, rows = report.class_table()
+    assert columns == ["class", "test rows", "before", "after", "refitted"]
+    assert [row[0] for row in rows] == ["a", "b (forgotten)", "c", "d"]
+    for name, row in zip("abcd", rows, strict=True):
+        assert row[1] == str((data[1][1] == name).sum())
+        assert row[2:] == [f"{100 * report.content['points'][who]['per_class'][name]:.1f}" for who in columns[2:]]
+    page = (report.save(tmp_path / "report") / "README.md").read_text()
+    assert f"| {' | '.join(rows[1])} |" in page
+    older = Report({key: value for key, value in report.content.items() if key != "class_rows"})
+    assert [row[1] for row in older.class_table()[1]] == [""] * 4 and older.markdown()
+    odd = Report(
+        {
+            **report.content,
+            "classes": ["a|b", *"bcd"],
+            "points": {
+                "after": {**report.after, "per_class": {"a|b": 1.0, "b": 0.0, "c": 1.0, "d": 1.0}},
+                "refitted": report.refitted | {"per_class": dict.fromkeys(["a|b", *"bcd"], 1.0)},
+            },
+        }
+    )
+    assert "| a\\|b |" in odd.markdown()
+
+
+def test_attacks_have_one_name_each(report, fitted, tmp_path):
+    names = list(ATTACKS.values())
+    assert [column for column in report.columns if column.startswith("AUC")] == [f"AUC, {name}" for name in names]
+    assert all(name in report.caption for name in names)
+    with figure(tmp_path / "areas.png") as axes:
+        _areas(axes, report.content["points"], list(report.content["points"]), np.arange(len(report.content["points"])))
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == names
+    edits = {
+        **report.content,
+        "points": {"after": {**report.after, "membership": {"loss": {}}}} | {"before": {}, "refitted": report.refitted},
+    }
+    assert any(
+        "no attack by likelihood ratio" in remark for remark in remarks(edits, unlearn(fitted, "b").apply(fitted))
+    )
+
+
+def test_nothing_written_in_a_figure_hides_a_curve(report, tmp_path, monkeypatch):
+    """The note of the number chosen lies outside the axes."""
+    seen = []
+
+    @contextmanager
+    def looking(*given, **more):
+        with figure(*given, **more) as axes:
+            yield axes
+            axes.figure.canvas.draw()
+            seen.extend((note.get_window_extent(), axes.get_window_extent()) for note in axes.texts)
+
+    monkeypatch.setattr("surgery.unlearning.figures.figure", looking)
+    for chosen in (0, report.content["sweep"][-1]["keys"] // 2, report.content["sweep"][-1]["keys"]):
+        history = [{**report.content["history"][0], "masked": chosen}]
+        _sweep({**report.content, "history": history}, tmp_path / "keys.png")
+    assert len(seen) == 3 and not any(note.overlaps(axes) for note, axes in seen)
+
+
+def test_turns_have_a_place_each(fitted, data, tmp_path, monkeypatch):
+    """An edit of single rows forgets no class, and yet is a turn."""
+    first = unlearn(fitted, "a")
+    second = unlearn(first.apply(fitted), rows=[0, 1], via="refit")
+    report = verify(fitted, [first, second], data[1], shadows=0, baselines=False, device="cpu")
+    places = []
+
+    @contextmanager
+    def looking(*given, **more):
+        with figure(*given, **more) as axes:
+            yield axes
+            places.extend(list(line.get_xdata()) for pane in axes for line in pane.lines)
+
+    monkeypatch.setattr("surgery.unlearning.figures.figure", looking)
+    _in_turn(report.content["turns"], tmp_path / "turns.png")
+    assert places == [[0, 1, 2]] * 2 + [[1, 2]] * 2
 
 
 def test_test_rows_must_have_labels_that_training_saw(fitted, data):

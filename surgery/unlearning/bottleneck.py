@@ -169,6 +169,7 @@ class Bottleneck:
         for name, number in (("--codebooks", codebooks), ("--key-dim", key_dim), ("--top", top)):
             if number < 1:
                 raise OptionError(f"{name} {number} must be at least 1")
+        check_seed(seed)
         if top > keys:
             raise OptionError(f"--top {top} is more than the {keys} keys of a codebook: lower it")
         if values not in ("sgd", "counts"):
@@ -334,6 +335,13 @@ class Bottleneck:
             self._encoders[asked] = Encoder.from_spec(self.encoder, source=source, device=device)
         return self._encoders[asked]
 
+    def need_encoder(self, *, device: str | None = None) -> Encoder:
+        """Its encoder, from where it lay at the fit; raises TaskError if it was fitted on features."""
+        encoder = self.open_encoder(device=device)
+        if encoder is None:
+            raise TaskError("this bottleneck was fitted on features, so it can't read texts or images: give features")
+        return encoder
+
     @cached_property
     def _encoders(self) -> dict[Any, Encoder]:
         return {}
@@ -344,12 +352,7 @@ class Bottleneck:
             encoder = None if read else self.open_encoder(device=str(device))
             rows = read_rows(rows, encoder=encoder, labels_needed=False)
         elif isinstance(rows, Sequence) and rows and isinstance(rows[0], str | tuple | Path):
-            encoder = self.open_encoder(device=str(device))
-            if encoder is None:
-                raise TaskError(
-                    "this bottleneck was fitted on features, so it can't read texts or images: give features"
-                )
-            return self.checked(encoder.encode(list(rows)))
+            return self.checked(self.need_encoder(device=str(device)).encode(list(rows)))
         return self.checked(rows.features if isinstance(rows, Rows) else Rows.of(rows).features)
 
     def checked(self, features: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
@@ -482,3 +485,9 @@ class Bottleneck:
         if rows is None:
             return {}
         return {name: getattr(rows, name) for name in ("features", "ids", "targets", "digests", "placed")}
+
+
+def check_seed(seed: int) -> None:
+    """Raise OptionError for a seed that numpy can't take."""
+    if seed < 0:
+        raise OptionError(f"--seed {seed} must be at least 0")

@@ -150,16 +150,20 @@ def promises(
     """
     found = []
     masks = [edit for edit in history if edit["via"] in MASKS]
+    # A refit makes all values anew from the rows that are left, whatever masks left in them before.
+    kept = history[max((number for number, edit in enumerate(history, 1) if edit["via"] == "refit"), default=0) :]
+    holding = [edit for edit in kept if edit["via"] in MASKS]
     if any(edit["masked"] for edit in masks):
         found.append(
             "A mask by itself betrays membership: whoever holds the folder sees which keys are closed, and rows nearest to "
             "closed keys were probably forgotten. Where that matters use refit, or counts with keys from other rows."
         )
+    if any(edit["masked"] for edit in holding):
         found.append(
             "The values of open keys keep what the forgotten rows taught them"
             + ("; being counts, they give it away exactly to who holds the remaining rows too." if counted else ".")
         )
-    if any(not edit["masked"] for edit in masks):
+    if any(not edit["masked"] for edit in holding):
         found.append("No key needed masking: the rows are gone from the folder, but its values hold all of them still.")
     if saw := sum(edit["keys_saw_them"] for edit in history):
         found.append(
@@ -211,7 +215,8 @@ def _encoder(b: "Bottleneck") -> str:
     if b.encoder is None:
         return f"fitted on features: {len(b.selector.center):,} a row, made as those of its training rows were"
     source = str(b.encoder["source"])
-    name = Path(source).name if Path(source).is_absolute() else source  # where it lay on the owner's disk is theirs
+    local = Path(source).is_absolute() or source.startswith(("~", "."))
+    name = Path(source).name if local else source  # where it lay on the owner's disk is theirs
     return (
         f"encoder: `{name}` ({b.encoder['kind']}, pooling {b.encoder['pooling']}, {b.encoder['width']:,} features), "
         f"fingerprint `{b.encoder['fingerprint'][:16]}`"

@@ -14,7 +14,7 @@ from surgery.errors import OptionError, TaskError
 from surgery.models import pick_device
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
-from surgery.unlearning.bottleneck import Bottleneck
+from surgery.unlearning.bottleneck import Bottleneck, check_seed
 from surgery.unlearning.eraser import Eraser
 from surgery.unlearning.ranking import ANSWERS, RANKS, ForgetSet
 from surgery.unlearning.selection import CLOSED, MASKS, OPEN, SILENT
@@ -45,7 +45,9 @@ def unlearn(
     counting without them bit for bit.
 
     Args:
-        via: `activations` by default; for single rows `counts` if values are counted, else `refit`: masks hardly hide a row.
+        via: by default `counts` where it is exact, that is of counted values whose keys other rows placed, unless `keys`,
+            `rank` or `answer` ask for a mask; else `activations` for classes; for single rows `counts` if values are
+            counted, else `refit`: masks hardly hide a row.
         forget: a class, or several. `rows`: numbers of training rows instead; `bottleneck.training.find` gives those of
             rows with certain content.
         keys: for `activations`, how many pairs to mask; by default as few as `ForgetSet.fewest` finds enough.
@@ -61,8 +63,8 @@ def unlearn(
         BottleneckError: a bottleneck without its training rows.
     """
     if via is None:
-        via = "activations" if rows is None else "counts" if bottleneck.counted else "refit"
-    _check(bottleneck, via, keys, examples, rank, answer)
+        via = _usual_way(bottleneck, rows is not None, keys is not None or (rank, answer) != ("influence", "next"))
+    _check(bottleneck, via, keys, examples, rank, answer, seed)
     fingerprint = bottleneck.fingerprint  # known after loading or fitting, or found once for all edits
     began = time.perf_counter()
     classes, positions = _forget_set(bottleneck, forget, rows)
@@ -132,7 +134,16 @@ class _Choice:
     examples: int | None = None
 
 
-def _check(bottleneck: Bottleneck, via: str, keys: int | None, examples: int | None, rank: str, answer: str) -> None:
+def _usual_way(bottleneck: Bottleneck, single: bool, masks_asked: bool) -> str:
+    if single:
+        return "counts" if bottleneck.counted else "refit"
+    exact = bottleneck.counted and bottleneck.settings["keys_from"] != "training rows"
+    return "counts" if exact and not masks_asked else "activations"
+
+
+def _check(
+    bottleneck: Bottleneck, via: str, keys: int | None, examples: int | None, rank: str, answer: str, seed: int
+) -> None:
     for name, given, known in (("--via", via, VIAS), ("--rank", rank, RANKS), ("--answer", answer, ANSWERS)):
         if given not in known:
             raise OptionError(f"{name} {given} isn't one of {', '.join(known)}")
@@ -141,6 +152,7 @@ def _check(bottleneck: Bottleneck, via: str, keys: int | None, examples: int | N
             raise OptionError(f"{name} is an option of --via {wanted}: leave it out with --via {via}")
         if number is not None and number < 1:
             raise OptionError(f"{name} {number} must be at least 1")
+    check_seed(seed)
     if via == "counts" and not bottleneck.counted:
         raise OptionError("--via counts needs counted values: fit the bottleneck with --values counts")
 
@@ -173,7 +185,7 @@ def _forget_set(
         number: dict[int | str, int] = {str(name): index for index, name in enumerate(bottleneck.classes)}
         number |= {name: index for index, name in enumerate(bottleneck.classes)}
         for name in names:
-            if name not in number:
+            if not isinstance(name, int | float | str) or name not in number:
                 raise TaskError(f"no class {name!r} in this bottleneck: it knows {_listed(bottleneck.classes)}")
         classes = np.unique([number[name] for name in names])
         positions = np.flatnonzero(np.isin(training.targets, classes))

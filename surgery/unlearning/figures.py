@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from surgery.figures import COLOURS, MARKERS, figure
+from surgery.unlearning.membership import ATTACKS
 
 _GREY = "#555555"
 
@@ -50,15 +51,14 @@ def _methods(points: Mapping[str, Mapping[str, Any]], file: Path) -> None:
                         fontsize=9,
                     )
             axes[column].set(xlim=(0, 118), xlabel=f"accuracy, {title} (%)", xticks=(0, 50, 100))
+            axes[column].set_ylim(places.min() - 0.6, places.max() + 0.6)
             axes[column].set_yticks(places, names if column == 0 else [""] * len(names))
         if attacked:
             _areas(axes[2], points, names, places)
 
 
 def _areas(axes: Any, points: Mapping[str, Mapping[str, Any]], names: Sequence[str], places: Any) -> None:
-    for number, (attack, label) in enumerate(
-        (("loss", "loss"), ("likelihood_ratio", "shadows"), ("masked_share", "masked share"))
-    ):
+    for number, (attack, label) in enumerate(ATTACKS.items()):
         for name, place in zip(names, places, strict=True):
             found = points[name].get("membership", {}).get(attack)
             if found is None:
@@ -90,7 +90,7 @@ def _sweep(content: Mapping[str, Any], file: Path) -> None:
                 ("forget_accuracy", "accuracy, forgotten", None),
                 (
                     "membership",
-                    "membership (loss), area under ROC",
+                    "membership by loss, area under ROC",
                     reference.get("membership", {}).get("loss", {}).get("auc"),
                 ),
             )
@@ -106,19 +106,18 @@ def _sweep(content: Mapping[str, Any], file: Path) -> None:
                     color=COLOURS[number],
                     linestyle=":",
                     linewidth=1.4,
-                    label=f"{label.split(',')[0].split(' (')[0]}, refitted",
+                    label=f"{label.split(',')[0]}, refitted",
                 )
         axes.axvline(chosen, color=_GREY, linestyle="--", linewidth=1.2)
         axes.annotate(
-            "chosen on\ntraining rows",
-            (chosen, 0.7),
+            "chosen on training rows",
+            (chosen, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(-6 if 2 * chosen > keys[-1] else 6, 0),
+            xytext=(0, 4),
             textcoords="offset points",
-            ha="right" if 2 * chosen > keys[-1] else "left",
-            va="center",
+            ha="right" if 4 * chosen > 3 * keys[-1] else "left" if 4 * chosen < keys[-1] else "center",
+            va="bottom",  # above the axes: within, it would hide a curve
             fontsize=9,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )
         axes.set(
             xlabel="masked (codebook, key) pairs, of those that forgotten rows select",
@@ -153,14 +152,14 @@ def _shared(shared: Sequence[Sequence[float]], classes: Sequence[str], file: Pat
 
 
 def _in_turn(points: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Accuracy on what is kept to the end, and on what is forgotten so far, after each class in turn."""
+    """Accuracy on what is kept to the end, and on what is forgotten so far, after each edit in turn."""
     titles = {"retain_accuracy": "classes that are kept", "forget_accuracy": "classes forgotten so far"}
     with figure(file, 8.4, 3.9, columns=2) as pair:
         for axes, (key, title) in zip(pair, titles.items(), strict=True):
             for number, (who, label) in enumerate((("after", "edited"), ("refitted", "refitted"))):
                 shown = [point for point in points if point[who][key] is not None]
                 axes.plot(
-                    [point["classes"] for point in shown],
+                    [points.index(point) for point in shown],
                     [100 * point[who][key] for point in shown],
                     marker=MARKERS[number],
                     color=COLOURS[number],
@@ -170,7 +169,7 @@ def _in_turn(points: Sequence[Mapping[str, Any]], file: Path) -> None:
                     markerfacecolor=COLOURS[number] if number == 0 else "none",
                     label=label,
                 )
-            axes.set(xlabel="classes forgotten", title=title)
+            axes.set(xlabel="edits", title=title)  # not classes: an edit of single rows adds none
             axes.xaxis.get_major_locator().set_params(integer=True)
         pair[0].set_ylabel("test accuracy (%)")
         pair[1].set_ylim(-3, 103)

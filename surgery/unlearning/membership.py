@@ -18,6 +18,9 @@ from surgery.unlearning.erasing import unlearn
 from surgery.unlearning.selection import MASKS, OPEN
 from surgery.unlearning.training import TrainingRows
 
+# As reports file them, and as people read them: everywhere by these names.
+ATTACKS = {"loss": "loss", "masked_share": "masked share", "likelihood_ratio": "likelihood ratio"}
+
 _RESAMPLES, _MOST = 1000, 2000
 
 
@@ -72,6 +75,11 @@ class RocArea:
         """First less second, each (members, others), likewise."""
         (one, ones), (two, twos) = self._area(*first), self._area(*second)
         return _summary(one - two, ones - twos)
+
+    def beyond(self, first: Sequence[NDArray], second: Sequence[NDArray]) -> dict[str, float]:
+        """How much further first is from .5 than second, on either side: an attacker may turn a score round."""
+        (one, ones), (two, twos) = self._area(*first), self._area(*second)
+        return _summary(abs(one - 0.5) - abs(two - 0.5), np.abs(ones - 0.5) - np.abs(twos - 0.5))
 
     def _area(self, members: NDArray, others: NDArray) -> tuple[float, NDArray]:
         one, two = members[self._pick[0]], others[self._pick[1]]

@@ -1,14 +1,16 @@
 """Report: what `verify` found, as fields to read, one table, JSON and figures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
+from surgery.unlearning.membership import ATTACKS
 from surgery.unlearning.storage import read_json, take_checksum, write_table
 
+_SHOWN = ("before", "after", "refitted")
 _FORMAT = "surgery unlearning report 1"
 
 
@@ -56,14 +58,15 @@ class Report:
     @property
     def columns(self) -> list[str]:
         """Of the table; `caption` says what they mean."""
-        attacks = ["AUC, loss", "AUC, masks", "AUC, shadows"]
+        attacks = [f"AUC, {name}" for name in ATTACKS.values()]
         return ["", "forgotten", "retained", "vs refit", *attacks, "relearn", "sec"]
 
     @property
     def caption(self) -> str:
         """Of the table."""
         return (
-            "Accuracy in %; membership attacks as areas under the ROC curve with 95% intervals; "
+            "Accuracy in %; membership attacks by loss, masked share (of a row's nearest keys) and likelihood ratio (to shadow "
+            "bottlenecks) as areas under the ROC curve with 95% intervals; "
             "forgotten rows to learn again until half of the accuracy is back."
         )
 
@@ -82,7 +85,7 @@ class Report:
                     ""
                     if name == "refitted" or reference is None
                     else f"{100 * (point['retain_accuracy'] - reference):+.1f}",
-                    *(_area(attacks.get(attack)) for attack in ("loss", "masked_share", "likelihood_ratio")),
+                    *(_area(attacks.get(attack)) for attack in ATTACKS),
                     _relearn(point),
                     "" if point.get("seconds") is None else f"{point['seconds']:.3f}",
                 ]
@@ -96,11 +99,26 @@ class Report:
         return [self.columns[n] for n in used], [[row[n] for n in used] for row in rows]
 
     def markdown(self) -> str:
-        """The table and the remarks."""
-        columns, rows = self.table()
-        lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-        return "\n".join([*lines, "", self.caption, "", *(f"- {remark}" for remark in self.remarks), ""])
+        """The table, the remarks, and the table of classes."""
+        lines = [*_markdown(*self.table()), "", self.caption, "", *(f"- {remark}" for remark in self.remarks), ""]
+        lines += ["Test accuracy of each class (%), forgotten ones marked:", "", *_markdown(*self.class_table()), ""]
+        return "\n".join(lines)
+
+    def class_table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns and rows of the accuracies of each class before, after and refitted, and of how many test rows they are."""
+        points = {name: self.content["points"][name] for name in _SHOWN if name in self.content["points"]}
+        classes = self.content["classes"]
+        gone = {str(name) for edit in self.content["history"] for name in edit["forget"]}
+        counts = self.content.get("class_rows") or [None] * len(classes)  # earlier reports don't tell
+        rows = [
+            [
+                f"{name} (forgotten)" if name in gone else name,
+                "" if count is None else f"{count:,}",
+                *(_percent(point["per_class"][name]) for point in points.values()),
+            ]
+            for name, count in zip(classes, counts, strict=True)
+        ]
+        return ["class", "test rows", *points], rows
 
     def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
         """Write `report.json`, `README.md` with the table, and figures."""
@@ -124,6 +142,12 @@ class Report:
         take_checksum(path, content)
         del content["format"]
         return cls(content)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (columns, *rows)]
+    head, *body = [f"| {' | '.join(row)} |" for row in cells]
+    return [head, "|" + "---|" * len(columns), *body]
 
 
 def _percent(value: float | None) -> str:

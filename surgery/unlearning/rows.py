@@ -3,7 +3,7 @@
 import json
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,10 @@ class Rows:
         Raises:
             TaskError: numbers that aren't finite, labels of another type, lengths that differ.
         """
-        given = X.detach().cpu() if isinstance(X, Tensor) else np.asarray(X)
+        try:
+            given = X.detach().to_dense().cpu() if isinstance(X, Tensor) else np.asarray(X)
+        except ValueError:  # numpy's, of rows that aren't equally long
+            raise TaskError("features aren't rows of one length: give an array [rows, features]") from None
         if given.ndim < 2 or 0 in given.shape:
             raise TaskError(f"features of shape {tuple(given.shape)} aren't rows: give two axes or more, and one row")
         flat: Any = given.reshape(len(given), -1)
@@ -186,13 +189,15 @@ def placed_by(rows: Rows, others: Rows | None) -> UInt64[np.ndarray, " M"]:
     """
     if others is None:
         return np.unique(rows.digests)
-    known = dict(zip(_feature_digests(rows), rows.digests.tolist(), strict=True))
-    same = [known.get(own, given) for own, given in zip(_feature_digests(others), others.digests.tolist(), strict=True)]
+    known = dict(zip(feature_digests(rows.features).tolist(), rows.digests.tolist(), strict=True))
+    own = feature_digests(others.features).tolist()
+    same = [known.get(one, given) for one, given in zip(own, others.digests.tolist(), strict=True)]
     return np.unique(np.array(same, np.uint64))
 
 
-def _feature_digests(rows: Rows) -> list[int]:
-    return [xxhash.xxh3_64_intdigest(row.data) for row in np.ascontiguousarray(rows.features)]
+def feature_digests(features: Float32[np.ndarray, "N D"]) -> UInt64[np.ndarray, " N"]:
+    """A hash of each row's features (xxh3-64), whatever type they came in."""
+    return np.array([xxhash.xxh3_64_intdigest(row.data) for row in np.ascontiguousarray(features)], np.uint64)
 
 
 def read_digests(
@@ -212,7 +217,10 @@ def read_digests(
 
 
 def _labels(given: Any) -> tuple[Label, ...]:
-    listed = given.tolist() if isinstance(given, np.ndarray | Tensor) else list(given)
+    listed = given.tolist() if isinstance(given, np.ndarray | Tensor) else given
+    if isinstance(listed, str) or not isinstance(listed, Iterable):
+        raise TaskError(f"labels are {str(given)[:40]!r}: give a list of integers or strings, one a row")
+    listed = list(listed)
     found = [label.item() if isinstance(label, np.generic) else label for label in listed]
     for number, label in enumerate(found):
         if isinstance(label, bool) or not isinstance(label, int | str):

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +10,23 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from surgery.errors import BottleneckError, OptionError
+from surgery.errors import BottleneckError, OptionError, TaskError
 from surgery.models import pick_device
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.examples import Columns
-from surgery.unlearning.bottleneck import Bottleneck
-from surgery.unlearning.card import promises
+from surgery.unlearning.bottleneck import Bottleneck, check_seed
 from surgery.unlearning.curves import in_turn, shared_keys, sweep_keys
 from surgery.unlearning.eraser import Eraser
-from surgery.unlearning.exam import Exam
+from surgery.unlearning.exam import Exam, targets_of
 from surgery.unlearning.membership import RocArea, confidences, likelihood_ratios, masked_share
+from surgery.unlearning.remarks import remarks, what_all
 from surgery.unlearning.report import Report
 from surgery.unlearning.rivals import RIVALS, rival
-from surgery.unlearning.rows import Rows, read_rows
+from surgery.unlearning.rows import Rows, encode_rows, feature_digests, read_rows
 from surgery.unlearning.selection import OPEN
 
 _FEWEST_SHADOWS = 4
-_FEW = 10  # members below which resampling them says little
 
 
 def verify(
@@ -50,19 +49,24 @@ def verify(
         bottleneck: as it was before the edits; or, with none at hand, as it is after them: then what needs the forgotten
             rows (before, membership, relearning, baselines) is left out.
         edits: an eraser, or several in the order they are applied; may be empty.
-        test: labelled `Rows`, a file that `read_rows` takes, or (features, labels).
+        test: labelled `Rows`, a file that `read_rows` takes, tables with `text` (or `image`) and `label`, or (features,
+            labels). Rows that are training rows too are left out, and counted.
         baselines: fine-tuning, random labels, NegGrad+, SCRUB and logit masking on the same bottleneck too.
         shadows: bottlenecks trained for the likelihood-ratio attack, 4 or more; 0 leaves it out. They forget as the edit
             did, and the refitted bottleneck is attacked by the same ones.
 
     Raises:
-        TaskError: test labels missing, or of a class that training never saw.
+        TaskError: test labels missing, or of a class that training never saw; no test row that isn't a training row.
         BottleneckError: edits that don't follow from the bottleneck.
+        OptionError: too few shadows, a negative seed.
     """
-    if 0 < shadows < _FEWEST_SHADOWS:
-        raise OptionError(f"--shadows {shadows} tells nothing: give 0, or {_FEWEST_SHADOWS} at least")
+    check_options(shadows, seed)
     place, began = pick_device(device), time.perf_counter()
-    chain = [edits] if isinstance(edits, Eraser) else list(edits)
+    chain = list(edits) if isinstance(edits, Sequence) else [edits]
+    if strange := [edit for edit in chain if not isinstance(edit, Eraser)]:
+        raise BottleneckError(
+            f"an edit is a {type(strange[0]).__name__}: give Erasers, as unlearn() and Eraser.load() return them"
+        )
     states = [bottleneck]
     for edit in chain:
         states.append(edit.apply(states[-1]))
@@ -70,7 +74,8 @@ def verify(
     positions = _positions(before, chain)
     classes = sorted({after.classes.index(name) for edit in after.history for name in edit["forget"]})
     removed = before.need_training().take(positions) if chain else None
-    exam = Exam(after, _test_rows(after, test, device, progress), classes, removed, place)
+    rows, known = _strangers(before, _test_rows(after, test, device, progress))
+    exam = Exam(after, rows, classes, removed, place)
 
     models = {"before": before} if chain else {}
     seconds: dict[str, float | None] = {"after": sum(edit.report["seconds"] for edit in chain) if chain else None}
@@ -97,7 +102,7 @@ def verify(
             inputs={"after": after.fingerprint},  # that of before would let anyone test a guess at the rows
             seed=seed,
         ),
-        "forgotten": _what(after),
+        "forgotten": what_all(after.history),
         "history": [dict(edit) for edit in after.history],
         "examples": {
             "test": len(exam.rows),
@@ -105,6 +110,8 @@ def verify(
             "retained": len(after.need_training()),
             "forgotten": len(positions) if chain else None,
         },
+        "known_test_rows": known,
+        "class_rows": np.bincount(exam.rows.targets, minlength=len(after.classes)).tolist(),
         "classes": [str(name) for name in after.classes],
         "points": points,
         "probe": exam.probe(seed),
@@ -121,7 +128,7 @@ def verify(
             )
         if len(chain) > 1:
             content["turns"] = in_turn(states, exam, place)
-    content["remarks"] = _remarks(content, after)
+    content["remarks"] = remarks(content, after)
     content["total_seconds"] = round(time.perf_counter() - began, 1)
     return Report(content)
 
@@ -145,6 +152,7 @@ def verify_folder(
         encoder: where the bottleneck's encoder lies now, if it has moved.
         erasers: their folders, in any order; by default those that lie beside `folder` and belong to its history.
     """
+    check_options(options.get("shadows", 0), options.get("seed", 0))
     after = Bottleneck.load(folder)
     chain = _chain(after, Path(folder), erasers)
     before = after
@@ -185,12 +193,40 @@ def _read_test(
     )
 
 
+def check_options(shadows: int, seed: int) -> None:
+    """Raise OptionError for what `verify` can't use."""
+    if shadows and shadows < _FEWEST_SHADOWS:
+        raise OptionError(f"--shadows {shadows} tells nothing: give 0, or {_FEWEST_SHADOWS} at least")
+    check_seed(seed)
+
+
 def _test_rows(bottleneck: Bottleneck, test: Any, device: str | None, progress: Progress) -> Rows:
     if isinstance(test, Rows):
         return test
     if isinstance(test, str | Path):
         return _read_test(bottleneck, test, device=device, progress=progress)
-    return Rows.of(*test)
+    listed = isinstance(test, list | tuple)
+    if listed and test and all(isinstance(row, Mapping) for row in test):
+        return encode_rows(bottleneck.need_encoder(device=device), test, progress=progress)
+    if listed and len(test) == 2:
+        return Rows.of(*test)
+    raise TaskError(
+        f"test rows can't be a {type(test).__name__} alone: give (features, labels), labelled Rows, a file, or tables with text and label"
+    )
+
+
+def _strangers(bottleneck: Bottleneck, test: Rows) -> tuple[Rows, int]:
+    """The test rows that aren't training rows, by content or by features, and how many are.
+
+    Whoever was trained on is no witness: as a non-member it hides a leak, and it makes accuracies those of training.
+    """
+    targets_of(bottleneck.classes, test.labels)  # refused first: it tells more than which rows are known
+    training = bottleneck.need_training()
+    known = np.isin(test.digests, training.digests)
+    known |= np.isin(feature_digests(test.features), feature_digests(training.features))
+    if known.all():
+        raise TaskError(f"all {len(test):,} test rows are training rows: give rows that training never saw")
+    return (test.take(np.flatnonzero(~known)) if known.any() else test), int(known.sum())
 
 
 def _chain(after: Bottleneck, folder: Path, erasers: Sequence[str | Path] | None) -> list[Eraser]:
@@ -271,7 +307,7 @@ def _attack(
             if "refitted" in scores and name != "refitted":
                 other = scores["refitted"]
                 pairs = [(s[:members], s[members:]) for s in (score, other)]
-                found["against_refitted"] = area.difference(*pairs)
+                found["against_refitted"] = area.difference(*pairs) | {"beyond": area.beyond(*pairs)}
             points[name].setdefault("membership", {})[attack] = found
 
 
@@ -284,45 +320,3 @@ def _how(before: Bottleneck, chain: Sequence[Eraser]) -> dict[str, Any] | None:
     part, whole = ("examples", "rows") if first["via"] == "examples" else ("masked", "active")
     share = sum(edit[part] or 0 for edit in edits) / max(1, sum(edit[whole] for edit in edits))
     return {**first, "share": min(1.0, share)}
-
-
-def _what(after: Bottleneck) -> str:
-    parts = [
-        ", ".join(map(str, edit["forget"])) if edit["forget"] else f"{edit['rows']:,} single rows"
-        for edit in after.history
-    ]
-    return "; ".join(parts) or "nothing"
-
-
-def _remarks(content: dict[str, Any], after: Bottleneck) -> list[str]:
-    """What must be said with the figures."""
-    points, examples = content["points"], content["examples"]
-    kept = points["refitted"]["retain_accuracy"]
-    found = [
-        f"Compare with the refitted bottleneck, not with before: on {examples['test'] - examples['test_forgotten']:,} test rows it retains {100 * kept:.1f}%."
-        if kept is not None
-        else "Every test row is of a forgotten class: nothing is said of what stayed."
-    ]
-    found += promises(after.history, counted=after.counted, identical=content["bit_identical"])
-    if content["probe"]["forgotten"] is not None:
-        found.append(
-            f"The encoder is as it was: a linear probe on its features still tells {100 * content['probe']['forgotten']:.0f}% of the test rows of the forgotten classes."
-        )
-    if "before" not in points:
-        why = "The last edit's eraser isn't at hand" if after.history else "Nothing was forgotten here"
-        found.append(f"{why}, so nothing is said of before, of membership and of relearning.")
-        return found
-    worse = points["after"].get("membership", {})
-    for attack, name in (("loss", "by loss"), ("likelihood_ratio", "by shadows")):
-        apart = worse.get(attack, {}).get("against_refitted")
-        if apart and (apart["low"] > 0 or apart["high"] < 0):
-            found.append(
-                f"The attack {name} tells more of the forgotten rows than after refitting (area {apart['auc']:+.2f}, 95% {apart['low']:+.2f} to {apart['high']:+.2f}): where that matters, refit."
-            )
-    if "membership" not in points["after"]:
-        found.append("No test row is of a forgotten class, so nothing is said of membership and relearning.")
-    elif content["call"]["verify"]["shadows"] and "likelihood_ratio" not in points["after"]["membership"]:
-        found.append("Edits of different kinds, or earlier ones without an eraser: no attack by shadows.")
-    if examples["forgotten"] < _FEW:
-        found.append(f"Only {examples['forgotten']} rows were forgotten: the intervals of the attacks mean little.")
-    return found
