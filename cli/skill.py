@@ -104,25 +104,32 @@ def _write(
 ) -> None:
     import time
 
+    from surgery.applying import unchecked
     from surgery.checkpoint import Checkpoint
-    from surgery.grafting.skill import Skill
+    from surgery.grafting.skill import Skill, check_place
 
     loaded = Skill.load(skill)
-    opened = Checkpoint(checkpoint) if output is not None and not in_place else checkpoint
+    check_place(checkpoint, output, in_place)
+    opened = Checkpoint(checkpoint, half_patched=in_place)
+    changes = loaded.delta.changes(opened, revert=verb == "revert")
     began = time.monotonic()
     with progress_bar() as progress:
         run = loaded.apply if verb == "apply" else loaded.revert
         folder = run(opened, output, in_place=in_place, overwrite=overwrite, progress=progress)
     seconds = round(time.monotonic() - began, 3)
-    copies = Checkpoint(folder if in_place else opened).other_copies
+    copies, blind = opened.other_copies, unchecked(loaded.delta, opened)
     if json:
-        content = {"output": str(folder), "weights": loaded.delta.weights, "seconds": seconds}
-        print_json({**content, "other_copies": list(copies)})
+        content = {"output": str(folder), "weights": loaded.delta.weights, "changed": changes, "seconds": seconds}
+        print_json({**content, "other_copies": list(copies), "unchecked": blind or None})
         return
     done = "applied to" if verb == "apply" else "taken out of"
-    say(
-        f"{folder}: {loaded.delta.weights:,} weights ({size(len(loaded.delta_bytes()))}) {done} {checkpoint} in {seconds:.2f} s"
-    )
+    found = f"{loaded.delta.weights:,} weights ({size(len(loaded.delta_bytes()))}) {done} {checkpoint}"
+    if not changes:
+        state = "held the skill already" if verb == "apply" else "didn't hold the skill"
+        found = f"{checkpoint} {state}: no weight was changed"
+    say(f"{folder}: {found} in {seconds:.2f} s")
     if copies:
         state = "left as they were" if in_place else "left out"
         say(f"{state}: {', '.join(copies)}: further copies of the weights, which the skill doesn't reach")
+    if blind:
+        say(f"not checked: {blind}")

@@ -13,6 +13,7 @@ from surgery.errors import CheckpointError, SkillError
 from surgery.files import check_apart, new_folder, replace_bytes, streamed_file
 from surgery.patching import Edit, WrongBaseError, digests, hash_and_patch, patch_in_place
 from surgery.progress import Progress, silent
+from surgery.traits import Traits
 
 Direction = Literal["apply", "revert"]
 
@@ -40,12 +41,14 @@ def write_patched(
         progress: counts bytes.
 
     Raises:
-        SkillError: the checkpoint isn't the delta's base, naming fingerprints and the first differing tensor.
+        SkillError: the checkpoint isn't the delta's base, naming what differs: a field of the config, the tokenizer, or
+            fingerprints and the first differing tensor.
     """
     edits = delta.edits(revert=direction == "revert")
     check_apart(Path(folder), checkpoint.folder)
     with new_folder(Path(folder), overwrite=overwrite, replaces="config.json") as staged:
         check_shapes(delta, checkpoint)
+        _check_traits(delta, checkpoint)
         source = checkpoint.as_safetensors(staged)
         if source is not checkpoint:  # converted into the new folder already: patch it there
             _check_base(delta, source, edits, checkpoint)
@@ -106,6 +109,8 @@ def patch_folder(
             f"{folder} also holds {', '.join(checkpoint.other_copies)}, copies of the weights that other tools may load and "
             "that wouldn't be patched: move them away, or apply into a new folder"
         )
+    if not journal.exists():  # else what is half done would stay so
+        _check_traits(delta, checkpoint)
     edits = delta.edits(revert=direction == "revert")
     _check_base(delta, checkpoint, edits)
     replace_bytes(journal, json.dumps({"delta": name, "direction": direction}).encode())
@@ -128,6 +133,22 @@ def check_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> None:
                 f"tensor {extent.name} is {entry.dtype} {entry.shape} in {checkpoint}, but {extent.dtype} {extent.shape} in the skill: "
                 "apply it to its own base"
             )
+
+
+def unchecked(delta: SparseDelta, checkpoint: Checkpoint) -> str:
+    """What can't be held against the base, and why; empty where all can."""
+    if delta.traits is None:
+        return "config and tokenizer, which the skill doesn't hold: an earlier version made it"
+    if not delta.traits.tokenizer:
+        return "the tokenizer, since the skill's base had none"
+    return "" if Traits.of(checkpoint, delta.traits).tokenizer else f"the tokenizer, since {checkpoint} has none"
+
+
+def _check_traits(delta: SparseDelta, checkpoint: Checkpoint) -> None:
+    if delta.traits and (difference := delta.traits.difference(Traits.of(checkpoint, delta.traits))):
+        raise SkillError(
+            f"{checkpoint} is not the skill's base: its {difference}; apply the skill to the checkpoint it was made from"
+        )
 
 
 def _copy_patched(

@@ -2,8 +2,8 @@
 
 File layout (`skill.safetensors`): three flat arrays for all tensors together, `indices` (U32, into each flattened
 tensor, ascending), `values` (tuned) and `base_values`, plus `digests` (U8 [tensors of the base, 8]); the header's
-metadata holds the table of touched tensors and the base's fingerprint. Values are *replaced*, never added: applying
-twice is applying once, and reverting restores every bit.
+metadata holds the table of touched tensors, the base's fingerprint and its traits (config, tokenizer). Values are
+*replaced*, never added: applying twice is applying once, and reverting restores every bit.
 """
 
 import json
@@ -25,6 +25,7 @@ from surgery.errors import SkillError
 from surgery.patching import Edit, bits
 from surgery.structure import check_pair, counterparts
 from surgery.tensorfile import DTYPES
+from surgery.traits import Traits
 
 SCHEMA = 1
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -66,6 +67,7 @@ class SparseDelta:
         base_fingerprint: `Checkpoint.fingerprint` of the base.
         base_digests: `Checkpoint.digests` of the base, in sorted order of its tensor names.
         metadata: further short strings for the file's header.
+        traits: what decides the base's computation besides its weights; None in a file of an earlier version.
     """
 
     extents: tuple[Extent, ...]
@@ -76,6 +78,7 @@ class SparseDelta:
     base_fingerprint: str
     base_digests: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    traits: Traits | None = None
 
     def __post_init__(self) -> None:
         _check(self)
@@ -114,6 +117,7 @@ class SparseDelta:
             movable=movable,
             base_fingerprint=base.fingerprint,
             base_digests=tuple(base.digests.values()),
+            traits=Traits.of(base),
             metadata=metadata or {},
         )
 
@@ -189,6 +193,10 @@ class SparseDelta:
             raise SkillError(
                 f"the skills start from different bases ({self.base_fingerprint[:12]} and {other.base_fingerprint[:12]}): merge skills of one base"
             )
+        if self.traits and other.traits and (difference := self.traits.difference(other.traits)):
+            raise SkillError(
+                f"the skills start from different bases: the second's {difference}: merge skills of one base"
+            )
         extents, indices, values, base_values = [], [], [], []
         start = 0
         for name in sorted(self.tensors.keys() | other.tensors.keys()):
@@ -210,6 +218,7 @@ class SparseDelta:
             values=_concatenate(values),
             base_values=_concatenate(base_values),
             movable=max(self.movable, other.movable),
+            traits=self.traits or other.traits,
             metadata={},
         )
 
@@ -222,6 +231,20 @@ class SparseDelta:
                 index, tuned, base = self.part(name)
                 target = named[name]
                 target.view(-1)[index.to(target.device)] = (base if restore else tuned).to(target.device, target.dtype)
+
+    def changes(self, checkpoint: Checkpoint, *, revert: bool = False) -> int:
+        """How many of the checkpoint's weights applying (or reverting) would change; none where that was done already."""
+        count = 0
+        for name, edit in self.edits(revert=revert).items():
+            entry = checkpoint.entries.get(name)
+            if entry is None or (entry.shape, entry.dtype) != (self.tensors[name].shape, self.tensors[name].dtype):
+                continue
+            if entry.file.suffix == ".safetensors":  # mapped: only the pages that hold them are read
+                held = np.memmap(entry.file, edit.wanted.dtype, "r", entry.start, (entry.size,))[edit.indices]
+            else:
+                held = _as_integers(checkpoint.tensor(name).reshape(-1)).numpy().view(edit.wanted.dtype)[edit.indices]
+            count += int((held != edit.wanted).sum())
+        return count
 
     def edits(self, *, revert: bool = False) -> dict[str, Edit]:
         """What `surgery.patching` needs to apply or revert, by tensor."""
@@ -245,6 +268,7 @@ class SparseDelta:
             "base_fingerprint": self.base_fingerprint,
             "tensors": json.dumps(table, separators=(",", ":")),
             "checksum": self._checksum(),
+            **({"traits": self.traits.to_json()} if self.traits else {}),
         }
         digests = np.frombuffer(bytes.fromhex("".join(self.base_digests)), np.uint8).reshape(-1, 8)
         arrays = {
@@ -280,7 +304,7 @@ class SparseDelta:
             raise SkillError(
                 f"{file} has schema {header.get('schema')}, this version reads {SCHEMA}: install the version that wrote it"
             )
-        known = {"format", "schema", "movable", "base_fingerprint", "tensors", "checksum"}
+        known = {"format", "schema", "movable", "base_fingerprint", "tensors", "checksum", "traits"}
         try:
             if arrays["indices"].dtype != torch.uint32:
                 raise ValueError(f"indices of {arrays['indices'].dtype}")
@@ -303,6 +327,7 @@ class SparseDelta:
                 movable=int(header["movable"]),
                 base_fingerprint=header["base_fingerprint"],
                 base_digests=tuple(bytes(row).hex() for row in arrays["digests"].numpy()),
+                traits=Traits.from_json(header["traits"]) if "traits" in header else None,
                 metadata={key: value for key, value in header.items() if key not in known},
             )
             if delta._checksum() != header["checksum"]:

@@ -9,7 +9,7 @@ from surgery.models import TOKENIZER_FILES, load_tokenizer
 from surgery.structure import check_pair, counterparts
 
 # Fields of a config that change nothing in how weights are put to use.
-_FREE = re.compile(
+FREE = re.compile(
     r"_token_id$|drop|label|^output_|^use_cache|^problem|^torch_dtype|^dtype|version|^_|^architectures|^gradient_|^return_|^task"
 )
 
@@ -51,7 +51,7 @@ def _check_classes(base: Checkpoint, tuned: Checkpoint) -> None:
 def check_configs(base: Checkpoint, tuned: Checkpoint, *, resized: bool) -> None:
     """Refuse configs that put the same weights to another use, naming the first field that differs."""
     for key in sorted(base.config.keys() & tuned.config.keys()):
-        if not _FREE.search(key) and base.config[key] != tuned.config[key] and not (resized and key == "vocab_size"):
+        if not FREE.search(key) and base.config[key] != tuned.config[key] and not (resized and key == "vocab_size"):
             raise CheckpointError(
                 f"config.json says {key} {base.config[key]} in {base}, but {tuned.config[key]} in {tuned}: both must be one architecture"
             )

@@ -252,14 +252,16 @@ def test_wrong_base_is_refused_by_name(tiny, tmp_path, delta, where, touched, gr
 @pytest.mark.parametrize("in_place", [False, True])
 def test_checkpoints_of_other_shapes_are_refused(tiny, tmp_path, delta, in_place):
     first = next(iter(delta.tensors))
+    deep = build("bert", tmp_path / "deep", layers=3)
+    disguised = shutil.copytree(deep, tmp_path / "disguised")
+    shutil.copy(tiny("bert") / "config.json", disguised)
     cases = {
         f"touches tensor {first}, which .* doesn't hold": build("roberta", tmp_path / "roberta"),
         rf"tensor {first} is torch\.float16 .* but torch\.float32": build(
             "bert", tmp_path / "half", dtype=torch.float16
         ),
-        r"first differing tensor unknown, since it holds \d+ tensors and the base": build(
-            "bert", tmp_path / "deep", layers=3
-        ),
+        "its config.json says num_hidden_layers 3 instead of 2": deep,
+        r"first differing tensor unknown, since it holds \d+ tensors and the base": disguised,
     }
     before = listing(tmp_path)
     for message, folder in cases.items():

@@ -1,6 +1,7 @@
 """The command line: every command end to end on tiny models, and every bad input."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -59,6 +60,25 @@ def test_the_whole_way_round(work, run, data, tmp_path):
     assert run("skill", "apply", skill, tmp_path / "again", "--in-place")[0] == 0
     assert hashes(tmp_path / "again") == grafted
     assert run("skill", "overlap", skill, skill)[1].startswith("100.0%")
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_apply_and_revert_say_when_there_is_nothing_to_do(work, run, tmp_path, in_place):
+    base, _, skill = work
+    status, out, _ = run("skill", "apply", skill, base, "-o", tmp_path / "grafted")
+    assert status == 0 and "already" not in out and "not checked" not in out
+    shutil.copytree(base, tmp_path / "base")
+
+    def go(verb, folder, *more):
+        place = ("--in-place",) if in_place else ("-o", tmp_path / f"out-{verb}-{len(more)}")
+        status, out, _ = run("skill", verb, skill, tmp_path / folder, *place, *more)
+        assert status == 0
+        return out
+
+    assert f"{tmp_path / 'grafted'} held the skill already: no weight was changed" in go("apply", "grafted")
+    assert f"{tmp_path / 'base'} didn't hold the skill: no weight was changed" in go("revert", "base")
+    assert json.loads(go("revert", "base", "--json"))["changed"] == 0
+    assert json.loads(go("apply", "base", "--json"))["changed"] == 50
 
 
 def test_json_is_one_object_with_the_promised_keys(work, run, data, tmp_path):

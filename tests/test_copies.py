@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from surgery.applying import patch_folder, write_patched
 from surgery.checkpoint import JOURNAL, Checkpoint, rewrite
 from surgery.delta import SparseDelta
 from surgery.errors import CheckpointError
+from surgery.grafting.skill import Skill
+from surgery.tasks.task import Task
 
 COPIES = {
     "tf_model.h5",
@@ -145,13 +148,9 @@ def test_an_unreadable_list_of_modules_names_none(base, modules):
 
 
 def test_the_command_says_what_it_left_out(base, tmp_path, run):
-    from surgery.grafting.skill import Skill
-    from surgery.tasks.task import Task
-
-    skill = Skill(make(base, tmp_path / "tuned"), Task.load("sst2"), {"schema": 1})
-    spec = {"task": json.dumps(skill.task.spec())}
-    delta = SparseDelta(**{**vars(skill.delta), "metadata": spec})
-    Skill(delta, skill.task, {}).save(tmp_path / "skill", figures=False)
+    task = Task.load("sst2")
+    delta = replace(make(base, tmp_path / "tuned"), metadata={"task": json.dumps(task.spec())})
+    Skill(delta, task, {}).save(tmp_path / "skill", figures=False)
     add(base, {"onnx/model.onnx", "pytorch_model.bin"})
     status, out, _ = run("skill", "apply", tmp_path / "skill", base, "-o", tmp_path / "out")
     assert status == 0

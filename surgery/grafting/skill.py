@@ -9,7 +9,7 @@ from typing import Any
 from surgery.applying import Direction, patch_folder, write_patched
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.delta import SparseDelta
-from surgery.errors import OptionError, SkillError
+from surgery.errors import CheckpointError, OptionError, SkillError
 from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.grafting.card import model_card
 from surgery.progress import Progress, silent
@@ -113,8 +113,7 @@ class Skill:
         overwrite: bool,
         progress: Progress,
     ) -> Path:
-        if in_place == (output is not None):
-            raise OptionError("give an output folder or --in-place (in_place=True), one of the two")
+        check_place(checkpoint, output, in_place)
         extra = {readout_file(self.task): self.readout} if self.readout else {}
         if in_place:
             folder = checkpoint.folder if isinstance(checkpoint, Checkpoint) else Path(checkpoint)
@@ -131,3 +130,11 @@ class Skill:
             drop=extra,
             progress=progress,
         )
+
+
+def check_place(checkpoint: str | Path | Checkpoint, output: str | Path | None, in_place: bool) -> None:
+    """Refuse no place to write to, or two, and a hub id to be patched in place, before anything is fetched."""
+    if in_place == (output is not None):
+        raise OptionError("give an output folder or --in-place (in_place=True), one of the two")
+    if in_place and not isinstance(checkpoint, Checkpoint) and not Path(checkpoint).is_dir():
+        raise CheckpointError(f"{checkpoint} is not a folder: only a checkpoint on this disk can be patched in place")
