@@ -1,4 +1,4 @@
-"""Pretraining a masked language model on a grammar's sentences, with transformers' own trainer and collator.
+"""Pretraining a masked language model on a grammar's sentences.
 
 Every masked word becomes <mask>; none is kept or swapped for another. Then the loss has an exact lower bound, and the
 model can be held to it: see `excess`.
@@ -10,30 +10,30 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Int64
-from torch.utils.data import Dataset
+from jaxtyping import Int32, Int64, UInt64
 
 from pcfg.corpus import tokenizer
-from pcfg.errors import MissingPackageError, OptionError, PcfgError
+from pcfg.devices import working_device
+from pcfg.errors import OptionError, PcfgError
 from pcfg.excess import MaskedLoss, MaskedSet, generative, word_ids
 from pcfg.files import new_folder, replace_json
 from pcfg.grammar import Grammar
 from pcfg.sampling import Samples, sample
 from pcfg.shards import Progress, claim, fingerprint, silent, versions
+from pcfg.training import Batches, Trainer
 
 SCHEMA = 1
 GRAMMAR_FILE = "grammar.pcfg.json"
 HELD_OUT = 1 << 62  # sentences from here on are held out: training has the first ones of the same seed
 _SAVE_SECONDS = 60.0
-_GROUP = 50  # batches that are sorted by length together
+_HASHED = 1_000_000  # sentences at once, for memory
+_NOT_YET = "first evaluation at a tenth"
 _SMALL = 200  # sentences of the evaluations on the way
 
 
@@ -125,8 +125,10 @@ def pretrain(
     Args:
         config: fields of a `RobertaConfig` in place of the recipe's layers, heads and width; the vocabulary, the special
             tokens and, if it is too small, the position table are made to fit the grammar.
-        resume: a folder for the trainer's state, saved every minute; a later call with the same arguments goes on from
-            there and ends with the same weights; one with others is refused. The caller deletes it.
+        device: default CUDA if there is one. There as on a CPU the same call gives the same weights, bit for bit; the
+            two devices draw other masks.
+        resume: a folder for the state, saved every minute; a later call with the same arguments goes on from there and
+            ends with the same weights; one with others is refused. The caller deletes it.
         progress: called with step, steps and the loss beside the optimum.
 
     Raises:
@@ -136,6 +138,7 @@ def pretrain(
     from transformers import RobertaForMaskedLM, set_seed
 
     recipe, grammar, began = recipe or PretrainRecipe(), generative(grammar), time.monotonic()
+    place = working_device(device)
     words, limit = tokenizer(grammar), recipe.max_length
     settings = _config(recipe, config, words)
     call = {"pretrain": asdict(recipe), "config": settings.to_diff_dict(), "seed": seed}
@@ -143,21 +146,18 @@ def pretrain(
     held_out = [list(s) for s in sample(grammar, recipe.evaluation, seed=seed, max_length=limit, first=HELD_OUT)]
     small = MaskedSet.draw(grammar, held_out[:_SMALL], seed=seed, share=recipe.mask, device=device, progress=progress)
     set_seed(seed)
-    # The trainer makes its folder even where nothing is to be kept.
-    with _quiet(), nullcontext(str(resume)) if resume else TemporaryDirectory() as place:
-        module = RobertaForMaskedLM(settings)
-        trainer = _trainer(module, words, drawn, recipe, seed, device, place)
-        if resume:  # once nothing else can be refused, so that a mistake leaves no folder
-            claim(Path(resume), {**call, "grammar": fingerprint(grammar)})
-        watcher = _watcher(trainer, small, words, progress, keep=bool(resume))
-        last = _last_whole(Path(resume)) if resume else None
-        trainer.add_callback(watcher)
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    with _quiet():
+        module = RobertaForMaskedLM(settings).to(place)
+    ids = word_ids(grammar, words)
+    batches = Batches.of(drawn, ids, words, batch_size=recipe.batch_size, share=recipe.mask, seed=seed, device=place)
+    trainer = Trainer(module, batches, rate=recipe.rate, warmup=recipe.warmup)
+    if resume:  # once nothing else can be refused, so that a mistake leaves no folder
+        claim(Path(resume), {**call, "grammar": fingerprint(grammar)})
+    with trainer.training():
+        history = _train(trainer, small, words, Path(resume) if resume else None, progress)
     module = module.eval()
     masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)
     loss = masked.measure(module, words)
-    asked = {tuple(sentence) for sentence in held_out}
-    seen = {found for sentence in drawn if (found := tuple(sentence)) in asked}
     report = {
         "schema": SCHEMA,
         "versions": versions(),
@@ -165,9 +165,11 @@ def pretrain(
         "grammar": fingerprint(grammar),
         "parameters": sum(p.numel() for p in module.parameters()),
         "words": len(drawn.words),
-        "steps": trainer.state.max_steps,
-        "history": [entry for entry in trainer.state.log_history if "excess" in entry],
-        "held_out_seen_in_training": sum(tuple(sentence) in seen for sentence in held_out) / len(held_out),
+        "steps": trainer.steps,
+        "steps_per_second": trainer.pace,
+        "not_captured": trainer.reason,
+        "history": history,
+        "held_out_seen_in_training": _seen_share(held_out, drawn),
         **loss.to_json(seed),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -215,112 +217,50 @@ def _config(recipe: PretrainRecipe, given: dict[str, Any] | None, words: Any) ->
         raise OptionError(f"the configuration isn't a RoBERTa's ({str(error).splitlines()[0]})") from error
 
 
-class _Sentences(Dataset[dict[str, Any]]):
-    """Drawn sentences as token numbers, in the order in which they are trained on: batches of much the same length."""
-
-    def __init__(self, drawn: Samples, ids: Int64[np.ndarray, " V"], words: Any, batch_size: int, seed: int) -> None:
-        self.drawn, self.ids = drawn, ids.tolist()
-        self.begin, self.end = words.bos_token_id, words.eos_token_id
-        random = np.random.default_rng(seed)
-        order, whole = random.permutation(len(drawn)), batch_size * (len(drawn) // batch_size)
-        groups = np.array_split(order[:whole], max(1, whole // (_GROUP * batch_size)))
-        nearby = np.concatenate([group[np.argsort(drawn.lengths[group], kind="stable")] for group in groups])
-        batches = random.permutation(nearby.reshape(-1, batch_size))
-        self.order = np.append(batches.reshape(-1), order[whole:])
-
-    def __len__(self) -> int:
-        return len(self.drawn)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        number = int(self.order[place])
-        first, last = self.drawn.offsets[number : number + 2]
-        inner = [self.ids[word] for word in self.drawn.words[first:last].tolist()]
-        special = [1, *([0] * len(inner)), 1]
-        return {"place": place, "input_ids": [self.begin, *inner, self.end], "special_tokens_mask": special}
-
-
-class _Masker:
-    """The library's collator, its chance tied to the place in training, so that a resumed run masks the same words."""
-
-    def __init__(self, collator: Any, seed: int) -> None:
-        self.collator, self.seed = collator, seed
-
-    def __call__(self, examples: list[dict[str, Any]]) -> Any:
-        places = [example.pop("place") for example in examples]
-        self.collator.generator = torch.Generator().manual_seed(hash((self.seed, places[0])) % 2**63)
-        return self.collator(examples)
+def _train(
+    trainer: Trainer, small: MaskedSet, words: Any, folder: Path | None, progress: Progress
+) -> list[dict[str, Any]]:
+    """Every step that is left; the excess loss at each tenth of the way. The state is kept in `folder` now and then."""
+    optimum, steps = float(small.entropies.mean()), trainer.steps
+    tenths = {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}
+    history = [] if folder is None else trainer.load(folder)
+    saved = time.monotonic()
+    while trainer.step < steps:
+        trainer.advance()
+        if trainer.step in tenths:
+            trainer.module.eval()
+            excess = float(small.measure(trainer.module, words).excess.mean())
+            trainer.module.train()
+            history.append({"step": trainer.step, "excess": excess})
+        how = f"{history[-1]['excess']:.3f} nats above the optimum of {optimum:.3f}" if history else _NOT_YET
+        if folder is not None and time.monotonic() - saved > _SAVE_SECONDS and trainer.step < steps:
+            trainer.save(folder, history)
+            saved = time.monotonic()
+        progress(trainer.step, steps, f"pretraining: {how}")
+    return history
 
 
-def _trainer(
-    module: Any, words: Any, drawn: Samples, recipe: PretrainRecipe, seed: int, device: str | None, folder: str
-) -> Any:
-    from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
+def _seen_share(held_out: list[list[str]], drawn: Samples) -> float:
+    """The share of held-out sentences that training had too; most are told apart by a hash, without making word lists."""
+    numbers = drawn.grammar.word_numbers
+    asked = [np.array([numbers[word] for word in sentence], np.int32) for sentence in held_out]
+    bounds = np.append(0, np.cumsum([len(sentence) for sentence in asked]))
+    wanted, seen = _hashes(np.concatenate(asked), bounds), set()
+    for first in range(0, len(drawn), _HASHED):
+        offsets = drawn.offsets[first : first + _HASHED + 1]
+        hashes = _hashes(drawn.words[offsets[0] : offsets[-1]], offsets - offsets[0])
+        seen |= {tuple(drawn[first + int(number)]) for number in np.flatnonzero(np.isin(hashes, wanted))}
+    return sum(tuple(sentence) in seen for sentence in held_out) / len(held_out)
 
-    sentences = _Sentences(drawn, word_ids(drawn.grammar, words), words, recipe.batch_size, seed)
-    steps = math.ceil(len(drawn) / recipe.batch_size)
-    try:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            num_train_epochs=1,
-            per_device_train_batch_size=recipe.batch_size,
-            learning_rate=recipe.rate,
-            warmup_steps=math.ceil(recipe.warmup * steps),
-            lr_scheduler_type="linear",
-            weight_decay=0.01,
-            adam_beta2=0.98,
-            train_sampling_strategy="sequential",
-            remove_unused_columns=False,
-            save_strategy="no",
-            save_total_limit=2,
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=device == "cpu",
-            dataloader_pin_memory=False,
-            seed=seed,
-        )
-    except ImportError:
-        raise MissingPackageError("accelerate", "probes", "pretraining") from None
-    collator = DataCollatorForLanguageModeling(
-        words, mlm_probability=recipe.mask, mask_replace_prob=1.0, random_replace_prob=0.0
+
+def _hashes(words: Int32[np.ndarray, " W"], offsets: Int64[np.ndarray, " bounds"]) -> UInt64[np.ndarray, " count"]:
+    """A number for each sentence, the same for the same words in the same order."""
+    places = np.arange(len(words), dtype=np.uint64) - np.repeat(offsets[:-1].astype(np.uint64), np.diff(offsets))
+    mixed = (words.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ places * np.uint64(
+        0xC2B2AE3D27D4EB4F
     )
-    trainer = Trainer(model=module, args=arguments, train_dataset=sentences, data_collator=_Masker(collator, seed))
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _watcher(trainer: Any, small: MaskedSet, words: Any, progress: Progress, *, keep: bool) -> Any:
-    from transformers import TrainerCallback
-
-    optimum = float(small.entropies.mean())
-
-    class Watcher(TrainerCallback):
-        """Tells where training is, measures the excess on the way, and has the state saved now and then."""
-
-        saved = time.monotonic()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-            step, steps = state.global_step, state.max_steps
-            if step in {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}:
-                module = kwargs["model"]
-                module.eval()
-                excess = float(small.measure(module, words).excess.mean())
-                module.train()
-                state.log_history.append({"step": step, "excess": excess})
-            found = [entry["excess"] for entry in state.log_history if "excess" in entry]
-            how = f"{found[-1]:.3f} nats above the optimum of {optimum:.3f}" if found else "first evaluation at a tenth"
-            progress(step, steps, f"pretraining: {how}")
-            if keep and time.monotonic() - self.saved > _SAVE_SECONDS and step < steps:
-                self.saved, control.should_save = time.monotonic(), True
-            return control
-
-    return Watcher()
-
-
-def _last_whole(folder: Path) -> Path | None:
-    """The newest state that was written to its end: the trainer writes this file last."""
-    found = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return np.add.reduceat(mixed ^ (mixed >> np.uint64(32)), offsets[:-1])
 
 
 @contextmanager
