@@ -111,7 +111,7 @@ def test_dead_keys_move_to_rows_far_from_their_keys(place):
     points = np.concatenate([random.normal(0, 0.1, (200, 2)), far]).astype(np.float32)
     start = np.array([[0.0, 0]] * 6 + [[900, 900]] * 2, np.float32)  # all but the first are dead
     for seed in range(3):
-        found = place(points, start, np.random.default_rng(seed), None)
+        found = place(points, start, np.random.default_rng(seed))
         own = squared(points, found).argmin(1)
         assert len(np.unique(found, axis=0)) == 8 and len(set(own.tolist())) >= 4
         assert inertia(points, found) < 0.01 * inertia(points, start)

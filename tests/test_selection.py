@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.unlearning import selection
-from surgery.unlearning.selection import CLOSED, OPEN, SILENT, Selector, as_products, nearest_keys
+from surgery.unlearning import selection, sent
+from surgery.unlearning.selection import CLOSED, OPEN, SILENT, Selector, as_products
+
+CPU = torch.device("cpu")
 
 
 @st.composite
@@ -92,17 +94,58 @@ def test_selecting_again_where_keys_were_closed_is_selecting(made, data):
     np.testing.assert_array_equal(ids, kept)
 
 
-@given(selectors((OPEN, CLOSED)), st.data(), st.sampled_from([1, 30, 1 << 20]))
-def test_another_device_selects_the_same(made, data, scratch):
+@given(selectors((OPEN, CLOSED)), st.data(), st.sampled_from([1, 30, 1 << 20]), st.sampled_from([1, 4, 1024]))
+def test_a_gpu_selects_the_same(made, data, scratch, block):
+    """Its way, taken on a CPU, whatever the sizes of its blocks; the rows as an array or as a tensor."""
     selector, features = made
     top = data.draw(st.integers(1, selector.keys.shape[1]))
-    queries = np.stack([(features - selector.center) @ projection for projection in selector.projections])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_GPU_SCRATCH", scratch)
-        found = selection._on_device(queries, selector.products, top, torch.device("cpu"))
-    check(selector, found.transpose(1, 0, 2), ranked(selector, features))
+        patch.setattr(sent, "SCRATCH", scratch)
+        patch.setattr(sent, "ROWS", block)
+        patch.setattr(selection, "off_cpu", lambda device: device is not None)
+        given = data.draw(st.sampled_from([features, torch.from_numpy(features)]))
+        found = selector.select(given, top=top, device=CPU)
+    check(selector, found, ranked(selector, features))
     if not (selector.states == CLOSED).any():
-        np.testing.assert_array_equal(found, nearest_keys(queries, selector.products, top=top))
+        np.testing.assert_array_equal(found, selector.select(features, top=top))
+
+
+@given(selectors((OPEN, CLOSED, SILENT)), st.data(), st.booleans())
+def test_selecting_the_same_rows_again_under_other_states(made, data, gpu):
+    selector, features = made
+    top = data.draw(st.integers(1, selector.keys.shape[1]))
+    random = np.random.default_rng(0)
+    still = selector.with_states(np.zeros_like(selector.states))
+    ids = still.select(features, top=top)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "off_cpu", lambda device: gpu and device is not None)
+        ask = still.reselector(features, ids, CPU)
+        for _ in range(3):
+            states = random.permutation(selector.states.reshape(-1)).reshape(selector.states.shape)
+            now = replace(selector, states=states)
+            found = np.asarray(ask(states))
+            check(now, found, ranked(now, features))
+            np.testing.assert_array_equal(found, now.reselect(features, ids, device=CPU))
+            np.testing.assert_array_equal(found, now.reselect(features, ids))
+
+
+def test_keys_are_sent_once_however_often_their_states_change(monkeypatch):
+    seen = []
+    real = selection.SentSelector
+    monkeypatch.setattr(selection, "SentSelector", lambda *given: seen.append(1) or real(*given))
+    monkeypatch.setattr(selection, "off_cpu", lambda device: device is not None)
+    keys = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
+    selector = Selector(
+        np.zeros(3, np.float32), np.stack([np.eye(3, dtype=np.float32)] * 2), keys, np.zeros((2, 5), np.uint8)
+    )
+    features = np.random.default_rng(1).standard_normal((9, 3)).astype(np.float32)
+    ids = selector.select(features, device=CPU)
+    for number in range(5):
+        states = selector.states.copy()
+        states[:, number] = CLOSED
+        closed = selector.with_states(states)
+        assert not (closed.reselect(features, ids, device=CPU) == number).any()
+    assert len(seen) == 1
 
 
 def test_the_next_nearest_answers_for_a_closed_key_and_none_does_where_all_are_closed():

@@ -144,7 +144,7 @@ def report(fitted, data):
 def test_a_class_verified(report, fitted, data):
     features, labels = data[1]
     stay = np.flatnonzero(data[0][1] != "b")
-    refitted = fitted.refitted(stay)
+    refitted = fitted.refitted(stay, device=CPU)
     kept = labels != "b"
     assert report.forget_accuracy <= 0.05 < report.before["forget_accuracy"]
     assert report.refitted["retain_accuracy"] == np.mean(refitted.predict(features[kept], device="cpu") == labels[kept])
@@ -195,7 +195,9 @@ def test_counts_with_keys_of_other_rows_are_exact_and_said_to_be(counted, fitted
         if key == "membership":
             after = {name: {k: v for k, v in found.items() if k != "against_refitted"} for name, found in after.items()}
         assert after == report.refitted[key]
-    refit = verify(fitted, unlearn(fitted, "c", via="refit"), data[1], shadows=0, baselines=False, device="cpu")
+    refit = verify(
+        fitted, unlearn(fitted, "c", via="refit", device="cpu"), data[1], shadows=0, baselines=False, device="cpu"
+    )
     assert refit.content["bit_identical"] and not refit.content["exact"]
     assert "keys were placed by 61" in refit.remarks[1]
 
@@ -216,7 +218,7 @@ def test_a_chain_of_edits_is_verified_as_a_whole(fitted, data):
     second = unlearn(first.apply(fitted), "d", via="refit")
     report = verify(fitted, [first, second], data[1], shadows=4, baselines=False, device="cpu")
     labels = data[0][1]
-    refitted = fitted.refitted(np.flatnonzero(~np.isin(labels, ["a", "d"])))
+    refitted = fitted.refitted(np.flatnonzero(~np.isin(labels, ["a", "d"])), device=CPU)
     kept = ~np.isin(data[1][1], ["a", "d"])
     said = refitted.predict(data[1][0][kept], device="cpu")
     assert report.refitted["retain_accuracy"] == np.mean(said == data[1][1][kept])

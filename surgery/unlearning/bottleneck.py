@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float32, Int32, Int64, UInt16
 from numpy.typing import NDArray
 
+from surgery.devices import off_cpu, room_for
 from surgery.errors import BottleneckError, OptionError, TaskError
 from surgery.files import new_folder, replace_bytes
 from surgery.models import pick_device
@@ -21,7 +22,7 @@ from surgery.provenance import provenance
 from surgery.unlearning.card import bottleneck_card
 from surgery.unlearning.encoders import Encoder
 from surgery.unlearning.keys import KeyMethod, fit_keys, random_projections, segments
-from surgery.unlearning.rows import Rows, encode_rows, placed_by, read_rows
+from surgery.unlearning.rows import Rows, encode_rows, placed_by, plain_features, read_rows
 from surgery.unlearning.selection import CLOSED, OPEN, SILENT, Selector
 from surgery.unlearning.storage import (
     digest,
@@ -150,7 +151,11 @@ class Bottleneck:
         device: str | None = None,
         progress: Progress = silent,
     ) -> "Bottleneck":
-        """Place the keys without labels, then learn the values.
+        """Place the keys without labels, then learn the values; rows and keys are sent to a GPU once.
+
+        On CUDA, as on a CPU, the same call gives the same bits: keys, ids and values. Between devices keys and values agree
+        to rounding, and a row that is as far from two keys but for rounding may select the other one. What is in a
+        bottleneck is numpy, wherever it was computed.
 
         Args:
             codebooks, keys, key_dim: C codebooks of K keys in d dimensions.
@@ -158,11 +163,12 @@ class Bottleneck:
             projection: `random` maps, or disjoint `segments` of the features.
             key_init: how keys are placed: see `fit_keys`.
             keys_from: rows to place the keys by, instead of `rows`. Deleting a training row is exact only then.
+            device: as torch names them; default CUDA when there is one, else the CPU.
             values: `sgd` as published, or `counts`: a closed form of integer counts, from which a row can be taken exactly.
 
         Raises:
             TaskError: labels missing, or fewer than two classes.
-            OptionError: a setting out of its range.
+            OptionError: a setting out of its range, a device that isn't there, or more than its memory holds.
         """
         if rows.labels is None:
             raise TaskError("the training rows have no labels: name a file or column that has them")
@@ -191,9 +197,12 @@ class Bottleneck:
             else segments(width, codebooks, key_dim)
         )
         placing = rows if keys_from is None else keys_from
-        selector = fit_keys(placing.features, maps, keys, method=key_init, seed=seed, device=place, progress=progress)
+        how: dict[str, Any] = {"method": key_init, "seed": seed, "device": place, "progress": progress}
+        sent = _sent(rows.features, place)
+        selector = fit_keys(placing.features, maps, keys, sent=sent if placing is rows else None, **how)
         progress(0, 1, "selecting keys")
-        ids = selector.select(rows.features, top=top, device=place)
+        ids = selector.select(rows.features if sent is None else sent, top=top, device=place)
+        del sent
         place_of = {name: index for index, name in enumerate(classes)}
         targets = np.array([place_of[label] for label in rows.labels], np.int64)
         training = TrainingRows(rows.features, ids, targets, rows.digests, placed_by(rows, keys_from))
@@ -222,7 +231,11 @@ class Bottleneck:
     def refit_table(
         self, rows: NDArray | None = None, *, device: torch.device | None = None
     ) -> Float32[np.ndarray, "C K Y"] | Int32[np.ndarray, "C K Y"]:
-        """The table that these training rows (default: all of them) give with all keys open, from cached ids alone."""
+        """The table that these training rows (default: all of them) give with all keys open, from cached ids alone.
+
+        The same bits as those of a fit that never saw the others, with the same keys and on the same device; by default
+        CUDA when there is one.
+        """
         training = self.need_training()
         ids, targets = (
             (training.ids, training.targets) if rows is None else (training.ids[rows], training.targets[rows])
@@ -230,6 +243,7 @@ class Bottleneck:
         keys, classes = self.selector.keys.shape[1], len(self.classes)
         if self.counted:
             return count(ids, targets, keys, classes)
+        device = pick_device(None) if device is None else device
         open_states = np.full_like(self.selector.states, OPEN)
         table = learn_values(ids, targets, open_states, classes, self.recipe, self.settings["seed"], device)
         absent = np.bincount(targets, minlength=classes) == 0
@@ -250,32 +264,41 @@ class Bottleneck:
     @property
     def opened(self) -> Selector:
         """The selector with no key masked."""
-        return replace(self.selector, states=np.full_like(self.selector.states, OPEN))
+        return self.selector.with_states(np.full_like(self.selector.states, OPEN))
 
     def masked(self, pairs: Int64[np.ndarray, " P"], answer: str) -> "Bottleneck":
         """With these pairs closed (`next` answers) or silent (`drop`), and their values as they are."""
         states = self.selector.states.copy()
         states.reshape(-1)[pairs] = CLOSED if answer == "next" else SILENT
-        return replace(self, selector=replace(self.selector, states=states))
+        return replace(self, selector=self.selector.with_states(states))
 
-    def current_ids(self, rows: NDArray | None = None) -> UInt16[np.ndarray, "N C top"]:
-        """The keys that training rows (default: all) select now that some keys may be closed."""
+    def current_ids(
+        self, rows: NDArray | None = None, *, device: torch.device | None = None
+    ) -> UInt16[np.ndarray, "N C top"]:
+        """The keys that training rows (default: all) select now that some keys may be closed; by default found on the CPU."""
         training = self.need_training()
         if not (self.selector.states == CLOSED).any():
             return training.ids if rows is None else training.ids[rows]
-        return self._reselected if rows is None else self._reselected[rows]
+        return self._reselected(device) if rows is None else self._reselected(device)[rows]
 
-    def current_selections(self) -> Int32[np.ndarray, "C K"]:
+    def current_selections(self, *, device: torch.device | None = None) -> Int32[np.ndarray, "C K"]:
         """How many training rows select each pair now."""
         keys = self.selector.keys.shape[1]
         if not (self.selector.states == CLOSED).any():
             return self.need_training().selections(keys)
-        return count(self._reselected, np.zeros(len(self._reselected), np.int64), keys, 1)[:, :, 0]
+        ids = self._reselected(device)
+        return count(ids, np.zeros(len(ids), np.int64), keys, 1)[:, :, 0]
+
+    def _reselected(self, device: torch.device | None) -> NDArray:
+        place = str(device or "cpu")
+        if place not in self._current:
+            training = self.need_training()
+            self._current[place] = self.selector.reselect(training.features, training.ids, device=device)
+        return self._current[place]
 
     @cached_property
-    def _reselected(self) -> NDArray:
-        training = self.need_training()
-        return self.selector.reselect(training.features, training.ids)
+    def _current(self) -> dict[str, NDArray]:
+        return {}
 
     @property
     def counted(self) -> bool:
@@ -303,12 +326,15 @@ class Bottleneck:
         return self.training
 
     def select(self, features: Any, *, device: str | None = None) -> UInt16[np.ndarray, "N C top"]:
-        """Ids of the keys that rows select."""
+        """Ids of the keys that rows select: numpy, wherever they were found. A row's are the same whichever it comes with."""
         place = pick_device(device)
         return self.selector.select(self._features(features, place), top=self.settings["top"], device=place)
 
     def answer(self, rows: Any, *, device: str | None = None) -> Answer:
-        """Scores of every class for rows: features [N, D], `Rows`, a list of texts or images, or a data file."""
+        """Scores of every class for rows: features [N, D], `Rows`, a list of texts or images, or a data file.
+
+        Features may be on any device; scores are numpy, on CUDA the same bits each time and a CPU's to rounding.
+        """
         return self.answer_ids(self.select(rows, device=device), device=device)
 
     def answer_ids(self, ids: UInt16[np.ndarray, "N C top"], *, device: str | None = None) -> Answer:
@@ -353,7 +379,7 @@ class Bottleneck:
             rows = read_rows(rows, encoder=encoder, labels_needed=False)
         elif isinstance(rows, Sequence) and rows and isinstance(rows[0], str | tuple | Path):
             return self.checked(self.need_encoder(device=str(device)).encode(list(rows)))
-        return self.checked(rows.features if isinstance(rows, Rows) else Rows.of(rows).features)
+        return self.checked(rows.features if isinstance(rows, Rows) else plain_features(rows))
 
     def checked(self, features: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N D"]:
         """The features; raises TaskError for a width other than the training rows'."""
@@ -491,3 +517,12 @@ def check_seed(seed: int) -> None:
     """Raise OptionError for a seed that numpy can't take."""
     if seed < 0:
         raise OptionError(f"--seed {seed} must be at least 0")
+
+
+def _sent(features: Float32[np.ndarray, "N D"], device: torch.device) -> Float32[torch.Tensor, "N D"] | None:
+    """The rows on a device that isn't the CPU, for all that is done with them there."""
+    if not off_cpu(device):
+        return None
+    what = f"holding {len(features):,} rows of {features.shape[1]:,} features"
+    with room_for(device, features.nbytes, what, "fit on fewer rows, or give --device cpu"):
+        return torch.from_numpy(features).to(device)

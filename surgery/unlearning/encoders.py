@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from surgery.checkpoint import Checkpoint
+from surgery.devices import full_float32
 from surgery.errors import CheckpointError, OptionError, TaskError
 from surgery.files import replace_bytes
 from surgery.models import load_tokenizer, pick_device, pick_dtype, quiet
@@ -93,7 +94,7 @@ class Encoder:
                 f"--pooling {pooling} doesn't go with {reader.kind}s: give {' or '.join(reader.poolings)}"
             )
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), full_float32():
                 pooling = reader.pick_pooling(pooling)
                 # Twice: a few models drop patches at random even in evaluation mode.
                 trial, again = (reader.features(reader.prepare([reader.trial]), pooling) for _ in range(2))
@@ -179,7 +180,10 @@ class Encoder:
         return hashlib.sha256(content.encode()).hexdigest()
 
     def encode(self, inputs: Sequence[Input], progress: Progress = silent) -> Float32[np.ndarray, "N D"]:
-        """Features of each input, in their order.
+        """Features of each input, in their order: numpy, wherever the model is.
+
+        On CUDA the same inputs in the same batches give the same bits; from device to device, and in other batches, features
+        agree to rounding. float32 is computed as such, never in TF32.
 
         Args:
             inputs: texts or pairs of texts; or image files, PIL images or uint8 arrays [height, width (, channels)].
@@ -193,7 +197,7 @@ class Encoder:
         order = sorted(range(len(rows)), key=lambda number: -self.reader.size(rows[number]))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            with torch.inference_mode():
+            with torch.inference_mode(), full_float32():
                 found = self.reader.features([rows[number] for number in batch], self.pooling)
             features[batch] = found.cpu().numpy()
             progress(start + len(batch), len(order), "encoding")

@@ -56,6 +56,8 @@ def unlearn(
             rows that select it, by one more than the other rows that do; `count`, the forget rows that select it (as
             published); or `purity`, their share of all rows that do.
         answer: what becomes of a row nearest to a masked key: the `next` open key answers, or the codebook `drop`s out.
+        device: where keys are selected and values refitted; default CUDA when there is one. The same call gives the same edit
+            on CUDA too. Refit where values were learnt: on another device all of them differ by rounding.
 
     Raises:
         OptionError: an option out of its range, or more keys than the forget rows select.

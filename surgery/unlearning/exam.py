@@ -13,7 +13,7 @@ from surgery.unlearning.bottleneck import Answer, Bottleneck
 from surgery.unlearning.membership import Suspects
 from surgery.unlearning.rows import Rows
 from surgery.unlearning.training import TrainingRows
-from surgery.unlearning.values import Table, batches, toward
+from surgery.unlearning.values import Chosen, Table, batches, toward
 
 RELEARN = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
@@ -88,11 +88,11 @@ class Exam:
         curve: dict[str, float] = {}
         for number in [n for n in RELEARN if n <= len(order)]:
             again = removed.take(order[:number])
-            again_ids = select(again.features, again.ids, device=self._device)
+            chosen = Chosen(select(again.features, again.ids, device=self._device), self._device)
             table = Table(bottleneck.values, bottleneck.selector.states, self._device)
             push = toward(again.targets, len(self._names), bottleneck.recipe, self._device)
-            for rows in batches(number, bottleneck.recipe, seed):
-                table.step(again_ids, rows, push)
+            for rows in batches(number, bottleneck.recipe, seed, self._device):
+                table.step(chosen, rows, push)
             logits, abstained = table.answer(ids)
             curve[str(number)] = mean((logits.argmax(1) == test.targets) & ~abstained) or 0.0
         enough = [int(number) for number, accuracy in curve.items() if accuracy >= before / 2]

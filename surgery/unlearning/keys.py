@@ -6,16 +6,16 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 from numpy.typing import NDArray
+from torch import Tensor
 
+from surgery.devices import off_cpu
 from surgery.errors import OptionError
 from surgery.progress import Progress, silent
-from surgery.unlearning.selection import MOST_KEYS, Selector, nearest_keys
+from surgery.unlearning.placing import BATCH, DEAD, DECAY, EPOCHS, LLOYD_ROUNDS, draw_far, place_on_device, start_rows
+from surgery.unlearning.selection import MOST_KEYS, Selector, as_products, nearest_keys
 
 KeyMethod = Literal["kmeans", "ema", "sample"]
 KEY_METHODS = ("kmeans", "ema", "sample")
-
-_ROUNDS = 12  # of k-means: what further ones move is below what another seed moves
-_EPOCHS, _DECAY, _BATCH, _DEAD = 10, 0.95, 256, 0.05
 
 
 def random_projections(width: int, codebooks: int, d: int, seed: int) -> Float32[np.ndarray, "C D d"]:
@@ -46,14 +46,19 @@ def fit_keys(
     method: KeyMethod = "kmeans",
     seed: int = 0,
     device: torch.device | None = None,
+    sent: Float32[Tensor, "N D"] | None = None,
     progress: Progress = silent,
 ) -> Selector:
-    """Place every codebook's keys, one codebook at a time, without labels.
+    """Place every codebook's keys without labels: on a CPU one codebook at a time, on a GPU many at once.
+
+    The same rows, seed and device give the same bits, on CUDA too. Between devices keys agree but for rounding, until it
+    hands a row to another key.
 
     Args:
         method: `kmeans` (Lloyd's rounds from rows drawn at random), `ema` (moving averages over batches, as published) or
             `sample` (rows drawn at random and left there). Keys that no row is nearest to move to a row that is far
             from its own key.
+        sent: the features on `device`, if they are there already.
 
     Raises:
         OptionError: more keys than rows to place them by, or than a uint16 can name.
@@ -65,20 +70,24 @@ def fit_keys(
             f"--keys {keys} must lie between 2 and {min(MOST_KEYS, len(features)):,}: the {len(features):,} rows that place them, and {MOST_KEYS:,} at most"
         )
     codebooks, _, d = projections.shape
-    center = _coarse_mean(features)
+    center, states = _coarse_mean(features), np.zeros((codebooks, keys), np.uint8)
+    randoms = [np.random.default_rng([seed, 1, codebook]) for codebook in range(codebooks)]
+    if off_cpu(device):
+        given = features if sent is None else sent
+        placed = place_on_device(given, center, projections, keys, method, randoms, device, progress)
+        return Selector(center, projections, placed, states)
     centered = features - center
     placed = np.empty((codebooks, keys, d), np.float32)
-    for codebook in range(codebooks):
-        random = np.random.default_rng([seed, 1, codebook])
+    for codebook, random in enumerate(randoms):
         queries = centered @ projections[codebook]
-        start = queries[random.permutation(len(queries))[:keys]]
+        start = queries[start_rows(len(queries), keys, random)]
         if method == "kmeans":
-            start = _kmeans(queries, start, random, device)
+            start = _kmeans(queries, start, random)
         elif method == "ema":
-            start = _moving_average(queries, start, random, device)
+            start = _moving_average(queries, start, random)
         placed[codebook] = start
         progress(codebook + 1, codebooks, "placing keys")
-    return Selector(center, projections, placed, np.zeros((codebooks, keys), np.uint8))
+    return Selector(center, projections, placed, states)
 
 
 def _coarse_mean(features: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, " D"]:
@@ -87,10 +96,10 @@ def _coarse_mean(features: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, " 
     return (np.round(features.mean(0, dtype=np.float64) / step) * step).astype(np.float32)
 
 
-def _kmeans(queries: NDArray, keys: NDArray, random: np.random.Generator, device: torch.device | None) -> NDArray:
+def _kmeans(queries: NDArray, keys: NDArray, random: np.random.Generator) -> NDArray:
     before = None
-    for _ in range(_ROUNDS):
-        ids = _nearest(queries, keys, device)
+    for _ in range(LLOYD_ROUNDS):
+        ids = _nearest(queries, keys)
         if before is not None and np.array_equal(ids, before):
             break
         before = ids
@@ -103,38 +112,27 @@ def _kmeans(queries: NDArray, keys: NDArray, random: np.random.Generator, device
     return keys
 
 
-def _moving_average(
-    queries: NDArray, keys: NDArray, random: np.random.Generator, device: torch.device | None
-) -> NDArray:
+def _moving_average(queries: NDArray, keys: NDArray, random: np.random.Generator) -> NDArray:
     keys = keys.copy()
     weight, total = np.ones(len(keys)), keys.astype(np.float64)
-    for _ in range(_EPOCHS):
+    for _ in range(EPOCHS):
         order = random.permutation(len(queries))
-        for start in range(0, len(order), _BATCH):
-            batch = queries[order[start : start + _BATCH]]
-            ids = _nearest(batch, keys, device)
+        for start in range(0, len(order), BATCH):
+            batch = queries[order[start : start + BATCH]]
+            ids = _nearest(batch, keys)
             counts, sums = _totals(batch, ids, len(keys))
-            weight = _DECAY * weight + (1 - _DECAY) * counts
-            total = _DECAY * total + (1 - _DECAY) * sums
+            weight = DECAY * weight + (1 - DECAY) * counts
+            total = DECAY * total + (1 - DECAY) * sums
             keys = (total / weight[:, None]).astype(np.float32)
-            dead = np.flatnonzero(weight < _DEAD * len(batch) / len(keys))
+            dead = np.flatnonzero(weight < DEAD * len(batch) / len(keys))
             if len(dead):
                 keys[dead] = _far_rows(batch, keys[ids], len(dead), random)
                 weight[dead], total[dead] = 1, keys[dead]
     return keys
 
 
-def _nearest(queries: NDArray, keys: NDArray, device: torch.device | None) -> NDArray:
-    d = keys.shape[1]
-    still = Selector(
-        np.zeros(d, np.float32), np.eye(d, dtype=np.float32)[None], keys[None], np.zeros((1, len(keys)), np.uint8)
-    )
-    step = max(1, (1 << 20) // len(keys))
-    parts = [
-        nearest_keys(queries[None, start : start + step], still.products, device=device)[0, :, 0]
-        for start in range(0, len(queries), step)
-    ]
-    return np.concatenate(parts)
+def _nearest(queries: NDArray, keys: NDArray) -> NDArray:
+    return nearest_keys(queries[None], as_products(keys[None]))[0, :, 0]
 
 
 def _totals(queries: NDArray, ids: NDArray, keys: int) -> tuple[NDArray, NDArray]:
@@ -147,6 +145,4 @@ def _totals(queries: NDArray, ids: NDArray, keys: int) -> tuple[NDArray, NDArray
 def _far_rows(queries: NDArray, own: NDArray, count: int, random: np.random.Generator) -> NDArray:
     """Rows drawn in proportion to the squared distance from their key."""
     away = ((queries - own) ** 2).sum(1, dtype=np.float64)
-    chance = away / away.sum() if away.sum() > 0 else None
-    replace = count > int((away > 0).sum()) or count > len(queries)
-    return queries[random.choice(len(queries), count, replace=replace, p=None if replace else chance)]
+    return queries[draw_far(away, count, random)]

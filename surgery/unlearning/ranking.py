@@ -41,7 +41,7 @@ class ForgetSet:
         self._classes = classes
         self.positions = positions
         self.targets = self._training.targets[positions]
-        self.ids = bottleneck.current_ids(positions)
+        self.ids = bottleneck.current_ids(positions, device=device)
         self._codebooks, self._keys, self._labels = bottleneck.table.shape
 
     @cached_property
@@ -54,7 +54,9 @@ class ForgetSet:
         counts = self._counts[self.active].astype(np.float32)
         if rank == "count":
             return counts
-        everything = self._bottleneck.current_selections().reshape(-1)[self.active].astype(np.float32)
+        everything = (
+            self._bottleneck.current_selections(device=self._device).reshape(-1)[self.active].astype(np.float32)
+        )
         if rank == "purity":
             return counts / everything
         return self._votes(counts) / (everything - counts + 1)
@@ -86,15 +88,15 @@ class ForgetSet:
         were refitted without them.
         """
         asked = np.linspace(0, len(self.positions) - 1, min(len(self.positions), _ASKED)).astype(np.int64)
-        queries = self._bottleneck.selector.project(self._training.features[self.positions[asked]])
+        features = self._training.features[self.positions[asked]]
+        reselect = self._bottleneck.selector.reselector(features, self.ids[asked], self._device)
         table = Table(self._bottleneck.values, self._bottleneck.selector.states, self._device)
         enough, rule = self._enough(asked)
 
         def works(number: int) -> bool:
-            selector = self._bottleneck.masked(pairs_for(number), answer).selector
-            table.close(selector.states)
-            ids = selector.reselect_queries(lambda book, rows: queries[book, rows], self.ids[asked], self._device)
-            return enough(*table.answer(ids))
+            states = self._bottleneck.masked(pairs_for(number), answer).selector.states
+            table.close(states)
+            return enough(*table.answer(reselect(states)))
 
         low, high = -1, most
         steps = 0

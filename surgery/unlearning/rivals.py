@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from surgery.unlearning.bottleneck import Bottleneck
-from surgery.unlearning.values import Push, Table, batches, toward
+from surgery.unlearning.values import Chosen, Push, Table, batches, toward
 
 # One choice for all data, by held-out training rows of digits and of Fashion-MNIST.
 _BETA = 0.87  # NegGrad+: the weight of retained rows; forget rows have 1 - beta
@@ -30,9 +30,11 @@ class Student:
     def __init__(
         self, bottleneck: Bottleneck, forget: Int64[np.ndarray, " R"], seed: int, device: torch.device
     ) -> None:
-        self._ids, self._targets = bottleneck.current_ids(), bottleneck.need_training().targets
+        self._ids = bottleneck.current_ids(device=device)
+        self._targets = bottleneck.need_training().targets
         self.forget, self._retained = forget, np.delete(np.arange(len(self._targets)), forget)
         self._table = Table(bottleneck.values, bottleneck.selector.states, device)
+        self._chosen = Chosen(self._ids, device)
         self._classes, self._recipe = len(bottleneck.classes), bottleneck.recipe
         self._device = device
         self._random = np.random.default_rng([seed, 6])
@@ -59,7 +61,7 @@ class Student:
     def neggrad(self) -> None:
         """One epoch in whose batches retained rows' cross-entropy goes down, and that of as many forget rows up."""
         forget = torch.zeros(len(self._targets), 1, dtype=torch.bool, device=self._device)
-        forget[self.forget] = True
+        forget[torch.from_numpy(self.forget).to(self._device)] = True
         down = self._toward(self._targets)
         # Without smoothing: where a row has reached its smoothed target there is no way up.
         up = toward(self._targets, self._classes, replace(self._recipe, smoothing=0.0), self._device)
@@ -99,11 +101,13 @@ class Student:
 
     def _epoch(self, rows: Int64[np.ndarray, " M"], push: Push, beside: Int64[np.ndarray, " R"] | None = None) -> None:
         """Go through these training rows once, mixed anew; with `beside`, each batch has as many of those, drawn anew."""
-        for batch in batches(len(rows), replace(self._recipe, epochs=1), int(self._random.integers(1 << 32))):
-            chosen = rows[batch.numpy()]
+        there, seed = torch.from_numpy(rows).to(self._device), int(self._random.integers(1 << 32))
+        for batch in batches(len(rows), replace(self._recipe, epochs=1), seed, self._device):
+            asked = there[batch]
             if beside is not None:
-                chosen = np.concatenate([chosen, self._random.choice(beside, len(chosen))])
-            self._table.step(self._ids, torch.from_numpy(chosen), push)
+                drawn = torch.from_numpy(self._random.choice(beside, len(batch)))
+                asked = torch.cat([asked, drawn.to(self._device)])
+            self._table.step(self._chosen, asked, push)
 
 
 def distil(teacher: Tensor, rate: float) -> Push:

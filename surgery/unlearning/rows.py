@@ -46,18 +46,10 @@ class Rows:
     digests: UInt64[np.ndarray, " N"]
 
     def __post_init__(self) -> None:
-        if not self.features.size:
-            raise TaskError(f"features of shape {self.features.shape} hold no rows: give at least one")
+        _check(self.features)
         for what, values in (("labels", self.labels), ("digests", self.digests)):
             if values is not None and len(values) != len(self):
                 raise TaskError(f"there are {len(self)} feature rows and {len(values)} {what}: give one for each row")
-        if (largest := float(np.abs(self.features).max(initial=0, where=np.isfinite(self.features)))) > _LARGEST:
-            raise TaskError(f"features reach {largest:.1e}, whose squares float32 can't hold: scale them down")
-        finite = np.isfinite(self.features).all(1)
-        if not finite.all():
-            row = int(finite.argmin())
-            wrong = "NaN" if np.isnan(self.features[row]).any() else "infinity"
-            raise TaskError(f"feature row {row}, counted from 0, holds {wrong}: leave it out or make it again")
 
     def __repr__(self) -> str:
         return (
@@ -85,24 +77,53 @@ class Rows:
         Raises:
             TaskError: numbers that aren't finite, labels of another type, lengths that differ.
         """
-        try:
-            given = X.detach().to_dense().cpu() if isinstance(X, Tensor) else np.asarray(X)
-        except ValueError:  # numpy's, of rows that aren't equally long
-            raise TaskError("features aren't rows of one length: give an array [rows, features]") from None
-        if given.ndim < 2 or 0 in given.shape:
-            raise TaskError(f"features of shape {tuple(given.shape)} aren't rows: give two axes or more, and one row")
-        flat: Any = given.reshape(len(given), -1)
-        if isinstance(flat, Tensor):
-            raw = flat.contiguous().view(torch.uint8).numpy()  # bfloat16 has bytes in numpy, but no type
-            flat = flat.float().numpy() if flat.is_floating_point() else flat.numpy()
-        else:
-            raw = flat = np.ascontiguousarray(flat)
-        if flat.dtype.kind not in "iuf":
-            raise TaskError(f"features of type {flat.dtype} aren't numbers: give integers or floats")
-        with np.errstate(over="ignore"):  # it becomes infinity, which is refused by row
-            features = flat.astype(np.float32)
+        features, raw = _flat(X)
         digests = np.array([xxhash.xxh3_64_intdigest(row.data) for row in raw], np.uint64)
         return cls(features, None if y is None else _labels(y), digests)
+
+
+def plain_features(X: Any) -> Float32[np.ndarray, "N D"]:  # noqa: N803
+    """The features that `Rows.of` makes of X, checked likewise, without the cost of digests."""
+    features = _flat(X)[0]
+    _check(features)
+    return features
+
+
+def _flat(X: Any) -> tuple[Float32[np.ndarray, "N D"], NDArray]:  # noqa: N803
+    """Rows as float32, and as the bytes that were given."""
+    try:
+        given = X.detach().to_dense().cpu() if isinstance(X, Tensor) else np.asarray(X)
+    except ValueError:  # numpy's, of rows that aren't equally long
+        raise TaskError("features aren't rows of one length: give an array [rows, features]") from None
+    if given.ndim < 2 or 0 in given.shape:
+        raise TaskError(f"features of shape {tuple(given.shape)} aren't rows: give two axes or more, and one row")
+    flat: Any = given.reshape(len(given), -1)
+    if isinstance(flat, Tensor):
+        raw = flat.contiguous().view(torch.uint8).numpy()  # bfloat16 has bytes in numpy, but no type
+        flat = flat.float().numpy() if flat.is_floating_point() else flat.numpy()
+    else:
+        raw = flat = np.ascontiguousarray(flat)
+    if flat.dtype.kind not in "iuf":
+        raise TaskError(f"features of type {flat.dtype} aren't numbers: give integers or floats")
+    with np.errstate(over="ignore"):  # it becomes infinity, which is refused by row
+        features = flat.astype(np.float32)
+    return features, raw
+
+
+def _check(features: Float32[np.ndarray, "N D"]) -> None:
+    """Refuse what can't be rows."""
+    if not features.size:
+        raise TaskError(f"features of shape {features.shape} hold no rows: give at least one")
+    # Two passes where all is well: NaN is less than nothing.
+    if features.min() >= -_LARGEST and features.max() <= _LARGEST:
+        return
+    if (largest := float(np.abs(features).max(initial=0, where=np.isfinite(features)))) > _LARGEST:
+        raise TaskError(f"features reach {largest:.1e}, whose squares float32 can't hold: scale them down")
+    finite = np.isfinite(features).all(1)
+    if not finite.all():
+        row = int(finite.argmin())
+        wrong = "NaN" if np.isnan(features[row]).any() else "infinity"
+        raise TaskError(f"feature row {row}, counted from 0, holds {wrong}: leave it out or make it again")
 
 
 def read_rows(

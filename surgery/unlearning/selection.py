@@ -1,13 +1,17 @@
 """Which key answers for which row: the nearest open one of every codebook, at the speed of one matrix product."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8, UInt16
+from jaxtyping import Float32, Int32, Int64, UInt8, UInt16
 from numpy.typing import NDArray
+from torch import Tensor
+
+from surgery.devices import off_cpu
+from surgery.unlearning.sent import SentRows, SentSelector
 
 # What a (codebook, key) pair may be: open; closed, so that the next-nearest key answers; or silent, so that a row
 # nearest to it gets no answer from that codebook.
@@ -17,7 +21,6 @@ MASKS = ("activations", "examples")  # the ways to forget that close keys
 MOST_KEYS = 1 << 16  # ids are kept as uint16
 # float32 scores held at once (2 MiB): enough for the product's full speed, little enough for a core's cache.
 _SCRATCH = 1 << 19
-_GPU_SCRATCH, _GPU_ROWS = 1 << 26, 1 << 13  # a GPU wants more at once
 _FEW = 256  # rows below which a product loses speed
 
 
@@ -42,22 +45,32 @@ class Selector:
     states: UInt8[np.ndarray, "C K"]
 
     def select(
-        self, features: Float32[np.ndarray, "N D"], *, top: int = 1, device: torch.device | None = None
+        self,
+        features: Float32[np.ndarray, "N D"] | Float32[Tensor, "N D"],
+        *,
+        top: int = 1,
+        device: torch.device | None = None,
     ) -> UInt16[np.ndarray, "N C top"]:
         """Ids of each row's nearest keys that aren't closed, nearest first.
 
-        Memory beyond the result stays at a few MB, whatever the number of rows. Where a codebook has fewer than `top`
-        keys that aren't closed, the ids beyond them are closed keys: look at `states` before using them.
+        Memory beyond the result stays at a few MB on a CPU, whatever the number of rows. Where a codebook has fewer than
+        `top` keys that aren't closed, the ids beyond them are closed keys: look at `states` before using them.
+
+        On CUDA a row's ids are the same each time, whichever rows it comes with. Between devices, as between processors, a
+        row that is as far from two keys but for rounding may select the other one.
+
+        Args:
+            features: an array, or a tensor, which may be on `device` already.
         """
+        if off_cpu(device):
+            return self._sent(device).select(features, self.states == CLOSED, top)
         codebooks, keys, d = self.keys.shape
         found = np.empty((len(features), codebooks, top), np.uint16)
         block = min(_block(keys), max(_FEW, _SCRATCH // (codebooks * d)))
-        if device is not None and device.type != "cpu":
-            block = _GPU_ROWS  # each block sends all keys across
         for start in range(0, len(features), block):
             rows = slice(start, start + block)
-            queries = self.project(features[rows])
-            found[rows] = nearest_keys(queries, self.products, top=top, device=device).transpose(1, 0, 2)
+            queries = self.project(np.asarray(features[rows]))
+            found[rows] = nearest_keys(queries, self.products, top=top).transpose(1, 0, 2)
         return found
 
     def reselect(
@@ -68,10 +81,40 @@ class Selector:
         device: torch.device | None = None,
     ) -> UInt16[np.ndarray, "N C top"]:
         """`select`, where `ids` are what it gave before some more keys were closed: looks again only where one of them was."""
-        if not (self.states == CLOSED).any():
+        closed = self.states == CLOSED
+        if not closed.any():
             return ids
+        if off_cpu(device):
+            stale = closed[np.arange(len(closed))[:, None], ids].any(2)  # [N, C]
+            rows, found = np.flatnonzero(stale.any(1)), ids.copy()
+            if len(rows):
+                again = self.select(features[rows], top=ids.shape[2], device=device)
+                found[rows] = np.where(stale[rows][:, :, None], again, ids[rows])
+            return found
         centered = features - self.center
-        return self.reselect_queries(lambda codebook, rows: centered[rows] @ self.projections[codebook], ids, device)
+        return self._reselect(lambda codebook, rows: centered[rows] @ self.projections[codebook], ids)
+
+    def reselector(
+        self,
+        features: Float32[np.ndarray, "N D"],
+        ids: UInt16[np.ndarray, "N C top"],
+        device: torch.device | None = None,
+    ) -> Callable[[UInt8[np.ndarray, "C K"]], UInt16[np.ndarray, "N C top"] | Int32[Tensor, "N C top"]]:
+        """`reselect` as a function of the states: for asking about the same rows again and again.
+
+        The rows are projected once, and sent to a device other than the CPU once; there the ids stay.
+        """
+        if off_cpu(device):
+            rows = SentRows(self._sent(device), features, ids, device)
+            return lambda states: rows.reselect(states == CLOSED)
+        queries = self.project(features)
+        return lambda states: self.with_states(states)._reselect(lambda book, rows: queries[book, rows], ids)
+
+    def with_states(self, states: UInt8[np.ndarray, "C K"]) -> "Selector":
+        """The same keys in other states; they aren't sent to a device again."""
+        other = replace(self, states=states)
+        other.__dict__["_devices"] = self._devices
+        return other
 
     def project(self, features: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "C N d"]:
         """Each row's queries, one a codebook: for asking about the same rows again and again."""
@@ -79,11 +122,8 @@ class Selector:
         queries = ((features - self.center) @ self._map).reshape(-1, codebooks, d)
         return np.ascontiguousarray(queries.transpose(1, 0, 2))
 
-    def reselect_queries(
-        self,
-        queries: Callable[[int, NDArray], NDArray],
-        ids: UInt16[np.ndarray, "N C top"],
-        device: torch.device | None = None,
+    def _reselect(
+        self, queries: Callable[[int, NDArray], NDArray], ids: UInt16[np.ndarray, "N C top"]
     ) -> UInt16[np.ndarray, "N C top"]:
         """`reselect`, given the queries of a codebook for some rows."""
         found = ids.copy()
@@ -91,9 +131,17 @@ class Selector:
             stale = np.flatnonzero(closed[ids[:, codebook]].any(1))
             if len(stale):
                 right = self.products[codebook : codebook + 1]
-                asked = queries(codebook, stale)[None]
-                found[stale, codebook] = nearest_keys(asked, right, top=ids.shape[2], device=device)[0]
+                found[stale, codebook] = nearest_keys(queries(codebook, stale)[None], right, top=ids.shape[2])[0]
         return found
+
+    def _sent(self, device: torch.device) -> SentSelector:
+        if device not in self._devices:
+            self._devices[device] = SentSelector(self.center, self._map, self.keys, device)
+        return self._devices[device]
+
+    @cached_property
+    def _devices(self) -> dict[torch.device, SentSelector]:
+        return {}
 
     @cached_property
     def products(self) -> Float32[np.ndarray, "C e K"]:
@@ -122,14 +170,8 @@ def nearest_keys(
     products: Float32[np.ndarray, "C d+1 K"],
     *,
     top: int = 1,
-    device: torch.device | None = None,
 ) -> Int64[np.ndarray, "C N top"]:
-    """Ids of the keys with the smallest scores; ties go to the smaller id.
-
-    On a CPU by numpy, whose argmin is several times as fast as torch's; elsewhere by torch.
-    """
-    if device is not None and device.type != "cpu":
-        return _on_device(queries, products, top, device)
+    """Ids of the keys with the smallest scores; ties go to the smaller id. By numpy, whose argmin is several times torch's."""
     codebooks, rows, d = queries.shape
     block = min(rows, _block(products.shape[2]))
     left = np.ones((block, d + 1), np.float32)
@@ -161,15 +203,3 @@ def _smallest(scores: Float32[np.ndarray, "N K"], top: int) -> Int64[np.ndarray,
     tied = np.flatnonzero((scores <= np.take_along_axis(scores, found[:, -1:], 1)).sum(1) > top)
     found[tied] = np.argsort(scores[tied], axis=1, kind="stable")[:, :top]
     return found
-
-
-def _on_device(queries: NDArray, products: NDArray, top: int, device: torch.device) -> NDArray:
-    left = torch.from_numpy(queries)
-    left = torch.cat([left, left.new_ones(*left.shape[:2], 1)], 2)
-    step = max(1, _GPU_SCRATCH // (left.shape[1] * products.shape[2]))
-    found = []
-    for start in range(0, len(left), step):
-        right = torch.from_numpy(products[start : start + step]).to(device)
-        scores = torch.bmm(left[start : start + step].to(device), right)
-        found.append(scores.argmin(2, keepdim=True) if top == 1 else scores.argsort(dim=2, stable=True)[:, :, :top])
-    return torch.cat(found).cpu().numpy()

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt16
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from surgery.devices import off_cpu, room_for
 from surgery.errors import OptionError
 from surgery.unlearning.selection import OPEN
 
-_ROWS = 1024  # answered at once
-_SCRATCH = 1 << 22  # floats copied at once while values are changed
+_ROWS, _GPU_ROWS = 1 << 10, 1 << 14  # answered at once
+_SCRATCH, _GPU_SCRATCH = 1 << 22, 1 << 26  # floats copied at once while values are changed
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,26 @@ class Sgd:
 Push = Callable[[Tensor, Tensor], Tensor]
 
 
+class Chosen:
+    """Ids of the keys that rows select, for a table on this device: sent there once."""
+
+    def __init__(self, ids: UInt16[np.ndarray, "N C top"], device: torch.device | None = None) -> None:
+        self._ids = ids
+        # int32: torch hardly computes with uint16.
+        self._sent = torch.from_numpy(ids.astype(np.int32)).to(device) if off_cpu(device) else None
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Those [B, C, top] of these rows, whose numbers are on the table's device."""
+        if self._sent is None:
+            return torch.from_numpy(self._ids[rows.numpy()].astype(np.int64))
+        return self._sent[rows].long()
+
+
 class Table:
     """Values in the shape that training and answering want: one row a pair, and a last one for "no answer".
+
+    On a CPU and on CUDA answers and steps are the same bits each time, and a row's answer doesn't depend on which rows it
+    comes with. Between devices they agree to rounding.
 
     Args:
         values: scores of every pair.
@@ -60,6 +78,8 @@ class Table:
     ) -> None:
         self._shape = values.shape
         codebooks, keys, classes = values.shape
+        self._device = torch.device("cpu" if device is None else device)
+        self._gpu = off_cpu(device)
         self._none = codebooks * keys
         self._rows = torch.zeros(self._none + 1, classes, device=device)
         self._rows[:-1] = torch.from_numpy(values).reshape(-1, classes)
@@ -68,42 +88,62 @@ class Table:
 
     def close(self, states: UInt8[np.ndarray, "C K"]) -> None:
         """Let the pairs that are OPEN answer, and no others."""
-        closed = torch.from_numpy(states.reshape(-1) != OPEN)
-        self._closed = torch.cat([closed, torch.tensor([True])]).to(self._rows.device) if bool(closed.any()) else None
+        closed = np.append(states.reshape(-1) != OPEN, True)
+        self._closed = torch.from_numpy(closed).to(self._device) if closed[:-1].any() else None
 
     @property
     def values(self) -> Float32[np.ndarray, "C K Y"]:
         """The scores as they are now."""
         return self._rows[:-1].cpu().numpy().reshape(self._shape)
 
-    def answer(self, ids: UInt16[np.ndarray, "N C top"]) -> tuple[Float32[np.ndarray, "N Y"], Bool[np.ndarray, " N"]]:
-        """Mean score over the pairs that answer, and which rows none answers for (their scores are 0)."""
-        logits, abstained = [], []
-        for start in range(0, len(ids), _ROWS):
-            pairs = self._pairs(ids[start : start + _ROWS])
-            logits.append(self._mean(pairs).cpu().numpy())
-            abstained.append((pairs == self._none).all(1).cpu().numpy())
-        return np.concatenate(logits), np.concatenate(abstained)
+    def answer(
+        self, ids: UInt16[np.ndarray, "N C top"] | Int32[Tensor, "N C top"]
+    ) -> tuple[Float32[np.ndarray, "N Y"], Bool[np.ndarray, " N"]]:
+        """Mean score over the pairs that answer, and which rows none answers for (their scores are 0).
 
-    def step(self, ids: UInt16[np.ndarray, "N C top"], rows: Tensor, push: Push) -> None:
+        Args:
+            ids: an array; or a tensor on the table's device.
+        """
+        logits, abstained = [], []
+        block = _GPU_ROWS if self._gpu else _ROWS
+        for start in range(0, len(ids), block):
+            some = ids[start : start + block]
+            some = some.long() if isinstance(some, Tensor) else torch.from_numpy(some.astype(np.int64))
+            pairs = self._pairs(some.to(self._device))
+            logits.append(self._mean(pairs))
+            abstained.append((pairs == self._none).all(1))
+        return torch.cat(logits).cpu().numpy(), torch.cat(abstained).cpu().numpy()
+
+    def step(self, chosen: Chosen, rows: Tensor, push: Push) -> None:
         """Add what `push` says to the values that these rows select."""
-        pairs = self._pairs(ids[rows.numpy()])
+        pairs = self._pairs(chosen.of(rows))
         change = push(rows, self._mean(pairs))
-        few = max(1, _SCRATCH // (pairs.shape[1] * change.shape[1]))  # rows whose B x C x classes copy stays small
+        scratch = _GPU_SCRATCH if self._gpu else _SCRATCH
+        few = max(1, scratch // (pairs.shape[1] * change.shape[1]))  # rows whose B x C x classes copy stays small
         for some, theirs in zip(pairs.split(few), change.split(few), strict=True):
-            self._rows.index_add_(0, some.reshape(-1), theirs.repeat_interleave(pairs.shape[1], 0))
+            self._add(some.reshape(-1), theirs.repeat_interleave(pairs.shape[1], 0))
         self._rows[self._none] = 0
 
-    def _pairs(self, ids: NDArray) -> Tensor:
-        found = torch.from_numpy(ids.astype(np.int64)).to(self._rows.device) + self._first
-        found = found.flatten(1)
+    def _add(self, pairs: Tensor, change: Tensor) -> None:
+        """Add to each pair's values all that is meant for it, in order."""
+        if self._gpu:
+            # CUDA's index_add_ adds by atomics, in any order. This one sorts by pair, keeping the order of equal ones, and
+            # adds up each pair's in turn.
+            self._rows.index_put_((pairs,), change, accumulate=True)
+        else:
+            self._rows.index_add_(0, pairs, change)
+
+    def _pairs(self, ids: Tensor) -> Tensor:
+        found = (ids + self._first).flatten(1)
         return found if self._closed is None else found.masked_fill(self._closed[found], self._none)
 
     def _mean(self, pairs: Tensor) -> Tensor:
-        # A sum that never builds B x C x classes. "No answer" adds 0; torch's own padding_idx is ten times as slow.
+        # A sum that never builds B x C x classes, each row's in order. "No answer" adds 0; torch's own padding_idx is ten
+        # times as slow.
         total = F.embedding_bag(pairs, self._rows, mode="sum")
         if self._closed is None:
-            return total / pairs.shape[1]
+            # By a tensor: by a number CUDA would multiply with its rounded inverse, and differ from the line below.
+            return total / (torch.full((), pairs.shape[1], device=self._device) if self._gpu else pairs.shape[1])
         return total / (pairs != self._none).sum(1, keepdim=True).clamp(min=1)
 
 
@@ -111,7 +151,7 @@ def toward(targets: Int64[np.ndarray, " N"], classes: int, recipe: Sgd, device: 
     """The published objective: cross-entropy with smoothed targets."""
     soft = torch.full((classes, classes), recipe.smoothing / classes, device=device)
     soft += torch.eye(classes, device=device) * (1 - recipe.smoothing)
-    labels = torch.from_numpy(targets)
+    labels = torch.from_numpy(targets).to(soft.device)
 
     def push(rows: Tensor, logits: Tensor) -> Tensor:
         return recipe.rate * (soft[labels[rows]] - logits.softmax(1))
@@ -119,11 +159,11 @@ def toward(targets: Int64[np.ndarray, " N"], classes: int, recipe: Sgd, device: 
     return push
 
 
-def batches(rows: int, recipe: Sgd, seed: int) -> Iterator[Tensor]:
-    """Row numbers, mixed anew each epoch."""
+def batches(rows: int, recipe: Sgd, seed: int, device: torch.device | None = None) -> Iterator[Tensor]:
+    """Row numbers on the device, mixed anew each epoch."""
     random = np.random.default_rng([seed, 2])
     for _ in range(recipe.epochs):
-        yield from torch.from_numpy(random.permutation(rows)).split(recipe.batch)
+        yield from torch.from_numpy(random.permutation(rows)).to(device or "cpu").split(recipe.batch)
 
 
 def learn_values(
@@ -137,13 +177,22 @@ def learn_values(
 ) -> Float32[np.ndarray, "C K Y"]:
     """Values by SGD from zero, from the ids of the keys that each row selects.
 
-    On a CPU the same rows, order and seed give the same bits; on CUDA sums are taken in any order.
+    On a CPU, and on CUDA too, the same rows, order and seed give the same bits. Between devices values agree to rounding.
+
+    Raises:
+        OptionError: more than a GPU's memory holds.
     """
-    table = Table(np.zeros((*states.shape, classes), np.float32), states, device)
-    push = toward(targets, classes, recipe, device)
-    for rows in batches(len(ids), recipe, seed):
-        table.step(ids, rows, push)
-    return table.values
+    place = torch.device("cpu" if device is None else device)
+    pairs = ids[0].size if len(ids) else 0
+    step = 3 * min(recipe.batch * pairs * classes, _GPU_SCRATCH) + 8 * recipe.batch * pairs
+    needed = 4 * (ids.size + (states.size + 1) * classes + step)
+    what = f"learning values of {states.size:,} keys for {classes:,} classes"
+    with room_for(place, needed, what, "lower --codebooks or --keys, or give --device cpu"):
+        table = Table(np.zeros((*states.shape, classes), np.float32), states, place)
+        push, chosen = toward(targets, classes, recipe, place), Chosen(ids, place)
+        for rows in batches(len(ids), recipe, seed, place):
+            table.step(chosen, rows, push)
+        return table.values
 
 
 def count(

@@ -54,6 +54,8 @@ def verify(
         baselines: fine-tuning, random labels, NegGrad+, SCRUB and logit masking on the same bottleneck too.
         shadows: bottlenecks trained for the likelihood-ratio attack, 4 or more; 0 leaves it out. They forget as the edit
             did, and the refitted bottleneck is attacked by the same ones.
+        device: default CUDA when there is one; `bit_identical` can only be true where values were learnt and refitted on one
+            kind of device.
 
     Raises:
         TaskError: test labels missing, or of a class that training never saw; no test row that isn't a training row.

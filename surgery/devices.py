@@ -1,0 +1,98 @@
+"""What computing on a GPU needs beside the code: products in full float32, and a sentence when its memory is too small."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeGuard
+
+import torch
+
+from surgery.errors import OptionError
+
+
+def off_cpu(device: torch.device | None) -> TypeGuard[torch.device]:
+    """Whether this is another device than the CPU, which None stands for too."""
+    return device is not None and device.type != "cpu"
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Products and convolutions of float32 numbers on a GPU in float32, and the same bits each time.
+
+    By default torch rounds what goes into a GPU's convolutions to TF32, which keeps three digits, and takes whichever of
+    several algorithms it finds first. What was set before is set again afterwards.
+    """
+    with _matmul_float32(), _convolution_float32():
+        yield
+
+
+@contextmanager
+def _matmul_float32() -> Iterator[None]:
+    matmul: Any = torch.backends.cuda.matmul
+    try:
+        allowed = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by torch 2.9's newer names, which the older ones refuse to read
+        kept, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = kept
+        return
+    if allowed == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
+
+
+@contextmanager
+def _convolution_float32() -> Iterator[None]:
+    cudnn: Any = torch.backends.cudnn
+    owner, name = (cudnn.conv, "fp32_precision") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32")
+    kept, algorithms = getattr(owner, name), (cudnn.deterministic, cudnn.benchmark)
+    setattr(owner, name, "ieee" if name == "fp32_precision" else False)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        setattr(owner, name, kept)
+        cudnn.deterministic, cudnn.benchmark = algorithms
+
+
+@contextmanager
+def room_for(device: torch.device, needed: int, what: str, lower: str) -> Iterator[None]:
+    """Work that needs so many bytes of a GPU's memory at once, about; anything goes on a CPU.
+
+    Args:
+        what: what needs them. `lower`: what to do about it.
+
+    Raises:
+        OptionError: fewer bytes are free, or memory runs out all the same; it names both numbers.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    free = _free(device)
+    if needed > free:
+        raise OptionError(f"{what} needs {_size(needed)} on {device}, which has {_size(free)} free: {lower}")
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
+        more = f" and then {asked[1]} more" if asked else ""
+        raise OptionError(
+            f"{what} needs {_size(needed)}{more} on {device}, which had {_size(free)} free: {lower}"
+        ) from None
+
+
+def _free(device: torch.device) -> int:
+    """Bytes that torch can still give: what nobody has, and what it holds itself and doesn't use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
