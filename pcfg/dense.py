@@ -25,8 +25,9 @@ from torch.autograd.function import once_differentiable
 
 from pcfg.dense_best import best_trees
 from pcfg.dense_chart import Scores
-from pcfg.dense_logs import best, best_chart, drawn, pick_trees
+from pcfg.dense_logs import best, best_chart, drawn, pick_trees, root_scores
 from pcfg.dense_parts import Logs, Scaled, merge, solve
+from pcfg.dense_runs import is_recorded, run_best
 from pcfg.devices import one_device
 from pcfg.errors import GrammarError, OptionError
 
@@ -81,8 +82,14 @@ def dense_viterbi(
     sentence without a parse scores -inf and has none.
     """
     scores = _check(log_start.detach(), log_binary.detach(), log_emissions.detach(), lengths)
-    values, chart = best_chart(scores)
-    trees = pick_trees(scores, chart, 1, best)[:, 0]
+    if is_recorded(scores):
+        batch, nodes = len(lengths), 2 * scores.emissions.shape[1] - 1
+        values, trees = run_best(scores).read(
+            lambda found: (found[0][:batch].clone(), found[2][:batch, :nodes].clone())
+        )
+    else:
+        values, chart = best_chart(scores)
+        trees = pick_trees(scores, chart, 1, best)[:, 0]
     rows = ((2 * scores.lengths - 1) * (values > -torch.inf)).tolist()
     return values, [tree[:row] for tree, row in zip(trees, rows, strict=True)]
 
@@ -101,11 +108,16 @@ def dense_k_best(
     if count < 1:
         raise OptionError(f"{count} best trees were asked for: ask for 1 or more")
     scores = _check(log_start.detach(), log_binary.detach(), log_emissions.detach(), lengths)
+    there = None
+    if is_recorded(scores):  # the search goes from one edge to the next: on a CPU
+        there = run_best(scores).read(lambda found: found[1].cpu())
+        scores = Scores(*(x.cpu() for x in (scores.start, scores.binary, scores.emissions, scores.lengths)))
     found = []
-    for row in range(len(lengths)):
-        one = scores.rows(torch.tensor([row], device=lengths.device))
-        value, chart = best_chart(one)
-        found.append(best_trees(one, chart, count) if float(value[0]) > -math.inf else [])
+    for row, n in enumerate(scores.lengths.tolist()):
+        one = scores.rows(torch.tensor([row], device=scores.lengths.device))
+        chart = best_chart(one)[1] if there is None else there[row : row + 1, :n, : n + 1]
+        parsed = bool((root_scores(one, chart) > -math.inf).any())
+        found.append(best_trees(one, chart, count) if parsed else [])
     return found
 
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pcfg.dense_chart import Scores
 
-ROOM = 1 << 23  # entries that a step of the walk may hold at once (64 MB in float64)
+ROOM = 1 << 23  # entries that a step may hold at once (64 MB in float64)
 
 
 def log_sum(scores: Tensor, dim: int) -> Tensor:
@@ -78,6 +78,8 @@ def best_chart(scores: Scores) -> tuple[Float[Tensor, " B"], Float[Tensor, "B n 
         [(binary[:, :, :nonterminals, nonterminals:] + tags[:, i, None, None]).amax(3) for i in range(n)], 1
     )
     chart = tags.new_full((batch, n, n + 1, nonterminals), -torch.inf)
+    first, word, width_on, _ = chart.stride()
+    at_once = 1 if chart.device.type == "cpu" else ROOM
     for width in range(2, n + 1):
         spans = n - width + 1
         if width == 2:
@@ -86,13 +88,21 @@ def best_chart(scores: Scores) -> tuple[Float[Tensor, " B"], Float[Tensor, "B n 
             found = (left[:, :spans, :, :nonterminals] + chart[:, 1 : spans + 1, width - 1, None]).amax(3)
             found = found.maximum((right[:, width - 1 :] + chart[:, :spans, width - 1, None]).amax(3))
         if width > 3:
+            # A cache holds what is added for one split or symbol; a card would rather start few large steps.
+            step = max(1, at_once // (batch * spans * nonterminals**2))
             pairs = chart.new_full((batch, spans, nonterminals, nonterminals), -torch.inf)
-            for k in range(2, width - 1):
-                pair = chart[:, :spans, k, :, None] + chart[:, k : k + spans, width - k, None]
-                torch.maximum(pairs, pair, out=pairs)
+            for k in range(2, width - 1, step):
+                some = (batch, spans, min(step, width - 1 - k), nonterminals)
+                lefts = chart[:, :spans, k : k + some[2]]
+                # The right child of split k begins k words later and is k words narrower.
+                rights = chart.as_strided(some, (first, word, word - width_on, 1), k * word + (width - k) * width_on)
+                both = lefts[..., None] + rights[..., None, :]
+                torch.maximum(pairs, both[:, :, 0] if step == 1 else both.amax(2), out=pairs)
             inner = binary[:, None, :, :nonterminals, :nonterminals]
-            for symbol in range(nonterminals):  # all symbols at once would hold N times the memory
-                found[:, :, symbol] = found[:, :, symbol].maximum((inner[:, :, symbol] + pairs).amax((2, 3)))
+            for symbol in range(0, nonterminals, step):  # all symbols at once may hold N times the memory
+                these = slice(symbol, symbol + step)
+                scored = (inner[:, :, these] + pairs[:, :, None]).amax((3, 4))
+                found[:, :, these] = found[:, :, these].maximum(scored)
         chart[:, :spans, width] = found
     roots = root_scores(scores, chart)
     return roots.amax(1), chart
@@ -181,11 +191,16 @@ def pick_trees(
             some = nodes[at : at + step]
             split, left, right = unfold(scores, width, pick(choices_of(scores, chart, some, width)))
             _write(trees, some, width, some.first + split)
-            for k in split.unique().tolist():
-                one = some[split == k]
-                chosen = split == k
-                pending[k].append(Nodes(one.tree, one.place + 1, one.row, one.first, left[chosen]))
-                pending[width - k].append(Nodes(one.tree, one.place + 2 * k, one.row, one.first + k, right[chosen]))
+            by_split = split.argsort(stable=True)
+            some, split, left, right = some[by_split], split[by_split], left[by_split], right[by_split]
+            lefts = Nodes(some.tree, some.place + 1, some.row, some.first, left)
+            rights = Nodes(some.tree, some.place + 2 * split, some.row, some.first + split, right)
+            begin = 0
+            for k, number in enumerate(split.bincount(minlength=width).tolist()):
+                if number:
+                    pending[k].append(lefts[begin : begin + number])
+                    pending[width - k].append(rights[begin : begin + number])
+                begin += number
     words = Nodes.joined(pending[1])
     _write(trees, words, 1, torch.full_like(words.tree, -1))
     return trees.view(batch, count, 2 * n - 1, 4)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from pcfg.dense_chart import Inside, Outside, Potentials, Scores, Settle, floor_of
+from pcfg.dense_walk import best_of
 from pcfg.recordings import Once, Replayed, charts
 
 # Words' posteriors must sum to 1 within this many roundings, lest the outside pass has lost something.
@@ -61,11 +62,16 @@ def run_turned(scores: Scores, ways: tuple[Tensor, Tensor, Tensor], outside: boo
     return _run(scores, _turned, ways, outside)
 
 
+def run_best(scores: Scores) -> Once | Replayed:
+    """Scores, charts and trees of `dense_walk.best_of`."""
+    return _run(scores, _best, ())
+
+
 def _run(scores: Scores, function: Any, ways: tuple[Tensor, ...], *options: Any) -> Once | Replayed:
     run = partial(function, *options)
     device = scores.lengths.device
     given: tuple[Tensor, ...] = (scores.start, scores.binary, scores.emissions, scores.lengths)
-    if device.type not in RECORDED:
+    if not is_recorded(scores):
         return Once(run(*given, *ways))
     rows, words = padded_size(scores)
     if _least_bytes(scores, rows, words) > charts.most(device):
@@ -73,6 +79,11 @@ def _run(scores: Scores, function: Any, ways: tuple[Tensor, ...], *options: Any)
     which = torch.arange(rows, device=device).clamp(max=len(scores.lengths) - 1)
     given = (*_padded(given[:3], which, words, -torch.inf), scores.lengths[which])
     return charts.run((function.__name__, *options), run, (*given, *_padded(ways, which, words, 0.0)))
+
+
+def is_recorded(scores: Scores) -> bool:
+    """Whether the scores are on a device where charts are recorded."""
+    return scores.lengths.device.type in RECORDED
 
 
 def padded_size(scores: Scores) -> tuple[int, int]:
@@ -139,6 +150,10 @@ def _turned(outside: bool, *given: Tensor) -> Turned:
     some = inside.total.real > 0
     slope = torch.where(some, inside.total.imag / torch.where(some, inside.total.real, 1.0), 0.0) / step
     return Turned(slope, step, inside, Outside(inside) if outside else None)
+
+
+def _best(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return best_of(Scores(*given))
 
 
 def drop(floor: float) -> Settle:

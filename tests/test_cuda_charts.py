@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pcfg import dense_runs
-from pcfg.dense import dense_inside_outside, dense_sample, log_partition
+from pcfg.dense import dense_inside_outside, dense_k_best, dense_sample, dense_viterbi, log_partition
 from pcfg.recordings import Recordings, Replayed
 
 pytestmark = pytest.mark.cuda
@@ -109,6 +109,20 @@ def test_samples_of_a_replayed_chart_are_those_of_the_chart():
     given = scores(4, 9, torch.float64)
     plain, replayed = twice(given, lambda r: dense_sample(r, 50, torch.Generator("cuda").manual_seed(1)))
     assert all(torch.equal(x, y) for x, y in zip(plain, replayed, strict=True))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_best_trees_are_those_of_a_cpu(own):
+    for seed, n in itertools.product(range(3), (1, 2, 7, 20)):
+        given = scores(5, n, torch.float32, seed=seed, own=own)
+        given[2][2, 0] = -torch.inf  # without a parse
+        plain = dense_viterbi(*(x.cpu() for x in given))
+        values, trees = dense_viterbi(*given)
+        assert values.is_cuda and all(tree.is_cuda for tree in trees)
+        assert torch.equal(values.cpu(), plain[0]), "sums and largest of the same numbers in the same order"
+        assert [tree.tolist() for tree in trees] == [tree.tolist() for tree in plain[1]]
+    found, expected = dense_k_best(*given, 4), dense_k_best(*(x.cpu() for x in given), 4)
+    assert [[score for score, _ in row] for row in found] == [[score for score, _ in row] for row in expected]
 
 
 def test_memory_is_bounded(recordings):

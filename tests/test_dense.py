@@ -419,6 +419,7 @@ def test_single_precision_gradients_keep_their_type():
         torch.testing.assert_close(one.double(), two, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("steps")
 @pytest.mark.parametrize("seed", range(12))
 def test_best_tree_is_the_best_of_all(seed):
     n = seed % 5 + 1

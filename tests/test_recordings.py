@@ -10,7 +10,7 @@ from replaying import Again, Eager
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pcfg import dense_runs
-from pcfg.dense import dense_inside_outside, log_partition
+from pcfg.dense import dense_inside_outside, dense_k_best, dense_viterbi, log_partition
 from pcfg.dense_chart import Scores
 from pcfg.recordings import Once, Recordings, Replayed
 
@@ -65,6 +65,7 @@ def test_passes_neither_wait_for_the_card_nor_touch_the_cpu(elsewhere, n, own):
             dense_runs._turned(outside, *given, *ways)
             dense_runs._upper(dtype, *given)
             dense_runs._parsed(dtype, *given)
+            dense_runs._best(*given)
     assert seen.count > 100
 
 
@@ -134,6 +135,27 @@ def test_a_padded_chart_is_that_of_the_batch(eager):
             torch.testing.assert_close(getattr(replayed, name), getattr(plain, name), atol=1e-13, rtol=1e-13)
         if not own:
             torch.testing.assert_close(replayed.expected(*weights), plain.expected(*weights), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("room", [1, 1 << 23])
+def test_best_trees_are_those_of_the_plain_walk(eager, monkeypatch, own, room):
+    for module in ("dense_logs", "dense_walk"):
+        monkeypatch.setattr(f"pcfg.{module}.ROOM", room)
+    for seed, n in enumerate((1, 2, 3, 4, 9, 13)):
+        start, binary, words, lengths = scores(5, n, seed=seed, own=own)
+        words[3, 0] = -math.inf  # without a parse
+        given = start, binary, words.round(), lengths  # many trees are as good as another
+        values, trees = dense_viterbi(*given)
+        k_best = dense_k_best(*given, 3)
+        monkeypatch.setattr("pcfg.dense_runs.RECORDED", ())
+        plain_values, plain = dense_viterbi(*given)
+        assert torch.equal(values, plain_values)
+        assert [tree.tolist() for tree in trees] == [tree.tolist() for tree in plain]
+        assert [len(tree) for tree in trees] == [0 if row == 3 else 2 * m - 1 for row, m in enumerate(lengths.tolist())]
+        for mine, theirs in zip(k_best, dense_k_best(*given, 3), strict=True):
+            assert [(score, tree.tolist()) for score, tree in mine] == [(s, tree.tolist()) for s, tree in theirs]
+        monkeypatch.setattr("pcfg.dense_runs.RECORDED", ("cpu",))
 
 
 def test_the_first_of_a_kind_is_computed_as_it_is_and_the_second_recorded():
