@@ -59,7 +59,7 @@ class Structure:
             groups.setdefault(id(parameter), []).append(name)
         return cls(
             model_class=model_class,
-            kind=_kind(model_class.__name__),
+            kind=_kind(model_class.__name__, checkpoint.config),
             parameters=parameters,
             blocks=tuple(sorted(tensor for tensor, name in parameters.items() if name in in_blocks)),
             tied=tuple(tuple(group) for group in groups.values() if len(group) > 1),
@@ -272,9 +272,15 @@ def _model_class(checkpoint: "Checkpoint") -> Any:
     return found
 
 
-def _kind(class_name: str) -> Kind:
+def _kind(class_name: str, config: Mapping[str, Any]) -> Kind:
     from transformers.models.auto import modeling_auto as auto
 
+    if class_name == "XLNetLMHeadModel":
+        raise CheckpointError(
+            "an XLNetLMHeadModel sees the very token it is to predict unless it is told not to, so no readout fits it: use XLNetForSequenceClassification"
+        )
+    if class_name == "XLMWithLMHeadModel":  # one class for both; the table of causal models lists it
+        return "causal" if config.get("causal") else "masked"
     names = {
         "classifier": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "causal": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

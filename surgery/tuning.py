@@ -29,7 +29,7 @@ from surgery.models import Model, load_model
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.structure import Kind
-from surgery.tasks.readout import Encoded, PhraseReadout, Readout, collate, pick_readout, readout_file
+from surgery.tasks.readout import Encoded, PhraseReadout, Readout, alike, collate, pick_readout, readout_file
 from surgery.tasks.scoring import score_model
 from surgery.tasks.task import Task
 
@@ -278,7 +278,8 @@ class _Loop:
 
     def _step(self, rows: Sequence[Encoded], targets: Tensor, numbers: Sequence[int], autocast: Any) -> float:
         total = 0.0
-        for piece in np.array_split(np.asarray(numbers), self.recipe.accumulate):
+        pieces = np.array_split(np.asarray(numbers), self.recipe.accumulate)
+        for piece in (part for numbered in pieces for part in alike(self.model, rows, numbered.tolist())):
             batch, positions = collate(self.model, [rows[number] for number in piece])
             with autocast:
                 scores = self.readout.logits(self.model.module, batch, positions)
@@ -358,7 +359,8 @@ def _slope(
     """The norm of the gradient at the base, over 64 training examples."""
     weights = [model.parameters[name].requires_grad_(True) for name in names]
     numbers = np.random.default_rng(seed).permutation(len(rows))[:64]
-    for piece in np.array_split(numbers, math.ceil(len(numbers) / 16)):
+    pieces = np.array_split(numbers, math.ceil(len(numbers) / 16))
+    for piece in (part for numbered in pieces for part in alike(model, rows, numbered.tolist())):
         batch, positions = collate(model, [rows[number] for number in piece])
         scores = readout.logits(model.module, batch, positions)
         (F.cross_entropy(scores, targets[piece].to(model.device), reduction="sum") / len(numbers)).backward()

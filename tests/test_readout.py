@@ -2,6 +2,7 @@
 
 import json
 
+import architectures
 import pytest
 import tokenizers
 import torch
@@ -11,10 +12,11 @@ from tiny import build
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, OptionError, TaskError
+from surgery.grafting.candidates import Candidates, GraftedModel
 from surgery.models import load_model
 from surgery.pairing import check_alike
 from surgery.tasks.examples import Example
-from surgery.tasks.readout import PhraseReadout, _one_token, collate, pick_readout, readout_file
+from surgery.tasks.readout import PhraseReadout, _one_token, alike, collate, pick_readout, readout_file
 from surgery.tasks.scoring import predict, score
 from surgery.tasks.task import Task
 
@@ -280,3 +282,81 @@ def test_configs_must_agree_in_what_weights_mean(copied):
                 check_alike(Checkpoint(base), Checkpoint(other), [])
         else:
             check_alike(Checkpoint(base), Checkpoint(other), [])
+
+
+@pytest.mark.parametrize("name", ["fnet", "convbert", "funnel", "yoso", "nystromformer", "mobilebert"])
+def test_models_whose_places_mix_are_read_as_if_each_text_were_alone(tmp_path, name):
+    """Padding changes what they say, whether it is masked or not: texts of one length share a batch."""
+    folder = architectures.build(architectures.classes("masked")[name], tmp_path / name, "masked")
+    model = opened(folder)
+    assert model.padding_matters
+    readout = pick_readout(model, task())
+    rows = [*ROWS, Example("we hated it", "", "negative")]
+    found = logits_of(model, readout, rows)
+    plain = model.module
+    words = model.tokenizer.convert_tokens_to_ids(["terrible", "great"])
+    wanted = []
+    for row in rows:
+        inputs = model.tokenizer(f"{row.text} It was [MASK].", return_tensors="pt")
+        at = inputs["input_ids"][0].tolist().index(model.tokenizer.mask_token_id)
+        wanted.append(plain(**inputs).logits[0, at, words])
+    wanted = torch.stack(wanted).detach()
+    assert torch.allclose(found, wanted, atol=1e-5)
+    # Gradients too are of texts alone.
+    numbers = list(range(len(rows)))
+    assert sorted(n for part in alike(model, readout.encode(rows), numbers) for n in part) == numbers
+    grafted = GraftedModel(model, readout, _all_of(model))
+    assert torch.allclose(grafted.scores(readout.encode(rows)), wanted, atol=1e-5)
+
+
+def _all_of(model):
+    name = model.checkpoint.structure.blocks[0]
+    values = model.parameters[name].detach().reshape(-1)
+    return Candidates((name,), (0, len(values)), torch.arange(len(values)), values, values + 1, len(values), 1)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama", "bert-classifier", "bert-encoder"])
+def test_models_that_only_attend_share_batches(tiny, kind):
+    model = opened(tiny(kind))
+    assert not model.padding_matters
+    rows = pick_readout(model, task()).encode(ROWS)
+    assert alike(model, rows, [2, 0, 1]) == [[2, 0, 1]]
+
+
+def test_an_xlnet_classifier_is_read_at_the_texts_end_and_its_language_model_refused(tmp_path):
+    folder = architectures.build("XLNetForSequenceClassification", tmp_path / "head", "classifier")
+    model = opened(folder)
+    readout = pick_readout(model, task())
+    alone = [model.module(**model.tokenizer(row.text, return_tensors="pt")).logits[0] for row in ROWS]
+    assert torch.allclose(logits_of(model, readout), torch.stack(alone).detach(), atol=1e-5)
+    folder = architectures.build("XLNetLMHeadModel", tmp_path / "lm", "causal")
+    with pytest.raises(CheckpointError, match="use XLNetForSequenceClassification"):
+        opened(folder)
+
+
+def test_an_output_matrix_that_is_not_called_is_never_read_at_position_0(tiny, monkeypatch):
+    model = opened(tiny("bert"))
+    readout = pick_readout(model, task())
+    wanted = logits_of(model, readout)
+    monkeypatch.setattr(model.module, "get_output_embeddings", lambda: torch.nn.Linear(16, 3))
+    with pytest.raises(CheckpointError, match="doesn't put its hidden states through its output matrix"):
+        logits_of(model, readout)
+    whole = pick_readout(model, task())  # tried out: all positions are made, and the mask's taken
+    assert whole.whole and torch.allclose(logits_of(model, whole), wanted, atol=1e-6)
+
+
+def test_models_that_need_more_than_text_are_refused_in_a_sentence(tmp_path):
+    folder = architectures.build("XmodForMaskedLM", tmp_path / "xmod", "masked")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "default_language": None}))
+    with pytest.raises(CheckpointError, match=r"can't be run on text alone .*language"):
+        pick_readout(opened(folder), task())
+
+
+def test_special_tokens_behind_a_prompt_are_left_out_where_the_label_is_next(tmp_path):
+    """A decoder with BERT's tokenizer: the label follows the prompt, not [SEP]."""
+    folder = architectures.build("BertLMHeadModel", tmp_path / "bert", "masked")
+    model = opened(folder)
+    (row,) = pick_readout(model, task()).encode(ROWS[2:])
+    assert model.tokenizer.convert_ids_to_tokens(row.ids) == ["[CLS]", "good", "food", "It", "was"]
+    assert row.position == 4

@@ -14,7 +14,7 @@ from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError
 from surgery.models import Model
 from surgery.structure import check_pair, counterparts
-from surgery.tasks.readout import Encoded, Readout, collate
+from surgery.tasks.readout import Encoded, Readout, alike, collate
 
 _PIECE = 16  # rows that go through the model at once while gradients are taken
 
@@ -121,9 +121,13 @@ class GraftedModel:
 
     def scores(self, rows: Sequence[Encoded]) -> Float[Tensor, "rows labels"]:
         """Label scores as the model stands."""
-        batch, positions = collate(self.model, rows)
+        parts = alike(self.model, rows, range(len(rows)))
         with torch.inference_mode():
-            return self.readout.logits(self.model.module, batch, positions)
+            scores = torch.cat([self._logits(rows, part) for part in parts])
+        return scores[torch.tensor([number for part in parts for number in part], device=scores.device).argsort()]
+
+    def _logits(self, rows: Sequence[Encoded], numbers: Sequence[int]) -> Float[Tensor, "numbers labels"]:
+        return self.readout.logits(self.model.module, *collate(self.model, [rows[number] for number in numbers]))
 
     def slope(self, rows: Sequence[Encoded], targets: Tensor) -> Float[Tensor, " candidates"]:
         """The derivative of the mean cross-entropy with respect to each candidate's weight in `wear`.
@@ -146,11 +150,10 @@ class GraftedModel:
         try:
             order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
             for start in range(0, len(order), _PIECE):
-                piece = order[start : start + _PIECE]
-                batch, positions = collate(self.model, [rows[number] for number in piece])
-                scores = self.readout.logits(self.model.module, batch, positions)
-                loss = F.cross_entropy(scores, targets[piece].to(self.model.device), reduction="sum") / len(rows)
-                loss.backward()
+                for piece in alike(self.model, rows, order[start : start + _PIECE]):
+                    scores = self._logits(rows, piece)
+                    loss = F.cross_entropy(scores, targets[piece].to(self.model.device), reduction="sum") / len(rows)
+                    loss.backward()
         finally:
             for handle in handles:
                 handle.remove()

@@ -6,8 +6,9 @@ mean-pooled embedding and the base's embedding of one phrase a label (sentence e
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -18,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from surgery.errors import TaskError
-from surgery.models import Model
+from surgery.errors import CheckpointError, TaskError
+from surgery.models import Model, run
 from surgery.tasks.examples import Example
 from surgery.tasks.labels import head_names, head_order
 from surgery.tasks.task import Task
 
+_EXACT = (torch.float32, torch.float64)
 TEMPERATURE = 20.0  # on cosines, which lie too close together for a softmax
 
 
@@ -55,6 +57,8 @@ class WordReadout:
     word_ids: tuple[int, ...]
     max_length: int
     causal: bool
+    tail: int = 0  # special tokens that the tokenizer puts behind a text
+    whole: bool = False  # whether all positions' logits are made, and one taken
 
     @classmethod
     def of(cls, model: Model, task: Task) -> "WordReadout":
@@ -73,7 +77,8 @@ class WordReadout:
                     f"label words {other!r} and {word!r} are the same token for this tokenizer: choose others (--word LABEL=WORD)"
                 )
             ids[word] = token
-        return cls(model.tokenizer, prompt, tuple(ids.values()), _limit(model, task), causal)
+        tail = _tail(model.tokenizer) if causal else 0
+        return cls(model.tokenizer, prompt, tuple(ids.values()), _limit(model, task), causal, tail)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Texts that are too long are cut at the end of the longer one; the prompt around them stays whole."""
@@ -87,9 +92,9 @@ class WordReadout:
         while True:
             # Not str.format: a text may hold braces.
             whole = self.prompt.replace("{text_pair}", "\0").replace("{text}", text).replace("\0", pair)
-            ids = self.tokenizer(whole)["input_ids"]
-            if self.causal and ids and ids[-1] == self.tokenizer.eos_token_id:
-                ids = ids[:-1]  # the label is to follow the prompt, not its end
+            coded = self.tokenizer(whole, return_token_type_ids=True)
+            ids = coded["input_ids"]
+            ids = ids[: len(ids) - self.tail]  # the label is to follow the prompt, not its end
             excess = len(ids) - self.max_length
             if excess <= 0:
                 break
@@ -102,9 +107,8 @@ class WordReadout:
                 pair = self._without_last(pair, cut)
             else:
                 text = self._without_last(text, cut)
-        if self.causal:
-            return Encoded(ids, [0] * len(ids), len(ids) - 1)
-        return Encoded(ids, [0] * len(ids), ids.index(self.tokenizer.mask_token_id))
+        types = coded["token_type_ids"][: len(ids)]
+        return Encoded(ids, types, len(ids) - 1 if self.causal else ids.index(self.tokenizer.mask_token_id))
 
     def _without_last(self, text: str, tokens: int) -> str:
         starts = [
@@ -117,19 +121,37 @@ class WordReadout:
         return text[: starts[-tokens]].rstrip() if tokens < len(starts) else ""
 
     def logits(self, module: nn.Module, batch: dict[str, Tensor], positions: Tensor) -> Float[Tensor, "batch labels"]:
-        """The label words' logits. The output matrix is applied at one position a row, not at all of them."""
+        """The label words' logits. The output matrix is applied at one position a row, not at all of them.
 
-        def at_positions(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            hidden = inputs[0]
-            return (hidden[torch.arange(len(hidden), device=hidden.device), positions].unsqueeze(1), *inputs[1:])
+        Raises CheckpointError when the model doesn't call its output matrix as it did when it was tried out.
+        """
+        more = {"use_cache": False} if self.causal else {}
+        words = list(self.word_ids)
+        if self.whole:
+            return at(run(module, batch | more), positions)[:, words].float()
+        with _only_at(module, positions) as called:
+            scores = run(module, batch | more)
+        if not called or scores.shape[1] != 1:
+            raise CheckpointError(
+                f"a {type(module).__name__} doesn't put its hidden states through its output matrix: no readout fits it"
+            )
+        return scores[:, 0, words].float()
 
-        head = module.get_output_embeddings()  # type: ignore[operator]
-        handle = head.register_forward_pre_hook(at_positions)
-        try:
-            scores = module(**batch, **({"use_cache": False} if self.causal else {})).logits
-        finally:
-            handle.remove()
-        return scores[:, 0, list(self.word_ids)].float()
+    def tried(self, model: Model) -> "WordReadout":
+        """Itself, or one that reads all positions' logits where reading at one gives something else (MobileBERT)."""
+        batch, positions = collate(
+            model, self.encode([Example("It was so.", "It was.", ""), Example("It.", "It.", "")])
+        )
+        whole = replace(self, whole=True)
+        with torch.no_grad():
+            wanted = whole.logits(model.module, batch, positions)
+            try:
+                found = self.logits(model.module, batch, positions)
+            except Exception:  # the matrix isn't called, or not on states [batch, tokens, width]
+                return whole
+        close = 1e-5 if wanted.dtype == torch.float32 and model.module.dtype in _EXACT else 0.05
+        same = (found - wanted).abs().max() <= close * wanted.abs().max()
+        return self if bool(same) else whole
 
 
 @dataclass(frozen=True)
@@ -151,7 +173,7 @@ class HeadReadout:
 
     def logits(self, module: nn.Module, batch: dict[str, Tensor], positions: Tensor) -> Float[Tensor, "batch labels"]:
         """The head's logits in the task's order."""
-        return module(**batch).logits[:, list(self.order)].float()
+        return run(module, batch)[:, list(self.order)].float()
 
 
 @dataclass(frozen=True)
@@ -171,11 +193,13 @@ class PhraseReadout:
         phrases = tuple(task.phrases[label] for label in task.labels)
         if file.exists():
             return cls.from_file(file, model.tokenizer, phrases, _limit(model, task))
-        batch, _ = collate(
-            model, encode_plain(model.tokenizer, [Example(phrase, "", "") for phrase in phrases], _limit(model, task))
-        )
+        rows = encode_plain(model.tokenizer, [Example(phrase, "", "") for phrase in phrases], _limit(model, task))
+        anchors = torch.empty(len(rows), 0)
         with torch.no_grad():
-            anchors = _embed(model.module, batch).float().cpu()
+            for numbers in alike(model, rows, range(len(rows))):
+                found = _embed(model.module, collate(model, [rows[number] for number in numbers])[0]).float().cpu()
+                anchors = anchors if anchors.numel() else torch.empty(len(rows), found.shape[1])
+                anchors[numbers] = found
         return cls(model.tokenizer, anchors, phrases, _limit(model, task))
 
     @classmethod
@@ -208,9 +232,14 @@ class PhraseReadout:
 
 
 def pick_readout(model: Model, task: Task) -> Readout:
-    """The readout that fits what the model is."""
+    """The readout that fits what the model is, tried out.
+
+    Raises TaskError for a task that doesn't fit the model, CheckpointError for a model that needs more than text.
+    """
     makers = {"masked": WordReadout, "causal": WordReadout, "classifier": HeadReadout, "encoder": PhraseReadout}
-    return makers[model.kind].of(model, task)  # type: ignore[attr-defined]
+    readout = makers[model.kind].of(model, task)  # type: ignore[attr-defined]
+    model.padding_matters  # noqa: B018 (runs the model)
+    return readout.tried(model) if isinstance(readout, WordReadout) else readout
 
 
 def readout_file(task: Task) -> str:
@@ -248,8 +277,48 @@ def collate(model: Model, rows: Sequence[Encoded]) -> tuple[dict[str, Tensor], T
     return {key: value.to(model.device) for key, value in batch.items()}, positions.to(model.device)
 
 
+def alike(model: Model, rows: Sequence[Encoded], numbers: Iterable[int]) -> list[list[int]]:
+    """The numbers of rows that are to share a batch: all of them, or those of one length where padding matters."""
+    if not model.padding_matters:
+        return [list(numbers)]
+    found: dict[int, list[int]] = {}
+    for number in numbers:
+        found.setdefault(len(rows[number].ids), []).append(number)
+    return list(found.values())
+
+
+def at(states: Float[Tensor, "batch tokens width"], positions: Tensor) -> Float[Tensor, "batch width"]:
+    """One position of each row."""
+    return states[torch.arange(len(states), device=states.device), positions]
+
+
+@contextmanager
+def _only_at(module: nn.Module, positions: Tensor) -> Iterator[list[bool]]:
+    """Let a model's output matrix see one position a row; yields a list that holds something once it did."""
+    called: list[bool] = []
+
+    def at_positions(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        called.append(True)
+        return (at(inputs[0], positions).unsqueeze(1), *inputs[1:])
+
+    head = module.get_output_embeddings()  # type: ignore[operator]
+    handle = None if head is None else head.register_forward_pre_hook(at_positions)
+    try:
+        yield called
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _tail(tokenizer: Any) -> int:
+    """How many special tokens the tokenizer puts behind a text."""
+    plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    starts = [n for n in range(len(whole) - len(plain) + 1) if whole[n : n + len(plain)] == plain]
+    return len(whole) - len(plain) - starts[0] if starts else 0
+
+
 def _embed(module: nn.Module, batch: dict[str, Tensor]) -> Float[Tensor, "batch width"]:
-    hidden = module(**batch).last_hidden_state
+    hidden = run(module, batch)
     kept = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
     return F.normalize((hidden * kept).sum(1) / kept.sum(1), dim=-1)
 
@@ -265,7 +334,9 @@ def _mask(tokenizer: Any) -> str:
 def _limit(model: Model, task: Task) -> int:
     """How many tokens the task and the model's positions both allow."""
     config = model.module.config
-    positions = getattr(config, "max_position_embeddings", None) or task.max_length
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    if positions <= 0:  # XLNet says -1 for no limit
+        return task.max_length
     for name, module in model.module.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions -= module.padding_idx + 1  # RoBERTa counts its positions from there

@@ -17,7 +17,7 @@ from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.calibration import Reliability, scaled_ece, softmax
 from surgery.tasks.examples import Example
-from surgery.tasks.readout import Encoded, PhraseReadout, Readout, collate, pick_readout
+from surgery.tasks.readout import Encoded, PhraseReadout, Readout, alike, collate, pick_readout
 from surgery.tasks.task import Task
 
 
@@ -161,15 +161,15 @@ def predict(
     found: NDArray | None = None
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
-            numbers = order[start : start + batch_size]
-            batch, positions = collate(model, [rows[number] for number in numbers])
-            scores = readout.logits(model.module, batch, positions).float().cpu().numpy()
-            if not np.isfinite(scores).all():
-                raise CheckpointError(f"{model.checkpoint} gives NaN or infinite label scores: try --dtype float32")
-            if found is None:
-                found = np.empty((len(rows), scores.shape[1]), dtype=np.float32)
-            found[numbers] = scores
-            progress(start + len(numbers), len(order), "scoring")
+            for numbers in alike(model, rows, order[start : start + batch_size]):
+                batch, positions = collate(model, [rows[number] for number in numbers])
+                scores = readout.logits(model.module, batch, positions).float().cpu().numpy()
+                if not np.isfinite(scores).all():
+                    raise CheckpointError(f"{model.checkpoint} gives NaN or infinite label scores: try --dtype float32")
+                if found is None:
+                    found = np.empty((len(rows), scores.shape[1]), dtype=np.float32)
+                found[numbers] = scores
+            progress(min(start + batch_size, len(order)), len(order), "scoring")
     assert found is not None, "an empty split is refused before"
     return found
 
