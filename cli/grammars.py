@@ -43,8 +43,11 @@ def read_bank(
     raw: Path | None = None,
     model: str | None = None,
     progress: "Progress | None" = None,
+    *,
+    collapse: bool = True,
+    cut_labels: bool | None = None,
 ) -> "list[Tree]":
-    """The cleaned trees of a file, of NLTK's sample, or what benepar finds in a file of sentences."""
+    """Trees of a file, a folder or NLTK's sample, cleaned (`pcfg.treebank.clean`), or benepar's of a file of sentences."""
     from pcfg.errors import OptionError, TreebankError
     from pcfg.shards import silent
     from pcfg.treebank import clean_trees, nltk_treebank
@@ -60,10 +63,20 @@ def read_bank(
         parsed = neural_trees(read_sentences(raw), neural_parser(model or MODEL), progress=progress or silent)
         found = [tree for tree in parsed if tree is not None]
     else:
-        found = clean_trees(nltk_treebank() if source is None else read_trees(source))
+        bank = nltk_treebank() if source is None else read_trees(source)
+        found = clean_trees(bank, collapse=collapse, cut_labels=cut_labels)
     if not found:
         raise TreebankError(f"{source} holds no trees: write them in brackets, (S (NP (DT The) (NN dog)) ...)")
     return found
+
+
+def whole_label(bank: "list[Tree]") -> str | None:
+    """A label with a - or = that, for all the trees tell, is part of a symbol's name; None where there is none."""
+    from pcfg.treebank import has_functions, strip_function
+
+    labels = {node.label for tree in bank for node in tree.nodes()}
+    found = min((label for label in labels if strip_function(label) != label), default=None)
+    return None if has_functions(bank) else found
 
 
 def pick(bank: "list[Tree]", only: str | None) -> "list[Tree]":

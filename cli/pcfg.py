@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options
-from cli.grammars import horizontal_order, load_both, load_grammar, need_file, pick, read_bank
+from cli import options, scoring
+from cli.grammars import horizontal_order, load_both, load_grammar, need_file, pick, read_bank, whole_label
 from cli.render import print_json, print_table, progress_bar, say
 from cli.resuming import told_how_to_go_on
 
 if TYPE_CHECKING:
     from pcfg.grammar import Grammar
+    from pcfg.trees import Tree
 
 app = typer.Typer(
     help="Probabilistic grammars: read them off trees, sample, parse, fit, with exact Inside-Outside.",
@@ -38,14 +39,28 @@ Binary = Annotated[
         "--binary", help="Leave trees in the grammar's symbols: not as in the treebank or the rules it was made from."
     ),
 ]
+Bank = Annotated[
+    Path | None,
+    typer.Option(
+        "--trees",
+        help="Bracketed trees, as in the Penn Treebank: a file, or a folder of .mrg and .txt.",
+        show_default=False,
+    ),
+]
+CutLabels = Annotated[
+    bool | None,
+    typer.Option(
+        "--cut-labels/--keep-labels",
+        help="Cut labels at - and =, or leave them whole.",
+        show_default="cut where there are traces or Penn's functions such as -SBJ",
+    ),
+]
 Workers = Annotated[int, typer.Option(min=1, help="Threads, over sentences (sparse engine).")]
 
 
 @app.command()
 def induce(
-    trees: Annotated[
-        Path | None, typer.Option(help="Bracketed trees, as in the Penn Treebank.", show_default=False)
-    ] = None,
+    trees: Bank = None,
     nltk_treebank: Annotated[
         bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")
     ] = False,
@@ -62,6 +77,7 @@ def induce(
     annotate_tags: Annotated[
         bool, typer.Option("--annotate-tags/--no-annotate-tags", help="Tags know their parents.")
     ] = True,
+    cut_labels: CutLabels = None,
     output: OutputFile = None,
     overwrite: Overwrite = False,
     json: options.Json = False,
@@ -76,7 +92,7 @@ def induce(
         raise OptionError("--strength is for --smooth: leave one of --strength and --no-smooth out")
     with progress_bar() as progress:
         progress(0, 2, "reading trees")
-        bank = pick(read_bank(trees, nltk_treebank), only)
+        bank = pick(read_bank(trees, nltk_treebank, cut_labels=cut_labels), only)
         progress(1, 2, f"counting rules: {len(bank):,} trees")
         settings: dict[str, Any] = {"v": v, "h": horizontal_order(h), "min_count": min_count}
         settings |= {"smooth_lexicon": smooth, "annotate_tags": annotate_tags, "k": strength}
@@ -87,15 +103,14 @@ def induce(
     if json:
         print_json({**found, "output": str(file), "seconds": _since(began)})
         return
+    _say_whole(bank, cut_labels)
     say(f"{file}: {_sizes(found)}, from {induced.trees:,} trees of {induced.tokens:,} words in {_since(began):.1f} s")
     say(f"Next:  surgery pcfg parse {file} --text sents.txt -o parses.txt")
 
 
 @app.command()
 def trees(
-    source: Annotated[
-        Path | None, typer.Option("--trees", help="Bracketed trees, as in the Penn Treebank.", show_default=False)
-    ] = None,
+    source: Bank = None,
     nltk_treebank: Annotated[
         bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")
     ] = False,
@@ -115,11 +130,12 @@ def trees(
     text: Annotated[
         Path | None, typer.Option(help="File for the sentences, what parse takes.", show_default=False)
     ] = None,
+    cut_labels: CutLabels = None,
     output: OutputFile = None,
     overwrite: Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Trees as they are trained and scored on, and their sentences by --text: a treebank's, cleaned, or benepar's parses."""
+    """Trees as they are scored on, and their sentences by --text: a treebank's without traces and functions, or benepar's parses."""
     from pcfg.errors import OptionError
     from pcfg.files import replace_bytes
     from pcfg.trees import format_trees
@@ -130,7 +146,8 @@ def trees(
     if model is not None and raw is None:
         raise OptionError("--model is for --raw: name the file of sentences too")
     with progress_bar() as progress:
-        bank = pick(read_bank(source, nltk_treebank, raw, model, progress), only)
+        found = read_bank(source, nltk_treebank, raw, model, progress, collapse=False, cut_labels=cut_labels)
+        bank = pick(found, only)
     bank = [tree for tree in bank if max_length is None or len(tree.words()) <= max_length]
     if not bank:
         raise OptionError(f"no tree has {max_length} words or fewer: give a higher --max-length")
@@ -141,6 +158,7 @@ def trees(
     if json:
         print_json({"trees": len(bank), "words": words, "output": str(file), "text": text and str(text)})
         return
+    _say_whole(bank, cut_labels)
     say(f"{file}: {len(bank):,} trees of {words:,} words" + (f"; {text}: their sentences" if text else ""))
 
 
@@ -261,40 +279,7 @@ def spans(
     _say_unparsed(found.unparsed)
 
 
-@app.command()
-def score(
-    gold: Annotated[Path, typer.Argument(help="Gold trees.")],
-    parses: Annotated[Path, typer.Argument(help="Parses of the same sentences, (()) where there is none.")],
-    unlabelled: Annotated[
-        bool, typer.Option("--unlabelled/--evalb", help="As for unsupervised parsers, or labelled as by EVALB.")
-    ] = False,
-    json: options.Json = False,
-) -> None:
-    """Score parses against gold trees, by the convention that is named with the result."""
-    from pcfg.errors import TreebankError
-    from pcfg.scoring import score_labelled, score_unlabelled
-    from pcfg.treebank import clean
-    from pcfg.trees import read_parses, read_trees
-
-    wanted = []
-    for number, tree in enumerate(read_trees(gold), 1):
-        if (kept := clean(tree)) is None:
-            raise TreebankError(f"{gold}: tree {number} holds no words: leave it out")
-        wanted.append(kept)
-    found = [tree and clean(tree) for tree in read_parses(parses)]
-    if unlabelled:
-        plain = score_unlabelled(wanted, found)
-        result: dict[str, Any] = {"skipped": plain.skipped, "sentences": len(plain.f1s)}
-        line, shared = str(plain), plain
-    else:
-        full = score_labelled(wanted, found)
-        names = ("precision", "recall", "complete_match", "matched", "predicted", "gold", "sentences")
-        result = {name: getattr(full, name) for name in names}
-        line, shared = str(full), full  # type: ignore[assignment]
-    if json:
-        print_json({"f1": shared.f1, "convention": shared.convention, "unparsed": shared.unparsed, **result})
-        return
-    say(line)
+app.command()(scoring.score)
 
 
 @app.command()
@@ -406,6 +391,13 @@ def _print_shares(title: str, column: str, shares: Sequence[tuple[str, float]]) 
         rest = sum(p for _, p in shares[_LISTED:])
         rows.append([f"{len(shares) - _LISTED:,} more", f"{rest:.4f}"])
     print_table(title, [column, "probability"], rows)
+
+
+def _say_whole(bank: "list[Tree]", cut: bool | None) -> None:
+    if cut is None and (label := whole_label(bank)) is not None:
+        say(
+            f"Labels such as {label} are left whole, as no tree has a trace or one of Penn's functions: --cut-labels cuts them"
+        )
 
 
 def _say_unparsed(numbers: Sequence[int]) -> None:

@@ -161,18 +161,24 @@ class Grammar:
 
     @classmethod
     def from_trees(
-        cls, trees: "Iterable[Tree | nltk.Tree]", *, h: int | float = 1, v: int = 2, **options: Any
+        cls,
+        trees: "Iterable[Tree | nltk.Tree]",
+        *,
+        h: int | float = 1,
+        v: int = 2,
+        cut_labels: bool | None = None,
+        **options: Any,
     ) -> "Grammar":
         """Read off a treebank's trees, ours or NLTK's, as they stand: cleaned and made binary on the way.
 
-        `undo` gives trees in the treebank's own form again. Other options, and what they do:
+        `undo` gives trees in the treebank's own form again. What `cut_labels` does: `pcfg.treebank.clean`; other options:
         `pcfg.treebank.induce`. Raises TreebankError for no trees, and for orders it doesn't know.
         """
         from pcfg.treebank import clean_trees, induce
         from pcfg.trees import Tree
 
         own = (tree if isinstance(tree, Tree) else Tree.from_nltk(tree) for tree in trees)
-        return cls.of_arrays(**induce(clean_trees(own), v=v, h=h, **options).arrays())
+        return cls.of_arrays(**induce(clean_trees(own, cut_labels=cut_labels), v=v, h=h, **options).arrays())
 
     @classmethod
     def from_text(cls, text: str, source: str = "the text") -> "Grammar":
@@ -259,7 +265,8 @@ class Grammar:
     def emissions(self, sentence: Sequence[str]) -> Float64[np.ndarray, "n T"]:
         """Probability of each word given each preterminal, or the lexicon's scores where there is one.
 
-        A word that the grammar doesn't know is taken for its signature, where the grammar has signatures.
+        A word that the grammar doesn't know is taken for its bracket (-LRB- for a round one) where the grammar knows that,
+        else for its signature, where the grammar has signatures.
         Raises GrammarError, naming word and position, for a word that stays unknown.
         """
         if isinstance(sentence, str):
@@ -278,12 +285,15 @@ class Grammar:
         return found
 
     def number_of(self, word: str, position: int) -> int:
-        """The number of a word, or of its signature, that stands at a position (from 0) of its sentence."""
+        """The number of a word, of its bracket (-LRB-) or of its signature, that stands at a position (from 0) of its sentence."""
         number = self.word_numbers.get(word)
         if number is not None:
             return number
         from pcfg.lexicon import signatures
+        from pcfg.trees import escape_brackets
 
+        if (escaped := escape_brackets(word)) in self.word_numbers:
+            return self.word_numbers[escaped]
         for signature in signatures(word, position):
             if signature in self.word_numbers:
                 return self.word_numbers[signature]

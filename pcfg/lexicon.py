@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from pcfg.errors import TreebankError
+from pcfg.trees import escape_brackets
 
 UNKNOWN = "<unk>"
 _ENDINGS = ("ing", "ion", "ity", "est", "ed", "er", "ly", "al", "s", "y")
@@ -136,7 +137,7 @@ class SmoothedLexicon:
         return np.searchsorted(self.rows, np.arange(len(self.forms) + 1))
 
     def scores(self, sentence: Sequence[str]) -> Float64[np.ndarray, "n T"]:
-        """P(t|w) / P(t) for each word and tag.
+        """P(t|w) / P(t) for each word and tag; ( is taken for -LRB- where that is known and it isn't, and so on.
 
         Raises TreebankError for an unknown word that fits no signature, with its position.
         """
@@ -146,6 +147,8 @@ class SmoothedLexicon:
         return scores / self.tag_probs
 
     def _posterior(self, word: str, position: int) -> Float64[np.ndarray, " T"]:
+        if word not in self.numbers and escape_brackets(word) in self.numbers:
+            word = escape_brackets(word)
         number = self.numbers.get(word, -1)
         seen = self._counts(number) if 0 <= number < self.word_count else np.zeros(len(self.tag_probs))
         total = seen.sum()

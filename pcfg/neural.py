@@ -8,11 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 from pcfg.errors import MissingPackageError, PcfgError
 from pcfg.shards import Progress, silent
 from pcfg.treebank import clean
-from pcfg.trees import Tree
+from pcfg.trees import Tree, escape_brackets
 
 MODEL = "benepar_en3"
-# The Penn Treebank's way with what would be read as brackets of the tree.
-_ESCAPES = str.maketrans({"(": "-LRB-", ")": "-RRB-", "[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"})
 
 
 @runtime_checkable
@@ -51,7 +49,7 @@ def neural_trees(
     batch_size: int = 64,
     progress: Progress = silent,
 ) -> list[Tree | None]:
-    """A tree for each sentence, cleaned as a treebank's trees are (`treebank.clean`); None for one of no words.
+    """A tree for each sentence, cleaned as trees are for scoring (`treebank.clean`); None for one of no words.
 
     Brackets among the words are written as in the Penn Treebank: -LRB-.
 
@@ -70,8 +68,8 @@ def neural_trees(
             warnings.filterwarnings("ignore", message=".*arg_constraints")  # of torch, about torch-struct in benepar
             trees = list(chosen.parse_sents([list(sentences[n]) for n in some]))
         for number, parsed in zip(some, trees, strict=True):
-            found[number] = clean(_escaped(parsed))
-            words = [word.translate(_ESCAPES) for word in sentences[number]]
+            found[number] = clean(_escaped(parsed), collapse=False)
+            words = [escape_brackets(word) for word in sentences[number]]
             tree = found[number]
             if tree is None or tree.words() != words:
                 raise PcfgError(
@@ -83,5 +81,8 @@ def neural_trees(
 
 def _escaped(tree: Any) -> Tree:
     """An `nltk.Tree` as ours, its words without brackets."""
-    children = tuple(c.translate(_ESCAPES) if isinstance(c, str) else _escaped(c) for c in tree)
-    return Tree(str(tree.label()), children)
+    return Tree.from_nltk(tree).fold(
+        lambda node, children: Tree(
+            node.label, tuple(escape_brackets(c) if isinstance(c, str) else c for c in children)
+        )
+    )

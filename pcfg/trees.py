@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 _TOKEN = re.compile(r"[()]|[^\s()]+|\n")
-_BRACKETS = str.maketrans({"(": "-LRB-", ")": "-RRB-"})
+_ROUND = {"(": "-LRB-", ")": "-RRB-"}
+_BRACKETS = str.maketrans(_ROUND)
+_ALL_BRACKETS = str.maketrans(_ROUND | {"[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"})
+_KINDS = (".mrg", ".txt")  # of tree files in a folder
 NO_PARSE = "(())"  # what EVALB reads as a sentence that has no parse
 
 
@@ -30,11 +33,20 @@ class Span(NamedTuple):
 class Tree:
     """A node: a label over either one word (a preterminal) or one or more nodes.
 
-    Two trees are equal when all their labels, words and shapes are.
+    Two trees are equal when all their labels, words and shapes are. Raises TreebankError for a node over nothing, and for
+    a word beside others, which would be lost.
     """
 
     label: str
     children: tuple["Tree | str", ...]
+
+    def __post_init__(self) -> None:
+        if len(self.children) != 1:
+            for child in self.children:
+                if child.__class__ is str:
+                    raise TreebankError(f"the word {child!r} under {self.label} needs a node and a tag of its own")
+            if not self.children:
+                raise TreebankError(f"the node {self.label} holds nothing")
 
     @property
     def is_preterminal(self) -> bool:
@@ -51,15 +63,25 @@ class Tree:
 
     @classmethod
     def from_nltk(cls, tree: "nltk.Tree") -> "Tree":
-        """The same tree as a `Tree`."""
+        """The same tree as a `Tree`.
 
-        def convert(node: Any) -> "Tree | str":
-            return node if isinstance(node, str) else cls(str(node.label()), tuple(convert(child) for child in node))
-
-        made = convert(tree)
-        if isinstance(made, str):
-            raise TreebankError(f"an nltk.Tree was expected, not the word {made!r}")
-        return made
+        Raises TreebankError for a leaf that isn't a text, a word beside other children, and a node over nothing.
+        """
+        rows: list[_Row] = []
+        stack: list[tuple[Any, str]] = [(tree, "")]
+        while stack:
+            node, where = stack.pop()
+            if not callable(getattr(node, "label", None)):
+                raise TreebankError(
+                    f"{node!r}{where} isn't a node: a word is a text alone under its tag, as in nltk.Tree('NN', ['dog'])"
+                )
+            label = str(node.label())
+            if len(node) == 1 and isinstance(node[0], str):
+                rows.append((label, node[0], 1))
+            else:
+                rows.append((label, None, len(node)))
+                stack.extend((child, f" under {label}") for child in reversed(node))
+        return _built(rows)
 
     def to_nltk(self) -> "nltk.Tree":
         """The same tree for NLTK, which must be installed."""
@@ -126,16 +148,36 @@ class Tree:
     def __hash__(self) -> int:
         return hash(tuple(self._flat()))
 
+    def __reduce__(self) -> Any:
+        return _built, (self._flat(),)  # copying and pickling node by node would be recursive
+
     def __str__(self) -> str:
         return format_tree(self)
 
     def __repr__(self) -> str:
         return f"Tree.parse({format_tree(self)!r})"
 
-    def _flat(self) -> list[object]:
+    def _flat(self) -> "list[_Row]":
         return [
-            (node.label, node.children[0] if node.is_preterminal else None, len(node.children)) for node in self.nodes()
+            (node.label, str(node.children[0]) if node.is_preterminal else None, len(node.children))
+            for node in self.nodes()
         ]
+
+
+_Row = tuple[str, str | None, int]  # of a node: label, its word if it is a tag, how many children
+
+
+def _built(rows: Sequence[_Row]) -> Tree:
+    """The tree of some nodes, each before its children, left to right."""
+    made: list[Tree] = []
+    for label, word, count in reversed(rows):
+        made.append(Tree(label, tuple(made.pop() for _ in range(count)) if word is None else (word,)))
+    return made.pop()
+
+
+def escape_brackets(word: str) -> str:
+    """A word as the Penn Treebank writes it: ( is -LRB-, and so on."""
+    return word.translate(_ALL_BRACKETS)
 
 
 def format_tree(tree: Tree | None) -> str:
@@ -167,20 +209,45 @@ def format_trees(trees: Iterable[Tree | None]) -> str:
 
 
 def read_trees(path: str | Path) -> list[Tree]:
-    """The bracketed trees of a file, on one line or many each, several a line or not.
+    """The bracketed trees of a file, on one line or many each, several a line or not; or of a folder's .mrg and .txt files.
 
     An outer bracket with no label (Penn's files have one around each tree) is dropped, or called TOP where it holds
-    more than one node.
+    more than one node. Files of a folder, and of those inside it, are read in the order of their paths.
 
     Raises TreebankError, with file and line, for brackets that don't match, a missing label, text outside a bracket, a
-    word that shares its bracket with other things, and a sentence without a parse.
+    word that shares its bracket with other things, and a sentence without a parse; also for a folder without such files.
     """
-    return parse_trees(_read(path), str(path))
+    return [tree for file in _files(Path(path).expanduser()) for tree in parse_trees(_read(file), str(file))]
 
 
 def read_parses(path: str | Path) -> list[Tree | None]:
-    """Like `read_trees`, for a parser's output: `(())` is a sentence without a parse, None."""
-    return list(_parse(_read(path), str(path)))
+    """A parser's output: None for a sentence without a parse, which is `(())`.
+
+    Where trees don't go on from line to line, as EVALB reads them, line k is sentence k: then an empty line too is one
+    without a parse, and several trees on a line are one under TOP. Raises: as `read_trees`.
+    """
+    text, source = _read(path), str(path)
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if any(line.count("(") != line.count(")") for line in lines):
+        return list(_parse(text, source))
+    return [_one(list(_parse(line, source, number))) for number, line in enumerate(lines, 1)]
+
+
+def _one(found: list[Tree | None]) -> Tree | None:
+    trees = [tree for tree in found if tree is not None]
+    return Tree("TOP", tuple(trees)) if len(trees) > 1 else trees[0] if trees else None
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = (file for file in path.rglob("*") if file.suffix.lower() in _KINDS and file.is_file())
+    files = sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    if not files:
+        raise TreebankError(
+            f"the folder {path} holds no {' or '.join(_KINDS)} files: name one that holds trees, or a file"
+        )
+    return files
 
 
 def parse_trees(text: str, source: str = "the text") -> list[Tree]:
@@ -209,8 +276,9 @@ class _Open:
         self.line, self.label, self.children, self.word = line, "", list[Tree](), ""
 
 
-def _parse(text: str, source: str) -> Iterator[Tree | None]:
-    line, stack = 1, list[_Open]()
+def _parse(text: str, source: str, line: int = 1) -> Iterator[Tree | None]:
+    """Trees, and None for each `(())`; `line` is the number of the text's first."""
+    stack = list[_Open]()
     empty = False  # whether the outer bracket holds an empty one: "(())"
     for token in _TOKEN.findall(text):
         where = f"{source}, line {line}"

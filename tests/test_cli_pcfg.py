@@ -205,6 +205,73 @@ def test_a_treebank_becomes_a_grammar_whose_parses_are_scored_against_it(work, o
     assert ok("induce", "--trees", work / "bank.mrg", "--only", "2-2", "-o", work / "b.json", "--json")["trees"] == 1
 
 
+def test_a_folder_of_trees_is_read_like_its_files(work, ok):
+    (work / "bank" / "00").mkdir(parents=True)
+    text = TREES.strip()
+    cut = text.index("( (S (NP (NP")
+    (work / "bank" / "00" / "a.mrg").write_text(text[:cut])
+    (work / "bank" / "b.txt").write_text(text[cut:])
+    for source in ("bank", "bank.mrg"):
+        ok("trees", "--trees", work / source, "-o", work / f"{source}.gold")
+        ok("induce", "--trees", work / source, "-o", work / f"{source}.json")
+    assert (work / "bank.gold").read_text() == (work / "bank.mrg.gold").read_text()
+    assert (work / "bank.json").read_text() == (work / "bank.mrg.json").read_text()
+
+
+def test_gold_trees_keep_what_evalb_counts(work, ok):
+    (work / "bank.mrg").write_text("( (S (NP-SBJ (NP (NN rain)) (SBAR (-NONE- *))) (VP (VBZ falls))) )")
+    ok("trees", "--trees", work / "bank.mrg", "-o", work / "gold.txt")
+    assert (work / "gold.txt").read_text() == "(S (NP (NP (NN rain))) (VP (VBZ falls)))\n"
+    (work / "parses.txt").write_text("(S (NP (NN rain)) (VP (VBZ falls)))\n")
+    scored = ok("score", work / "gold.txt", work / "parses.txt", "--json")
+    assert (scored["matched"], scored["predicted"], scored["gold"]) == (3, 3, 4)
+    ok("induce", "--trees", work / "gold.txt", "-o", work / "g.json", "--min-count", 1)
+    assert set(Grammar.load(work / "g.json").symbols) == {"S", "NP+NN^S", "VP+VBZ^S"}  # trained without NP over NP
+
+
+def test_labels_with_hyphens_stay_whole_unless_they_hold_functions(work, ok):
+    (work / "bank.mrg").write_text("(NT-1 (T-1 a) (NT-2 (T-1 b) (T-2 c)))\n")
+    options = ("-v", 1, "--no-annotate-tags", "--min-count", 1, "-o", work / "g.json", "--overwrite")
+
+    def symbols(*more):
+        said = ok("induce", "--trees", work / "bank.mrg", *options, *more)
+        return set(Grammar.load(work / "g.json").symbols), "Labels such as NT-1 are left whole" in said
+
+    assert symbols() == ({"NT-1", "NT-2", "T-1", "T-2"}, True)
+    assert symbols("--keep-labels") == ({"NT-1", "NT-2", "T-1", "T-2"}, False)
+    assert symbols("--cut-labels") == ({"NT", "T"}, False)
+    for more, label in (((), "NT-1"), (("--cut-labels",), "NT")):
+        ok("trees", "--trees", work / "bank.mrg", *more, "-o", work / "gold.txt", "--overwrite")
+        assert (work / "gold.txt").read_text().startswith(f"({label} ")
+    (work / "other.txt").write_text("(NT-3 (T-1 a) (NT-4 (T-1 b) (T-2 c)))\n")
+    said = ok("score", work / "bank.mrg", work / "other.txt")
+    assert said.startswith("100.00") and "Labels such as NT-1 were cut at - and =, as EVALB does: --keep-labels" in said
+    said = ok("score", work / "bank.mrg", work / "other.txt", "--keep-labels")
+    assert said.startswith("0.00") and said.count("\n") == 1
+
+
+def test_whose_scores_they_are(work, ok):
+    (work / "gold.txt").write_text("(S (A a) (NP ($ $) (B b)))\n(S (A a) (NP (B b) (C c)))\n")
+    (work / "parses.txt").write_text("(S (A a) (NP ($ $) (B b)))\n\n")
+    pair = (work / "gold.txt", work / "parses.txt")
+    plain, kim = (ok("score", *pair, *more, "--json") for more in (("--unlabelled",), ("--kim",)))
+    assert (plain["f1"], plain["sentences"], plain["unparsed"]) == (0.5, 2, 1)
+    assert "this project's" in plain["convention"] and "Kim et al. 2019's" in kim["convention"]
+    assert kim["f1"] == 0.5 and ok("score", *pair, "--unlabelled", "--kim", "--json") == kim
+    full = ok("score", *pair, "--json")
+    assert (full["f1"], full["valid"]["f1"], full["valid"]["sentences"]) == (2 * 2 / (2 + 4), 1.0, 1)
+    assert "EVALB itself leaves 1 out, without a parse, or as" in ok("score", *pair)
+
+
+def test_brackets_of_raw_text(work, ok):
+    (work / "bank.mrg").write_text("(S (PRN (-LRB- -LRB-) (NN dog) (-RRB- -RRB-)) (VP (VB is) (JJ so)))\n")
+    ok("induce", "--trees", work / "bank.mrg", "--min-count", 1, "-o", work / "g.json")
+    (work / "raw.txt").write_text("( dog ) is so\n")
+    ok("parse", work / "g.json", "--text", work / "raw.txt", "-o", work / "parses.txt")
+    assert (work / "parses.txt").read_text() == (work / "bank.mrg").read_text()
+    ok("score", work / "bank.mrg", work / "parses.txt")
+
+
 def test_switches_of_induction_change_what_they_say(work, ok):
     def names(*options):
         ok("induce", "--trees", work / "bank.mrg", "--min-count", 1, "-o", work / "g.json", "--overwrite", *options)
@@ -395,6 +462,14 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, monke
         "NLTK's treebank sample isn't in NLTK_DATA": induce("--nltk-treebank"),
         "-h -1 must be": induce(*bank, "-h", "-1"),
         "vertical order v is 3": induce(*bank, "-v", 3),
+        "folder holds no .mrg or .txt files": induce("--trees", work / "folder"),
+        "--keep-labels is for labelled scores": (
+            "score",
+            work / "gold.txt",
+            work / "gold.txt",
+            "--kim",
+            "--keep-labels",
+        ),
         "--only 2-9 must be": induce(*bank, "--only", "2-9"),
         "--strength is for --smooth": induce(*bank, "--no-smooth", "--strength", 2),
         "there are 2 gold trees and 1 parses": ("score", work / "gold.txt", work / "fewer.txt"),

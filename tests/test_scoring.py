@@ -10,6 +10,7 @@ from pcfg.scoring import (
     PUNCTUATION,
     left_branching,
     random_branching,
+    read_pairs,
     right_branching,
     score_labelled,
     score_unlabelled,
@@ -23,6 +24,104 @@ GOLD = Tree.parse(
 ATTACHED_HIGH = Tree.parse(
     "(S (NP (DT the) (NN cat)) (VP (VBD saw) (NP (DT a) (NN dog)) (PP (IN in) (NP (NN town)))) (. .))"
 )
+
+
+# The valid pairs of EVALB's own sample/sample.gld and sample.tst, whose gold tree is SAMPLE unless another is given, with
+# what EVALB counts: matched, gold and predicted brackets. (Of pair 19, "This" for "this", its parameter file makes one.)
+SAMPLE = "(S (A (P this)) (B (Q is) (A (R a) (T test))))"
+LONG = f"(S {' '.join([SAMPLE[3:-1]] * 11)})"
+PAIRS = [
+    (SAMPLE, 4, 4, 4),
+    ("(S (A (P this)) (B (Q is) (C (R a) (T test))))", 3, 4, 4),
+    ("(S (A (P this)) (B (Q is) (A (R a) (U test))))", 4, 4, 4),
+    ("(S (C (P this)) (B (Q is) (A (R a) (U test))))", 3, 4, 4),
+    ("(S (A (P this)) (B (Q is) (R a) (A (T test))))", 3, 4, 4),
+    ("(S (A (P this) (Q is)) (A (R a) (T test)))", 2, 4, 3),
+    ("(S (P this) (Q is) (R a) (T test))", 1, 4, 1),
+    ("(P this) (Q is) (R a) (T test)", 0, 4, 0),
+    ("(S (A (P this)) (B (Q is) (A (A (R a) (T test)))))", 4, 4, 5),
+    ("(S (A (P this)) (B (Q is) (A (A (A (A (A (R a) (T test))))))))", 4, 4, 8),
+    (f"(TOP {SAMPLE})", 4, 4, 4),
+    ("(S (A (P this)) (B (Q is) (A (R a) (TT test))))", 4, 4, 4),
+    (SAMPLE, 4, 4, 4, SAMPLE.replace("(A (P", "(A-SBJ-1 (P").replace("(B", "(B-WHATEVER")),
+    (LONG, 34, 34, 34, LONG),
+    *((f"{SAMPLE[:-1]} {more})", 4, 4, 4, f"{SAMPLE[:-1]} {more})") for more in ("(-NONE- *)", "(: *)")),
+]
+
+
+def test_evalbs_own_sample(tmp_path):
+    for name, rows in (("one", PAIRS), ("skipped", [*PAIRS[:8], ("", 0, 0, 0), *PAIRS[8:], ("(())", 0, 0, 0)])):
+        (tmp_path / name).write_text("".join(f"{row[0]}\n" for row in rows))
+        (tmp_path / "gold").write_text("".join(f"{row[4] if len(row) > 4 else SAMPLE}\n" for row in rows))
+        gold, parses = read_pairs(tmp_path / "gold", tmp_path / name)
+        for row, *pair in zip(rows, gold, parses, strict=True):
+            score = score_labelled(*([each] for each in pair))
+            if pair[1] is None:  # what EVALB calls a skipped sentence, and leaves out
+                assert (score.unparsed, score.gold, score.valid.gold) == (1, 4, 0)
+            else:
+                assert (score.matched, score.gold, score.predicted) == row[1:4], row
+        valid = score_labelled(gold, parses).valid
+        assert (valid.sentences, valid.matched, valid.gold, valid.predicted) == (16, 82, 94, 91)
+        shares = (valid.recall, valid.precision, valid.f1, valid.complete_match)
+        assert [f"{100 * share:.2f}" for share in shares] == ["87.23", "90.11", "88.65", "50.00"]
+    everything = score_labelled(gold, parses)
+    assert (everything.sentences, everything.gold, everything.f1) == (18, 102, 2 * 82 / (102 + 91))
+    assert (
+        "EVALB itself leaves 2 out, without a parse, or as punctuation is tagged otherwise in the parse: 88.65 (precision"
+        in str(everything)
+    )
+    assert "EVALB itself" not in str(score_labelled(gold[:3], parses[:3]))
+
+
+def test_trees_are_scored_as_they_stand():
+    raw = Tree.parse("(TOP (S-TPC-1 (NP-SBJ (-NONE- *)) (VP (VB go) (NP=2 (NP (NN home))) (SBAR (-NONE- 0)))))")
+    parse = Tree.parse("(S (VP (VB go) (NP (NN home))))")
+    score = score_labelled([raw], [parse])
+    assert (score.matched, score.gold, score.predicted) == (3, 4, 3)
+    assert score_unlabelled([Tree("TOP", (GOLD,))], [Tree("S", (GOLD, Tree("-NONE-", ("*",))))]).f1s == (1.0,)
+    with pytest.raises(TreebankError, match="gold tree 2 holds no words"):
+        score_labelled([parse, Tree.parse("(S (-NONE- *))")], [parse, parse])
+
+
+def test_labels_with_hyphens_are_compared_whole_when_asked():
+    gold, parse = (
+        Tree.parse("(NT-1 (T-1 a) (NT-2 (T-1 b) (T-2 c)))"),
+        Tree.parse("(NT-1 (T-1 a) (NT-1 (T-1 b) (T-2 c)))"),
+    )
+    assert score_labelled([gold], [parse]).matched == 2  # as EVALB
+    whole = score_labelled([gold], [parse], keep_labels=True)
+    assert (whole.matched, whole.gold) == (1, 2) and "whole labels" in whole.convention
+
+
+def test_kim_et_al_delete_more_and_count_two_words():
+    gold = Tree.parse("(S (NP (NN a) (QP ($ $) (CD b) (CD c))) (VP (VB d)) (. .))")
+    parse = Tree.parse("(S (NN a) (X ($ $) (X (CD b) (CD c))) (VB d) (. .))")
+    # Ours, a $ b c d: gold 0-4 and 1-4; the parse 1-4 and 2-4. Without $, a b c d: gold 0-3 and 1-3, the parse 1-3 twice.
+    assert score_unlabelled([gold], [parse]).f1s == (2 * 1 / 4,)
+    assert score_unlabelled([gold], [parse], kim=True).f1s == (2 * 1 / 3,)
+    two, one = Tree.parse("(S (A a) (B b) (. .))"), Tree.parse("(S (A a) (-LRB- -LRB-))")
+    found = score_unlabelled([two, one, gold], [two, one, gold], kim=True)
+    assert (found.f1s, found.skipped) == ((1.0, 1.0), 1)
+    assert (score_unlabelled([two, one, gold], [two, one, gold])).skipped == 2
+    assert "Kim et al. 2019's" in str(found) and "this project's" in str(score_unlabelled([gold], [gold]))
+
+
+def test_files_line_by_line_and_otherwise(tmp_path):
+    def pairs(gold, parses):
+        (tmp_path / "gold").write_text(gold)
+        (tmp_path / "parses").write_text(parses)
+        wanted, found = read_pairs(tmp_path / "gold", tmp_path / "parses")
+        return list(map(str, wanted)), [tree and str(tree) for tree in found]
+
+    a, b = "(S (A a))", "(S (B b))"
+    assert pairs(f"{a}\n{b}\n", f"\n{b}\n") == ([a, b], [None, b])
+    assert pairs(f"{a}\r\n{b}\r\n", f"{a}\r\n\r\n") == ([a, b], [a, None])
+    assert pairs("(S\n  (A a))\n\n(S\n (B b))\n", f"{a}\n(())\n") == ([a, b], [a, None])  # gold in a treebank's layout
+    assert pairs(f"{a}\n\n{b}\n", f"{a}\n{b}\n\n\n") == ([a, b], [a, b])  # the layout's empty lines, and the end's
+    assert pairs(f"{a}\n\n{b}\n", f"{a}\n\n{b}\n") == ([a, b], [a, b])  # no sentence in either
+    assert pairs(f"{a} {b}\n", f"{a}\n{b}\n") == ([a, b], [a, b])
+    with pytest.raises(TreebankError, match="there is no tree for parse 2"):
+        pairs(f"{a}\n\n", f"{a}\n{b}\n")
 
 
 def test_one_bracket_missing():
@@ -51,6 +150,8 @@ def test_punctuation_does_not_move_brackets():
     parse = Tree.parse("(S (NP (NN ``) (PRP I)) (VP (VBD slept) (PRT ('' '')) (. .)))")
     score = score_labelled([gold], [parse])
     assert (score.matched, score.predicted, score.gold, score.complete) == (3, 3, 3, 1)  # PRT held nothing but a quote
+    assert score.valid.sentences == 0  # for EVALB the sentence has another length here than there
+    assert score_labelled([gold, GOLD], [Tree.parse(str(gold).replace("(. ", "(: ")), GOLD]).valid.sentences == 2
 
 
 def test_a_chain_and_brackets_that_come_twice():

@@ -1,11 +1,16 @@
 """Reading and writing brackets, and walking trees; expectations written by hand."""
 
+import copy
+import pickle
+
 import nltk
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pcfg.errors import TreebankError
+from pcfg.scoring import score_labelled, score_unlabelled
+from pcfg.treebank import clean, induce, transform, undo
 from pcfg.trees import Tree, format_tree, format_trees, parse_trees, read_parses, read_trees
 
 TEXT = "(S (NP (DT The) (NN dog)) (VP (VBZ barks)) (. .))"
@@ -76,11 +81,42 @@ def test_a_file_that_cannot_be_read(tmp_path):
         read_trees(tmp_path / "latin.mrg")
 
 
+def test_a_folder_of_trees(tmp_path):
+    for name, content in {
+        "00/wsj_0002.mrg": "(S (B b))",
+        "00/wsj_0001.MRG": "( (S\n (A a)) )(S (A c))",
+        "more.txt": "(S (C d))",
+        "README": "no tree",
+        ".hidden/copy.mrg": "no tree",
+        "00/._wsj_0001.mrg": "no tree",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert [tree.words() for tree in read_trees(tmp_path)] == [["a"], ["c"], ["b"], ["d"]]
+    (tmp_path / "notes.txt").write_text("no tree")
+    with pytest.raises(TreebankError, match=f"{tmp_path / 'notes.txt'}, line 1: 'no' stands outside"):
+        read_trees(tmp_path)
+    with pytest.raises(TreebankError, match=r"holds no \.mrg or \.txt files"):
+        (tmp_path / "empty").mkdir()
+        read_trees(tmp_path / "empty")
+
+
 def test_sentences_without_a_parse(tmp_path):
     file = tmp_path / "parses.txt"
     file.write_text(format_trees([DOG, None, DOG]))
     assert file.read_text() == f"{TEXT}\n(())\n{TEXT}\n"
     assert read_parses(file) == [DOG, None, DOG]
+    file.write_text(f"{TEXT}\n\n{TEXT}\n \n")
+    assert read_parses(file) == [DOG, None, DOG, None]
+    assert read_trees(file) == [DOG, DOG]
+    file.write_text(f"(A b) (C d)\n{TEXT}")
+    assert read_parses(file) == [Tree.parse("((A b) (C d))"), DOG]
+    file.write_text(f"(S\n\n(A b))\n\n{TEXT}\n(())")  # trees that go on from line to line: empty lines mean nothing
+    assert read_parses(file) == [Tree.parse("(S (A b))"), DOG, None]
+    file.write_text(f"{TEXT}\n\nloose\n")
+    with pytest.raises(TreebankError, match="line 3: 'loose' stands outside"):
+        read_parses(file)
+    file.write_text(f"{TEXT}\n(())\n{TEXT}\n")
     with pytest.raises(TreebankError, match="tree 2 is"):
         read_trees(file)
 
@@ -112,6 +148,35 @@ def test_nltk_sees_the_same_tree(tree):
     assert Tree.from_nltk(nltk.Tree.fromstring(str(tree))) == tree
 
 
+@pytest.mark.parametrize(
+    "children, says",
+    [
+        ([nltk.Tree("DT", ["the"]), "dog"], "'dog' under NP isn't a node: a word is a text alone under its tag"),
+        (["the", "dog"], "'the' under NP isn't a node"),
+        ([("dog", "NN")], r"\('dog', 'NN'\) under NP isn't a node"),  # a chunker's
+        ([nltk.Tree("NN", [3])], "3 under NN isn't a node"),
+        ([None], "None under NP isn't a node"),
+        ([], "the node NP holds nothing"),
+        ([nltk.Tree("NN", [])], "the node NN holds nothing"),
+    ],
+)
+def test_what_is_no_tree_of_nltks(children, says):
+    with pytest.raises(TreebankError, match=says):
+        Tree.from_nltk(nltk.Tree("S", [nltk.Tree("NP", children), nltk.Tree("VB", ["go"])]))
+
+
+def test_words_beside_nodes_and_nodes_over_nothing():
+    for children, says in (
+        ((Tree("DT", ("the",)), "dog"), "the word 'dog' under NP needs a node and a tag of its own"),
+        (("the", "dog"), "the word 'the' under NP"),
+        ((), "the node NP holds nothing"),
+    ):
+        with pytest.raises(TreebankError, match=says):
+            Tree("NP", children)
+    with pytest.raises(TreebankError, match="'dog' isn't a node"):
+        Tree.from_nltk("dog")
+
+
 @given(any_tree)
 def test_spans_against_positions_of_the_words(tree):
     def plain(node, start):
@@ -141,6 +206,22 @@ def test_a_very_deep_tree_is_no_trouble():
     assert len(tree.words()) == depth + 1 and tree.spans()[-1] == ("A", depth - 1, depth + 1)
     assert tree == Tree.parse(text)
     assert tree.fold(lambda node, children: 0 if node.is_preterminal else 1 + max(children)) == depth
+
+
+def test_nothing_done_with_a_deep_tree_is_recursive():
+    depth = 3_000
+    tree = Tree.parse("(A (B c) " * depth + "(B c)" + ")" * depth)
+    assert Tree.from_nltk(tree.to_nltk()) == tree
+    assert copy.deepcopy(tree) == tree and pickle.loads(pickle.dumps(tree)) == tree
+    assert clean(tree) == tree and undo(transform(tree)) == tree
+    assert len(induce([tree], min_count=1).rules) == 3  # the root's, its descendants' and the last one's
+    assert score_labelled([tree], [tree]).matched == depth and score_unlabelled([tree], [tree]).f1 == 1.0
+
+
+def test_a_long_chain_is_no_trouble():
+    depth = 3_000
+    tree = Tree.parse("".join(f"(A{i} " for i in range(depth)) + "(B c)" + ")" * depth)
+    assert Tree.from_nltk(tree.to_nltk()) == tree and undo(transform(tree)) == tree == clean(tree)
 
 
 def test_brackets_within_words_are_written_as_the_treebank_does():
