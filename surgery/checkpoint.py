@@ -56,6 +56,7 @@ class Checkpoint:
         self.config: dict[str, Any] = _read_json(self.folder / "config.json")
         self._pickled = not any((self.folder / name).exists() for name in (_SINGLE, _INDEX))
         self._shards: dict[Path, dict[str, Tensor]] = {}
+        self._finite: set[str] = set()
         self.files = self._weight_files()
         self.entries: Mapping[str, Entry] = self._read_entries()
 
@@ -65,21 +66,23 @@ class Checkpoint:
     def __repr__(self) -> str:
         return f"Checkpoint({self.source!r}, {len(self.entries)} tensors)"
 
-    def tensor(self, name: str) -> Tensor:
-        """One tensor, on the CPU, in the dtype it is stored in; nothing else is read."""
+    def tensor(self, name: str, device: torch.device | None = None) -> Tensor:
+        """One tensor, on the CPU or straight on a device, in the dtype it is stored in; nothing else is read."""
         if name not in self.entries:
             raise CheckpointError(f"{self} has no tensor {name}")
         file = self.entries[name].file
         if self._pickled:
-            return self._pickled_shard(file)[name]
-        with safe_open(file, "pt") as opened:
+            return self._pickled_shard(file)[name].to(device)
+        with safe_open(file, "pt", device="cpu" if device is None else str(device)) as opened:
             return opened.get_tensor(name)
 
-    def finite_tensor(self, name: str) -> Tensor:
-        """`tensor`, refused by name when it holds NaN or infinity."""
-        tensor = self.tensor(name)
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{self}: tensor {name} holds NaN or infinity: fetch or make it again")
+    def finite_tensor(self, name: str, device: torch.device | None = None) -> Tensor:
+        """`tensor`, refused by name when it holds NaN or infinity; looked at once."""
+        tensor = self.tensor(name, device)
+        if name not in self._finite:
+            if not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"{self}: tensor {name} holds NaN or infinity: fetch or make it again")
+            self._finite.add(name)
         return tensor
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -112,7 +112,7 @@ class Model:
         """Copy another checkpoint's tensors into this model, one at a time."""
         with torch.no_grad():
             for tensor, other in counterparts(self.checkpoint, checkpoint).items():
-                parameter, value = self.parameters[tensor], checkpoint.finite_tensor(other)
+                parameter, value = self.parameters[tensor], checkpoint.finite_tensor(other, self.device)
                 if parameter.shape != value.shape:  # embeddings that were resized; `check_alike` lets no others pass
                     rows = min(len(parameter), len(value))
                     parameter, value = parameter[:rows], value[:rows]  # type: ignore[assignment]
@@ -181,7 +181,7 @@ def load_model(
             raise CheckpointError(f"{checkpoint}: tensor {tensor} holds NaN or infinity: fetch or make it again")
     for tensor in structure.blocks:
         # The library may rename or fuse tensors while loading; a skill is only right if none of that happened.
-        if not torch.equal(model.parameters[tensor].cpu(), checkpoint.tensor(tensor).to(precision)):
+        if not torch.equal(model.parameters[tensor], checkpoint.tensor(tensor, place).to(precision)):
             raise CheckpointError(
                 f"{checkpoint}: transformers changes tensor {tensor} while loading it, so it can't be grafted"
             )
@@ -237,6 +237,13 @@ def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     if dtype is not None and dtype not in _DTYPES:
         raise OptionError(f"--dtype {dtype} isn't one of {', '.join(_DTYPES)}")
     return _DTYPES[dtype or "float32"]
+
+
+def steady_attention() -> AbstractContextManager[None]:
+    """Attention without cuDNN's kernels, which are built anew for each shape of a batch: seconds for kernels that run once."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 @contextmanager

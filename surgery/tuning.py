@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from surgery.checkpoint import Checkpoint, open_checkpoint, rewrite
 from surgery.errors import OptionError, SurgeryError
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
-from surgery.models import Model, load_model
+from surgery.models import Model, load_model, steady_attention
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.structure import Kind
@@ -281,7 +281,7 @@ class _Loop:
         pieces = np.array_split(np.asarray(numbers), self.recipe.accumulate)
         for piece in (part for numbered in pieces for part in alike(self.model, rows, numbered.tolist())):
             batch, positions = collate(self.model, [rows[number] for number in piece])
-            with autocast:
+            with autocast, steady_attention():
                 scores = self.readout.logits(self.model.module, batch, positions)
             loss = F.cross_entropy(scores, targets[piece].to(self.model.device)) * (len(piece) / len(numbers))
             loss.backward()
@@ -362,7 +362,8 @@ def _slope(
     pieces = np.array_split(numbers, math.ceil(len(numbers) / 16))
     for piece in (part for numbered in pieces for part in alike(model, rows, numbered.tolist())):
         batch, positions = collate(model, [rows[number] for number in piece])
-        scores = readout.logits(model.module, batch, positions)
+        with steady_attention():
+            scores = readout.logits(model.module, batch, positions)
         (F.cross_entropy(scores, targets[piece].to(model.device), reduction="sum") / len(numbers)).backward()
     norm = float(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
     for weight in weights:

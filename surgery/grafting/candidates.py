@@ -12,7 +12,7 @@ from torch import Tensor
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError
-from surgery.models import Model
+from surgery.models import Model, steady_attention
 from surgery.structure import check_pair, counterparts
 from surgery.tasks.readout import Encoded, Readout, alike, collate
 
@@ -39,10 +39,18 @@ class Candidates:
     moved: int
 
     @classmethod
-    def between(cls, base: Checkpoint, tuned: Checkpoint, names: Sequence[str], limit: int) -> "Candidates":
+    def between(
+        cls,
+        base: Checkpoint,
+        tuned: Checkpoint,
+        names: Sequence[str],
+        limit: int,
+        device: torch.device | None = None,
+    ) -> "Candidates":
         """Read two checkpoints tensor by tensor and keep at most `limit` candidates, by |tuned - base|.
 
-        Memory: one pair of tensors and up to twice `limit` candidates.
+        They are read straight to `device` and compared there; the candidates come back on the CPU.
+        Memory there: one pair of tensors and up to twice `limit` candidates.
         Raises CheckpointError for NaN or infinity, and when nothing differs.
         """
         theirs = counterparts(base, tuned)
@@ -50,8 +58,8 @@ class Candidates:
         held = movable = moved = 0
         for name in sorted(names):
             check_pair(base, name, tuned, theirs[name])
-            before = base.finite_tensor(name).reshape(-1)
-            after = tuned.finite_tensor(theirs[name]).reshape(-1)
+            before = base.finite_tensor(name, device).reshape(-1)
+            after = tuned.finite_tensor(theirs[name], device).reshape(-1)
             after = after.to(base.entries[name].dtype)  # a skill holds values in the base's dtype
             exact = torch.float64 if before.dtype == torch.float64 else torch.float32
             before, after = before.to(exact), after.to(exact)
@@ -68,7 +76,7 @@ class Candidates:
                 f"{base} and {tuned} agree in all {movable:,} movable weights: there is no skill to find (is it the right pair?)"
             )
         parts = {name: part for name, part in _furthest(parts, limit).items() if len(part[0])}
-        indices, before, after = (torch.cat(column) for column in zip(*parts.values(), strict=True))
+        indices, before, after = (torch.cat(column).cpu() for column in zip(*parts.values(), strict=True))
         bounds = np.cumsum([0, *(len(part[0]) for part in parts.values())])
         return cls(tuple(parts), tuple(bounds.tolist()), indices, before, after, movable=movable, moved=moved)
 
@@ -127,7 +135,8 @@ class GraftedModel:
         return scores[torch.tensor([number for part in parts for number in part], device=scores.device).argsort()]
 
     def _logits(self, rows: Sequence[Encoded], numbers: Sequence[int]) -> Float[Tensor, "numbers labels"]:
-        return self.readout.logits(self.model.module, *collate(self.model, [rows[number] for number in numbers]))
+        with steady_attention():
+            return self.readout.logits(self.model.module, *collate(self.model, [rows[number] for number in numbers]))
 
     def slope(self, rows: Sequence[Encoded], targets: Tensor) -> Float[Tensor, " candidates"]:
         """The derivative of the mean cross-entropy with respect to each candidate's weight in `wear`.
@@ -166,7 +175,7 @@ def _furthest(parts: dict[str, tuple[Tensor, Tensor, Tensor]], limit: int) -> di
     distance = torch.cat([(after - before).abs() for _, before, after in parts.values()])
     if len(distance) <= limit:
         return parts
-    keep = torch.zeros(len(distance), dtype=torch.bool)
+    keep = torch.zeros(len(distance), dtype=torch.bool, device=distance.device)
     keep[distance.topk(limit, sorted=False).indices] = True
     kept, start = {}, 0
     for name, part in parts.items():

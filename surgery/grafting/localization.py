@@ -20,7 +20,7 @@ from surgery.grafting.baselines import BASELINES, wear_baseline
 from surgery.grafting.candidates import Candidates, GraftedModel
 from surgery.grafting.methods import METHODS, Evidence, averaging, movement, sigmoid
 from surgery.grafting.skill import Skill
-from surgery.models import Model, load_model
+from surgery.models import Model, load_model, pick_device, pick_dtype
 from surgery.pairing import check_alike
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
@@ -49,8 +49,8 @@ def graft(
     seed: int = 0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    device: str | None = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     batch_size: int = 32,
     progress: Progress = silent,
 ) -> Skill:
@@ -78,14 +78,16 @@ def graft(
     movable = sum(before.entries[name].size for name in names)
     k = budget(movable, sparsity, weights)
     ladder = sorted({budget(movable, share, None) for share in sweep} | {k})
+    place = pick_device(device)
     if method not in METHODS:
         raise OptionError(f"--method {method} isn't one of {', '.join(METHODS)}")
     train, test = _sample(task.need("train"), seed), task.need("test")
     resized = check_alike(before, after, [example.text for example in train[:100]])
     check_one_order(before, after, task)
-    candidates = Candidates.between(before, after, names, max(_FEWEST_CANDIDATES, _CANDIDATES_PER_WEIGHT * ladder[-1]))
+    limit = max(_FEWEST_CANDIDATES, _CANDIDATES_PER_WEIGHT * ladder[-1])
+    candidates = Candidates.between(before, after, names, limit, place)
 
-    model = load_model(before, device=device, dtype=dtype)
+    model = load_model(before, device=place, dtype=dtype)
     readout = pick_readout(model, task)
     rows = readout.encode(train)
     labels = np.array(task.targets(train))
@@ -127,7 +129,7 @@ def graft(
         "baselines": baselines,
         "include": list(include),
         "exclude": list(exclude),
-        "dtype": dtype,
+        "dtype": None if dtype is None else str(pick_dtype(dtype)).removeprefix("torch."),
         "batch_size": batch_size,
     }
     summary = exam.summary()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import CheckpointError
 from surgery.files import new_folder, replace_json
-from surgery.models import Model, load_model
+from surgery.models import Model, load_model, steady_attention
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.calibration import Reliability, scaled_ece, softmax
@@ -159,7 +159,7 @@ def predict(
     """Label scores [examples, labels], float32, in the rows' order. Rows of like length share a batch."""
     order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
     found: NDArray | None = None
-    with torch.inference_mode():
+    with torch.inference_mode(), steady_attention():
         for start in range(0, len(order), batch_size):
             for numbers in alike(model, rows, order[start : start + batch_size]):
                 batch, positions = collate(model, [rows[number] for number in numbers])
