@@ -48,9 +48,9 @@ class Tensors:
     ) -> None:
         """Divide each span's sums by the largest of them, into the chart."""
         spans, peak = len(raw), raw.real.amax(2)
-        inside.peaks[:spans, :, width] = peak
-        torch.div(raw, peak.clamp(min=inside.tiny)[:, :, None], out=inside.by_start[:spans, :, width])
-        inside.scales[:spans, :, width] = peak.double().log_().add_(best)
+        divisor = torch.clamp(peak, min=inside.tiny, out=inside.peaks[:spans, :, width])
+        torch.div(raw, divisor[:, :, None], out=inside.by_start[:spans, :, width])
+        torch.add(peak.double().log_(), best, out=inside.scales[:spans, :, width])
 
     def receive(self, outside: "Outside", width: int, here: Num[Tensor, "spans B N"]) -> None:
         """Fill in the outside scores of a width's rules, and give the siblings of words theirs.
@@ -62,14 +62,15 @@ class Tensors:
         weights = inside.weights[width - 2]
         received = outside.by_start[:spans, :, width]
         received.masked_fill_(inside.by_start[:spans, :, width].real == 0, 0.0)
-        torch.div(received, inside.peaks[:spans, :, width, None].clamp(min=inside.tiny), out=here)
+        torch.div(received, inside.peaks[:spans, :, width, None], out=here)
         left = torch.mul(here, weights[:, :, :1], out=outside.at_left[:spans, :, width])
         right = torch.mul(here, weights[:, :, -1:], out=outside.at_right[width:, :, n - width])
         if width > 2:
             to_right = torch.bmm(left.flatten(0, 1)[:, None], inside.left_flat[: spans * batch])
             to_left = torch.bmm(right.flatten(0, 1)[:, None], inside.right_flat[(width - 1) * batch :])
-            outside.by_start[1 : spans + 1, :, width - 1] += to_right.view(spans, batch, -1)
-            outside.by_start[:spans, :, width - 1] += to_left.view(spans, batch, -1)
+            # Not +=, which writes a slice back over itself.
+            outside.by_start[1 : spans + 1, :, width - 1].add_(to_right.view(spans, batch, -1))
+            outside.by_start[:spans, :, width - 1].add_(to_left.view(spans, batch, -1))
 
     def spread(
         self,
@@ -80,8 +81,8 @@ class Tensors:
     ) -> None:
         """Give the children of splits without a word what came for them; the left yet to be weighted."""
         n, spans, weights = outside.inside.n, len(to_left), outside.inside.weights[width - 2]
-        outside.by_start[:spans, :, 2 : width - 1] += to_left * weights[:, :, 1:-1, None]
-        outside.by_end[width:, :, n - width + 2 : n - 1] += to_right
+        outside.by_start[:spans, :, 2 : width - 1].add_(to_left * weights[:, :, 1:-1, None])
+        outside.by_end[width:, :, n - width + 2 : n - 1].add_(to_right)
 
 
 class Loops(Tensors):

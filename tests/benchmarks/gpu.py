@@ -18,7 +18,7 @@ from dataclasses import asdict
 from tests.benchmarks.card.measure import Line
 
 # Seconds that each part may take; all together stay under four minutes.
-PARTS = {"pcfg": 110, "tint": 40, "pretrain": 40, "bottleneck": 50, "graft": 90}
+PARTS = {"pcfg": 80, "tint": 40, "pretrain": 40, "bottleneck": 50, "graft": 90}
 
 
 def collected(name: str, seconds: float) -> list[Line]:

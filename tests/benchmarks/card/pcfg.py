@@ -2,17 +2,20 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from pcfg.dense import dense_inside_outside, dense_viterbi, log_partition
-from tests.benchmarks.card.measure import Line, faster, peak_bytes, timed, within
+from pcfg.recordings import charts
+from tests.benchmarks.card.measure import Line, faster, holds, peak_bytes, shown, timed, within
 
 DEVICE = "cuda"
 # Nonterminals, preterminals, sentences, words, and how many times as fast as torch-struct (0: it isn't run, for want of memory).
 SIZES = ((20, 45, 8, 20, 15), (20, 45, 8, 40, 15), (20, 45, 64, 40, 25), (30, 60, 16, 40, 15), (90, 180, 4, 40, 0))
 
 BEST = (20, 45, 64, 40)  # where Viterbi is timed
+MIXED = (20, 45, 16, 40)  # nonterminals, preterminals, sentences, and words of the longest
 
 
 def scores(tops: int, tags: int, batch: int, n: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, ...]:
@@ -64,7 +67,12 @@ def lines() -> Iterator[Line]:
         )
         yield within(f"{name}: error of posteriors and counts", error, 1e-4)
         ours = timed(lambda given=given: marginals(given))
-        note = f"{peak_bytes(lambda given=given: marginals(given)) / 1e6:.0f} MB"
+        with launched():
+            plain = timed(lambda given=given: marginals(given), 3, 1)
+            bits = [x.clone() for x in marginals(given)]
+        same = all(torch.equal(x, y) for x, y in zip(marginals(given), bits, strict=True))
+        yield holds(f"{name}: replayed, the same bits as kernel by kernel", same)
+        note = f"kernel by kernel {shown(plain)}, {peak_bytes(lambda given=given: marginals(given)) / 1e6:.0f} MB"
         if target and has_rival:
             rival = timed(lambda given=given: theirs(given), 3, 1)
             yield faster(f"{name}: marginals, rules; torch-struct", ours, rival, target, note)
@@ -73,9 +81,43 @@ def lines() -> Iterator[Line]:
             yield within(f"{name}: marginals, rules", 1e3 * ours, 30.0, lambda x: f"{x:.2f} ms", note)
         slope = timed(lambda given=given: training(given))
         yield faster(f"{name}: gradient of log Z; marginals", slope, ours, 0.95)
+    yield from mixed_lengths()
     given = scores(*BEST, torch.float32, DEVICE)
     best = timed(lambda: dense_viterbi(*given), 5, 3)
     yield within("pcfg 20+45, batch 64, n 40: Viterbi", 1e3 * best, 20.0, lambda x: f"{x:.2f} ms")
+
+
+def mixed_lengths() -> Iterator[Line]:
+    """Gradients of batches whose longest sentences differ, as in training: each size is recorded once."""
+    tops, tags, batch, longest = MIXED
+    given = [scores(tops, tags, batch, n, torch.float32, DEVICE) for n in range(longest // 4, longest + 1, 3)]
+    replayed = timed(lambda: [training(some) for some in given], 3, 2)
+    with launched():
+        plain = timed(lambda: [training(some) for some in given], 1, 1)
+    yield faster(f"pcfg {tops}+{tags}, batch {batch}, mixed lengths: gradients; kernel by kernel", replayed, plain, 3)
+    start, binary, words, lengths = given[-1]
+
+    def second() -> None:
+        leaves = binary.detach().requires_grad_(), words.detach().requires_grad_()
+        slopes = torch.autograd.grad(log_partition(start, *leaves, lengths).sum(), leaves, create_graph=True)
+        torch.autograd.grad(sum((slope * slope).sum() for slope in slopes), leaves)
+
+    replayed = timed(second, 3, 3)
+    with launched():
+        plain = timed(second, 2, 1)
+    yield faster(
+        f"pcfg {tops}+{tags}, batch {batch}, n {longest}: second derivative; kernel by kernel", replayed, plain, 2
+    )
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """Nothing is recorded or replayed."""
+    charts.enabled = False
+    try:
+        yield
+    finally:
+        charts.enabled = True
 
 
 def _importable() -> bool:
