@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import architectures
 import numpy as np
 import pytest
 import torch
@@ -541,3 +542,11 @@ def test_minilm_gives_the_mean_over_its_tokens():
     np.testing.assert_allclose(features, torch.stack(wanted).numpy(), atol=1e-5)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     assert unit[0] @ unit[1] > 0.4 > 0.2 > unit[0] @ unit[2]
+
+
+@pytest.mark.parametrize("name", ["fnet", "convbert", "yoso", "mobilebert"])
+def test_features_of_models_whose_places_mix_are_those_of_a_text_alone(tmp_path, name):
+    folder = architectures.build(architectures.classes("encoder")[name], tmp_path / name, "encoder")
+    encoder = Encoder.open(folder, device="cpu")
+    alone = np.concatenate([encoder.encode([text]) for text in TEXTS])
+    np.testing.assert_allclose(encoder.encode(TEXTS), alone, atol=1e-5)

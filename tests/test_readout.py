@@ -360,3 +360,11 @@ def test_special_tokens_behind_a_prompt_are_left_out_where_the_label_is_next(tmp
     (row,) = pick_readout(model, task()).encode(ROWS[2:])
     assert model.tokenizer.convert_ids_to_tokens(row.ids) == ["[CLS]", "good", "food", "It", "was"]
     assert row.position == 4
+
+
+def test_encoders_are_read_by_anothers_phrases_only_if_they_are_alike(tiny, tmp_path):
+    other = architectures.build("ElectraModel", tmp_path / "other", "encoder")
+    for options in ({"against": other}, {"base": other}):
+        with pytest.raises(TaskError, match=r"can't be read by another checkpoint's embeddings"):
+            score(tiny("bert-encoder"), task(), device="cpu", **options)
+    assert score(tiny("bert-encoder"), task(), against=tiny("bert-encoder"), device="cpu").agreement == 1

@@ -216,6 +216,14 @@ class PhraseReadout:
             )
         return cls(tokenizer, anchors, phrases, max_length)
 
+    def check_fits(self, model: Model) -> None:
+        """Refuse a model that isn't read by these embeddings: one with another tokenizer or of another width."""
+        width, own = self.anchors.shape[1], model.module.config.get_text_config().hidden_size
+        if own != width or self.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+            raise TaskError(
+                f"{model.checkpoint} can't be read by another checkpoint's embeddings of the phrases ({width} numbers each): its tokenizer or width ({own}) differs"
+            )
+
     def to_bytes(self) -> bytes:
         """A safetensors file, to lie beside every checkpoint that this readout is to read."""
         return save({"anchors": self.anchors.contiguous()}, metadata={"phrases": json.dumps(self.phrases)})
@@ -334,7 +342,7 @@ def _mask(tokenizer: Any) -> str:
 def _limit(model: Model, task: Task) -> int:
     """How many tokens the task and the model's positions both allow."""
     config = model.module.config
-    positions = getattr(config, "max_position_embeddings", None) or 0
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
     if positions <= 0:  # XLNet says -1 for no limit
         return task.max_length
     for name, module in model.module.named_modules():

@@ -126,6 +126,8 @@ def score(
     def run(checkpoint: Checkpoint) -> Score:
         nonlocal anchors
         loaded = load_model(checkpoint, device=device, dtype=dtype)
+        if anchors is not None:
+            anchors.check_fits(loaded)
         anchors = anchors or _anchors(loaded, task)
         return score_model(loaded, anchors or pick_readout(loaded, task), task, examples, batch_size, progress)
 

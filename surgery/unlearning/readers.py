@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,24 @@ class TextReader:
         return len(row["input_ids"])
 
     def features(self, rows: Sequence[Any], pooling: str) -> Float[Tensor, "batch width"]:
-        """Pooled in float32; padding takes no part."""
+        """Pooled in float32; padding takes no part. Where it would, rows of one length go through the model together."""
+        sizes = [self.size(row) for row in rows]
+        if len(set(sizes)) > 1 and self.padding_matters:
+            parts = [[n for n, size in enumerate(sizes) if size == one] for one in set(sizes)]
+            found = torch.cat([self.features([rows[n] for n in part], pooling) for part in parts])
+            return found[torch.tensor([n for part in parts for n in part], device=found.device).argsort()]
         hidden, kept = self._last_hidden(rows)
         if pooling == "last":
             return hidden[torch.arange(len(hidden), device=hidden.device), kept.sum(1) - 1]
         return (hidden * kept.unsqueeze(-1)).sum(1) / kept.sum(1, keepdim=True)
+
+    @cached_property
+    def padding_matters(self) -> bool:
+        """Whether masked places behind a text change its states, as in models that mix places by more than attention."""
+        row = self.prepare([self.trial])[0]
+        longer = {key: [*values, *values[-1:] * 7] for key, values in row.items()}
+        alone, padded = self._last_hidden([row])[0], self._last_hidden([row, longer])[0]
+        return not alike(padded[0, : self.size(row)], alone[0])
 
     def _last_hidden(self, rows: Sequence[dict[str, list[int]]]) -> tuple[Tensor, Tensor]:
         """States [batch, tokens, width] and which are real [batch, tokens]; padded on the right, where causal models don't look."""
