@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pcfg.corpus import tokenizer, write_dataset, write_jsonl, write_text
-from pcfg.errors import OptionError, PcfgError
-from pcfg.files import new_folder, replace_json
+from pcfg.errors import OptionError
+from pcfg.files import hold, new_folder, replace_json, take_name
 from pcfg.grammar import Grammar
 from pcfg.sampling import sample
 from pcfg.shards import Progress, fingerprint, resumable, silent, versions
@@ -103,7 +103,8 @@ def write_corpus(
             if words is not None:
                 words.save_pretrained(staged / "tokenizer")
             replace_json(staged / REPORT, report)
-        _take_name(whole, folder, partial / "old", overwrite)
+        with hold(folder):
+            take_name(whole, folder, overwrite=overwrite, replaces=REPORT)
     return corpus
 
 
@@ -141,11 +142,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _take_name(whole: Path, folder: Path, aside: Path, overwrite: bool) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        if not overwrite:
-            raise PcfgError(f"{folder} exists already: name another output")
-        folder.rename(aside)
-    whole.rename(folder)

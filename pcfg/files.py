@@ -1,68 +1,41 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, with this package's errors."""
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import surgery.files as files
 from pcfg.errors import PcfgError
+from surgery.errors import SurgeryError
+from surgery.files import replace_bytes, replace_json, sync
+from surgery.locks import hold as _hold
 
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, finds the old content or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def replace_json(path: Path, content: Any) -> None:
-    """`replace_bytes` of indented JSON; refuses NaN, which isn't JSON."""
-    replace_bytes(path, (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+__all__ = ["hold", "new_folder", "replace_bytes", "replace_json", "sync", "take_name"]
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its name if, and only if, the block ends well."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise PcfgError(f"{folder} exists already: name another output")
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        staged.chmod(0o777 & ~_umask())
+def new_folder(folder: Path, *, overwrite: bool = False, replaces: str = "report.json") -> Iterator[Path]:
+    """`surgery.files.new_folder`."""
+    with _own_errors(), files.new_folder(folder, overwrite=overwrite, replaces=replaces) as staged:
         yield staged
-        for path in (*staged.rglob("*"), staged):
-            _sync(path)
-        staged.rename(folder)  # over an empty folder too
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    _sync(folder.parent)
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def take_name(staged: Path, folder: Path, *, overwrite: bool, replaces: str = "report.json") -> None:
+    """`surgery.files.take_name`."""
+    with _own_errors():
+        files.take_name(staged, folder, overwrite=overwrite, replaces=replaces)
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """`surgery.locks.hold`; raises PcfgError where another run holds the path."""
+    with _own_errors(), _hold(path):
+        yield
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        yield
+    except SurgeryError as error:
+        raise PcfgError(str(error)) from None

@@ -6,11 +6,10 @@ model can be held to it: see `excess`.
 
 import json
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from jaxtyping import Int32, Int64, UInt64
 
 from pcfg.corpus import tokenizer
 from pcfg.devices import working_device
-from pcfg.errors import OptionError, PcfgError
+from pcfg.errors import OptionError
 from pcfg.excess import MaskedLoss, MaskedSet, generative, word_ids
-from pcfg.files import new_folder, replace_json
+from pcfg.files import hold, new_folder, replace_json
 from pcfg.grammar import Grammar
 from pcfg.sampling import Samples, sample
 from pcfg.shards import Progress, claim, fingerprint, silent, versions
@@ -90,24 +89,11 @@ class Pretrained:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """A Hugging Face folder with its tokenizer, the grammar and `report.json`; it appears whole or not at all."""
-        folder = Path(folder).absolute()
-        there = folder.exists() and any(folder.iterdir())
-        if there and not (overwrite and (folder / GRAMMAR_FILE).exists()):
-            raise PcfgError(f"{folder} exists already: name another output")
-        whole = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(whole, ignore_errors=True)
-        with new_folder(whole) as staged, _quiet():
+        with new_folder(Path(folder), overwrite=overwrite, replaces=GRAMMAR_FILE) as staged, _quiet():
             self.module.save_pretrained(staged)
             self.tokenizer.save_pretrained(staged)
             self.grammar.save(staged / GRAMMAR_FILE)
             replace_json(staged / "report.json", self.report)
-        if there:
-            old = folder.with_name(f".{folder.name}.old")
-            folder.rename(old)
-            whole.rename(folder)
-            shutil.rmtree(old)
-        else:
-            whole.rename(folder)
 
 
 def pretrain(
@@ -151,10 +137,11 @@ def pretrain(
     ids = word_ids(grammar, words)
     batches = Batches.of(drawn, ids, words, batch_size=recipe.batch_size, share=recipe.mask, seed=seed, device=place)
     trainer = Trainer(module, batches, rate=recipe.rate, warmup=recipe.warmup)
-    if resume:  # once nothing else can be refused, so that a mistake leaves no folder
-        claim(Path(resume), {**call, "grammar": fingerprint(grammar)})
-    with trainer.training():
-        history = _train(trainer, small, words, Path(resume) if resume else None, progress)
+    state = Path(resume) if resume else None
+    with hold(state) if state else nullcontext(), trainer.training():
+        if state:  # once nothing else can be refused, so that a mistake leaves no folder
+            claim(state, {**call, "grammar": fingerprint(grammar)})
+        history = _train(trainer, small, words, state, progress)
     module = module.eval()
     masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)
     loss = masked.measure(module, words)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pcfg.errors import OptionError, PcfgError
-from pcfg.files import replace_bytes
+from pcfg.files import hold, replace_bytes
 from pcfg.grammar import Grammar
 
 Progress = Callable[[int, int, str], None]  # what is done, what there is to do, and a line that says what it is
@@ -31,22 +31,24 @@ def resumable(output: Path, call: Mapping[str, Any]) -> Iterator[Path]:
     """Yield the folder `<output>.partial`, with what an interrupted run of the same call left there.
 
     It goes when the block ends well, or with a mistake of the user's (PcfgError); after anything else it stays.
-    Raises PcfgError for a folder of that name which isn't ours.
+    Raises PcfgError for a folder of that name which isn't ours, and where another run is at work on the same output.
     """
     folder = output.absolute().with_name(f"{output.absolute().name}.partial")
-    note = folder / _CALL
-    if folder.exists() and not note.exists():
-        raise PcfgError(f"{folder} is in the way, and no interrupted run made it: move it, or name another output")
-    if note.exists() and note.read_text(encoding="utf-8") != _dump(call):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with hold(folder):
+        note = folder / _CALL
+        if folder.exists() and not note.exists() and any(folder.iterdir()):
+            raise PcfgError(f"{folder} is in the way, and no interrupted run made it: move it, or name another output")
+        if note.exists() and note.read_text(encoding="utf-8") != _dump(call):
+            shutil.rmtree(folder)
+        if not note.exists():
+            replace_bytes(note, _dump(call).encode())
+        try:
+            yield folder
+        except PcfgError:
+            shutil.rmtree(folder)
+            raise
         shutil.rmtree(folder)
-    if not note.exists():
-        replace_bytes(note, _dump(call).encode())
-    try:
-        yield folder
-    except PcfgError:
-        shutil.rmtree(folder)
-        raise
-    shutil.rmtree(folder)
 
 
 def claim(folder: Path, call: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from probes.spans import fit_spans, predict_spans
 from probes.words import MaskedWords
 from surgery.checkpoint import Checkpoint
 from surgery.files import replace_json
+from surgery.locks import hold
 from surgery.progress import Progress, silent
 from surgery.provenance import package_version, provenance
 
@@ -163,6 +164,8 @@ def _probe(
         done += 1
 
     with ExitStack() as stack:
+        for kept in filter(None, (settings.resume, settings.cache)):
+            stack.enter_context(hold(kept))
         folder = settings.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgery-probe-")))
         own = None
         for name, some, these in (("model", model, chosen), ("untrained", untrained, few)):

@@ -11,6 +11,7 @@ from surgery.checkpoint import JOURNAL, Checkpoint, fingerprint
 from surgery.delta import SparseDelta
 from surgery.errors import CheckpointError, SkillError
 from surgery.files import check_apart, new_folder, replace_bytes, streamed_file
+from surgery.locks import hold
 from surgery.patching import Edit, WrongBaseError, digests, hash_and_patch, patch_in_place
 from surgery.progress import Progress, silent
 from surgery.traits import Traits
@@ -76,9 +77,11 @@ def patch_folder(
     """Apply or revert a delta in a checkpoint's own files, writing only the touched weights.
 
     A journal names the patch from before the first write until after the last. A run that is killed leaves it there:
-    then `Checkpoint` refuses the folder, and running this again, in either direction, completes it.
+    then `Checkpoint` refuses the folder, and running this again, in either direction, completes it. The folder is held
+    against other runs all the while.
 
     Raises:
+        BusyError: another run is patching the folder, or writing it.
         SkillError: the checkpoint isn't the delta's base, or another skill's patch is half done.
         CheckpointError: the weights aren't safetensors, or the skill would go into them and not into other copies that
             lie there too.
@@ -86,6 +89,18 @@ def patch_folder(
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: only a checkpoint on this disk can be patched in place")
+    with hold(folder):
+        _patch(delta, folder, direction, add, drop)
+    return folder
+
+
+def _patch(
+    delta: SparseDelta,
+    folder: Path,
+    direction: Direction,
+    add: Mapping[str, bytes] | None,
+    drop: Mapping[str, bytes] | None,
+) -> None:
     checkpoint = Checkpoint(folder, half_patched=True)
     if linked := [file for file in checkpoint.files if file.is_symlink() or file.stat().st_nlink > 1]:
         raise CheckpointError(
@@ -117,7 +132,6 @@ def patch_folder(
     patch_in_place(checkpoint.entries.values(), edits)
     _change_extras(folder, add if direction == "apply" else None, drop if direction == "revert" else None)
     journal.unlink()
-    return folder
 
 
 def check_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> None:

@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all."""
 
+import ctypes
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from surgery.errors import SurgeryError
+from surgery.locks import hold, lock_alone, lock_file
 
 
 def sync(path: Path) -> None:
@@ -26,18 +29,43 @@ def sync(path: Path) -> None:
 def replace_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a kill, finds the old content or the new one and nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, staged = _staged_file(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
+            staged.chmod(0o666 & ~_umask())
+            staged.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
         raise
     sync(path.parent)
+    _sweep_files(path)
+
+
+def _staged_file(path: Path) -> tuple[int, Path]:
+    """A new file beside `path`, locked as long as it is open: so others know that it isn't a killed run's."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        locked = lock_alone(handle)
+        if locked is None or (locked and os.fstat(handle).st_nlink):
+            return handle, Path(name)
+        os.close(handle)  # another run took it for a leftover in the moment between the two
+
+
+def _sweep_files(path: Path) -> None:
+    """Delete what killed runs left of writing `path`."""
+    for left in _leftovers(path, "tmp"):
+        with suppress(OSError), left.open("rb") as file:
+            if lock_alone(file.fileno()):
+                left.unlink()
+
+
+def _leftovers(path: Path, kinds: str) -> list[Path]:
+    """What runs that were killed, or that go on, keep beside `path` while they write it."""
+    name = re.compile(rf"{re.escape(f'.{path.name}.')}[a-z0-9_]{{8}}\.({kinds})")
+    return [Path(entry) for entry in os.scandir(path.parent) if name.fullmatch(entry.name)]
 
 
 def replace_json(path: Path, content: Any) -> None:
@@ -56,6 +84,14 @@ def check_output(
         inputs: files and folders that must lie apart from the output; what isn't on this disk doesn't count.
     """
     check_apart(folder, *inputs)
+    place = folder.absolute()
+    if place.parent.is_dir() and (lock_file(place).exists() or _leftovers(place, "new|old")):
+        with hold(place):
+            _recover(place)
+    _check_free(folder, overwrite, replaces)
+
+
+def _check_free(folder: Path, overwrite: bool, replaces: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise SurgeryError(f"{folder} is a file, not a folder: name another output")
     if folder.is_dir() and any(folder.iterdir()):
@@ -117,43 +153,79 @@ def _keep_syncing(handle: int, done: threading.Event) -> None:
 
 @contextmanager
 def new_folder(folder: Path, *, overwrite: bool = False, replaces: str = "report.json") -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its name if, and only if, the block ends well."""
+    """Yield an empty folder beside `folder` that takes its name if, and only if, the block ends well.
+
+    `folder` is held against other runs (`surgery.locks`); what a killed run left of it is cleared away first.
+    """
     check_output(folder, overwrite=overwrite, replaces=replaces)
     folder = folder.absolute()
     made = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        staged.chmod(0o777 & ~_umask())
-        yield staged
-        for path in staged.rglob("*"):
-            sync(path)
-        sync(staged)
-        _take_name(staged, folder)
+        with hold(folder):
+            _recover(folder)
+            staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".new"))
+            try:
+                staged.chmod(0o777 & ~_umask())
+                yield staged
+                for path in staged.rglob("*"):
+                    sync(path)
+                sync(staged)
+                take_name(staged, folder, overwrite=overwrite, replaces=replaces)
+            except BaseException:
+                shutil.rmtree(staged, ignore_errors=True)
+                raise
+            sync(folder.parent)
     except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
         with suppress(OSError):  # another run may have put something there meanwhile
             for parent in made:
                 parent.rmdir()
         raise
-    sync(folder.parent)
 
 
-def _take_name(staged: Path, folder: Path) -> None:
-    if not folder.exists():
-        staged.rename(folder)
+def take_name(staged: Path, folder: Path, *, overwrite: bool, replaces: str) -> None:
+    """Give a finished folder its name; what lies there by now is replaced under the same rules as at first."""
+    _check_free(folder, overwrite, replaces)
+    try:
+        staged.rename(folder)  # over nothing, or over an empty folder
         return
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    if not overwrite:
+        raise SurgeryError(f"{folder} appeared while it was being made: name another output or add --overwrite")
+    if exchange(staged, folder):
+        shutil.rmtree(staged, ignore_errors=True)
+        return
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".old"))
     old = aside / "old"
     try:
         folder.rename(old)
-        staged.rename(folder)
+        staged.rename(folder)  # a kill before this: the next run puts the old one back
     except BaseException:
         if old.exists():
             old.rename(folder)
         aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two folders take each other's name at one stroke; False where the system can't."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
+
+
+def _recover(folder: Path) -> None:
+    """Clear away what killed runs left beside a folder that this run holds, and put back what they had moved aside."""
+    for left in _leftovers(folder, "new|old"):
+        if (left / "old").is_dir() and left.suffix == ".old" and not folder.exists():
+            (left / "old").rename(folder)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _umask() -> int:

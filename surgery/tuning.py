@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from surgery.checkpoint import Checkpoint, open_checkpoint, rewrite
 from surgery.errors import OptionError, SurgeryError
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
+from surgery.locks import hold
 from surgery.models import Model, load_model, steady_attention
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
@@ -186,16 +187,11 @@ def tune(
         "seed": seed,
         "tensors": names,
     }
-    loop = _Loop(
-        model,
-        readout,
-        recipe,
-        pace,
-        names,
-        _digest({**about, "examples": examples, "dev": task.dev}),
-        Path(resume) if resume else None,
-    )
-    history = loop.run(rows, targets, seed, task, _autocast(model.device, dtype), progress)
+    identity = _digest({**about, "examples": examples, "dev": task.dev})
+    state = Path(resume) if resume else None
+    with hold(state) if state else nullcontext():
+        loop = _Loop(model, readout, recipe, pace, names, identity, state)
+        history = loop.run(rows, targets, seed, task, _autocast(model.device, dtype), progress)
     # What is counted is what the files will hold: in 16 bits a small difference may round to none.
     tensors = {name: loop.weights[name].detach().to(checkpoint.entries[name].dtype) for name in names}
     trained = sum(int((loop.weights[name] != loop.base[name]).sum()) for name in names)

@@ -22,10 +22,12 @@ ALLOWED = {
         "surgery.errors",
         "surgery.files",
         "surgery.figures",
+        "surgery.locks",
         "surgery.progress",
         "surgery.provenance",
     ),
-    "pcfg": ("pcfg",),
+    # What makes files appear whole and holds them against other runs is written once; it knows nothing of checkpoints.
+    "pcfg": ("pcfg", "surgery.files", "surgery.locks", "surgery.errors"),
     "surgery": ("surgery",),
 }
 METHODS = ("surgery.grafting", "surgery.unlearning", "surgery.tint")

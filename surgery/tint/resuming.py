@@ -9,6 +9,7 @@ from typing import Any, TextIO, TypeVar
 
 from surgery.errors import OptionError, SurgeryError
 from surgery.files import replace_bytes
+from surgery.locks import hold
 
 Figures = TypeVar("Figures")
 
@@ -42,11 +43,18 @@ def resumable(folder: str | Path | None, call: Mapping[str, Any]) -> Iterator[Fo
 
     Raises:
         OptionError: the folder holds another call's figures.
+        BusyError: another run is at work on it.
     """
     if folder is None:
         yield Found({})
         return
-    file, identity = Path(folder) / "figures.jsonl", digest(call)
+    with hold(Path(folder)), _kept(Path(folder), call) as found:
+        yield found
+
+
+@contextmanager
+def _kept(folder: Path, call: Mapping[str, Any]) -> Iterator[Found]:
+    file, identity = folder / "figures.jsonl", digest(call)
     made = [parent for parent in file.absolute().parents if not parent.exists()]  # innermost first
     # Whole lines: a kill may have cut the last one short.
     lines = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if file.exists() else [identity]
