@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import torch
 
@@ -51,9 +51,14 @@ def _matmul_float32() -> Iterator[None]:
 @contextmanager
 def _convolution_float32() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
-    owner, name = (cudnn.conv, "fp32_precision") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32")
-    kept, algorithms = getattr(owner, name), (cudnn.deterministic, cudnn.benchmark)
-    setattr(owner, name, "ieee" if name == "fp32_precision" else False)
+    owner, name, exact = cudnn, "allow_tf32", cast(Any, False)
+    try:
+        kept: Any = cudnn.allow_tf32
+    except RuntimeError:  # as above
+        owner, name, exact = cudnn.conv, "fp32_precision", "ieee"
+        kept = cudnn.conv.fp32_precision
+    algorithms = cudnn.deterministic, cudnn.benchmark
+    setattr(owner, name, exact)
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
@@ -67,6 +72,7 @@ def room_for(device: torch.device, needed: int, what: str, lower: str) -> Iterat
     """Work that needs so many bytes of a GPU's memory at once, about; anything goes on a CPU.
 
     Args:
+        needed: 0 where it can't be told before.
         what: what needs them. `lower`: what to do about it.
 
     Raises:
@@ -82,9 +88,9 @@ def room_for(device: torch.device, needed: int, what: str, lower: str) -> Iterat
         yield
     except torch.OutOfMemoryError as error:
         asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
-        more = f" and then {asked[1]} more" if asked else ""
+        sizes = [_size(needed)] * (needed > 0) + [f"{asked[1]} more" if asked else "more"]
         raise OptionError(
-            f"{what} needs {_size(needed)}{more} on {device}, which had {_size(free)} free: {lower}"
+            f"{what} needs {' and then '.join(sizes)} on {device}, which had {_size(free)} free: {lower}"
         ) from None
 
 

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 from surgery import devices
 from surgery.errors import OptionError
-from surgery.unlearning import Bottleneck, Rows, bottleneck, keys, selection, unlearn, values, verify
+from surgery.unlearning import Bottleneck, Encoder, Rows, bottleneck, keys, selection, unlearn, values, verify
 from surgery.unlearning.exam import Exam
 from surgery.unlearning.keys import KEY_METHODS
 from surgery.unlearning.rivals import RIVALS, rival
@@ -105,7 +105,7 @@ def test_a_report_is_that_of_a_cpu():
 def test_rows_from_anywhere_meet_keys_and_values_on_the_card(more):
     """Every public function with its inputs on the CPU and its work on a card that isn't there."""
     with fake_card():
-        found = Bottleneck.fit_features(X, Y, **SIZES, **more, device=CARD)
+        found = Bottleneck.fit_features(X, Y, **SIZES, **more, sgd=Sgd(epochs=1), device=CARD)
         found.answer(X, device=CARD), found.predict(torch.from_numpy(X), device=CARD), found.select(X, device=CARD)
         for how in ({"via": "activations", "keys": 3}, {"via": "examples", "answer": "drop"}, {"via": "refit"}):
             edit = unlearn(found, 1, **how, device=CARD)
@@ -160,6 +160,9 @@ def test_memory_that_runs_out_all_the_same_is_told_too(monkeypatch):
     with pytest.raises(OptionError) as error, devices.room_for(torch.device(CARD), 5 << 20, "this", "do that"):
         raise torch.OutOfMemoryError(said)
     assert str(error.value) == "this needs 5 MiB and then 2.00 GiB more on cuda:0, which had 3.0 GiB free: do that"
+    more = r"^this needs 2.00 GiB more on cuda:0, which had 3.0 GiB free: do that$"
+    with pytest.raises(OptionError, match=more), devices.room_for(torch.device(CARD), 0, "this", "do that"):
+        raise torch.OutOfMemoryError(said)
     with pytest.raises(torch.OutOfMemoryError), devices.room_for(CPU, 1 << 60, "this", "do that"):
         raise torch.OutOfMemoryError(said)
 
@@ -183,9 +186,33 @@ def test_float32_is_computed_as_such_and_what_was_set_before_is_set_again(precis
             inside = settings()
             raise KeyError
         assert settings() == before and before[0] == precision
-        assert inside[0] == "highest" and inside[1] in ("ieee", False) and inside[2:] == (True, False)
+        assert inside[0] == "highest" and inside[1] not in ("tf32", True) and inside[2:] == (True, False)
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_an_encoder_computes_in_full_float32_and_too_large_a_batch_is_told(tiny, monkeypatch):
+    encoder = Encoder.open(tiny("bert"), device="cpu", batch_size=2)
+    seen, real = [], type(encoder.reader).features
+
+    def features(reader, rows, pooling):
+        seen.append(settings())
+        return real(reader, rows, pooling)
+
+    monkeypatch.setattr(type(encoder.reader), "features", features)
+    encoder.encode(["good", "bad", "fun"])
+    assert len(seen) == 2 and all(one[1] not in ("tf32", True) and one[2] for one in seen) and settings() != seen[0]
+
+    def too_much(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(type(encoder.reader), "features", too_much)
+    monkeypatch.setattr(devices, "_free", lambda device: 1 << 30)
+    monkeypatch.setattr(type(encoder.module), "device", property(lambda module: torch.device(CARD)))
+    with pytest.raises(
+        OptionError, match=r"^encoding 2 texts at once needs 2.00 GiB more on cuda:0, .* lower --batch-size"
+    ):
+        encoder.encode(["good", "bad", "fun"])
 
 
 # -- on a card -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from surgery.checkpoint import Checkpoint
-from surgery.devices import full_float32
+from surgery.devices import full_float32, room_for
 from surgery.errors import CheckpointError, OptionError, TaskError
 from surgery.files import replace_bytes
 from surgery.models import load_tokenizer, pick_device, pick_dtype, quiet
@@ -75,7 +75,7 @@ class Encoder:
         Raises:
             CheckpointError: no such model, tensors, tokenizer or image processor, no features come of it, or its files
                 change while they are read.
-            OptionError: an option out of its range.
+            OptionError: an option out of its range, or a model that the device's memory doesn't hold.
         """
         if batch_size < 1:
             raise OptionError(f"--batch-size {batch_size} is less than 1: raise it")
@@ -87,7 +87,9 @@ class Encoder:
         with quiet():
             module, has_pooler = _load_body(checkpoint, precision)
             opened = _hash_weights(module)
-            module = module.to(place).eval().requires_grad_(False)
+            size = sum(parameter.nbytes for parameter in module.parameters())
+            with room_for(place, size, str(checkpoint), "give --dtype bfloat16, or --device cpu"):
+                module = module.to(place).eval().requires_grad_(False)
             reader = _reader(checkpoint, module, has_pooler, max_length)
         if pooling is not None and pooling not in reader.poolings:
             raise OptionError(
@@ -190,17 +192,20 @@ class Encoder:
 
         Raises:
             TaskError: an input that can't be read, or is of another kind.
+            OptionError: a batch that the device's memory doesn't hold.
         """
         features = np.empty((len(inputs), self.width), np.float32)
         rows = self.reader.prepare(inputs)
         # Similar sizes together, the longest first: what fits in memory at all then fits at once.
         order = sorted(range(len(rows)), key=lambda number: -self.reader.size(rows[number]))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            with torch.inference_mode(), full_float32():
-                found = self.reader.features([rows[number] for number in batch], self.pooling)
-            features[batch] = found.cpu().numpy()
-            progress(start + len(batch), len(order), "encoding")
+        most = f"encoding {min(self.batch_size, len(rows))} {self.kind}s at once"
+        with room_for(self.module.device, 0, most, "lower --batch-size, or give --device cpu"):
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                with torch.inference_mode(), full_float32():
+                    found = self.reader.features([rows[number] for number in batch], self.pooling)
+                features[batch] = found.cpu().numpy()
+                progress(start + len(batch), len(order), "encoding")
         return features
 
     def digests(self, inputs: Sequence[Input]) -> UInt64[np.ndarray, " N"]:

@@ -156,7 +156,7 @@ class Eraser:
         if not len(states) or (state.reshape(-1)[self.pairs] == states).all():
             return replace(bottleneck, table=table)
         state.reshape(-1)[self.pairs] = states
-        return replace(bottleneck, table=table, selector=replace(bottleneck.selector, states=state))
+        return replace(bottleneck, table=table, selector=bottleneck.selector.with_states(state))
 
     def _refusal(self, bottleneck: Bottleneck, what: str) -> str:
         hashes = [edit["hash"] for edit in bottleneck.history]

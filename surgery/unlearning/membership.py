@@ -147,8 +147,7 @@ def likelihood_ratios(
         inside = random.permutation(len(pool)) < len(pool) / 2
         learnt.append(inside)
         training = concatenate(retained, pool.take(np.flatnonzero(inside)))
-        open_states = np.full_like(before.selector.states, OPEN)
-        trained = replace(before, selector=replace(before.selector, states=open_states), training=training, history=())
+        trained = replace(before, selector=before.opened, training=training, history=())
         settings = {**trained.settings, "class_rows": trained.class_rows()}
         trained = replace(trained, table=trained.refit_table(device=device), settings=settings)
         seen["before"][shadow] = confidences(trained, pool, device)
