@@ -145,6 +145,8 @@ def trees(
         need_file(text, overwrite, source, raw, file)
     if model is not None and raw is None:
         raise OptionError("--model is for --raw: name the file of sentences too")
+    if raw is not None and cut_labels is not None:
+        raise OptionError("--cut-labels and --keep-labels are for treebanks, not for --raw: leave them out")
     with progress_bar() as progress:
         found = read_bank(source, nltk_treebank, raw, model, progress, collapse=False, cut_labels=cut_labels)
         bank = pick(found, only)

@@ -27,7 +27,8 @@ def probe(
         typer.Option(help="The grammar that the model was trained on.", show_default="the one in the model's folder"),
     ] = None,
     trees: Annotated[
-        Path | None, typer.Option(help="A treebank to probe a natural-language model against.", show_default=False)
+        Path | None,
+        typer.Option(help="A treebank, file or folder, to probe a natural-language model against.", show_default=False),
     ] = None,
     nltk_treebank: Annotated[
         bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")

@@ -10,6 +10,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def has_functions(trees: Iterable[Tree]) -> bool:
     return _EMPTY in labels or any(map(_FUNCTION.search, labels))
 
 
+@lru_cache(1 << 14)
 def strip_function(label: str) -> str:
     """A label without functions and indices: `NP-SBJ-1` and `NP=2` become NP, `-LRB-` stays."""
     return label if label.startswith("-") else re.split("[-=]", label, maxsplit=1)[0] or label

@@ -475,6 +475,7 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, monke
         "there are 2 gold trees and 1 parses": ("score", work / "gold.txt", work / "fewer.txt"),
         "sentence 2 isn't the same in both": ("score", work / "gold.txt", work / "other.txt"),
         "no tree has 2 words or fewer": ("trees", *bank, "--max-length", 2, *new),
+        "are for treebanks, not for --raw": ("trees", "--raw", work / "sents.txt", "--keep-labels", *new),
         "--model is for --raw": ("trees", *bank, "--model", "benepar_en3", *new),
         "--raw FILE: one of them": ("trees", *bank, "--raw", work / "sents.txt", *new),
         "the parser nowhere can't be loaded": ("trees", "--raw", work / "sents.txt", "--model", "nowhere", *new),
