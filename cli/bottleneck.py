@@ -93,7 +93,7 @@ def fit(
     from surgery.errors import OptionError
     from surgery.files import check_output
     from surgery.unlearning.bottleneck import Bottleneck
-    from surgery.unlearning.encoders import Encoder
+    from surgery.unlearning.reading import named_columns as named
     from surgery.unlearning.rows import read_rows
 
     folder = options.need_output(output)
@@ -120,13 +120,15 @@ def fit(
     with progress_bar() as progress:
         settings["progress"] = progress
         if encoder:
-            reader = {"pooling": pooling, "dtype": dtype, "max_length": max_length, "batch_size": batch_size}
-            opened = Encoder.open(encoder, device=device, **reader)  # type: ignore[arg-type]
-            bottleneck = Bottleneck.fit(opened, source, keys_from=keys_from, columns=columns, **settings)
+            opening = {"pooling": pooling, "dtype": dtype, "max_length": max_length, "batch_size": batch_size}
+            bottleneck = Bottleneck.fit(
+                encoder, source, keys_from=keys_from, columns=columns, opening=opening, **settings
+            )
         else:
             beside = features if data else None
             rows = read_rows(source, features=feature, features_file=beside, columns=columns)
             others = keys_from and read_rows(keys_from, features=feature, labels_needed=False)
+            settings["read_as"] = {**named(columns), **({"features": feature} if feature else {})}
             bottleneck = Bottleneck.fit_rows(rows, keys_from=others or None, **settings)
     bottleneck.save(folder, overwrite=overwrite)
     _fitted(bottleneck, folder, round(time.monotonic() - began, 3), json)

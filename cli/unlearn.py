@@ -28,7 +28,8 @@ def unlearn(
     forget_rows: Annotated[
         str | None,
         typer.Option(
-            help="Rows to forget, as they were in training: a file of examples or features.", show_default=False
+            help="Rows to forget, and their twins: numbers counted from 0 (3,17), or a file of them as they were in training.",
+            show_default=False,
         ),
     ] = None,
     via: Annotated[
@@ -157,11 +158,22 @@ def _classes(before: "Bottleneck", forget: list[str]) -> list[str]:
 
 
 def _positions(before: "Bottleneck", source: str, feature: str | None, column: list[str] | None) -> "NDArray[np.int64]":
-    from surgery.unlearning.rows import read_digests
+    """Numbers as they are, and those of the rows in a file."""
+    import numpy as np
 
-    kind = before.encoder["kind"] if before.encoder else "text"
-    digests = read_digests(source, kind=kind, features=feature, columns=named_columns(column))
-    return before.need_training().find(digests)
+    from surgery.errors import TaskError
+    from surgery.unlearning.finding import find_rows
+
+    if Path(source).exists() or not set(source) <= set("0123456789, "):
+        return find_rows(before, source, columns=named_columns(column), features=feature)
+    numbers = [int(number) for number in source.replace(",", " ").split()]
+    if not numbers:
+        raise TaskError("there are no rows to forget: name at least one")
+    if max(numbers) >= len(before.need_training()):
+        raise TaskError(
+            f"row {max(numbers)} isn't one of the {len(before.need_training()):,} training rows, counted from 0"
+        )
+    return np.array(numbers, np.int64)
 
 
 def _report(
@@ -183,7 +195,7 @@ def _report(
         return
     said = [*promises(after.history, counted=after.counted), *_cautions(edit, after, effect)]
     verb = {"refit": "refitted", "counts": "counted down"}.get(done["via"], "masked")
-    rows = f" ({done['rows']:,} rows)" if done["forget"] else ""
+    rows = f" ({done['rows']:,} rows)" if done["forget"] else _twins(done["twins"])
     say(
         f"{folder}: {what(done)}{rows} forgotten, {done['pairs']:,} of {done['of_pairs']:,} pairs {verb}, in {f'{1000 * seconds:.1f} ms' if seconds < 1 else f'{seconds:.1f} s'}"
     )
@@ -198,6 +210,10 @@ def _report(
     say(f"{aside}: what undoes it; it holds what was taken out, so keep it, and {source}, to yourself")
     data = "--data test.jsonl" if after.encoder else "--features test.safetensors"
     say(f"Next:  surgery bottleneck verify {folder} --eraser {aside} {data} -o report/")
+
+
+def _twins(count: int) -> str:
+    return f" ({count:,} of them the same content again)" if count else ""
 
 
 def _cautions(edit: "Eraser", after: "Bottleneck", effect: dict[str, float]) -> list[str]:

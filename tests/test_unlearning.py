@@ -260,14 +260,81 @@ def test_classes_by_name_or_number_and_rows_by_content():
         before.training.find(Rows.of(np.stack([X[8], X[8] + 1])).digests)
 
 
-def test_rows_given_twice_in_training_are_both_found_and_counted_once_each():
-    twice = fitted(X=np.concatenate([X, X[:4]]), labels=np.concatenate([LABELS, LABELS[:4]]))
+@pytest.mark.parametrize("via", ["refit", "activations", "counts"])
+@pytest.mark.parametrize(
+    "asked",
+    [{"rows": [1]}, {"rows": [81]}, {"rows": [1, 81]}, {"examples": X[1:2]}, {"examples": X[[1, 1]]}],
+    ids=["1", "81", "both", "content", "twice"],
+)
+def test_twins_of_a_row_go_with_it_by_number_and_by_content(asked, via):
+    """Row 1 again as row 81, under another label: what is left must not hold it."""
+    labels = np.concatenate([LABELS, LABELS[4:8]])
+    labels[81] = "dog"
+    twice = fitted("counts" if via == "counts" else "sgd", X=np.concatenate([X, X[:4]]), labels=labels)
     assert twice.training.find(Rows.of(X[1:2]).digests).tolist() == [1, 81]
-    edit = unlearn(twice, rows=[1])
+    edit = unlearn(twice, **asked, via=via)
     after = edit.apply(twice)
+    assert edit.positions.tolist() == [1, 81] and edit.edit["rows"] == 2 and edit.edit["twins"] == 1
     digest = Rows.of(X[1:2]).digests[0]
-    assert (after.training.placed == digest).sum() == (after.training.digests == digest).sum() == 1
+    assert digest not in after.training.digests and digest not in after.training.placed
+    assert not (after.training.features == X[1]).all(1).any()
     assert edit.undo(after).fingerprint == twice.fingerprint
+    assert unlearn(twice, "ant").edit["twins"] == 0
+
+
+CONTENT = {
+    "array": lambda folder: X[[8, 3]],
+    "float64": lambda folder: X[[8, 3]].astype(np.float64),
+    "tensor": lambda folder: torch.from_numpy(X[[8, 3]]),
+    "tensor of float64": lambda folder: torch.from_numpy(X[[8, 3]]).double(),
+    "lists": lambda folder: X[[8, 3]].tolist(),
+    "list of rows": lambda folder: [X[8], X[3]],
+    "list of tensors": lambda folder: [torch.from_numpy(X[8]), torch.from_numpy(X[3])],
+    "Rows": lambda folder: Rows.of(X[[8, 3]]),
+    "labelled Rows": lambda folder: Rows.of(X, LABELS).take([8, 3]),
+    "file": lambda folder: np.savez(folder / "rows.npz", X=X[[8, 3]]) or folder / "rows.npz",
+    "name of a file": lambda folder: np.savez(folder / "rows.npz", X=X[[8, 3]]) or str(folder / "rows.npz"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTENT)
+def test_rows_by_content_of_any_kind(kind, tmp_path):
+    edit = unlearn(fitted(), examples=CONTENT[kind](tmp_path))
+    assert edit.positions.tolist() == [3, 8] and edit.edit == unlearn(fitted(), rows=[3, 8]).edit
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (X[8:10] + 1, "row 0 of those to forget, counted from 0, is none of the 80 training rows"),
+        (np.stack([X[8], X[9] + 1]), "row 1 of those to forget"),
+        (X[8:10, :4], "row 0 of those to forget"),
+        (["a text"], "row 0 of those to forget"),
+        ([], "there are no rows to forget"),
+        (X[8], "aren't rows"),
+        (np.empty((0, 5)), "aren't rows"),
+        ([[1.0], [1.0, 2.0]], "aren't rows of one length"),
+        ("nowhere.npz", "there is no such file"),
+        (2.5, "rows to forget can't be a float"),
+        ({"text": "a"}, "rows to forget can't be a dict"),
+        ([{"label": "a"}], "give tables with text"),
+    ],
+)
+def test_content_that_no_training_row_has_is_refused(content, message):
+    with pytest.raises(TaskError) as raised:
+        unlearn(fitted(), examples=content)
+    assert message in str(raised.value)
+
+
+def test_an_integer_still_says_how_many_examples():
+    for number in (5, np.int64(5)):
+        assert unlearn(fitted(), "ant", via="examples", examples=number).edit["examples"] == 5
+    with pytest.raises(OptionError, match="one of the two"):
+        unlearn(fitted(), rows=[3], examples=X[:1])
+    with pytest.raises(OptionError, match="one of the two"):
+        unlearn(fitted(), "ant", examples=X[:1])
+    edit = unlearn(fitted(), examples=X[:8], via="examples")
+    assert edit.positions.tolist() == list(range(8)) and edit.edit["via"] == "examples"
 
 
 def test_single_rows_are_forgotten_by_refitting_or_counts_unless_masks_are_asked_for():

@@ -40,13 +40,15 @@ def read_examples(
     *,
     usual_too: bool = False,
     labelled: bool = True,
+    worded: bool = True,
 ) -> list[Example]:
     """Read examples from a file by its ending (.jsonl, .csv, .tsv, .parquet), else from a Hugging Face dataset id.
 
     `id`, `id:config` or `id:config@split` names a dataset, whose split is `split` unless named. Labels become strings;
     integer labels of a dataset with named classes become those names, and rows whose label is hidden (-1) are left out.
     With `usual_too`, columns called otherwise than `columns` says are looked for under their usual names.
-    Without `labelled`, a missing label is an empty one. Raises TaskError, naming file and line, for anything unreadable.
+    Without `labelled`, a missing label is an empty one; without `worded`, a missing text. Raises TaskError, naming file
+    and line, for anything unreadable.
     """
     path = Path(source).expanduser()
     columns = columns or Columns()
@@ -62,21 +64,26 @@ def read_examples(
         raise TaskError(f"{path}: examples come as .jsonl, .csv, .tsv or .parquet, or as a Hugging Face dataset id")
     else:
         rows, where = read_dataset(str(source), split), f"dataset {source}, split {split}"
-    examples = _examples(rows, columns, where, usual_too, labelled)
+    examples = _examples(rows, columns, where, usual_too, labelled, worded)
     if not examples:
         raise TaskError(f"{where} holds no examples")
     return examples
 
 
 def _examples(
-    rows: Iterable[tuple[int, Mapping[str, Any]]], columns: Columns, where: str, usual_too: bool, labelled: bool
+    rows: Iterable[tuple[int, Mapping[str, Any]]],
+    columns: Columns,
+    where: str,
+    usual_too: bool,
+    labelled: bool,
+    worded: bool,
 ) -> list[Example]:
     found = []
     for number, row in rows:
         text, label = _value(row, columns.text, _TEXT, usual_too), _value(row, columns.label, _LABEL, usual_too)
         pair = _value(row, columns.text_pair, _PAIR, usual_too) if columns.text_pair != "" else None
         wanted = [(columns.text or "text", text), (columns.label or "label", label)]
-        for what, value in wanted if labelled else wanted[:1]:
+        for what, value in wanted[0 if worded else 1 : 2 if labelled else 1]:
             if value is None or value == "":
                 raise TaskError(
                     f"{where}, line {number}: no {what} (columns here: {', '.join(map(str, row))}); name the column if it is called otherwise"
@@ -84,7 +91,7 @@ def _examples(
         read = label_text(label)
         if labelled and not read:
             raise missing_label(f"{where}, line {number}", label)
-        found.append(Example(str(text), "" if pair is None else str(pair), read))
+        found.append(Example("" if text is None else str(text), "" if pair is None else str(pair), read))
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +19,15 @@ from surgery.files import new_folder, replace_bytes
 from surgery.models import pick_device
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
+from surgery.tasks.examples import Columns
 from surgery.unlearning.card import bottleneck_card
-from surgery.unlearning.encoders import Encoder
+from surgery.unlearning.encoders import Encoder, kind_of
+from surgery.unlearning.inputs import Inputs, inputs_of, read_inputs
 from surgery.unlearning.keys import KeyMethod, fit_keys, random_projections, segments
-from surgery.unlearning.rows import Rows, encode_rows, placed_by, plain_features, read_rows
+from surgery.unlearning.reading import named_columns, read_alike
+from surgery.unlearning.rows import FEATURE_FILES, Rows, encoded, placed_by, plain_features
 from surgery.unlearning.selection import CLOSED, OPEN, SILENT, Selector
+from surgery.unlearning.settings import Settings
 from surgery.unlearning.storage import (
     digest,
     hash_arrays,
@@ -35,9 +39,6 @@ from surgery.unlearning.storage import (
 )
 from surgery.unlearning.training import TrainingRows
 from surgery.unlearning.values import Sgd, Table, count, from_counts, learn_values
-
-if TYPE_CHECKING:
-    from surgery.tasks.examples import Columns
 
 CONFIG_FILE, MODEL_FILE, TRAINING_FILE = "config.json", "model.safetensors", "training.safetensors"
 UNCHECKED = "%s has no checksums, as an earlier version wrote it: whether a file is damaged can't be checked"
@@ -104,27 +105,47 @@ class Bottleneck:
         data: str | Path | Sequence[Mapping[str, Any]],
         *,
         keys_from: str | Path | Sequence[Mapping[str, Any]] | None = None,
-        columns: "Columns | None" = None,
+        columns: Columns | None = None,
+        opening: Mapping[str, Any] | None = None,
         device: str | None = None,
         progress: Progress = silent,
         **settings: Any,
     ) -> "Bottleneck":
         """Encode labelled data (once: features are cached) and fit on the features; settings are those of `fit_features`.
 
-        Args:
-            encoder: a text or image model: folder, hub id, or `Encoder` for a pooling or length of your own.
-            data: labelled rows: a file as `read_rows` takes it, or a list of tables with `text` (or `image`) and `label`. `keys_from`: other rows, with or without labels, to place the keys by.
-        """
-        opened = encoder if isinstance(encoder, Encoder) else Encoder.open(encoder, device=device)
+        Data and settings are read and checked before the encoder is loaded.
 
-        def read(given: str | Path | Sequence[Mapping[str, Any]], labels_needed: bool) -> Rows:
-            if isinstance(given, str | Path):
-                return read_rows(given, encoder=opened, columns=columns, labels_needed=labels_needed, progress=progress)
-            return encode_rows(opened, given, labels_needed=labels_needed, progress=progress)
+        Args:
+            encoder: a text or image model: folder, hub id, or `Encoder`.
+            data: labelled rows: a file as `read_rows` takes it, or a list of tables with `text` (or `image`) and `label`. `keys_from`: other rows, with or without labels, to place the keys by.
+            columns: which columns of a file hold what; remembered for reading test rows and rows to forget.
+            opening: options of `Encoder.open`, for a pooling or length of your own.
+        """
+        asked = Settings.of({**settings, "device": device})
+        kind = encoder.kind if isinstance(encoder, Encoder) else kind_of(encoder)
+
+        def read(given: str | Path | Sequence[Mapping[str, Any]], labels_needed: bool) -> Inputs:
+            if not isinstance(given, str | Path):
+                return inputs_of(given, kind, labels_needed=labels_needed)
+            if Path(given).suffix.lower() in FEATURE_FILES:
+                raise OptionError(f"{given} holds features already: leave out --encoder")
+            return read_inputs(given, kind, columns, labels_needed=labels_needed)
 
         rows = read(data, True)
         others = None if keys_from is None else read(keys_from, False)
-        return cls.fit_rows(rows, keys_from=others, encoder=opened.spec(), device=device, progress=progress, **settings)
+        asked.check_rows(rows.labels, len(others or rows))
+        opened = encoder if isinstance(encoder, Encoder) else Encoder.open(encoder, device=device, **(opening or {}))
+        asked.check_width(opened.width)
+        placing = None if others is None else encoded(opened, others, progress)
+        settings["read_as"] = named_columns(columns)
+        return cls.fit_rows(
+            encoded(opened, rows, progress),
+            keys_from=placing,
+            encoder=opened.spec(),
+            device=device,
+            progress=progress,
+            **settings,
+        )
 
     @classmethod
     def fit_features(cls, features: Any, labels: Any, *, keys_from: Any = None, **settings: Any) -> "Bottleneck":
@@ -148,6 +169,7 @@ class Bottleneck:
         sgd: Sgd | None = None,
         seed: int = 0,
         encoder: Mapping[str, Any] | None = None,
+        read_as: Mapping[str, str] | None = None,
         device: str | None = None,
         progress: Progress = silent,
     ) -> "Bottleneck":
@@ -165,26 +187,15 @@ class Bottleneck:
             keys_from: rows to place the keys by, instead of `rows`. Deleting a training row is exact only then.
             device: as torch names them; default CUDA when there is one, else the CPU.
             values: `sgd` as published, or `counts`: a closed form of integer counts, from which a row can be taken exactly.
+            read_as: what columns (`text`, `text_pair`, `label`) and which tensor (`features`) of a file the rows are, where
+                they were named: so are test rows and rows to forget read then.
 
         Raises:
             TaskError: labels missing, or fewer than two classes.
             OptionError: a setting out of its range, a device that isn't there, or more than its memory holds.
         """
-        if rows.labels is None:
-            raise TaskError("the training rows have no labels: name a file or column that has them")
-        for name, number in (("--codebooks", codebooks), ("--key-dim", key_dim), ("--top", top)):
-            if number < 1:
-                raise OptionError(f"{name} {number} must be at least 1")
-        check_seed(seed)
-        if top > keys:
-            raise OptionError(f"--top {top} is more than the {keys} keys of a codebook: lower it")
-        if values not in ("sgd", "counts"):
-            raise OptionError(f"--values {values} isn't one of sgd, counts")
-        if projection not in ("random", "segments"):
-            raise OptionError(f"--projection {projection} isn't one of random, segments")
-        classes = tuple(sorted(set(rows.labels)))
-        if len(classes) < 2:
-            raise TaskError(f"all training rows are of class {classes[0]!r}: two classes are needed at least")
+        asked = Settings(codebooks, keys, key_dim, top, projection, key_init, values, seed, device)
+        classes = asked.check_rows(rows.labels, len(rows if keys_from is None else keys_from))
         place, recipe = pick_device(device), sgd or Sgd()
         width = rows.features.shape[1]
         if keys_from is not None and keys_from.features.shape[1] != width:
@@ -204,7 +215,7 @@ class Bottleneck:
         ids = selector.select(rows.features if sent is None else sent, top=top, device=place)
         del sent
         place_of = {name: index for index, name in enumerate(classes)}
-        targets = np.array([place_of[label] for label in rows.labels], np.int64)
+        targets = np.array([place_of[label] for label in rows.labels or ()], np.int64)
         training = TrainingRows(rows.features, ids, targets, rows.digests, placed_by(rows, keys_from))
         settings = {
             "top": top,
@@ -215,6 +226,8 @@ class Bottleneck:
             "projection": projection,
             "keys_from": "other rows" if keys_from is not None else "training rows",
         }
+        if read_as:
+            settings["read_as"] = dict(read_as)
         inputs = {"rows": digest(rows.digests)} | (
             {} if keys_from is None else {"keys_from": digest(keys_from.digests)}
         )
@@ -361,9 +374,9 @@ class Bottleneck:
             self._encoders[asked] = Encoder.from_spec(self.encoder, source=source, device=device)
         return self._encoders[asked]
 
-    def need_encoder(self, *, device: str | None = None) -> Encoder:
-        """Its encoder, from where it lay at the fit; raises TaskError if it was fitted on features."""
-        encoder = self.open_encoder(device=device)
+    def need_encoder(self, source: str | Path | None = None, *, device: str | None = None) -> Encoder:
+        """The same; raises TaskError if it was fitted on features."""
+        encoder = self.open_encoder(source, device=device)
         if encoder is None:
             raise TaskError("this bottleneck was fitted on features, so it can't read texts or images: give features")
         return encoder
@@ -374,9 +387,7 @@ class Bottleneck:
 
     def _features(self, rows: Any, device: torch.device) -> Float32[np.ndarray, "N D"]:
         if isinstance(rows, str | Path):
-            read = Path(rows).suffix.lower() in (".safetensors", ".npz")
-            encoder = None if read else self.open_encoder(device=str(device))
-            rows = read_rows(rows, encoder=encoder, labels_needed=False)
+            rows = read_alike(self, rows, labels_needed=False, device=str(device))
         elif isinstance(rows, Sequence) and rows and isinstance(rows[0], str | tuple | Path):
             return self.checked(self.need_encoder(device=str(device)).encode(list(rows)))
         return self.checked(rows.features if isinstance(rows, Rows) else plain_features(rows))
@@ -511,12 +522,6 @@ class Bottleneck:
         if rows is None:
             return {}
         return {name: getattr(rows, name) for name in ("features", "ids", "targets", "digests", "placed")}
-
-
-def check_seed(seed: int) -> None:
-    """Raise OptionError for a seed that numpy can't take."""
-    if seed < 0:
-        raise OptionError(f"--seed {seed} must be at least 0")
 
 
 def _sent(features: Float32[np.ndarray, "N D"], device: torch.device) -> Float32[torch.Tensor, "N D"] | None:

@@ -82,8 +82,9 @@ class Encoder:
         # A checkpoint in memory may be older than its files, of which the model is made.
         place, precision, checkpoint = pick_device(device), pick_dtype(dtype), Checkpoint(source)
         stamps = _stamps(checkpoint)
-        if checkpoint.config.get("is_encoder_decoder"):
-            raise CheckpointError(f"{checkpoint} is an encoder-decoder: use an encoder or a decoder")
+        kind = kind_of(checkpoint)
+        if pooling is not None:
+            _check_pooling(pooling, kind)
         with quiet():
             module, has_pooler = _load_body(checkpoint, precision)
             opened = _hash_weights(module)
@@ -91,10 +92,6 @@ class Encoder:
             with room_for(place, size, str(checkpoint), "give --dtype bfloat16, or --device cpu"):
                 module = module.to(place).eval().requires_grad_(False)
             reader = _reader(checkpoint, module, has_pooler, max_length)
-        if pooling is not None and pooling not in reader.poolings:
-            raise OptionError(
-                f"--pooling {pooling} doesn't go with {reader.kind}s: give {' or '.join(reader.poolings)}"
-            )
         try:
             with torch.inference_mode(), full_float32():
                 pooling = reader.pick_pooling(pooling)
@@ -277,6 +274,38 @@ def _cached(file: Path, rows: int, width: int) -> Float32[np.ndarray, "N D"] | N
     return features if whole and digest.tolist() == [xxhash.xxh3_64_intdigest(features.data)] else None
 
 
+def kind_of(source: str | Path | Checkpoint) -> str:
+    """What a model takes, text or image, by its class, without its weights.
+
+    Raises CheckpointError for an encoder-decoder, and for what transformers has no class for.
+    """
+    import transformers
+
+    checkpoint = Checkpoint(source)
+    if checkpoint.config.get("is_encoder_decoder"):
+        raise CheckpointError(f"{checkpoint} is an encoder-decoder: use an encoder or a decoder")
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(
+                checkpoint.folder, local_files_only=True, trust_remote_code=False
+            )
+            known = transformers.MODEL_MAPPING[type(config)]
+    except Exception as error:  # whatever the library raises on files it can't use
+        raise CheckpointError(f"{checkpoint}: transformers can't load it ({_first_line(error)})") from error
+    return "image" if _sees(known[0] if isinstance(known, tuple) else known) else "text"
+
+
+def _sees(model: Any) -> bool:
+    """Whether a model, or its class, takes pixels, alone or (CLIP and its kin) beside text."""
+    return hasattr(model, "get_image_features") or model.main_input_name == "pixel_values"
+
+
+def _check_pooling(pooling: str, kind: str) -> None:
+    poolings = ImageReader.poolings if kind == "image" else TextReader.poolings
+    if pooling not in poolings:
+        raise OptionError(f"--pooling {pooling} doesn't go with {kind}s: give {' or '.join(poolings)}")
+
+
 def _load_body(checkpoint: Checkpoint, precision: torch.dtype) -> tuple[Any, bool]:
     """The model without a head, and whether its pooler, if it has one, comes from the checkpoint."""
     from transformers import AutoModel
@@ -325,8 +354,8 @@ def _stamps(checkpoint: Checkpoint) -> list[tuple[str, int, int, int]]:
 
 
 def _reader(checkpoint: Checkpoint, module: Any, has_pooler: bool, max_length: int) -> Reader:
-    """By what the class takes: pixels, alone or (CLIP and its kin) beside text; else token ids."""
-    if hasattr(module, "get_image_features") or module.main_input_name == "pixel_values":
+    """By what the class takes: pixels, or else token ids."""
+    if _sees(module):
         from transformers import AutoImageProcessor
 
         try:

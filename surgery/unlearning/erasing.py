@@ -4,6 +4,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from surgery.errors import OptionError, TaskError
 from surgery.models import pick_device
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
-from surgery.unlearning.bottleneck import Bottleneck, check_seed
+from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.eraser import Eraser
+from surgery.unlearning.finding import find_rows
 from surgery.unlearning.ranking import ANSWERS, RANKS, ForgetSet
 from surgery.unlearning.selection import CLOSED, MASKS, OPEN, SILENT
+from surgery.unlearning.settings import check_seed
 from surgery.unlearning.values import count
 
 VIAS = (*MASKS, "refit", "counts")
@@ -30,7 +33,7 @@ def unlearn(
     rows: Sequence[int] | NDArray | None = None,
     via: str | None = None,
     keys: int | None = None,
-    examples: int | None = None,
+    examples: Any = None,
     rank: str = "influence",
     answer: str = "next",
     seed: int = 0,
@@ -45,13 +48,15 @@ def unlearn(
     counting without them bit for bit.
 
     Args:
+        forget: a class, or several.
+        rows: numbers of training rows instead. A row's twins, those of the same content, go with it.
+        examples: rows by their content instead, as `find_rows` takes it: features, texts, images, tables or a file; twins
+            likewise. An integer is for `via="examples"`: how many forget rows, drawn by `seed`, to mask by; by default as
+            few as `ForgetSet.fewest` finds enough.
         via: by default `counts` where it is exact, that is of counted values whose keys other rows placed, unless `keys`,
             `rank` or `answer` ask for a mask; else `activations` for classes; for single rows `counts` if values are
             counted, else `refit`: masks hardly hide a row.
-        forget: a class, or several. `rows`: numbers of training rows instead; `bottleneck.training.find` gives those of
-            rows with certain content.
-        keys: for `activations`, how many pairs to mask; by default as few as `ForgetSet.fewest` finds enough.
-        examples: for `examples`, how many forget rows, drawn by `seed`; by default likewise.
+        keys: for `activations`, how many pairs to mask; by default as few as are enough.
         rank: what `activations` orders pairs by: `influence`, the sum of what a pair says for the class over the forget
             rows that select it, by one more than the other rows that do; `count`, the forget rows that select it (as
             published); or `purity`, their share of all rows that do.
@@ -64,18 +69,26 @@ def unlearn(
         TaskError: an unknown class, no rows to forget, or all of them.
         BottleneckError: a bottleneck without its training rows.
     """
+    number, content = (int(examples), None) if isinstance(examples, int | np.integer) else (None, examples)
+    if sum(given is not None for given in (forget, rows, content)) != 1:
+        raise OptionError(
+            "give --forget (forget=) or --forget-rows (rows=, or examples= with their content), one of the two"
+        )
+    if content is not None:
+        rows = find_rows(bottleneck, content)
     if via is None:
         via = _usual_way(bottleneck, rows is not None, keys is not None or (rank, answer) != ("influence", "next"))
-    _check(bottleneck, via, keys, examples, rank, answer, seed)
+    _check(bottleneck, via, keys, number, rank, answer, seed)
     fingerprint = bottleneck.fingerprint  # known after loading or fitting, or found once for all edits
     began = time.perf_counter()
+    training = bottleneck.need_training()
     classes, positions = _forget_set(bottleneck, forget, rows)
     place = pick_device(device)
     forgotten = ForgetSet(bottleneck, positions, classes, place, progress)
     if via == "activations":
         chosen = _by_activations(forgotten, keys, rank, answer)
     elif via == "examples":
-        chosen = _by_examples(forgotten, examples, answer, seed)
+        chosen = _by_examples(forgotten, number, answer, seed)
     elif via == "refit":
         chosen = _by_refitting(bottleneck, positions, place)
     else:
@@ -88,6 +101,7 @@ def unlearn(
         "via": via,
         "forget": [bottleneck.classes[number] for number in classes],
         "rows": len(positions),
+        "twins": 0 if len(classes) else len(positions) - len(np.unique(training.digests[positions])),
         "pairs": len(chosen.pairs),
         "of_pairs": len(states),
         "active": len(forgotten.active),
@@ -96,7 +110,7 @@ def unlearn(
         "answer": answer if masks else None,
         "examples": chosen.examples,
         "rule": chosen.rule,
-        "keys_saw_them": bottleneck.need_training().saw(positions),
+        "keys_saw_them": training.saw(positions),
         "class_rows": [class_rows, class_rows if masks else chosen.class_rows],
         "inputs": dict(bottleneck.report.get("inputs", {})),
         "seed": seed,
@@ -109,7 +123,7 @@ def unlearn(
         new_states=np.full_like(old_states, CLOSED if answer == "next" else SILENT) if masks else old_states,
         positions=positions,
         salt=np.frombuffer(secrets.token_bytes(32), np.uint8),
-        source=bottleneck.need_training(),
+        source=training,
         bottleneck=fingerprint,
         previous=bottleneck.history[-1]["hash"] if bottleneck.history else "",
         edit=edit,
@@ -165,8 +179,6 @@ def _forget_set(
     rows: Sequence[int] | NDArray | None,
 ) -> tuple[Int64[np.ndarray, " F"], Int64[np.ndarray, " R"]]:
     """Numbers of the classes and of the training rows."""
-    if (forget is None) == (rows is None):
-        raise OptionError("give --forget (forget=) or --forget-rows (rows=), one of the two")
     training = bottleneck.need_training()
     if rows is not None:
         given = np.asarray(rows)
@@ -179,7 +191,7 @@ def _forget_set(
             raise TaskError(
                 f"row {positions[0] if positions[0] < 0 else positions[-1]} isn't one of the {len(training):,} training rows, counted from 0"
             )
-        classes = np.empty(0, np.int64)
+        positions, classes = training.twins(positions), np.empty(0, np.int64)
     else:
         names: list[int | str] = [] if forget is None else np.atleast_1d(np.asarray(forget)).tolist()
         if not names:

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from surgery.errors import TaskError
 from surgery.unlearning.bottleneck import Answer, Bottleneck
 from surgery.unlearning.membership import Suspects
+from surgery.unlearning.reading import targets_of
 from surgery.unlearning.rows import Rows
 from surgery.unlearning.training import TrainingRows
 from surgery.unlearning.values import Chosen, Table, batches, toward
@@ -112,18 +111,6 @@ class Exam:
             return {"forgotten": None, "retained": None}  # too few rows, or of one class
         right = cross_val_predict(probe, self.rows.features, targets, cv=folds) == targets
         return {"forgotten": mean(right[self.forgotten]), "retained": mean(right[~self.forgotten])}
-
-
-def targets_of(classes: Sequence[int | str], labels: Sequence[int | str] | None) -> Int64[np.ndarray, " N"]:
-    """Class numbers of test labels; raises TaskError for missing ones, and for a class that training never saw."""
-    if labels is None:
-        raise TaskError("the test rows have no labels: name a file or column that has them")
-    number = {str(name): index for index, name in enumerate(classes)}
-    if unknown := [label for label in labels if str(label) not in number]:
-        raise TaskError(
-            f"class {unknown[0]!r} of the test rows is none of the {len(number)} that training saw: leave its rows out, or fit again with it"
-        )
-    return np.array([number[str(label)] for label in labels], np.int64)
 
 
 def mean(right: NDArray) -> float | None:

@@ -18,20 +18,35 @@ KeyMethod = Literal["kmeans", "ema", "sample"]
 KEY_METHODS = ("kmeans", "ema", "sample")
 
 
+def check_width(width: int, codebooks: int, d: int, projection: str) -> None:
+    """Raise OptionError where rows have too few features for keys of d dimensions."""
+    if projection == "random" and d > width:
+        raise OptionError(f"--key-dim {d} is more than the {width} features: lower it")
+    if projection == "segments" and codebooks * d > width:
+        raise OptionError(
+            f"{codebooks} disjoint segments of {d} features need {codebooks * d}, and there are {width}: lower --codebooks or --key-dim, or project"
+        )
+
+
+def check_keys(keys: int, rows: int) -> None:
+    """Raise OptionError for a number of keys that these rows can't place, or that a uint16 can't name."""
+    most = min(MOST_KEYS, rows)
+    if not 2 <= keys <= most:
+        raise OptionError(
+            f"--keys {keys} must lie between 2 and {most:,}: the {rows:,} rows that place them, and {MOST_KEYS:,} at most"
+        )
+
+
 def random_projections(width: int, codebooks: int, d: int, seed: int) -> Float32[np.ndarray, "C D d"]:
     """Gaussian maps that keep squared lengths on average, one a codebook (Shah et al. 2023, section 4)."""
-    if d > width:
-        raise OptionError(f"--key-dim {d} is more than the {width} features: lower it")
+    check_width(width, codebooks, d, "random")
     drawn = np.random.default_rng([seed, 0]).standard_normal((codebooks, width, d), np.float32)
     return drawn / np.float32(np.sqrt(d))
 
 
 def segments(width: int, codebooks: int, d: int) -> Float32[np.ndarray, "C D d"]:
     """Codebook c sees features c*d to (c+1)*d-1 and no others, as in the published text experiments."""
-    if codebooks * d > width:
-        raise OptionError(
-            f"{codebooks} disjoint segments of {d} features need {codebooks * d}, and there are {width}: lower --codebooks or --key-dim, or project"
-        )
+    check_width(width, codebooks, d, "segments")
     maps = np.zeros((codebooks, width, d), np.float32)
     for codebook in range(codebooks):
         maps[codebook, codebook * d + np.arange(d), np.arange(d)] = 1
@@ -65,10 +80,7 @@ def fit_keys(
     """
     if method not in KEY_METHODS:
         raise OptionError(f"--key-init {method} isn't one of {', '.join(KEY_METHODS)}")
-    if not 2 <= keys <= min(MOST_KEYS, len(features)):
-        raise OptionError(
-            f"--keys {keys} must lie between 2 and {min(MOST_KEYS, len(features)):,}: the {len(features):,} rows that place them, and {MOST_KEYS:,} at most"
-        )
+    check_keys(keys, len(features))
     codebooks, _, d = projections.shape
     center, states = _coarse_mean(features), np.zeros((codebooks, keys), np.uint8)
     randoms = [np.random.default_rng([seed, 1, codebook]) for codebook in range(codebooks)]

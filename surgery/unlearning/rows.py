@@ -3,7 +3,7 @@
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,14 @@ from torch import Tensor
 
 from surgery.errors import OptionError, TaskError
 from surgery.progress import Progress, silent
-from surgery.tasks.examples import Columns, Example, read_examples
+from surgery.tasks.examples import Columns, read_examples
 from surgery.unlearning.encoders import Encoder, cached_features
-from surgery.unlearning.readers import Input, image_digests, text_digests
+from surgery.unlearning.inputs import Inputs, Label, as_input, given_labels, inputs_of, label_tuple, read_inputs
+from surgery.unlearning.readers import text_digests
 
-Label = int | str
-
-_FILES = (".safetensors", ".npz")
+FEATURE_FILES = (".safetensors", ".npz")
 _FEATURES, _LABELS = ("features", "pixels", "X"), ("label", "labels", "y")
 _LARGEST = 1e15
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,7 @@ class Rows:
         """
         features, raw = _flat(X)
         digests = np.array([xxhash.xxh3_64_intdigest(row.data) for row in raw], np.uint64)
-        return cls(features, None if y is None else _labels(y), digests)
+        return cls(features, None if y is None else label_tuple(y), digests)
 
 
 def plain_features(X: Any) -> Float32[np.ndarray, "N D"]:  # noqa: N803
@@ -145,7 +143,8 @@ def read_rows(
             holds paths, relative to the file.
         encoder: makes features of examples; they are kept in the cache.
         features: the tensor of a features file; default `features`, `pixels`, `X`, or the only one that fits.
-        features_file: take features from this file, row by row for the examples of `source`, in place of an encoder.
+        features_file: take features from this file, row by row for the examples of `source`, in place of an encoder; of
+            these it takes no more than labels then.
         columns: which columns of examples hold what; `text` names that of the images too.
         labels_needed: refuse rows without labels; otherwise they are None unless every row has one.
 
@@ -153,53 +152,48 @@ def read_rows(
         TaskError: data that can't be read, or don't fit together.
         OptionError: arguments that don't go together.
     """
-    if encoder is not None and (features_file is not None or Path(source).suffix.lower() in _FILES):
+    if encoder is not None and (features_file is not None or Path(source).suffix.lower() in FEATURE_FILES):
         raise OptionError(f"{features_file or source} holds features already: leave out --encoder")
-    if features is not None and features_file is None and Path(source).suffix.lower() not in _FILES:
+    if features is not None and features_file is None and Path(source).suffix.lower() not in FEATURE_FILES:
         raise OptionError(f"{source} is no features file that could hold a tensor {features}: leave that name out")
-    if Path(source).suffix.lower() in _FILES:
+    if Path(source).suffix.lower() in FEATURE_FILES:
         if features_file is not None or columns is not None:
             raise OptionError(f"{source} is a features file: give no other one and no columns with it")
         return _from_file(Path(source).expanduser(), features, labels_needed)
     if features_file is not None:
         path = Path(features_file).expanduser()
-        examples = read_examples(source, columns, labelled=labels_needed)
+        examples = read_examples(source, columns, labelled=labels_needed, worded=bool(columns and columns.text))
         rows = _rows(path, _pick_features(path, _arrays(path), features), None)
         if len(rows) != len(examples):
             raise TaskError(
                 f"{path} holds {len(rows)} feature rows, but {source} has {len(examples)} examples: the k-th row must be that of the k-th example"
             )
-        return Rows(rows.features, _given([e.label for e in examples]), text_digests([_input(e) for e in examples]))
+        labels = given_labels([example.label for example in examples])
+        worded = [bool(example.text) for example in examples]
+        if not any(worded):
+            return Rows(rows.features, labels, rows.digests)
+        if not all(worded):
+            raise TaskError(
+                f"{source}: example {worded.index(False)}, counted from 0, has no text, and others do: give all, or none"
+            )
+        return Rows(rows.features, labels, text_digests([as_input(example) for example in examples]))
     if encoder is None:
         if Path(source).suffix and not Path(source).expanduser().exists():
             raise TaskError(f"{source}: there is no such file")
         raise OptionError(f"{source} holds no features: give --encoder, or a .safetensors or .npz file of features")
-    if encoder.kind == "image":
-        inputs, labels = _images(Path(source).expanduser(), columns or Columns(), labels_needed)
-    else:
-        examples = read_examples(source, columns, labelled=labels_needed)
-        inputs, labels = [_input(example) for example in examples], [example.label for example in examples]
-    return Rows(cached_features(encoder, inputs, progress), _given(labels), encoder.digests(inputs))
+    return encoded(encoder, read_inputs(source, encoder.kind, columns, labels_needed=labels_needed), progress)
 
 
 def encode_rows(
     encoder: Encoder, examples: Sequence[Mapping[str, Any]], *, labels_needed: bool = True, progress: Progress = silent
 ) -> Rows:
     """Rows from examples in memory: tables with `text` (and `text_pair`) or `image`, and `label`."""
-    what = "image" if encoder.kind == "image" else "text"
-    for number, example in enumerate(examples):
-        if not isinstance(example, Mapping) or not all(
-            example.get(key) for key in (what, "label")[: 1 + labels_needed]
-        ):
-            wanted = f"{what} and label" if labels_needed else what
-            raise TaskError(f"example {number}, counted from 0, is {str(example)[:60]!r}: give tables with {wanted}")
-    inputs = [
-        (example[what], example["text_pair"]) if what == "text" and example.get("text_pair") else example[what]
-        for example in examples
-    ]
-    labels = [example.get("label") for example in examples]
-    known = _labels(labels) if all(label is not None for label in labels) else None
-    return Rows(cached_features(encoder, inputs, progress), known, encoder.digests(inputs))
+    return encoded(encoder, inputs_of(examples, encoder.kind, labels_needed=labels_needed), progress)
+
+
+def encoded(encoder: Encoder, inputs: Inputs, progress: Progress = silent) -> Rows:
+    """Rows of what was read, by way of the cache."""
+    return Rows(cached_features(encoder, inputs.items, progress), inputs.labels, inputs.digests)
 
 
 def placed_by(rows: Rows, others: Rows | None) -> UInt64[np.ndarray, " M"]:
@@ -219,57 +213,6 @@ def placed_by(rows: Rows, others: Rows | None) -> UInt64[np.ndarray, " M"]:
 def feature_digests(features: Float32[np.ndarray, "N D"]) -> UInt64[np.ndarray, " N"]:
     """A hash of each row's features (xxh3-64), whatever type they came in."""
     return np.array([xxhash.xxh3_64_intdigest(row.data) for row in np.ascontiguousarray(features)], np.uint64)
-
-
-def read_digests(
-    source: str | Path, *, kind: str = "text", features: str | None = None, columns: Columns | None = None
-) -> UInt64[np.ndarray, " N"]:
-    """The digests that `read_rows` gives rows of the same content, without the cost of encoding them.
-
-    Args:
-        kind: what examples are: `text` or `image`.
-    """
-    path = Path(source).expanduser()
-    if path.suffix.lower() in _FILES:
-        return _from_file(path, features, labels_needed=False).digests
-    if kind == "image":
-        return image_digests(_images(path, columns or Columns(), labels_needed=False)[0])
-    return text_digests([_input(example) for example in read_examples(source, columns, labelled=False)])
-
-
-def _labels(given: Any) -> tuple[Label, ...]:
-    listed = given.tolist() if isinstance(given, np.ndarray | Tensor) else given
-    if isinstance(listed, str) or not isinstance(listed, Iterable):
-        raise TaskError(f"labels are {str(given)[:40]!r}: give a list of integers or strings, one a row")
-    listed = list(listed)
-    found = [label.item() if isinstance(label, np.generic) else label for label in listed]
-    for number, label in enumerate(found):
-        if isinstance(label, bool) or not isinstance(label, int | str):
-            raise TaskError(f"label {number}, counted from 0, is {label!r}: labels are integers or strings")
-        if isinstance(label, str) != isinstance(found[0], str):
-            raise TaskError(f"labels are {found[0]!r} and {label!r}: give all as integers or all as strings")
-    return tuple(found)
-
-
-def _given(labels: Sequence[str]) -> tuple[Label, ...] | None:
-    return tuple(labels) if all(labels) else None
-
-
-def _input(example: Example) -> Input:
-    return (example.text, example.text_pair) if example.text_pair else example.text
-
-
-def _images(source: Path, columns: Columns, labels_needed: bool) -> tuple[list[Input], list[str]]:
-    """Image files and their labels."""
-    if source.is_dir():
-        files = sorted(file for file in source.glob("[!.]*/[!.]*") if file.suffix.lower() in _IMAGES)
-        if not files:
-            raise TaskError(f"{source} holds no images: put {', '.join(_IMAGES)} files in one folder a class within it")
-        return list(files), [file.parent.name for file in files]
-    if not source.is_file():
-        raise TaskError(f"{source} isn't here: images come as a folder of classes, or as a file with a column of paths")
-    examples = read_examples(source, Columns(columns.text or "image", "", columns.label), labelled=labels_needed)
-    return [source.parent / Path(e.text).expanduser() for e in examples], [e.label for e in examples]
 
 
 def _from_file(path: Path, features: str | None, labels_needed: bool) -> Rows:

@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int32, Int64, UInt16, UInt64
 from numpy.typing import NDArray
 
 from surgery.errors import TaskError
+from surgery.unlearning.rows import feature_digests
 from surgery.unlearning.values import count
 
 
@@ -49,14 +50,26 @@ class TrainingRows:
         """How many of these rows (default: all) are of each class."""
         return np.bincount(self.targets if rows is None else self.targets[rows], minlength=classes).tolist()
 
-    def find(self, digests: UInt64[np.ndarray, " R"]) -> Int64[np.ndarray, " S"]:
-        """Numbers of all rows with these digests; raises TaskError, naming the first digest that no row has."""
-        unknown = ~np.isin(digests, self.digests)
-        if unknown.any():
+    def find(
+        self, digests: UInt64[np.ndarray, " R"], features: Float32[np.ndarray, "R D"] | None = None
+    ) -> Int64[np.ndarray, " S"]:
+        """Numbers of all rows with these digests, or these features where they are known, and of their twins.
+
+        Raises TaskError, naming the first that no row has.
+        """
+        known, ours = np.isin(digests, self.digests), np.isin(self.digests, digests)
+        if features is not None:  # the same numbers in another type, or beside texts, have other digests
+            asked, held = feature_digests(features), feature_digests(self.features)
+            known, ours = known | np.isin(asked, held), ours | np.isin(held, asked)
+        if not known.all():
             raise TaskError(
-                f"row {int(unknown.argmax())} of those to forget, counted from 0, is none of the {len(self):,} training rows: give rows as they were in training"
+                f"row {int(known.argmin())} of those to forget, counted from 0, is none of the {len(self):,} training rows: give rows as they were in training"
             )
-        return np.flatnonzero(np.isin(self.digests, digests))
+        return self.twins(np.flatnonzero(ours))
+
+    def twins(self, positions: Int64[np.ndarray, " R"]) -> Int64[np.ndarray, " S"]:
+        """Numbers of all rows with the same content as these: these, and their twins."""
+        return np.flatnonzero(np.isin(self.digests, self.digests[positions]))
 
     def without(self, positions: Int64[np.ndarray, " R"]) -> "TrainingRows":
         """The other rows; what placed the keys is forgotten with them."""

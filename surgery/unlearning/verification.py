@@ -15,16 +15,19 @@ from surgery.models import pick_device
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.examples import Columns
-from surgery.unlearning.bottleneck import Bottleneck, check_seed
+from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.curves import in_turn, shared_keys, sweep_keys
 from surgery.unlearning.eraser import Eraser
-from surgery.unlearning.exam import Exam, targets_of
+from surgery.unlearning.exam import Exam
+from surgery.unlearning.inputs import inputs_of
 from surgery.unlearning.membership import RocArea, confidences, likelihood_ratios, masked_share
+from surgery.unlearning.reading import read_alike, targets_of
 from surgery.unlearning.remarks import remarks, what_all
 from surgery.unlearning.report import Report
 from surgery.unlearning.rivals import RIVALS, rival
-from surgery.unlearning.rows import Rows, encode_rows, feature_digests, read_rows
+from surgery.unlearning.rows import Rows, encoded, feature_digests
 from surgery.unlearning.selection import OPEN
+from surgery.unlearning.settings import check_seed
 
 _FEWEST_SHADOWS = 4
 
@@ -160,10 +163,13 @@ def verify_folder(
     before = after
     for edit in reversed(chain):
         before = edit.undo(before)
-    test = _read_test(
+    source, beside = (features_file, None) if data is None else (data, features_file)
+    if source is None:
+        raise OptionError("there are no test rows: name them with --data or --features")
+    test = read_alike(
         after,
-        data,
-        features_file=features_file,
+        source,
+        features_file=beside,
         features=features,
         columns=columns,
         encoder=encoder,
@@ -171,28 +177,6 @@ def verify_folder(
         progress=options.get("progress", silent),
     )
     return verify(before, chain, test, **options)
-
-
-def _read_test(
-    bottleneck: Bottleneck,
-    data: str | Path | None,
-    *,
-    features_file: str | Path | None = None,
-    features: str | None = None,
-    columns: Columns | None = None,
-    encoder: str | Path | None = None,
-    device: str | None = None,
-    progress: Progress = silent,
-) -> Rows:
-    """Rows read as the bottleneck's own were: by its encoder, or from a features file."""
-    source, beside = (features_file, None) if data is None else (data, features_file)
-    if source is None:
-        raise OptionError("there are no test rows: name them with --data or --features")
-    read = features_file is not None or Path(source).suffix.lower() in (".safetensors", ".npz")
-    opened = None if read else bottleneck.open_encoder(encoder, device=device)
-    return read_rows(
-        source, encoder=opened, features=features, features_file=beside, columns=columns, progress=progress
-    )
 
 
 def check_options(shadows: int, seed: int) -> None:
@@ -206,10 +190,12 @@ def _test_rows(bottleneck: Bottleneck, test: Any, device: str | None, progress: 
     if isinstance(test, Rows):
         return test
     if isinstance(test, str | Path):
-        return _read_test(bottleneck, test, device=device, progress=progress)
+        return read_alike(bottleneck, test, device=device, progress=progress)
     listed = isinstance(test, list | tuple)
     if listed and test and all(isinstance(row, Mapping) for row in test):
-        return encode_rows(bottleneck.need_encoder(device=device), test, progress=progress)
+        inputs = inputs_of(test, bottleneck.encoder["kind"] if bottleneck.encoder else "text")
+        targets_of(bottleneck.classes, inputs.labels)
+        return encoded(bottleneck.need_encoder(device=device), inputs, progress)
     if listed and len(test) == 2:
         return Rows.of(*test)
     raise TaskError(
