@@ -1,7 +1,8 @@
-"""What a model folder may hold that isn't plain weights: quantised codes and adapters, refused by name."""
+"""What a model folder may hold that isn't plain weights (codes, adapters, code to run), refused by name."""
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ def check_plain(checkpoint: "Checkpoint") -> None:
     Raises CheckpointError for a quantised checkpoint (bitsandbytes, GPTQ, AWQ, fp8 with scales, MXFP4 and so on) and
     for an adapter that lies beside the weights.
     """
-    check_no_adapter(checkpoint)
+    _check_no_adapter(checkpoint)
+    _check_no_kernels(checkpoint)
     if method := quantisation(checkpoint):
         raise CheckpointError(
             f"{checkpoint} is quantised ({method}), so its tensors are codes and not weights: {_WAY_OUT}"
@@ -43,20 +45,34 @@ def check_readable(checkpoint: "Checkpoint") -> None:
     A quantised checkpoint is fine there, but not codes that nothing in config.json declares: these would be read as
     numbers.
     """
-    check_no_adapter(checkpoint)
+    _check_no_adapter(checkpoint)
+    _check_no_kernels(checkpoint)
     if not quantisation(checkpoint):
         for name in checkpoint.entries:
             if name.endswith(".weight"):
                 check_weight(checkpoint, name)
 
 
-def check_no_adapter(checkpoint: "Checkpoint") -> None:
-    """Refuse weights with an adapter beside them: what transformers makes of both depends on what is installed."""
+def _check_no_adapter(checkpoint: "Checkpoint") -> None:
+    # What transformers makes of both depends on what is installed.
     if (checkpoint.folder / ADAPTER).exists():
         raise CheckpointError(
             f"{checkpoint} holds an adapter ({ADAPTER}) beside whole weights, which transformers adds to them if peft is installed: "
             "merge it into them (peft's `merge_and_unload`), or move the adapter's files to a folder of their own"
         )
+
+
+def _check_no_kernels(checkpoint: "Checkpoint") -> None:
+    # transformers fetches and runs code by such a name, whatever `trust_remote_code` says.
+    for config in _configs(checkpoint):
+        for field in ("attn_implementation", "experts_implementation"):
+            for key in (field, f"_{field}"):
+                named = config.get(key)
+                wanted = named.values() if isinstance(named, dict) else [named]
+                if hub := [name for name in wanted if isinstance(name, str) and "/" in name]:
+                    raise CheckpointError(
+                        f"{checkpoint}: config.json asks for code from the hub ({key}: {hub[0]}), which is never run here: delete {key} there"
+                    )
 
 
 def check_weight(checkpoint: "Checkpoint", name: str) -> None:
@@ -69,14 +85,62 @@ def check_weight(checkpoint: "Checkpoint", name: str) -> None:
         )
 
 
+def code_of_its_own(checkpoint: "Checkpoint", name: str) -> str:
+    """Why a model with an `auto_map` is refused, as a sentence."""
+    return (
+        f"{checkpoint}: a {name} needs code of its own (auto_map in config.json), which is never run here: "
+        "use a checkpoint of an architecture that transformers has itself"
+    )
+
+
+def without_tensor(checkpoint: "Checkpoint", model: str, parameter: str, instead: Sequence[str]) -> str:
+    """Why a checkpoint without a tensor for a parameter of the blocks is refused, as a sentence.
+
+    Args:
+        instead: tensors of the same block that are no parameters of the model.
+    """
+    told = f"{checkpoint} holds no tensor for the model's parameter {parameter}"
+    if not instead:
+        return f"{told}: it isn't a whole {model} checkpoint; fetch or save it again"
+    held = f"{instead[0]}{f' and {len(instead) - 1} more' if len(instead) > 1 else ''}"
+    if _fused(checkpoint, parameter):
+        return (
+            f"{told}: transformers fuses it from others while loading ({held}), as it does with experts, "
+            "and fused tensors can't be grafted: use a model without mixtures of experts"
+        )
+    if any(".lora_" in name or ".base_layer." in name for name in instead):
+        return f"{told} but an adapter's ({held}): merge it first (peft's `merge_and_unload`) and save the model again"
+    if "auto_map" in checkpoint.config:
+        return f"{told} but tensors of its own ({held}); {code_of_its_own(checkpoint, model).partition(': ')[2]}"
+    return f"{told} but others in its place ({held}): save it with transformers as a plain {model}"
+
+
+def _fused(checkpoint: "Checkpoint", parameter: str) -> bool:
+    """Whether transformers makes a parameter out of several tensors of the files."""
+    from transformers import conversion_mapping
+
+    converters = conversion_mapping.get_checkpoint_conversion_mapping(checkpoint.config.get("model_type")) or []
+    targets = [
+        target
+        for converter in converters
+        if getattr(converter, "operations", None)  # one without only renames
+        for target in converter.target_patterns
+    ]
+    return any(target.strip("^$") in parameter for target in targets)
+
+
 def quantisation(checkpoint: "Checkpoint") -> str:
     """The quantisation method that a folder declares; empty for none."""
-    for config in (checkpoint.config, checkpoint.config.get("text_config")):
-        if isinstance(config, dict):
-            for field in ("quantization_config", "compression_config"):
-                if found := config.get(field):
-                    return _method(found)
+    for config in _configs(checkpoint):
+        for field in ("quantization_config", "compression_config"):
+            if found := config.get(field):
+                return _method(found)
     return next((file for file in _QUANTISERS if (checkpoint.folder / file).exists()), "")
+
+
+def _configs(checkpoint: "Checkpoint") -> list[dict[str, Any]]:
+    """The config and those of its parts."""
+    return [checkpoint.config, *(part for part in checkpoint.config.values() if isinstance(part, dict))]
 
 
 def no_model(folder: Path) -> str:

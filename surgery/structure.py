@@ -1,5 +1,6 @@
 """What an architecture says of a checkpoint's tensors, read from the model's module tree, built without weights."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from surgery.errors import CheckpointError, OptionError
-from surgery.formats import check_plain, check_weight
+from surgery.formats import check_plain, check_weight, code_of_its_own, without_tensor
 
 if TYPE_CHECKING:
     from surgery.checkpoint import Checkpoint
@@ -238,9 +239,11 @@ def _match(checkpoint: "Checkpoint", model: nn.Module) -> dict[str, str]:
 def _check_blocks(checkpoint: "Checkpoint", model: nn.Module, matched: Mapping[str, str]) -> None:
     missing = {name for name in block_parameters(model) if name not in matched.values()}
     if missing:
-        raise CheckpointError(
-            f"{checkpoint} holds no tensor for the model's parameter {min(missing)}: it isn't a plain {type(model).__name__} checkpoint"
-        )
+        # What lies in the parameter's place tells why: other tensors of the same block.
+        block = re.match(r".*?\.\d+\.", min(missing).removeprefix(_body(model)[0]))
+        place = block[0] if block else ""
+        instead = sorted(tensor for tensor in checkpoint.entries if tensor not in matched and place in tensor)
+        raise CheckpointError(without_tensor(checkpoint, type(model).__name__, min(missing), instead))
 
 
 def _skeleton(checkpoint: "Checkpoint", model_class: type) -> nn.Module:
@@ -251,6 +254,8 @@ def _skeleton(checkpoint: "Checkpoint", model_class: type) -> nn.Module:
         with torch.device("meta"):
             return model_class(config)
     except Exception as error:  # anything a config can provoke in a model's constructor
+        if "auto_map" in checkpoint.config:
+            raise CheckpointError(code_of_its_own(checkpoint, model_class.__name__)) from error
         raise CheckpointError(
             f"{checkpoint}: transformers can't build a {model_class.__name__} from its config.json ({error})"
         ) from error
@@ -260,14 +265,16 @@ def _model_class(checkpoint: "Checkpoint") -> Any:
     import transformers
 
     named = checkpoint.config.get("architectures") or []
-    if len(named) != 1:
+    if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise CheckpointError(
             f'{checkpoint}: config.json must name one architecture, not {named}: add "architectures": ["BertModel"] or the like'
         )
     found = getattr(transformers, named[0], None)
-    if found is None:
+    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+        if "auto_map" in checkpoint.config:
+            raise CheckpointError(code_of_its_own(checkpoint, named[0]))
         raise CheckpointError(
-            f"{checkpoint}: the transformers library installed here has no {named[0]}: upgrade it, or it is a model with code of its own"
+            f"{checkpoint}: the transformers library installed here has no {named[0]}: upgrade it, or name another checkpoint"
         )
     return found
 

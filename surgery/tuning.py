@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from surgery.checkpoint import Checkpoint, open_checkpoint, rewrite
 from surgery.errors import OptionError, SurgeryError
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
+from surgery.gradients import check_gradients
 from surgery.locks import hold
 from surgery.models import Model, load_model, steady_attention
 from surgery.progress import Progress, silent
@@ -178,6 +179,7 @@ def tune(
     movable = sum(checkpoint.entries[name].size for name in names)
     recipe = recipe or Recipe()
     rows, targets = readout.encode(examples), torch.tensor(task.targets(examples))
+    check_gradients(model, readout, names, rows[0])
     slope = _slope(model, readout, names, rows, targets, seed) if recipe.needs_slope else 0.0
     pace = recipe.pace(model.kind, movable, len(examples), slope)
     about = {

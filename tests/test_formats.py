@@ -1,11 +1,15 @@
 """Folders that hold no plain weights: quantised codes, adapters, code of their own; refused by name, never read as numbers."""
 
+import ast
 import json
+import shlex
+import subprocess
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from test_structure import configure
+from test_structure import configure, rename
 from test_tuning import ROWS, task
 from tiny import change, perturb
 
@@ -140,3 +144,195 @@ def test_the_command_refuses_codes_and_writes_nothing(plain, tmp_path, run):
     )
     assert (status, out) == (2, "") and f"tensor {QUERY} is stored as int8" in err and err.count("\n") == 1
     assert not (tmp_path / "skill").exists()
+
+
+# -- adapters and folders that hold no model ---------------------------------------------------------------------------
+
+
+def adapter(folder, **fields):
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, **fields}))
+    (folder / "adapter_model.safetensors").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto"),
+    [
+        ("CAUSAL_LM", "AutoPeftModelForCausalLM"),
+        ("SEQ_CLS", "AutoPeftModelForSequenceClassification"),
+        ("FEATURE_EXTRACTION", "AutoPeftModelForFeatureExtraction"),
+        (None, "AutoPeftModel"),
+        ("SOMETHING_NEW", "AutoPeftModel"),
+    ],
+)
+def test_an_adapter_is_no_model_and_the_line_that_merges_it_is_given(plain, tmp_path, kind, auto):
+    folder = adapter(tmp_path / "my lora's", task_type=kind)
+    with pytest.raises(
+        CheckpointError, match="holds an adapter, not a model: merge it into its base with peft"
+    ) as caught:
+        graft(plain[0], folder, task(), device="cpu")
+    python, option, code = shlex.split(str(caught.value).partition("comes of it: ")[2])
+    assert (python, option) == ("python", "-c")
+    assert code.startswith(f"from peft import {auto} as M; ")
+    called = ast.parse(code).body[1].value
+    assert ast.literal_eval(called.args[0]) == f"{folder}-merged" and called.func.attr == "save_pretrained"
+
+
+def test_a_damaged_adapters_line_is_given_too(tmp_path):
+    folder = adapter(tmp_path / "lora")
+    for content in ("{", "[]", b"\xff"):
+        (folder / "adapter_config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(CheckpointError, match="import AutoPeftModel as M"):
+            Checkpoint(folder)
+
+
+@pytest.mark.parametrize("reads", ["graft", "score", "tune", "encoder", "probe"])
+def test_an_adapter_beside_whole_weights_is_refused(plain, reads):
+    from probes import ProbedModel
+
+    base, tuned = plain
+    adapter(tuned)
+    readers = {
+        "graft": lambda: graft(base, tuned, task(), weights=5, device="cpu"),
+        "score": lambda: score(tuned, task(), device="cpu"),
+        "tune": lambda: tune(tuned, task(), device="cpu"),
+        "encoder": lambda: Encoder.open(tuned, device="cpu"),
+        "probe": lambda: ProbedModel.load(tuned, device="cpu"),
+    }
+    with pytest.raises(CheckpointError, match=r"holds an adapter \(adapter_config\.json\) beside whole weights"):
+        readers[reads]()
+
+
+def test_a_folder_of_checkpoints_names_its_last(plain, tmp_path):
+    for step in ("checkpoint-9", "checkpoint-100", "checkpoint-20", "logs"):
+        (tmp_path / "run" / step).mkdir(parents=True)
+        if step != "logs":
+            (tmp_path / "run" / step / "config.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=rf"config\.json is missing: name {tmp_path}/run/checkpoint-100, which has one"
+    ):
+        graft(plain[0], tmp_path / "run", task(), device="cpu")
+
+
+@pytest.mark.parametrize("missing", ["all", "vocabulary"])
+def test_a_missing_tokenizer_is_to_be_copied(plain, run, tmp_path, missing):
+    base, tuned = plain
+    for file in tuned.glob("*token*" if missing == "all" else "tokenizer.json"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match=r"no tokenizer .*: copy the one of the checkpoint it was tuned from"):
+        score(tuned, task(), device="cpu")
+    if missing == "vocabulary":
+        return
+    with pytest.raises(CheckpointError, match=rf"{tuned} has no tokenizer: copy the base's \(cp .*\)$") as caught:
+        graft(base, tuned, task(), weights=5, device="cpu")
+    command = shlex.split(str(caught.value).partition("(")[2].removesuffix(")"))
+    subprocess.run(command, check=True)
+    assert graft(base, tuned, task(), weights=5, device="cpu").delta.weights == 5
+
+
+# -- tensors that aren't the model's own -------------------------------------------------------------------------------
+
+D = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+LINEAR = {f"linear_{what}": size for what, size in (("num_value_heads", 2), ("num_key_heads", 2), ("key_head_dim", 8))}
+FUSED = {  # class -> its config's sizes, the first of the tensors that are fused
+    "MixtralForCausalLM": ({"num_local_experts": 2}, "model.layers.0.block_sparse_moe.experts.0.w1.weight"),
+    "Qwen2MoeForCausalLM": (EXPERTS, "model.layers.0.mlp.experts.0.down_proj.weight"),
+    "Qwen3NextForCausalLM": (
+        {**EXPERTS, **LINEAR, "linear_value_head_dim": 8, "head_dim": 8},
+        "model.layers.0.mlp.experts.0.down_proj.weight",
+    ),
+    "OlmoeForCausalLM": (EXPERTS, "model.layers.0.mlp.experts.0.down_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_tensors_are_named(tmp_path, name):
+    sizes, first = FUSED[name]
+    model_class = getattr(transformers, name)
+    model_class(model_class.config_class(**{**D, "num_key_value_heads": 1, **sizes})).save_pretrained(tmp_path)
+    assert first in load_file(tmp_path / "model.safetensors")
+    told = rf"holds no tensor for the model's parameter model\.layers\.0\.mlp\.experts\.down_proj: transformers fuses it from others while loading \({first} and \d+ more\)"
+    with pytest.raises(CheckpointError, match=told):
+        Checkpoint(tmp_path).block_weights()
+
+
+@pytest.mark.parametrize(
+    ("new_name", "told"),
+    [
+        (
+            lambda name: f"_orig_mod.{name}",
+            r"but others in its place \(_orig_mod\.model\.layers\.0\.\S+ and 8 more\): save it",
+        ),
+        (lambda name: f"base_model.model.{name}", r"but others in its place \(base_model\.model\."),
+        (lambda name: name.replace("q_proj.weight", "q_proj.base_layer.weight"), "but an adapter's .*: merge it first"),
+        (lambda name: name.replace("q_proj.weight", "q_proj.qweight"), r"in its place \(\S+q_proj\.qweight\)"),
+        (lambda name: None if "q_proj" in name else name, "it isn't a whole LlamaForCausalLM checkpoint"),
+    ],
+)
+def test_what_lies_in_a_parameters_place_is_named(copied, new_name, told):
+    folder = copied("llama")
+    rename(folder, new_name)
+    with pytest.raises(CheckpointError, match=told):
+        Checkpoint(folder).block_weights()
+
+
+def rename_architecture(folder, name, model_type=None):
+    configure(folder, architectures=[name], **({"model_type": model_type} if model_type else {}))
+
+
+def test_a_model_with_code_of_its_own_is_called_that(copied):
+    told = r"needs code of its own \(auto_map in config\.json\), which is never run here: use a checkpoint"
+    folder = copied("bert")
+    configure(folder, auto_map={"AutoModel": "code.Model"})
+    assert Checkpoint(folder).block_weights()  # transformers has this one itself
+    rename(folder, lambda name: name.replace("query", "q"))
+    with pytest.raises(
+        CheckpointError, match=rf"but tensors of its own \(bert\.\S+ and 1 more\); a BertForMaskedLM {told}"
+    ):
+        Checkpoint(folder).block_weights()
+    rename_architecture(folder, "JinaBertForMaskedLM")
+    with pytest.raises(CheckpointError, match=f"a JinaBertForMaskedLM {told}"):
+        Checkpoint(folder).block_weights()
+    rename_architecture(folder, "BertForMaskedLM", "jina")
+    with pytest.raises(CheckpointError, match=f"a BertForMaskedLM {told}"):
+        Checkpoint(folder).block_weights()
+
+
+@pytest.mark.parametrize(
+    "named", [["pipeline"], ["AutoModel"], ["BertConfig"], [3], {"a": 1}, "BertModel", ["__name__"]]
+)
+def test_architectures_that_are_no_model(copied, named):
+    folder = copied("bert")
+    configure(folder, architectures=named)
+    with pytest.raises(CheckpointError, match=r"has no |must name one architecture"):
+        Checkpoint(folder).block_weights()
+
+
+# -- models that give no gradients --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ReformerModelWithLMHead", "ReformerForMaskedLM"])
+def test_models_without_gradients_are_refused_before_anything_is_learnt(tiny, tmp_path, name):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny("bert"))
+    model_class = getattr(transformers, name)
+    sizes = {"hidden_size": 16, "attention_head_size": 8, "num_attention_heads": 2, "feed_forward_size": 32}
+    places = {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [8, 8], "max_position_embeddings": 64}
+    config = model_class.config_class(
+        vocab_size=len(tokenizer),
+        attn_layers=["local", "lsh"],
+        is_decoder="LMHead" in name,
+        pad_token_id=0,
+        **sizes,
+        **places,
+    )
+    model_class(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    change(tmp_path / "base", tmp_path / "tuned", lambda name, tensor: tensor + 0.1)
+    for learn in (
+        lambda: graft(tmp_path / "base", tmp_path / "tuned", task(), weights=5, device="cpu"),
+        lambda: tune(tmp_path / "base", task(), device="cpu"),
+    ):
+        with pytest.raises(CheckpointError, match=f"a {name} gives no gradients in evaluation mode .*: use another"):
+            learn()

@@ -158,7 +158,8 @@ def figures(gain, **changes):
     ("report", "told"),
     [
         (figures(0.95), []),
-        (figures(0.1), []),
+        (figures(0.25), []),
+        (figures(0.133), ["recovers 0.133"]),
         (figures(0.0), ["recovers 0.000 of tuning's gain: 1,064 weights don't carry .* `--sweep 1e-4:1`"]),
         (figures(-0.4), ["recovers -0.400 of"]),
         (figures(None), [r"gained nothing on the test examples \(accuracy: base 0.600, tuned 0.800\).* check that"]),

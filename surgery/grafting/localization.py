@@ -16,6 +16,7 @@ from torch import Tensor
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.delta import SparseDelta
 from surgery.errors import OptionError
+from surgery.gradients import check_gradients
 from surgery.grafting.baselines import BASELINES, wear_baseline
 from surgery.grafting.candidates import Candidates, GraftedModel
 from surgery.grafting.methods import METHODS, Evidence, averaging, movement, sigmoid
@@ -90,6 +91,8 @@ def graft(
     model = load_model(before, device=place, dtype=dtype)
     readout = pick_readout(model, task)
     rows = readout.encode(train)
+    if method != "movement":  # which looks at distances only
+        check_gradients(model, readout, names, rows[0])
     labels = np.array(task.targets(train))
     exam = _Exam(model, readout, task, readout.encode(test), batch_size, progress)
     exam.base = exam.score("base")

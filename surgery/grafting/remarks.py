@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-_NOTHING, _NEARLY_ALL = 0.1, 0.9
+_LITTLE, _NEARLY_ALL = 0.25, 0.9
 
 
 def carries(report: Mapping[str, Any]) -> bool:
     """Whether the graft recovers a gain worth the name; a report without the figure isn't doubted."""
     graft = report.get("graft", {})
-    return (graft.get("gain_recovered") or 0.0) >= _NOTHING if "gain_recovered" in graft else True
+    return (graft.get("gain_recovered") or 0.0) >= _LITTLE if "gain_recovered" in graft else True
 
 
 def remarks(report: Mapping[str, Any]) -> list[str]:

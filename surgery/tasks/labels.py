@@ -85,7 +85,9 @@ def check_one_order(base: "Checkpoint", tuned: "Checkpoint", task: "Task") -> No
 
     orders = {}
     for checkpoint in (base, tuned):
-        names = head_names(AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True))
+        names = head_names(
+            AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        )
         try:
             orders[checkpoint] = head_order(names, task)
         except TaskError as error:

@@ -111,6 +111,8 @@ class WordReadout:
         return Encoded(ids, types, len(ids) - 1 if self.causal else ids.index(self.tokenizer.mask_token_id))
 
     def _without_last(self, text: str, tokens: int) -> str:
+        if not self.tokenizer.is_fast:  # which doesn't say where in the text its tokens lie
+            return self._without_last_words(text, tokens)
         starts = [
             start
             for start, stop in self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
@@ -119,6 +121,13 @@ class WordReadout:
             if stop > start
         ]
         return text[: starts[-tokens]].rstrip() if tokens < len(starts) else ""
+
+    def _without_last_words(self, text: str, tokens: int) -> str:
+        """Without as many words as it takes, counted from the end, to be that many tokens shorter; at least one."""
+        words = text.split()
+        while words and tokens > 0:
+            tokens -= max(1, len(self.tokenizer(words.pop(), add_special_tokens=False)["input_ids"]))
+        return " ".join(words)
 
     def logits(self, module: nn.Module, batch: dict[str, Tensor], positions: Tensor) -> Float[Tensor, "batch labels"]:
         """The label words' logits. The output matrix is applied at one position a row, not at all of them.
