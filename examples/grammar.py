@@ -4,9 +4,8 @@ python examples/grammar.py [OUTPUT]        # some seconds; OUTPUT is the grammar
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
-
-import numpy as np
 
 from pcfg.chart import inside_outside
 from pcfg.estimate import fit
@@ -43,7 +42,9 @@ print(
     "her saw the ___ with stars:", {w: round(float(p), 3) for w, p in zip(grammar.words, posterior, strict=True) if p}
 )
 
-even = 1 / np.bincount(grammar.parents)[grammar.parents]  # the same rules, all of a symbol alike
-fitted = fit(grammar.replaced(rule_probs=even), list(drawn), rounds=5)
+rules = grammar.origin.rules
+shares = Counter(rule.parent for rule in rules)  # the same rules, all of a symbol alike
+even = Grammar.from_rules([rule._replace(probability=1 / shares[rule.parent]) for rule in rules], "S")
+fitted = fit(even, list(drawn), rounds=5)
 print("log-likelihood by round:", *(f"{value:.2f}" for value in fitted.log_likelihoods))
 fitted.grammar.save(output)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from pcfg.devices import returned, working_device
 from pcfg.errors import OptionError
 from pcfg.grammar import Grammar
 from pcfg.memory import room
-from pcfg.minimum_risk import PlainLabels, check_cost, minimum_risk_tree
+from pcfg.minimum_risk import PlainLabels, check_cost, mbr_tree, minimum_risk_tree
 from pcfg.sparse import Spans, SparseChart
 from pcfg.trees import Tree
 
@@ -179,9 +179,16 @@ class Chart:
         return prefix_log_z(self.grammar, self.sentences)
 
     def entropy(self) -> Float64[np.ndarray, " batch"]:
-        """Entropy of the posterior over trees, in nats: log Z less the expected log weight of a tree; NaN without a parse."""
-        logs = [_logs(scores) for scores in self.emissions]
-        expected = self.expected(_logs(self.grammar.start), _logs(self.grammar.rule_probs), logs)
+        """Entropy of the posterior over trees, in nats: log Z less the expected log weight of a tree; NaN without a parse.
+
+        Over trees of the rules that the grammar was made from, with their unary chains, where those are known.
+        """
+        grammar = self.grammar
+        if grammar.origin is not None and grammar.origin.ambiguous:
+            expected = self.expected(*self.of_rules(_logs(grammar.origin.probs)))
+        else:
+            logs = [_logs(scores) for scores in self.emissions]
+            expected = self.expected(_logs(grammar.start), _logs(grammar.rule_probs), logs)
         return np.maximum(self.log_z.cpu().double().numpy() - expected, 0)
 
     def expected(
@@ -202,17 +209,29 @@ class Chart:
                 found[row] = roots + used + (chart.tag_posteriors() * weights).sum()
         return found
 
+    def of_rules(
+        self, values: Float64[np.ndarray, " rules"]
+    ) -> tuple[Float64[np.ndarray, " S"], Float64[np.ndarray, " R"], list[Float64[np.ndarray, "_ T"]]]:
+        """What `expected` takes for the sum, over a tree, of such values of the rules that the grammar was made from."""
+        grammar = self.grammar
+        start, rules, words = grammar.places.expected(grammar.origin, values)  # type: ignore[union-attr,arg-type]
+        table = np.zeros((len(grammar.words), len(grammar.preterminals)))
+        table[grammar.tokens, grammar.tags] = words
+        numbers = ([grammar.number_of(w, i) for i, w in enumerate(sentence)] for sentence in self.sentences)
+        return start, rules, [table[np.array(row, np.int64)] for row in numbers]
+
     def best_trees(self) -> list[Tree | None]:
         """The most probable tree of each sentence (Viterbi), in the grammar's symbols; None without a parse.
 
-        `Grammar.undo` gives such a tree the form of the treebank or the rules that the grammar was made from.
+        `Grammar.undo` gives such a tree the form of the treebank or the rules that the grammar was made from. Where those
+        have unary chains, it is the most probable tree with its chains, whose tops these symbols are.
         """
-        return [self._tree(row, nodes) for row, (_, nodes) in enumerate(self._viterbi)]
+        return [self._tree(row, nodes) for row, (_, nodes) in enumerate(self._likeliest._viterbi)]
 
     @property
     def best_scores(self) -> Float64[np.ndarray, " batch"]:
-        """Log probability of the most probable tree; -inf without a parse."""
-        return np.array([score for score, _ in self._viterbi])
+        """Log probability of the most probable tree, with its unary chains; -inf without a parse."""
+        return np.array([score for score, _ in self._likeliest._viterbi])
 
     def mbr_trees(self, cost: float = 0.4) -> list[Tree | None]:
         """The tree of most expected labelled recall less `cost` a label (Goodman 1996); None without a parse.
@@ -220,7 +239,9 @@ class Chart:
         In the labels of the treebank or the rules that the grammar was made from.
         """
         check_cost(cost)
-        grammar = self.grammar
+        grammar, chains = self.grammar, self.grammar.chains
+        if chains is not None and (chains.top or len(chains.shape.chained)):
+            return self._mbr_with_chains(cost)
         names = grammar.plain_labels.__getitem__
         plain = PlainLabels.of_symbols(grammar.nonterminals, grammar.preterminals, names)
         found: list[Tree | None] = []
@@ -228,8 +249,35 @@ class Chart:
             found.append(None if log_z == -math.inf else minimum_risk_tree(words, labels, tags, plain, cost))
         return found
 
-    def k_best(self, k: int) -> list[list[tuple[float, Tree]]]:
-        """The k most probable trees of each sentence, or all if there are fewer, best first, with log probabilities."""
+    def _mbr_with_chains(self, cost: float) -> list[Tree | None]:
+        """By the sparse engine: it has the inside scores of the symbols in chains."""
+        chains = self.grammar.chains
+        whole = inside_outside(chains.whole, self.sentences, engine="sparse", workers=self.workers)  # type: ignore[union-attr]
+        found: list[Tree | None] = []
+        for words, chart in zip(self.sentences, whole._charts, strict=True):
+            if chart.log_z == -math.inf:
+                found.append(None)
+                continue
+            plain = chains.marginals(chart, words)  # type: ignore[union-attr]
+            tags = [plain.tags[best] for best in plain.tag_posteriors.argmax(axis=1)]
+            found.append(mbr_tree(words, tags, plain.phrases, plain.labels, cost, plain.depths))
+        return found
+
+    def k_best(self, k: int, *, plain: bool = False) -> list[list[tuple[float, Tree]]]:
+        """The k most probable trees of each sentence, or all if there are fewer, best first, with log probabilities.
+
+        Args:
+            plain: in the form of what the grammar was made from, unary chains told apart. Without it, trees are in the
+                grammar's symbols, and each has the log probability of the best chains that it stands for.
+        """
+        trees = self._likeliest._k_best(k)
+        if not plain:
+            return trees
+        if self.grammar.chains is None:
+            return [[(score, self.grammar.undo(tree)) for score, tree in row] for row in trees]
+        return [self.grammar.chains.best_plain(row, k) for row in trees]
+
+    def _k_best(self, k: int) -> list[list[tuple[float, Tree]]]:
         if self.engine == "dense":
             rows = dense_k_best(*self._scores, k)
             found = [[(score, Spans(*nodes.T)) for score, nodes in trees] for trees in rows]
@@ -237,17 +285,27 @@ class Chart:
             found = self._map(partial(sparse.k_best, k=k), kept=False)
         return [[(score, self._tree(row, nodes)) for score, nodes in trees] for row, trees in enumerate(found)]  # type: ignore[misc]
 
-    def sample_trees(self, count: int, *, seed: int = 0) -> list[list[Tree]]:
+    def sample_trees(self, count: int, *, seed: int = 0, plain: bool = False) -> list[list[Tree]]:
         """Independent draws from each sentence's posterior over trees, none without a parse.
 
         A sentence's draws depend on the seed and its place in the batch, not on the other sentences.
+
+        Args:
+            plain: in the form of what the grammar was made from, unary chains drawn too, instead of in its symbols.
         """
         if count < 0 or seed < 0:
             raise OptionError(f"{count} samples were asked for, with seed {seed}: neither can be negative")
-        return [
+        drawn: list[list[Tree]] = [
             [self._tree(row, nodes) for nodes in self._draw(row, count, _seed(seed, row))]  # type: ignore[misc]
             for row in range(len(self.sentences))
         ]
+        return [self._plain(row, trees, seed) for row, trees in enumerate(drawn)] if plain else drawn
+
+    def _plain(self, row: int, trees: list[Tree], seed: int) -> list[Tree]:
+        chains, random = self.grammar.chains, np.random.default_rng([seed, row])
+        if chains is None:
+            return [self.grammar.undo(tree) for tree in trees]
+        return [chains.plain_tree(tree, lambda pair: chains.draw(pair, random)) for tree in trees]
 
     def _draw(self, row: int, count: int, seed: int) -> list[Spans]:
         if self.engine == "sparse":
@@ -302,6 +360,14 @@ class Chart:
     @cached_property
     def _charts(self) -> list[SparseChart]:
         return self._map(sparse.inside_outside, kept=True)
+
+    @cached_property
+    def _likeliest(self) -> "Chart":
+        """The chart whose rules score what the best of their chains does: a sum can beat a chain that is likelier."""
+        grammar = self.grammar.likeliest
+        if grammar is self.grammar:
+            return self
+        return replace(self, grammar=grammar, emissions=tuple(map(grammar.emissions, self.sentences)))
 
     @cached_property
     def _viterbi(self) -> list[tuple[float, Spans | None]]:

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pcfg.branching import Branching
 from pcfg.chart import inside_outside
 from pcfg.errors import GrammarError, OptionError, PcfgError, TreebankError
 from pcfg.grammar import Grammar
+from pcfg.origin import Origin
 from pcfg.trees import Tree
 
 # Called with what is done, what there is to do, and a line that says what it is and how it goes.
@@ -125,6 +126,12 @@ def fit(
 
 def _normalised(grammar: Grammar) -> Grammar:
     """Sums of exactly 1 where they were 1 within what a grammar is allowed to be off: else the first round could lose."""
+    if grammar.origin is not None:
+        origin = grammar.origin
+        sums = np.bincount(origin.parents, origin.probs)
+        if np.abs(sums - 1).max() < 1e-12:
+            return grammar
+        return _of_origin(grammar, replace(origin, probs=origin.probs / sums[origin.parents]))
     start = float(grammar.start.sum())
     rules = np.bincount(grammar.parents, grammar.rule_probs, len(grammar.nonterminals))
     words = np.bincount(grammar.tags, grammar.word_probs, len(grammar.preterminals))
@@ -169,7 +176,14 @@ def expected_counts(
 
 
 def maximised(grammar: Grammar, counts: Counts, smoothing: float = 0.0) -> Grammar:
-    """The grammar of relative counts; smoothing as for `fit`."""
+    """The grammar of relative counts; smoothing as for `fit`.
+
+    Of the rules that it was made from, where they are known: what a binary grammar has of them more than once is one.
+    """
+    if grammar.origin is not None and grammar.places is not None:
+        origin = grammar.origin
+        uses = grammar.places.rule_counts(origin, counts)
+        return _of_origin(grammar, replace(origin, probs=_relative(uses, origin.probs, origin.parents, smoothing)))
     one = np.zeros(len(grammar.start), np.int32)
     changes = {
         "start": _relative(counts.start, grammar.start, one, smoothing),
@@ -178,6 +192,14 @@ def maximised(grammar: Grammar, counts: Counts, smoothing: float = 0.0) -> Gramm
     if grammar.lexicon is None:
         changes["word_probs"] = _relative(counts.words, grammar.word_probs, grammar.tags, smoothing)
     return grammar.replaced(**changes)
+
+
+def _of_origin(grammar: Grammar, origin: Origin) -> Grammar:
+    """The same grammar of rules with other probabilities."""
+    places = grammar.places
+    made = grammar.replaced(**places.arrays(origin, grammar), origin=origin)  # type: ignore[union-attr]
+    made.__dict__["places"] = places  # they are the same, and take a while
+    return made
 
 
 def from_trees(trees: Sequence[Tree], *, smoothing: float = 0.0) -> Grammar:

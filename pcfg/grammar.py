@@ -16,11 +16,13 @@ from pcfg.checking import check_grammar
 from pcfg.errors import GrammarError, PcfgError, TreebankError
 from pcfg.files import replace_bytes
 from pcfg.grammar_json import arrays_of_json, to_json
-from pcfg.rules import Rule, Word, format_rules, plain_labels, read_rules, to_binary
+from pcfg.origin import Origin, Places
+from pcfg.rules import Rule, Word, checked_rules, format_rules, plain_labels, read_rules
 
 if TYPE_CHECKING:
     import nltk
 
+    from pcfg.chains import Chains
     from pcfg.sparse import SparseRules
     from pcfg.trees import Tree
 
@@ -40,6 +42,8 @@ class Grammar:
         tags, tokens, word_probs: the lexical rules: preterminal number (0..T-1), word number, probability; sorted.
         lexicon: where given, scores words in place of `word_probs` when a sentence is parsed.
         transformed: whether symbols are labels of `treebank.transform`, so that `undo` takes trees back.
+        origin: the rules of any shape that it was made from, where they are known: `fit` fits those, and trees of the rules'
+            own shape have their unary chains.
     """
 
     nonterminals: tuple[str, ...]
@@ -55,6 +59,7 @@ class Grammar:
     word_probs: Float64[np.ndarray, " L"]
     lexicon: Any = None
     transformed: bool = False
+    origin: Origin | None = None
 
     def __init__(
         self,
@@ -124,6 +129,7 @@ class Grammar:
         word_probs: ArrayLike,
         lexicon: Any = None,
         transformed: bool = False,
+        origin: Origin | None = None,
     ) -> "Grammar":
         """From the attributes themselves; the rules may come in any order.
 
@@ -151,13 +157,18 @@ class Grammar:
             word_probs=np.asarray(word_probs, np.float64)[by_word],
             lexicon=lexicon,
             transformed=transformed,
+            origin=origin,
         )
         check_grammar(made)
         return made
 
     def replaced(self, **changes: Any) -> "Grammar":
-        """The same grammar with some attributes changed, checked again: `grammar.replaced(rule_probs=...)`."""
-        return Grammar.of_arrays(**{field.name: getattr(self, field.name) for field in fields(self)} | changes)
+        """The same grammar with some attributes changed, checked again: `grammar.replaced(rule_probs=...)`.
+
+        The rules that it was made from are no longer its own then: `origin` goes, unless a new one is among the changes.
+        """
+        kept = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "origin"}
+        return Grammar.of_arrays(**kept | changes)
 
     @classmethod
     def from_trees(
@@ -185,9 +196,20 @@ class Grammar:
         """From rules a line: `0.5 NP -> Det N`, or `NP -> Det N [0.5] | 'her' [0.5]`; words in quotes; # for comments.
 
         The first rule's parent is the start symbol. Rules of any shape are made binary, and every sentence keeps its
-        exact probability; `undo` gives trees the rules' shape again, but for unary chains: see `pcfg.rules.to_binary`.
+        exact probability; `undo` gives trees the rules' shape again: see `pcfg.origin.to_binary`. Texts for NLTK are read
+        as NLTK reads them, `\\` at the end of a line that goes on in the next and `% start S` among them; only an empty word
+        is refused. Probabilities that were rounded, so that a symbol's sum to 1 within .01, are divided by their sum, with a
+        warning.
         """
-        return cls(*to_binary(*read_rules(text, source)))
+        return cls.from_rules(*read_rules(text, source))
+
+    @classmethod
+    def from_rules(cls, rules: Sequence[Rule], start: str) -> "Grammar":
+        """From rules of any shape, as `from_text` reads them: `Rule("NP", ("Det", Word("dog")), 0.5)`."""
+        origin = Origin.of_rules(checked_rules(rules, start), start)
+        made = cls(*origin.form())
+        made.__dict__["origin"] = origin
+        return made
 
     def to_text(self) -> str:
         """What `from_text` reads back, to the last bit; words without a rule and the lexicon are left out."""
@@ -204,7 +226,7 @@ class Grammar:
             )
             for rule in grammar.productions()
         ]
-        return cls(*to_binary(rules, str(grammar.start())))
+        return cls.from_rules(rules, str(grammar.start()))
 
     def to_nltk(self) -> "nltk.PCFG":
         """The same grammar for NLTK, which must be installed."""
@@ -252,7 +274,10 @@ class Grammar:
         except UnicodeDecodeError as error:
             raise GrammarError(f"{path} isn't UTF-8 text (byte {error.start:,}): name a grammar file") from None
         try:
-            return cls.of_arrays(**arrays_of_json(text))
+            made = cls.of_arrays(**arrays_of_json(text))
+            if made.origin is not None and made.places is not None:
+                made.places.check(made.origin, made)
+            return made
         except PcfgError as error:
             raise GrammarError(f"{path}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -352,12 +377,37 @@ class Grammar:
     def undo(self, tree: "Tree") -> "Tree":
         """A tree in the grammar's symbols as in the treebank, or of the rules' own shape, that the grammar was made from.
 
-        A chain of unary rules of `from_text` and `from_nltk` is its top only, and a word beside others stands under a
-        preterminal of its own.
+        Chains of unary rules of `from_text` and `from_nltk` are the likeliest that a node may stand for; `plain=True` where
+        trees are drawn or counted gives them as they were drawn, or each. A word beside others stands under a preterminal of
+        its own. Raises GrammarError for a tree with rules that the grammar lacks. A grammar whose rules aren't known, as in
+        files of earlier versions, gives the tops of chains only.
         """
         from pcfg.treebank import relabelled
 
+        if self.chains is not None:
+            return self.chains.plain_tree(tree)
         return relabelled(tree, self.plain_labels.__getitem__)
+
+    @cached_property
+    def places(self) -> Places | None:
+        """Where its numbers come from among those of the rules that it was made from."""
+        return None if self.origin is None else Places(self.origin.shape, self)
+
+    @cached_property
+    def chains(self) -> "Chains | None":
+        """The unary chains that its rules stand for, where the rules that it was made from are known."""
+        from pcfg.chains import Chains
+
+        return None if self.origin is None else Chains(self, self.origin)
+
+    @cached_property
+    def likeliest(self) -> "Grammar":
+        """With the probability of the best chain in place of the sum over chains: scores for finding the best tree."""
+        if self.origin is None or self.places is None or not self.origin.ambiguous:
+            return self
+        made = object.__new__(Grammar)  # scores are no probabilities, so nothing is checked
+        made.__dict__.update(self.__getstate__() | self.places.best_arrays(self.origin) | {"origin": None})
+        return made
 
     @cached_property
     def branching(self) -> Branching:
@@ -376,7 +426,7 @@ class Grammar:
     @property
     def useless(self) -> tuple[str, ...]:
         """The symbols that no tree over words holds, so that they can go: see `pruned`."""
-        return tuple(name for name, keep in zip(self.symbols, self._useful, strict=True) if not keep)
+        return tuple(name for name, keep in zip(self.symbols, self.useful, strict=True) if not keep)
 
     @cached_property
     def expected_length(self) -> float:
@@ -407,37 +457,15 @@ class Grammar:
 
         Where trees may go on for ever, the probabilities become those given that they end: p q_B q_C / q_A for
         A -> B C, with q the probability of ending (Chi 1999, theorem 1). With a lexicon, whose scores have a column for
-        each preterminal, all preterminals stay.
+        each preterminal, all preterminals stay. The rules of any shape that it was made from aren't pruned, and go.
         """
-        keep, ends, n = self._useful, self.branching.ending(), len(self.nonterminals)
-        if self.lexicon is not None:
-            keep[n:] = True
-        if (ends[keep] > 1 - 1e-12).all():
-            ends[keep] = 1.0  # all trees end: no probability changes by a bit
-        rules = (self.rule_probs > 0) & keep[self.parents] & keep[self.left] & keep[self.right]
-        spelled = keep[n:][self.tags] & (self.word_probs > 0)
-        used = np.unique(self.tokens[spelled])
-        numbers, words = np.cumsum(keep) - 1, np.searchsorted(used, self.tokens[spelled])
-        parents, left, right = (column[rules] for column in (self.parents, self.left, self.right))
-        start, probs = (self.start * ends)[keep], self.rule_probs[rules] * ends[left] * ends[right]
-        return Grammar.of_arrays(
-            nonterminals=(name for name, kept in zip(self.nonterminals, keep[:n], strict=True) if kept),
-            preterminals=(name for name, kept in zip(self.preterminals, keep[n:], strict=True) if kept),
-            words=(self.words[i] for i in used),
-            start=start / (start.sum() if (ends[keep] < 1).any() else 1.0),
-            parents=numbers[parents],
-            left=numbers[left],
-            right=numbers[right],
-            rule_probs=probs / np.bincount(parents, probs)[parents] if (ends[keep] < 1).any() else probs,
-            tags=numbers[n:][self.tags[spelled]] - keep[:n].sum(),
-            tokens=words,
-            word_probs=self.word_probs[spelled],
-            lexicon=self.lexicon,
-            transformed=self.transformed,
-        )
+        from pcfg.pruning import pruned
+
+        return pruned(self)
 
     @property
-    def _useful(self) -> Bool[np.ndarray, " S"]:
+    def useful(self) -> Bool[np.ndarray, " S"]:
+        """Which symbols are in some tree over words."""
         generating = self.branching.generating()
         b, n = self.branching, len(self.nonterminals)
         ending = generating[b.left] & generating[b.right]
@@ -451,7 +479,12 @@ class Grammar:
         return order, np.searchsorted(self.tokens[order], np.arange(len(self.words) + 1))
 
     def _rules(self) -> list[Rule]:
-        """All rules, the start symbol's first: a new one where a distribution over roots must be told."""
+        """The rules that it was made from, or its own, with a new start symbol where a distribution over roots must be told.
+
+        The start symbol's come first.
+        """
+        if self.origin is not None:
+            return self.origin.rules
         roots = self.roots
         if list(roots.values()) == [1.0]:
             start, top = next(iter(roots)), list[Rule]()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pcfg.errors import GrammarError
+from pcfg.origin import Origin
 
 if TYPE_CHECKING:
     from pcfg.grammar import Grammar
@@ -28,6 +29,8 @@ def to_json(grammar: "Grammar") -> str:
         "lexicon": None if grammar.lexicon is None else grammar.lexicon.to_json(),
         "transformed": grammar.transformed,
     }
+    if grammar.origin is not None:
+        head["origin"] = grammar.origin.to_json()
     parts = [f'"schema": {SCHEMA}', *(f'"{name}": {_dump(value)}' for name, value in head.items())]
     for name, rows in tables.items():
         parts.append(f'"{name}": [\n' + ",\n".join(_dump(row) for row in rows) + "\n]")
@@ -67,6 +70,7 @@ def arrays_of_json(text: str) -> dict[str, Any]:
         "word_probs": [rule[2] for rule in content["lexical"]],
         "lexicon": lexicon,
         "transformed": bool(content["transformed"]),
+        "origin": None if content.get("origin") is None else Origin.of_json(content["origin"]),
     }
 
 

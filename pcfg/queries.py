@@ -11,6 +11,7 @@ from pcfg import sparse
 from pcfg.chart import inside_outside
 from pcfg.errors import GrammarError
 from pcfg.grammar import Grammar
+from pcfg.origin import Origin
 from pcfg.sparse import SparseChart
 
 
@@ -18,7 +19,8 @@ def kl(grammar_p: Grammar, grammar_q: Grammar, sentences: Sequence[Sequence[str]
     """KL(P(tree | sentence) || Q(tree | sentence)) for each sentence, in nats.
 
     Infinite where p has a parse that q hasn't; NaN where p has none. The grammars must have the same symbols, in any
-    order; rules and words may differ. Computed from p's expected rule counts, so exact up to rounding.
+    order; rules and words may differ. Computed from p's expected rule counts, so exact up to rounding. Where the rules that
+    both were made from are known, it is over trees of those, with their unary chains; else over trees in their symbols.
 
     Raises GrammarError for other symbols, or an unknown word.
     """
@@ -29,8 +31,11 @@ def kl(grammar_p: Grammar, grammar_q: Grammar, sentences: Sequence[Sequence[str]
     words = [_log_ratio(p, q[:, tags]) for p, q in zip(chart_p.emissions, chart_q.emissions, strict=True)]
     start = _log_ratio(grammar_p.start, grammar_q.start[place])
     rules = _log_ratio(grammar_p.rule_probs, _matched(grammar_p, grammar_q, place))
+    own = _of_rules(grammar_p.origin, grammar_q.origin)
 
     def expected(part: Callable[[NDArray], NDArray]) -> Float64[np.ndarray, " batch"]:
+        if own is not None:
+            return chart_p.expected(*chart_p.of_rules(part(own)))
         return chart_p.expected(part(start), part(rules), [part(ratios) for ratios in words])
 
     ratio = expected(lambda ratios: np.where(np.isinf(ratios), 0.0, ratios))
@@ -149,6 +154,14 @@ def _matched(grammar_p: Grammar, grammar_q: Grammar, place: Int32[np.ndarray, " 
     given = dict(zip(zip(*columns, strict=True), grammar_q.rule_probs.tolist(), strict=True))
     wanted = (place[column].tolist() for column in (grammar_p.parents, grammar_p.left, grammar_p.right))
     return np.array([given.get(rule, 0.0) for rule in zip(*wanted, strict=True)], np.float64)
+
+
+def _of_rules(p: Origin | None, q: Origin | None) -> Float64[np.ndarray, " rules"] | None:
+    """log p / q of the rules that p's grammar was made from, where both grammars' are known."""
+    if p is None or q is None:
+        return None
+    given = {rule[:2]: rule.probability for rule in q.rules}
+    return _log_ratio(p.probs, np.array([given.get(rule, 0.0) for rule in p.shape.rules]))
 
 
 def _log_ratio(p: Float64[np.ndarray, "..."], q: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:

@@ -1,22 +1,26 @@
-"""Rules of any shape, as people write them, made binary: the same sentences with the same probabilities."""
+"""Rules of any shape, as people write them: what they must be, and how texts of them are read and written."""
 
 import math
 import re
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeVar
-
-import numpy as np
-from jaxtyping import Bool, Float64
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from pcfg.errors import GrammarError
 
-Key = TypeVar("Key")
-
 TOLERANCE = 1e-6  # how far the probabilities of a symbol's rules may sum from 1
+ROUNDED = 0.01  # and how far in a text, where they were rounded when they were written
 
-_WORD = r"""'(?:\\\S|[^'\\\s])+'|"(?:\\\S|[^"\\\s])+\""""
+_WORD = r"""'(?:\\.|[^'\\])+'|"(?:\\.|[^"\\])+\""""
+_EMPTY = ("''", '""')
 _TOKEN = re.compile(rf"(?:{_WORD})(?!\S)|\S+")
+# With probabilities behind, as NLTK writes rules, there may be no spaces around them: 'I'[0.5]|'you'[0.5].
+_SHARE = r"\[[-+.\deE]+\](?=[\s|]|$)"
+_TOKEN_BEHIND = re.compile(rf"(?:{_WORD}|''|\"\")(?=[\s\[|]|$)|{_SHARE}|\||\S+?(?=\s|$|{_SHARE})")
+_BEHIND = re.compile(r"\s*\S+\s+->(?=\s|$)")
+_START = re.compile(r"\s*%\s*start\s+(\S+)\s*(?:#.*)?")
+_GOES_ON = re.compile(r"(?<![^\s\]|'\"])\\\s*$")
 
 
 class Word(NamedTuple):
@@ -25,56 +29,19 @@ class Word(NamedTuple):
     text: str
 
 
+Children = tuple[str | Word, ...]
+
+
 class Rule(NamedTuple):
     """A rule of any length over symbols and words."""
 
     parent: str
-    children: tuple[str | Word, ...]
+    children: Children
     probability: float
 
     def __str__(self) -> str:
         children = " ".join(quote(c) if isinstance(c, Word) else c for c in self.children)
         return f"{self.parent} -> {children}"
-
-
-class BinaryForm(NamedTuple):
-    """What `Grammar(roots=..., binary=..., lexical=...)` takes."""
-
-    roots: dict[str, float]
-    binary: dict[tuple[str, str, str], float]
-    lexical: dict[tuple[str, str], float]
-
-
-def to_binary(rules: Sequence[Rule], start: str) -> BinaryForm:
-    """Rules of any shape in binary form; every sentence keeps its exact probability.
-
-    - A start symbol that no rule uses and that has only unary rules to symbols is the distribution over roots.
-    - A long rule branches to the right: A -> B C D becomes A -> B /C+D and /C+D -> C D.
-    - A word beside others becomes a preterminal: A -> B and C goes through /and -> 'and'.
-    - Unary chains A -> B -> ... are closed over: A takes the rules at the chain's end, with the sum over all chains
-      (infinitely many when there is a cycle), and a tree shows the chain's top only.
-    - A symbol that has both single words and longer phrases becomes two: NP for the phrases, NP/1 for the words.
-
-    Raises GrammarError for rules that aren't a proper grammar: see `check_rules`.
-    """
-    check_rules(rules, start)
-    roots, rules = _roots(rules, start)
-    names = _Names(rules)
-    phrases: dict[str, dict[tuple[str, str], float]] = defaultdict(dict)
-    words: dict[str, dict[str, float]] = defaultdict(dict)
-    unary: dict[tuple[str, str], float] = defaultdict(float)
-    for rule in rules:
-        match rule.children:
-            case (Word(text),):
-                _add(words[rule.parent], text, rule.probability)
-            case (str(child),):
-                unary[rule.parent, child] += rule.probability
-            case _:
-                _add_long(rule, phrases, words, names)
-    if unary:
-        phrases, words = _closed(unary, phrases), _closed(unary, words)
-    form = _split_mixed(roots, phrases, words, names)
-    return _reachable(form) if unary else form
 
 
 def plain_labels(symbol: str, *, over_word: bool) -> tuple[str, ...]:
@@ -88,21 +55,36 @@ def plain_labels(symbol: str, *, over_word: bool) -> tuple[str, ...]:
     return () if symbol.startswith("/") else (symbol,)
 
 
-def check_rules(rules: Sequence[Rule], start: str) -> None:
-    """Refuse an empty grammar, empty right-hand sides, improper probabilities and undefined symbols."""
+def symbol_names(rules: Iterable[tuple[str, Children]]) -> Iterator[str]:
+    """Every symbol of rules without their probabilities, as often as it comes."""
+    for parent, children in rules:
+        yield parent
+        yield from (child for child in children if isinstance(child, str))
+
+
+def check_rules(rules: Sequence[Rule], start: str) -> dict[str, float]:
+    """Refuse an empty grammar, empty right-hand sides, improper probabilities and undefined symbols.
+
+    Returns:
+        What each symbol's rules sum to: 1 within `ROUNDED`.
+    """
     if not rules:
         raise GrammarError("the grammar has no rules: give at least one")
     totals: dict[str, float] = defaultdict(float)
     for rule in rules:
         if not rule.children:
             raise GrammarError(f"the rule {rule.parent} -> (nothing) derives no word: rewrite the grammar without it")
+        if Word("") in rule.children:
+            raise GrammarError(
+                f"the rule {rule} has an empty word, which no sentence holds: rewrite the grammar without it"
+            )
         if not (math.isfinite(rule.probability) and rule.probability >= 0):
             raise GrammarError(
                 f"the rule {rule} has the probability {rule.probability}: it must be a number, 0 or more"
             )
         totals[rule.parent] += rule.probability
     for symbol, total in totals.items():
-        check_total(total, f"the rules of {symbol}")
+        check_total(total, f"the rules of {symbol}", ROUNDED)
     if start not in totals:
         raise GrammarError(f"the start symbol {start} has no rules: give it some, or name another start")
     for rule in rules:
@@ -111,43 +93,91 @@ def check_rules(rules: Sequence[Rule], start: str) -> None:
                 raise GrammarError(
                     f"the rule {rule} uses {child}, which has no rules: give it some, or quote it if it is a word"
                 )
+    return totals
 
 
-def check_total(total: float, what: str) -> None:
+def checked_rules(rules: Sequence[Rule], start: str) -> Sequence[Rule]:
+    """`check_rules`; where probabilities were rounded when they were written, each is divided by its symbol's sum.
+
+    Warns of that, with the symbol that is furthest off.
+    """
+    totals = check_rules(rules, start)
+    off = [symbol for symbol, total in totals.items() if abs(total - 1) > TOLERANCE]
+    if not off:
+        return rules
+    worst = max(off, key=lambda symbol: abs(totals[symbol] - 1))
+    others = f", and those of {len(off) - 1:,} more symbols not to 1 either" if len(off) > 1 else ""
+    warnings.warn(
+        f"the probabilities of the rules of {worst} sum to {totals[worst]:.9g}{others}: each was divided by its sum",
+        stacklevel=3,
+    )
+    return [rule._replace(probability=rule.probability / totals[rule.parent]) for rule in rules]
+
+
+def check_total(total: float, what: str, tolerance: float = TOLERANCE) -> None:
     """Refuse probabilities that don't sum to 1."""
-    if not abs(total - 1) <= TOLERANCE:
+    if not abs(total - 1) <= tolerance:
         raise GrammarError(f"the probabilities of {what} sum to {total:.9g}: they must sum to 1")
 
 
 def read_rules(text: str, source: str = "the text") -> tuple[list[Rule], str]:
     """Rules and start symbol (the first rule's, or `%start`'s) of a text; see `Grammar.from_text` for its form."""
-    lines = text.splitlines()
+    lines = list(_lines(text))
     # A treebank has a tag #: where a rule is for one such, # starts a comment only at the beginning of a line.
-    hashes = any(re.match(r"\s*[\d.]\S*\s+#\S*\s+->\s", line) for line in lines)
+    hashes = any(re.match(r"\s*[\d.]\S*\s+#\S*\s+->\s", line) for _, line in lines)
     rules: list[Rule] = []
     start = ""
-    for number, line in enumerate(lines, 1):
-        tokens = _TOKEN.findall(line)
+    for number, line in lines:
+        if named := _START.fullmatch(line):
+            start = named[1]
+            continue
+        tokens = (_TOKEN_BEHIND if _BEHIND.match(line) else _TOKEN).findall(line)
         comment = next((i for i, token in enumerate(tokens) if token[0] == "#" and (i == 0 or not hashes)), len(tokens))
-        tokens = tokens[:comment]
-        if tokens[:1] == ["%start"] and len(tokens) == 2:
-            start = tokens[1]
-        elif tokens:
+        if tokens := tokens[:comment]:
             rules += _read_line(tokens, f"{source}, line {number}")
     if not rules:
         raise GrammarError(f"{source} holds no rules: give at least one, such as 1.0 S -> NP VP")
-    return rules, start or rules[0].parent
+    parents = {rule.parent for rule in rules}  # a treebank has a tag '' too
+    return [rule._replace(children=tuple(_known(c, parents) for c in rule.children)) for rule in rules], (
+        start or rules[0].parent
+    )
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines of a text with their numbers; one that ends in a backslash goes on in the next."""
+    whole, first = "", 0
+    for number, line in enumerate([*re.split(r"\r\n|\n|\r", text), ""], 1):
+        first = first or number
+        if (goes_on := _GOES_ON.search(line)) and not line.lstrip().startswith("#"):
+            whole += line[: goes_on.start()] + " "
+            continue
+        yield first, whole + line
+        whole, first = "", 0
+
+
+def _known(child: str | Word, symbols: set[str]) -> str | Word:
+    """A pair of quotes with nothing between is an empty word, unless it is a symbol."""
+    return Word("") if child in _EMPTY and child not in symbols else child
 
 
 def format_rules(rules: Iterable[Rule]) -> str:
     """One line a rule, probability first, exactly as `read_rules` takes it."""
     lines = []
     for rule in rules:
-        for name in (rule.parent, *(c for c in rule.children if isinstance(c, str))):
+        names = [rule.parent, *(c for c in rule.children if isinstance(c, str))]
+        line = f"{rule.probability!r} {rule}"
+        for name in names:
             if name in ("->", "%start") or re.fullmatch(_WORD, name):
                 raise GrammarError(f"the symbol {name} can't be told from other things in a text: save as JSON instead")
-        lines.append(f"{rule.probability!r} {rule}\n")
+        if re.search(r"['\"\\]", "".join(names)) and not _read_back(line, rule):
+            raise GrammarError(f"the rule {rule} can't be told from others in a text: save as JSON instead")
+        lines.append(f"{line}\n")
     return "".join(lines)
+
+
+def _read_back(line: str, rule: Rule) -> bool:
+    tokens = _TOKEN.findall(line)
+    return not _GOES_ON.search(line) and tokens[1] == rule.parent and _children(tokens[3:]) == rule.children
 
 
 def quote(word: Word) -> str:
@@ -188,153 +218,3 @@ def _probability(token: str, where: str) -> float:
         return float(token)
     except ValueError:
         raise GrammarError(f"{where}: {token} isn't a probability: write a number such as 0.5") from None
-
-
-class _Names:
-    """Names for symbols made here, none of which is taken."""
-
-    def __init__(self, rules: Iterable[Rule]) -> None:
-        self._taken = {name for rule in rules for name in (rule.parent, *rule.children) if isinstance(name, str)}
-        self._made: dict[object, str] = {}
-
-    def get(self, key: object, wanted: str) -> tuple[str, bool]:
-        """The name for a key, and whether it was made just now."""
-        if key in self._made:
-            return self._made[key], False
-        wanted = re.sub(r"\(", "-LRB-", re.sub(r"\)", "-RRB-", wanted))
-        while wanted in self._taken:
-            wanted += "/"
-        self._taken.add(wanted)
-        self._made[key] = wanted
-        return wanted, True
-
-
-def _roots(rules: Sequence[Rule], start: str) -> tuple[dict[str, float], Sequence[Rule]]:
-    own = [rule for rule in rules if rule.parent == start]
-    symbols_only = all(len(rule.children) == 1 and isinstance(rule.children[0], str) for rule in own)
-    if not symbols_only or any(start in rule.children for rule in rules):
-        return {start: 1.0}, rules
-    roots: dict[str, float] = {}
-    for rule in own:
-        _add(roots, str(rule.children[0]), rule.probability)
-    return roots, [rule for rule in rules if rule.parent != start]
-
-
-def _add_long(
-    rule: Rule,
-    phrases: dict[str, dict[tuple[str, str], float]],
-    words: dict[str, dict[str, float]],
-    names: _Names,
-) -> None:
-    children = []
-    for child in rule.children:
-        if isinstance(child, Word):
-            name, new = names.get(("word", child.text), f"/{child.text}")
-            if new:
-                words[name][child.text] = 1.0
-            children.append(name)
-        else:
-            children.append(child)
-    parent, probability = rule.parent, rule.probability
-    while len(children) > 2:
-        rest, new = names.get(("rest", *children[1:]), "/" + "+".join(children[1:]).removeprefix("/"))
-        _add(phrases[parent], (children[0], rest), probability)
-        if not new:
-            return
-        parent, children, probability = rest, children[1:], 1.0
-    _add(phrases[parent], (children[0], children[1]), probability)
-
-
-def _closed(
-    unary: Mapping[tuple[str, str], float], rules: Mapping[str, Mapping[Key, float]]
-) -> dict[str, dict[Key, float]]:
-    """Each symbol's rules with those at the ends of its unary chains: (I - M)^-1 times the rules, M the unary ones."""
-    symbols = list(dict.fromkeys(name for pair in unary for name in pair))
-    numbers = {name: i for i, name in enumerate(symbols)}
-    matrix = np.eye(len(symbols))
-    for (parent, child), probability in unary.items():
-        matrix[numbers[parent], numbers[child]] -= probability
-    try:
-        chains = np.linalg.inv(matrix)
-        ended = chains @ matrix.sum(1)  # the probability that a chain comes to an end
-    except np.linalg.LinAlgError:
-        ended = np.zeros(len(symbols))
-    if not np.allclose(ended, 1, rtol=0, atol=TOLERANCE):
-        raise GrammarError(
-            "some unary rules lead round in a circle with probability 1: give one of them another way out"
-        )
-    chains = np.where(_linked(matrix), chains, 0.0)  # where there is no chain the inverse may hold rounding
-    closed: dict[str, dict[Key, float]] = {name: dict(own) for name, own in rules.items()}
-    for parent in dict.fromkeys(parent for parent, _ in unary):
-        closed[parent] = {}
-        for end in np.flatnonzero(chains[numbers[parent]] > 0):
-            for key, probability in rules.get(symbols[end], {}).items():
-                _add(closed[parent], key, float(chains[numbers[parent], end]) * probability)
-    return closed
-
-
-def _linked(matrix: Float64[np.ndarray, "K K"]) -> Bool[np.ndarray, "K K"]:
-    """Which entries a power of the matrix may fill, the zeroth among them."""
-    linked = (matrix != 0) | np.eye(len(matrix), dtype=bool)
-    while True:
-        more = linked @ linked
-        if (more == linked).all():
-            return linked
-        linked = more
-
-
-def _split_mixed(
-    roots: Mapping[str, float],
-    phrases: Mapping[str, Mapping[tuple[str, str], float]],
-    words: Mapping[str, Mapping[str, float]],
-    names: _Names,
-) -> BinaryForm:
-    """Tell symbols of phrases from symbols of words, as `NP` and `NP/1` where a symbol has both."""
-    parts: dict[str, list[tuple[str, float]]] = {}  # what a symbol becomes, with shares
-    share: dict[str, tuple[float, float]] = {}  # of phrases and words among a symbol's rules
-    for symbol in dict.fromkeys((*phrases, *words)):
-        both = math.fsum(phrases.get(symbol, {}).values()), math.fsum(words.get(symbol, {}).values())
-        if phrases.get(symbol) and words.get(symbol):
-            share[symbol] = both[0] / sum(both), both[1] / sum(both)
-            tag = names.get(("tag", symbol), f"{symbol}/1")[0]
-            parts[symbol] = [(name, part) for name, part in zip((symbol, tag), share[symbol], strict=True) if part]
-        else:
-            parts[symbol] = [(symbol, 1.0)]
-    form = BinaryForm({}, {}, {})
-    for root, p in roots.items():
-        for name, part in parts[root]:
-            form.roots[name] = p * part
-    for parent, own in phrases.items():
-        total = share[parent][0] if parent in share else 1.0
-        for (left, right), p in own.items():
-            for left_name, left_part in parts[left]:
-                for right_name, right_part in parts[right]:
-                    if total:
-                        form.binary[parent, left_name, right_name] = p / total * left_part * right_part
-    for tag, texts in words.items():
-        total = share[tag][1] if tag in share else 1.0
-        for text, p in texts.items():
-            if total:
-                form.lexical[names.get(("tag", tag), tag)[0] if tag in share else tag, text] = p / total
-    return form
-
-
-def _reachable(form: BinaryForm) -> BinaryForm:
-    """Without the symbols that stood in unary chains only."""
-    below: dict[str, set[str]] = defaultdict(set)
-    for parent, left, right in form.binary:
-        below[parent] |= {left, right}
-    seen, todo = set(form.roots), list(form.roots)
-    while todo:
-        new = below[todo.pop()] - seen
-        seen |= new
-        todo += new
-    return BinaryForm(
-        form.roots,
-        {rule: p for rule, p in form.binary.items() if rule[0] in seen},
-        {rule: p for rule, p in form.lexical.items() if rule[0] in seen},
-    )
-
-
-def _add(to: dict[Key, float], key: Key, probability: float) -> None:
-    to[key] = to.get(key, 0.0) + probability

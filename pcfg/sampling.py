@@ -1,7 +1,7 @@
 """Sentences and their trees drawn from a grammar: fast, the same for the same seed, with length limits done right."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -18,6 +18,7 @@ METHODS = ("auto", "rejection", "exact")
 _SCARCE = 0.2
 _MOST_DRAWS = 1e10  # of which all but a few are thrown away
 _MOST_BYTES = 2 << 30  # for the tables of exact conditioning
+_Pieces = tuple[list[str], list[str]]
 _BLOCK = 1 << 16  # sentences drawn between two looks at the room that is left
 
 
@@ -34,6 +35,8 @@ class Samples:
         method: how they were drawn: "free" (no limit), "rejection" (free draws above the limit thrown away) or "exact"
             (every choice conditioned on the length). The last two have the same distribution.
         acceptance: the share of free draws that is within the limit.
+        seed: what they were drawn with; `numbers`: each sentence's among all draws of that seed. Of a node that may stand for
+            several chains of unary rules, they say which.
     """
 
     grammar: Grammar
@@ -42,6 +45,8 @@ class Samples:
     steps: Int32[np.ndarray, " K"]
     method: Literal["free", "rejection", "exact"]
     acceptance: float
+    seed: int
+    numbers: Int64[np.ndarray, " count"]
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -60,33 +65,42 @@ class Samples:
         """How many words each sentence has."""
         return np.diff(self.offsets)
 
-    def tree(self, number: int) -> Tree:
-        """The tree of a sentence."""
-        grammar, binary = self.grammar, len(self.grammar.rule_probs)
-        names, parents, made = grammar.symbols, grammar.parents, list[Tree]()
-        for step in self._steps(number)[::-1].tolist():  # backwards, so that both children of a rule are made before it
-            if step < binary:
-                made.append(Tree(names[parents[step]], (made.pop(), made.pop())))
-            else:
-                tag, word = grammar.tags[step - binary], grammar.tokens[step - binary]
-                made.append(Tree(grammar.preterminals[tag], (grammar.words[word],)))
-        return made[0]
+    def tree(self, number: int, *, plain: bool = False) -> Tree:
+        """The tree of a sentence; `plain` as for `bracketed`."""
+        grammar, binary, made = self.grammar, len(self.grammar.rule_probs), list[tuple[Tree | str, ...]]()
+        steps, labels = self._steps(number).tolist(), self._labels(number, plain)
+        for step, names in zip(
+            steps[::-1], labels[::-1], strict=True
+        ):  # backwards: both children of a rule come before it
+            below = (*made.pop(), *made.pop()) if step < binary else (grammar.words[grammar.tokens[step - binary]],)
+            for name in reversed(names):
+                below = (Tree(name, below),)
+            made.append(below)
+        (found,) = made[0]
+        for name in self._top(plain):
+            found = Tree(name, (found,))
+        return found  # type: ignore[return-value]
 
     def bracketed(self, number: int, *, plain: bool = False) -> str:
         """The tree of a sentence in one line of brackets, as in `str(samples.tree(number))` but faster.
 
         Args:
-            plain: as `Grammar.undo` gives it, instead of in the grammar's symbols.
+            plain: in the form of what the grammar was made from, instead of in its symbols. A node that may stand for several
+                chains of unary rules is one of them, drawn with its probability: the same one whenever it is asked for.
         """
-        binary, (heads, tails) = len(self.grammar.rule_probs), self._plain_pieces if plain else self._pieces
+        binary, steps = len(self.grammar.rule_probs), self._steps(number).tolist()
+        heads, tails, places = *(self._plain_pieces if plain else self._pieces), steps
+        if plain and self._drawn:
+            pieces = [self._piece(step, names) for step, names in zip(steps, self._labels(number, plain), strict=True)]
+            heads, tails, places = [head for head, _ in pieces], [tail for _, tail in pieces], range(len(steps))
         written: list[str] = []
         missing: list[int] = []  # how many children each open bracket still waits for
         closing: list[str] = []  # and what closes it
-        for step in self._steps(number).tolist():
-            written.append(heads[step])
+        for step, place in zip(steps, places, strict=True):
+            written.append(heads[place])
             if step < binary:
                 missing.append(2)
-                closing.append(tails[step])
+                closing.append(tails[place])
                 continue
             while missing:
                 missing[-1] -= 1
@@ -94,13 +108,15 @@ class Samples:
                     break
                 missing.pop()
                 written.append(closing.pop())
+        for name in self._top(plain):
+            return f"({name}{''.join(written)})"
         return "".join(written)[1:]
 
     def take(self, numbers: Int64[np.ndarray, " some"]) -> "Samples":
         """Some of the sentences, in the order given."""
         words, offsets = _gather(self.words, self.offsets, numbers)
         steps, _ = _gather(self.steps, 2 * self.offsets - np.arange(len(self.offsets)), numbers)
-        return Samples(self.grammar, words, offsets, steps, self.method, self.acceptance)
+        return replace(self, words=words, offsets=offsets, steps=steps, numbers=self.numbers[numbers])
 
     def split(self, shares: dict[str, float], seed: int) -> dict[str, "Samples"]:
         """Parts that share no sentence, such as {"train": 0.9, "test": 0.1}.
@@ -115,24 +131,72 @@ class Samples:
         return {name: self.take(np.flatnonzero(part == i)) for i, name in enumerate(shares)}
 
     @cached_property
-    def _pieces(self) -> tuple[list[str], list[str]]:
-        return self._written({name: (name,) for name in self.grammar.symbols})
+    def _pieces(self) -> _Pieces:
+        return self._written(self._own_labels)
 
     @cached_property
-    def _plain_pieces(self) -> tuple[list[str], list[str]]:
-        return self._written(self.grammar.plain_labels)
+    def _plain_pieces(self) -> _Pieces:
+        return self._written(self._plain_labels)
 
-    def _written(self, labels: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
-        """What each step writes, and what each binary rule writes after its children."""
+    def _written(self, labels: Sequence[tuple[str, ...] | None]) -> _Pieces:
+        """What each step writes, and what each binary rule writes after its children; nothing where that is drawn."""
+        found = [self._piece(step, names or ()) for step, names in enumerate(labels)]
+        return [head for head, _ in found], [tail for _, tail in found]
+
+    def _piece(self, step: int, labels: Sequence[str]) -> tuple[str, str]:
+        opened, closed, binary = (
+            "".join(f" ({label}" for label in labels),
+            ")" * len(labels),
+            len(self.grammar.rule_probs),
+        )
+        if step < binary:
+            return opened, closed
+        word = self.grammar.words[self.grammar.tokens[step - binary]].replace("(", "-LRB-").replace(")", "-RRB-")
+        return f"{opened} {word}{closed}", ""
+
+    @cached_property
+    def _own_labels(self) -> list[tuple[str, ...] | None]:
+        return [(self.grammar.symbols[head],) for head in self._heads]
+
+    @cached_property
+    def _plain_labels(self) -> list[tuple[str, ...] | None]:
+        """What each step is called in the form of what the grammar was made from; None where it may be several things."""
+        grammar, chains = self.grammar, self.grammar.chains
+        if chains is None:
+            return [tuple(grammar.plain_labels[grammar.symbols[head]]) for head in self._heads]
+        found = ((pair, chains.only(pair)) for pair in self._pairs)
+        return [None if chain is None else chains.labels(pair, chain) for pair, chain in found]
+
+    @cached_property
+    def _drawn(self) -> bool:
+        """Whether any of those is."""
+        return None in self._plain_labels
+
+    @property
+    def _heads(self) -> list[int]:
         grammar = self.grammar
-        opened = [" (" + " (".join(labels[name]) if labels[name] else "" for name in grammar.symbols]
-        closed = [")" * len(labels[name]) for name in grammar.symbols]
-        words = [word.replace("(", "-LRB-").replace(")", "-RRB-") for word in grammar.words]
-        parents, tags = grammar.parents.tolist(), (grammar.tags + len(grammar.nonterminals)).tolist()
-        leaves = [
-            f"{opened[tag]} {words[word]}{closed[tag]}" for tag, word in zip(tags, grammar.tokens.tolist(), strict=True)
-        ]
-        return [opened[parent] for parent in parents] + leaves, [closed[parent] for parent in parents]
+        return np.append(grammar.parents, grammar.tags + len(grammar.nonterminals)).tolist()
+
+    @cached_property
+    def _pairs(self) -> list[int]:
+        """Symbol and body that each step has in the rules that the grammar was made from."""
+        places = self.grammar.places
+        return [] if places is None else np.append(places.rules, places.words).tolist()
+
+    def _labels(self, number: int, plain: bool) -> list[tuple[str, ...]]:
+        """What each step of a sentence is called."""
+        table, chains = self._plain_labels if plain else self._own_labels, self.grammar.chains
+        labels = [table[step] for step in self._steps(number).tolist()]
+        if chains is None or None not in labels:
+            return labels
+        random = np.random.default_rng([self.seed % 2**64, int(self.numbers[number])])
+        for place, step in enumerate(self._steps(number).tolist()):
+            if labels[place] is None:
+                labels[place] = chains.labels(self._pairs[step], chains.draw(self._pairs[step], random))
+        return labels
+
+    def _top(self, plain: bool) -> tuple[str, ...]:
+        return self.grammar.chains.top if plain and self.grammar.chains is not None else ()
 
     def _steps(self, number: int) -> Int32[np.ndarray, " k"]:
         number = range(len(self))[number]
@@ -221,7 +285,10 @@ def _sample_freely(
     def draw(begin: int, words: np.ndarray, steps: np.ndarray, offsets: np.ndarray) -> int:
         return draw_freely(*tables, np.uint64(seed % 2**64), first + begin, most, words, steps, offsets)
 
-    return Samples(grammar, *_fill(draw, count, guess), "free" if limit is None else "rejection", acceptance)
+    numbers = np.arange(first, first + count)
+    return Samples(
+        grammar, *_fill(draw, count, guess), "free" if limit is None else "rejection", acceptance, seed, numbers
+    )
 
 
 def _sample_by_length(
@@ -247,7 +314,8 @@ def _sample_by_length(
     def draw(begin: int, words: np.ndarray, steps: np.ndarray, offsets: np.ndarray) -> int:
         return draw_by_length(*tables, np.uint64(seed % 2**64), first + begin, words, steps, offsets)
 
-    return Samples(grammar, *_fill(draw, count, float(lengths.shape[1])), "exact", acceptance)
+    numbers = np.arange(first, first + count)
+    return Samples(grammar, *_fill(draw, count, float(lengths.shape[1])), "exact", acceptance, seed, numbers)
 
 
 def _fill(draw: Callable[..., int], count: int, guess: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from pcfg.grammar import Grammar
+from pcfg.rules import Word
 from pcfg.trees import Tree
 
 
@@ -63,3 +64,45 @@ def random_sentence(grammar, seed, n=None):
     """Words drawn evenly: not every sentence has a parse."""
     random = np.random.default_rng(seed)
     return [str(word) for word in random.choice(grammar.words, n or int(random.integers(1, 6)))]
+
+
+def rule_trees(rules, start, sentence, steps=6):
+    """Every tree of rules of any shape over the words, best first: tree, probability, uses of each (parent, children).
+
+    Unary rules follow each other `steps` times at most. A word beside others stands under a symbol /word of its own.
+    """
+    own = defaultdict(list)
+    for rule in rules:
+        if rule.probability:
+            own[rule.parent].append(rule)
+
+    def one(child, i, j, left):
+        """Trees of a symbol, or a word beside others."""
+        if not isinstance(child, Word):
+            return over(child, i, j, left)
+        return [(Tree(f"/{child.text}", (child.text,)), 1.0, Counter())] if sentence[i:j] == [child.text] else []
+
+    def several(children, i, j):
+        if not children:
+            return [((), 1.0, Counter())] if i == j else []
+        return [
+            ((tree, *trees), p * q, used + more)
+            for m in range(i + 1, j - len(children) + 2)
+            for tree, p, used in one(children[0], i, m, steps)
+            for trees, q, more in several(children[1:], m, j)
+        ]
+
+    def over(symbol, i, j, left):
+        found = []
+        for parent, children, p in own[symbol]:
+            use = Counter([(parent, children)])
+            if len(children) > 1:
+                below = several(children, i, j)
+            elif isinstance(children[0], Word):
+                below = [((children[0].text,), 1.0, Counter())] if sentence[i:j] == [children[0].text] else []
+            else:
+                below = [((tree,), q, used) for tree, q, used in (over(children[0], i, j, left - 1) if left else [])]
+            found += [(Tree(parent, trees), p * q, use + used) for trees, q, used in below]
+        return found
+
+    return sorted(over(start, 0, len(sentence), steps), key=lambda found: -found[1])

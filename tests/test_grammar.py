@@ -16,8 +16,9 @@ from pcfg.chart import inside_outside
 from pcfg.errors import GrammarError, OptionError
 from pcfg.files import new_folder, replace_json
 from pcfg.grammar import Grammar
+from pcfg.origin import to_binary
 from pcfg.parsing import parse
-from pcfg.rules import Rule, Word, to_binary
+from pcfg.rules import Rule, Word
 
 ROOTS = {"S": 0.75, "N": 0.25}
 BINARY = {("S", "N", "VP"): 0.5, ("S", "S", "VP"): 0.5, ("VP", "V", "N"): 1.0}
