@@ -1,9 +1,10 @@
 """What computing on a GPU needs beside the code: products in full float32, and a sentence when its memory is too small."""
 
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard
 
 import torch
 
@@ -22,49 +23,48 @@ def full_float32() -> Iterator[None]:
     By default torch rounds what goes into a GPU's convolutions to TF32, which keeps three digits, and takes whichever of
     several algorithms it finds first. What was set before is set again afterwards.
     """
-    with _matmul_float32(), _convolution_float32():
+    with _no_warnings():
+        undo = _compute_exactly()
+    try:
         yield
+    finally:
+        with _no_warnings():
+            for back in undo:
+                back()
 
 
-@contextmanager
-def _matmul_float32() -> Iterator[None]:
+def _compute_exactly() -> list[Callable[[], None]]:
+    """Set all that matters; returns what sets it back."""
     matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    undo = [_put(cudnn, "deterministic", True), _put(cudnn, "benchmark", False)]
+    # torch 2.9 has newer names, and refuses to read the older ones where those were used; the older ones set both.
+    try:
+        undo.append(_put(cudnn, "allow_tf32", False))
+    except RuntimeError:
+        undo.append(_put(cudnn.conv, "fp32_precision", "ieee"))
     try:
         allowed = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by torch 2.9's newer names, which the older ones refuse to read
-        kept, matmul.fp32_precision = matmul.fp32_precision, "ieee"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = kept
-        return
-    if allowed == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
+    except RuntimeError:
+        return [*undo, _put(matmul, "fp32_precision", "ieee")]
+    if allowed != "highest":
+        torch.set_float32_matmul_precision("highest")
+        undo.append(lambda: torch.set_float32_matmul_precision(allowed))
+    return undo
+
+
+def _put(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    kept = getattr(owner, name)
+    setattr(owner, name, value)
+    return lambda: setattr(owner, name, kept)
 
 
 @contextmanager
-def _convolution_float32() -> Iterator[None]:
-    cudnn: Any = torch.backends.cudnn
-    owner, name, exact = cudnn, "allow_tf32", cast(Any, False)
-    try:
-        kept: Any = cudnn.allow_tf32
-    except RuntimeError:  # as above
-        owner, name, exact = cudnn.conv, "fp32_precision", "ieee"
-        kept = cudnn.conv.fp32_precision
-    algorithms = cudnn.deterministic, cudnn.benchmark
-    setattr(owner, name, exact)
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
+def _no_warnings() -> Iterator[None]:
+    """torch from 2.9 on warns of the older names, which are all that earlier ones have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         yield
-    finally:
-        setattr(owner, name, kept)
-        cudnn.deterministic, cudnn.benchmark = algorithms
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 Without a card its way is taken on the CPU, and walked with fake tensors.
 """
 
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -175,6 +177,22 @@ def settings():
     cudnn = torch.backends.cudnn
     conv = cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32
     return torch.get_float32_matmul_precision(), conv, cudnn.deterministic, cudnn.benchmark
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="needs the names of torch 2.9")
+def test_settings_by_torchs_newer_names_are_set_again_too():
+    """In a process of its own: once they are used the older names can't be read any more."""
+    script = """
+import torch
+from surgery.devices import full_float32
+matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+for one, two in (("tf32", "ieee"), ("ieee", "tf32"), ("tf32", "tf32")):
+    matmul.fp32_precision, conv.fp32_precision = one, two
+    with full_float32():
+        assert matmul.fp32_precision != "tf32" and conv.fp32_precision != "tf32", (one, two)
+    assert (matmul.fp32_precision, conv.fp32_precision) == (one, two)
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
