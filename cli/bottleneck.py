@@ -24,7 +24,7 @@ app = typer.Typer(
 
 _LISTED = 30  # classes in a table
 
-BottleneckFolder = Annotated[Path, typer.Argument(help="Bottleneck folder.")]
+BottleneckFolder = Annotated[Path, typer.Argument(help="Bottleneck folder, or its hub id.")]
 Features = Annotated[
     str | None,
     typer.Option(help="Features file, .safetensors or .npz: row k is that of the data's row k.", show_default=False),
@@ -185,7 +185,8 @@ def verify(
     eraser: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Eraser folder; may be repeated.", show_default="those that lie beside the folder and belong to it"
+            help="Eraser folder or hub id; may be repeated.",
+            show_default="those that lie beside the folder and belong to it",
         ),
     ] = None,
     column: options.Column = None,
@@ -233,12 +234,15 @@ def verify(
 
 @app.command()
 def show(
-    folder: Annotated[Path, typer.Argument(help="Bottleneck or eraser folder.")], json: options.Json = False
+    folder: Annotated[Path, typer.Argument(help="Bottleneck or eraser: a folder or a hub id.")],
+    json: options.Json = False,
 ) -> None:
     """What a bottleneck or an eraser is: sizes, classes, how it was made, what was forgotten."""
     from surgery.unlearning.bottleneck import Bottleneck
     from surgery.unlearning.eraser import ERASER_FILE, Eraser
+    from surgery.unlearning.storage import located
 
+    folder = located(folder)
     if (folder / ERASER_FILE).exists():
         _show_eraser(Eraser.load(folder), json)
     else:

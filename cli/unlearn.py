@@ -20,7 +20,9 @@ _USAGE = "surgery unlearn BOTTLENECK --forget CLASS -o FOLDER"
 
 
 def unlearn(
-    bottleneck: Annotated[Path | None, typer.Argument(help="Bottleneck folder.", show_default=False)] = None,
+    bottleneck: Annotated[
+        Path | None, typer.Argument(help="Bottleneck folder, or its hub id.", show_default=False)
+    ] = None,
     forget: Annotated[
         list[str] | None,
         typer.Option(help="Class to forget, or several with commas; may be repeated.", show_default=False),

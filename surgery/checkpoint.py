@@ -18,6 +18,7 @@ from torch import Tensor
 from surgery.copies import NOT_CONTENT, other_copies
 from surgery.errors import CheckpointError
 from surgery.formats import check_readable, no_model
+from surgery.hub import hub_folder
 from surgery.patching import digests
 from surgery.tensorfile import Entry, read_header
 
@@ -268,20 +269,10 @@ def _resolve(source: str | Path) -> Path:
     name = str(source)
     if folder.exists() or name.count("/") > 1 or name.startswith((".", "/", "~")) or not name.strip():
         raise CheckpointError(f"{name!r} is not a folder: give a Hugging Face model folder or a hub id")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-    try:
-        found = Path(snapshot_download(name, allow_patterns=patterns))
-        if not any(found.glob("*.safetensors")):
-            found = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*.bin"]))
-    except HFValidationError as error:
-        raise CheckpointError(f"{name!r} is neither a folder nor a possible hub id") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{name!r} is not a folder here, and the hub couldn't give it ({type(error).__name__}): check the spelling and the network"
-        ) from error
+    found = hub_folder(name, patterns, CheckpointError)
+    if not any(found.glob("*.safetensors")):
+        found = hub_folder(name, [*patterns, "pytorch_model*.bin"], CheckpointError)
     return found
 
 

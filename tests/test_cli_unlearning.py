@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.numpy import load_file, save_file
 from tiny import hashes
 
@@ -127,6 +128,34 @@ def test_edits_that_miss_or_break_something_are_said_at_once(work, ok):
     out = ok("unlearn", work / "bn", "--forget", "ant,bee,cat", "-o", work / "one")
     assert "Only the class dog, or wolf is left to answer" in out
     assert "Not all" not in ok("unlearn", work / "bn", "--forget", "bee", "-o", work / "plain")
+
+
+def test_bottlenecks_and_erasers_may_lie_on_the_hub(work, files, ok, run, monkeypatch):
+    ok("unlearn", work / "bn", "--forget", "bee", "-o", work / "forgot")
+    hub = {"me/forgot": work / "forgot", "me/secret": work / "forgot-eraser"}
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append(name)
+        if name not in hub:
+            raise LocalEntryNotFoundError("offline")
+        return str(hub[name])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    ok("bottleneck", "undo", "me/forgot", "--eraser", "me/secret", "-o", work / "again")
+    assert hashes(work / "again") == hashes(work / "bn") and asked == ["me/secret", "me/forgot"]
+    assert ok("bottleneck", "show", "me/secret", "--json")["kind"] == "eraser"
+    verify = ("bottleneck", "verify", "me/forgot", "--eraser", "me/secret", "--data", files / "test.safetensors")
+    found = ok(*verify, "--shadows", 0, "--no-baselines", "-o", work / "report", "--json")
+    assert found["points"]["before"]["retain_accuracy"] > 0.9
+    assert ok("unlearn", "me/forgot", "--forget", "cat", "-o", work / "two", "--json")["forget"] == ["cat"]
+    status, out, err = run("bottleneck", "show", "me/nothing")
+    assert (status, out) == (2, "") and "is not a folder here, and the hub couldn't give it" in err
+    asked.clear()
+    for local in ("nowhere", work / "nowhere" / "at-all", "one/two/three"):
+        status, out, err = run("bottleneck", "show", local)
+        assert (status, out) == (2, "") and "is it a folder that this program wrote" in err
+    assert not asked
 
 
 def test_edits_chain_and_are_undone_from_the_last(work, files, ok, run):

@@ -31,6 +31,7 @@ from surgery.unlearning.settings import Settings
 from surgery.unlearning.storage import (
     digest,
     hash_arrays,
+    located,
     read_arrays,
     read_json,
     take_checksum,
@@ -427,11 +428,12 @@ class Bottleneck:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Bottleneck":
-        """Read a bottleneck's folder; raises BottleneckError for anything else, and for a damaged one.
+        """Read a bottleneck's folder, or a repository of it on the hub.
 
+        Raises BottleneckError for anything else, and for a damaged one.
         A folder of an earlier version has no checksums: it is loaded, and a warning is logged that damage can't be seen.
         """
-        folder = Path(folder)
+        folder = located(folder)
         config = read_json(folder / CONFIG_FILE)
         if config.get("format") != _FORMAT:
             raise BottleneckError(

@@ -15,7 +15,15 @@ from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.card import eraser_card
-from surgery.unlearning.storage import hash_arrays, read_arrays, read_json, take_checksum, write_arrays, write_table
+from surgery.unlearning.storage import (
+    hash_arrays,
+    located,
+    read_arrays,
+    read_json,
+    take_checksum,
+    write_arrays,
+    write_table,
+)
 from surgery.unlearning.training import TrainingRows
 
 ERASER_FILE = "eraser.safetensors"
@@ -190,8 +198,11 @@ class Eraser:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Eraser":
-        """Read an eraser's folder; raises BottleneckError for anything else, and for a damaged one."""
-        folder = Path(folder)
+        """Read an eraser's folder, or a repository of it on the hub.
+
+        Raises BottleneckError for anything else, and for a damaged one.
+        """
+        folder = located(folder)
         report = read_json(folder / "report.json")
         if report.get("format") != _FORMAT:
             raise BottleneckError(f"{folder} isn't an eraser's folder: name one that `surgery unlearn` wrote")
