@@ -31,6 +31,10 @@ def graft(
         int | None, typer.Option(help="Number of weights to take, instead of --sparsity.", show_default=False)
     ] = None,
     method: Annotated[str, typer.Option(help="averaging, sigmoid (as published) or movement.")] = "averaging",
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of --method sigmoid.", show_default="chosen on held-out training examples"),
+    ] = None,
     sweep: Annotated[
         str | None, typer.Option(help="More sparsities to try: 1e-5:1e-2, or a list with commas.", show_default=False)
     ] = None,
@@ -78,6 +82,7 @@ def graft(
             evaluate,
             sparsity,
             weights,
+            epochs,
             sweep,
             head,
             shots,
@@ -124,6 +129,7 @@ def graft(
             sparsity=sparsity,
             weights=weights,
             method=method,
+            epochs=epochs,
             sweep=parse_sweep(sweep) if sweep else (),
             baselines=baselines,
             seed=seed,

@@ -94,6 +94,8 @@ def size(count: int) -> str:
 
 def print_skill(report: Mapping[str, Any]) -> None:
     """The table of base, tuned and graft, and the points of a sweep or of baselines below it."""
+    from surgery.grafting.card import gain
+
     rows = []
     f1 = report["task"]["metric"] == "f1"  # then it is what the gain is measured in
     for name in ("base", "tuned", "graft"):
@@ -106,7 +108,7 @@ def print_skill(report: Mapping[str, Any]) -> None:
                 *([figure(found["f1"])] if f1 else []),
                 figure(found["ece"]),
                 figure(found.get("agreement")),
-                figure(found.get("gain_recovered")),
+                gain(found),
                 f"{report['weights']:,}" if own else "",
                 f"{report['sparsity']:.2e}" if own else "",
                 size(report["bytes"]) if own else "",
@@ -136,7 +138,7 @@ def print_skill(report: Mapping[str, Any]) -> None:
                 figure(p["accuracy"]),
                 figure(p["ece"]),
                 figure(p["agreement"]),
-                figure(p["gain_recovered"]),
+                gain(p),
             ]
             for p in report["points"]
         ]

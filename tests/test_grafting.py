@@ -16,10 +16,11 @@ from surgery import Checkpoint, Skill, graft, score
 from surgery.errors import CheckpointError, OptionError, TaskError
 from surgery.grafting.baselines import BASELINES, wear_baseline
 from surgery.grafting.candidates import Candidates, GraftedModel
-from surgery.grafting.localization import budget, parse_sweep
+from surgery.grafting.localization import budget, gain_interval, parse_sweep
 from surgery.grafting.methods import Evidence, averaging, movement, sigmoid
 from surgery.models import load_model
-from surgery.tasks.readout import pick_readout
+from surgery.tasks.readout import Encoded, pick_readout
+from surgery.tasks.scoring import Score
 from surgery.tuning import Recipe, tune
 
 
@@ -303,3 +304,97 @@ def test_tied_tensors_count_once(copied):
 def test_no_gain_is_reported_when_tuning_gained_nothing(pair):
     base, tuned = pair
     assert graft(tuned, base, task(), weights=5, device="cpu").report["graft"]["gain_recovered"] is None
+
+
+class Linear(GraftedModel):
+    """Six weights of a logistic model in place of a model: those that moved a little further say nothing, the others all."""
+
+    def __init__(self, seed=0):
+        random = torch.Generator().manual_seed(seed)
+        self.labels = torch.randint(2, (60,), generator=random)
+        signs = 2.0 * self.labels - 1
+        noise = torch.randn(60, 3, generator=random)
+        self.inputs = torch.cat((noise, signs[:, None] + 0.3 * torch.randn(60, 3, generator=random)), 1)
+        self.delta = torch.tensor([1.1, 1.05, 1.02, 1.0, 0.95, 0.9])
+        self.weight = torch.zeros(6)
+        self.rows = [Encoded([i], [0], 0) for i in range(60)]
+
+    def wear(self, weight):
+        self.weight = weight * self.delta
+
+    def wear_only(self, chosen):
+        self.weight = torch.zeros(6)
+        self.weight[chosen] = self.delta[chosen]
+
+    def scores(self, rows):
+        scores = self.inputs[[row.ids[0] for row in rows]] @ self.weight
+        return torch.stack((-scores, scores), 1) / 2
+
+    def slope(self, rows, targets):
+        inputs = self.inputs[[row.ids[0] for row in rows]]
+        leaf = (self.weight / self.delta).requires_grad_()
+        scores = inputs @ (leaf * self.delta)
+        F.cross_entropy(torch.stack((-scores, scores), 1) / 2, targets).backward()
+        return leaf.grad
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("method", [averaging, sigmoid])
+def test_weights_that_moved_less_and_say_all_are_found(method, seed):
+    model = Linear(seed)
+    evidence = Evidence(model.rows, model.labels, F.one_hot(model.labels, 2).float())
+    assert sorted(movement(model, 3).tolist()) == [0, 1, 2]
+    assert sorted(method(model, evidence, 3, seed=seed).tolist()) == [3, 4, 5]
+
+
+def test_the_gates_rate_and_epochs_are_chosen_on_examples_that_are_held_out(monkeypatch):
+    """The rate that only shuffles noise is tried and left; the examples that choose aren't learnt from meanwhile."""
+    model = Linear()
+    evidence = Evidence(model.rows, model.labels, F.one_hot(model.labels, 2).float())
+    train, held = evidence.split(3)
+    assert sorted(row.ids[0] for part in (train, held) for row in part.rows) == list(range(60))
+    assert len(held.rows) == 12 and torch.equal(held.labels, model.labels[[row.ids[0] for row in held.rows]])
+    monkeypatch.setattr("surgery.grafting.methods._RATES", (1e-9, 1e7))
+    assert sorted(sigmoid(model, evidence, 3, seed=3).tolist()) == [3, 4, 5]
+    monkeypatch.setattr("surgery.grafting.methods._RATES", (1e-9,))
+    assert sorted(sigmoid(model, evidence, 3, seed=3).tolist()) == [0, 1, 2]
+    seen = []
+    slope = Linear.slope
+    monkeypatch.setattr(
+        Linear, "slope", lambda self, rows, t: seen.append({r.ids[0] for r in rows}) or slope(self, rows, t)
+    )
+    sigmoid(model, evidence, 3, epochs=2, seed=3)
+    numbers = {row.ids[0] for row in held.rows}
+    assert all(not numbers & rows for rows in seen[:4]) and set.union(*seen[4:]) == set(range(60))
+
+
+def test_epochs_belong_to_the_published_method(pair):
+    base, tuned = pair
+    for options in ({"epochs": 3}, {"method": "sigmoid", "epochs": 0}):
+        with pytest.raises(OptionError, match="goes with --method sigmoid"):
+            graft(base, tuned, task(), weights=5, device="cpu", **options)
+    report = graft(base, tuned, task(), weights=5, method="sigmoid", epochs=1, device="cpu").report
+    assert report["call"]["graft"]["epochs"] == 1
+
+
+def test_the_gains_interval_is_a_paired_bootstraps():
+    random = np.random.default_rng(1)
+    targets = random.integers(2, size=80)
+
+    def scored(share, metric):
+        wrong = random.random(80) > share
+        return Score(("a", "b"), metric, np.eye(2)[np.where(wrong, 1 - targets, targets)], targets)
+
+    for metric in ("accuracy", "f1"):
+        base, tuned, other = scored(0.5, metric), scored(0.95, metric), scored(0.9, metric)
+        draws = np.random.default_rng(7)
+        plain = []
+        for _ in range(2000):
+            rows = draws.integers(80, size=80)
+            low, middle, high = (
+                Score(s.labels, metric, s.logits[rows], targets[rows]).value for s in (base, other, tuned)
+            )
+            plain.append((middle - low) / (high - low))
+        assert gain_interval(base, tuned, other) == pytest.approx(np.percentile(plain, [2.5, 97.5]), abs=0.05)
+    assert gain_interval(base, base, other) is None
+    assert gain_interval(tuned, base, other) is None

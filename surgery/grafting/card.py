@@ -22,7 +22,7 @@ def model_card(skill: "Skill", figures: Sequence[str]) -> str:
         "",
         f"# Skill: {task.name}",
         "",
-        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights, {does} the task **{task.name}** "
+        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights{_of_moved(report)}, {does} the task **{task.name}** "
         f"(labels: {', '.join(task.labels)}) from a base checkpoint to a fine-tuned one. Values are replaced, not added.",
         "",
         *_table(report),
@@ -47,6 +47,19 @@ def model_card(skill: "Skill", figures: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def _of_moved(report: Mapping[str, Any]) -> str:
+    moved = report.get("moved")
+    return f" and {100 * report['weights'] / moved:.2g}% of those that tuning moved" if moved else ""
+
+
+def gain(figures: Mapping[str, Any]) -> str:
+    """The gain recovered with its interval, where there are any."""
+    value, interval = figures.get("gain_recovered"), figures.get("gain_interval")
+    if value is None:
+        return ""
+    return f"{value:.3f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
 def _table(report: Mapping[str, Any]) -> list[str]:
     if "graft" not in report:
         return []
@@ -60,9 +73,7 @@ def _table(report: Mapping[str, Any]) -> list[str]:
     for name in ("base", "tuned", "graft"):
         figures = report[name]
         cells = [f"{figures['accuracy']:.3f}", f"{figures['ece']:.3f}"]
-        cells += [
-            f"{figures[key]:.3f}" if figures.get(key) is not None else "" for key in ("agreement", "gain_recovered")
-        ]
+        cells += [f"{figures['agreement']:.3f}" if figures.get("agreement") is not None else "", gain(figures)]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     if repeated := report.get("examples", {}).get("test_in_train"):
         rows += ["", f"{repeated:,} of the test texts are training texts too."]

@@ -63,6 +63,14 @@ class Score:
         """The task's own metric."""
         return self.f1 if self.metric == "f1" else self.accuracy
 
+    def resampled(self, rows: NDArray) -> NDArray:
+        """The task's own metric on resamples of the examples: their numbers [resamples, examples] -> [resamples]."""
+        right, guess = self.predictions == self.targets, self.predictions == len(self.labels) - 1
+        if self.metric != "f1":
+            return right[rows].mean(1)
+        hits = (right & guess)[rows].sum(1)
+        return 2 * hits / np.maximum(1, guess[rows].sum(1) + (self.targets == len(self.labels) - 1)[rows].sum(1))
+
     @property
     def reliability(self) -> Reliability:
         """Confidence against accuracy, by bin."""

@@ -48,7 +48,7 @@ def run(base: Checkpoint, kind: str, name: str, seed: int, data: Path, methods: 
                 sparsity=1e-4,
                 sweep=sweep,
                 method=method,
-                baselines=first and seed == 0 and kind != "causal",
+                baselines=first and (kind == "few" or (seed == 0 and kind != "causal")),
                 seed=seed,
             ).report
             found["points"] += report["points"]
