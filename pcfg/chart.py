@@ -288,7 +288,8 @@ class Chart:
     def sample_trees(self, count: int, *, seed: int = 0, plain: bool = False) -> list[list[Tree]]:
         """Independent draws from each sentence's posterior over trees, none without a parse.
 
-        A sentence's draws depend on the seed and its place in the batch, not on the other sentences.
+        A sentence's draws depend on the seed, its place in the batch, the engine and the kind of device, not on the other
+        sentences.
 
         Args:
             plain: in the form of what the grammar was made from, unary chains drawn too, instead of in its symbols.

@@ -6,6 +6,9 @@ preterminals one. The weight of a tree is the exponential of the sum of its root
 sentence of one word has a preterminal for its root. Scores of the start and of rules are shared by the batch, or have
 a first axis for the sentences. Everything runs where its scores are, and results are there; lengths may be elsewhere.
 
+The same scores give the same bits from call to call; a card and a CPU agree to rounding, and in best trees and their scores
+to the bit. On a card, what comes again in the same sizes is recorded and replayed (`recordings`).
+
 Charts are scaled (`dense_chart`), and each sentence is proven to have lost nothing to underflow before its numbers are
 given out: either no entry comes near the smallest number; or the same pass with what could have been lost added to
 every entry finds the same Z. The outside pass is held to giving every word exactly one preterminal. Sentences that

@@ -198,14 +198,17 @@ def _scaled(rows: Int64[Tensor, " r"], run: Once | Replayed, scores: Scores) -> 
 def _attempt(scores: Scores, dtype: torch.dtype, outside: bool) -> tuple[Once | Replayed, Bool[Tensor, " B"] | None]:
     """Scaled charts, and which sentences they are proven to hold; None for all of them."""
     run, batch = run_passes(scores, dtype, outside), len(scores.lengths)
+    some_doubted, some_wrong = run.read(lambda found: found.some.tolist())
+    if not (some_doubted or some_wrong):
+        return run, None
     doubted, wrong = run.read(lambda found: (found.doubted[:batch].clone(), found.wrong[:batch].clone()))
-    some_doubted, some_wrong = torch.stack([doubted.any(), wrong.any()]).tolist()
     sound = ~doubted
     if some_doubted:
         rows = doubted.nonzero()[:, 0]
         some = scores.rows(rows)
         log_z, empty = run.read(lambda found: (found.inside.log_z[rows], found.inside.total[rows] == 0))
-        upper = run_upper(some, dtype).read(lambda found: found[: len(rows)].clone())
+        floor = run.read(lambda found: found.floor)  # of the whole batch, whose entries are the ones in doubt
+        upper = run_upper(some, dtype, floor).read(lambda found: found[: len(rows)].clone())
         gap, size = upper - log_z, upper.abs()
         sound[rows] = gap <= ROUNDINGS * torch.finfo(dtype).eps / 2 + 8 * torch.finfo(size.dtype).eps * size
         if bool(empty.any()):

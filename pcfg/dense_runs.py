@@ -30,6 +30,8 @@ class Passes:
     outside: Outside | None
     doubted: Bool[Tensor, " B"]  # something is so small that what underflowed beside it may count
     wrong: Bool[Tensor, " B"]  # words that don't have one preterminal each
+    floor: float  # no entry lost more
+    some: Bool[Tensor, "2"]  # whether any is doubted, and wrong: what a caller has to wait for
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +49,9 @@ def run_passes(scores: Scores, dtype: torch.dtype, outside: bool) -> Once | Repl
     return _run(scores, _passes, (), dtype, outside)
 
 
-def run_upper(scores: Scores, dtype: torch.dtype) -> Once | Replayed:
+def run_upper(scores: Scores, dtype: torch.dtype, floor: float) -> Once | Replayed:
     """An upper bound of the true log Z of each sentence: what each entry could have lost is given to all of them."""
-    return _run(scores, _upper, (), dtype)
+    return _run(scores, _upper, (), dtype, floor)
 
 
 def run_parsed(scores: Scores, dtype: torch.dtype) -> Once | Replayed:
@@ -76,6 +78,8 @@ def _run(scores: Scores, function: Any, ways: tuple[Tensor, ...], *options: Any)
     rows, words = padded_size(scores)
     if _least_bytes(scores, rows, words) > charts.most(device):
         return Once(run(*given, *ways))
+    if (rows, words) == scores.emissions.shape[:2]:
+        return charts.run((function.__name__, *options), run, (*given, *ways))
     which = torch.arange(rows, device=device).clamp(max=len(scores.lengths) - 1)
     given = (*_padded(given[:3], which, words, -torch.inf), scores.lengths[which])
     return charts.run((function.__name__, *options), run, (*given, *_padded(ways, which, words, 0.0)))
@@ -100,10 +104,9 @@ def _padded(
     if not tensors:
         return ()
     start, binary, emissions = tensors
-    if len(which) > len(emissions):
-        start = start[which] if start.dim() == 2 else start
-        binary = binary[which] if binary.dim() == 4 else binary
-        emissions = emissions[which]
+    start = start[which] if start.dim() == 2 else start
+    binary = binary[which] if binary.dim() == 4 else binary
+    emissions = emissions[which]
     return start, binary, torch.nn.functional.pad(emissions, (0, 0, 0, words - emissions.shape[1]), value=filler)
 
 
@@ -119,17 +122,18 @@ def _passes(dtype: torch.dtype, outside: bool, *given: Tensor) -> Passes:
     inside = Inside(Potentials.of(scores, dtype), scores.symbols[0], drop(floor))
     doubted = inside.faint(scores, floor / eps)
     if not outside:
-        return Passes(inside, None, doubted, torch.zeros_like(doubted))
+        wrong = torch.zeros_like(doubted)
+        return Passes(inside, None, doubted, wrong, floor, torch.stack([doubted.any(), wrong.any()]))
     found = Outside(inside)
     words = torch.arange(len(inside.tags), device=doubted.device)[:, None] < scores.lengths
     expected = (words & (inside.total > 0)).to(dtype)
     right = (found.tag_posteriors.sum(2) - expected).abs() <= ROUNDINGS * eps  # NaN is wrong too
-    return Passes(inside, found, doubted, ~right.all(0))
+    wrong = ~right.all(0)
+    return Passes(inside, found, doubted, wrong, floor, torch.stack([doubted.any(), wrong.any()]))
 
 
-def _upper(dtype: torch.dtype, *given: Tensor) -> Tensor:
+def _upper(dtype: torch.dtype, floor: float, *given: Tensor) -> Tensor:
     scores = Scores(*given)
-    floor = floor_of(scores, dtype)
     return Inside(Potentials.of(scores, dtype), scores.symbols[0], lambda entries: entries + 2 * floor).log_z
 
 

@@ -63,7 +63,7 @@ def test_passes_neither_wait_for_the_card_nor_touch_the_cpu(elsewhere, n, own):
         for dtype, outside in itertools.product((torch.float32, torch.float64), (False, True)):
             dense_runs._passes(dtype, outside, *given)
             dense_runs._turned(outside, *given, *ways)
-            dense_runs._upper(dtype, *given)
+            dense_runs._upper(dtype, 1e-30, *given)
             dense_runs._parsed(dtype, *given)
             dense_runs._best(*given)
     assert seen.count > 100
@@ -120,6 +120,20 @@ def test_batches_of_many_lengths_need_few_recordings(eager):
         for batch, n in ((1, 1), (2, 4), (3, 5), (5, 8), (9, 9), (64, 40))
     ]
     assert sizes == [(1, 4), (2, 4), (3, 8), (6, 8), (12, 12), (64, 40)]
+
+
+def test_doubts_are_settled_by_what_the_whole_batch_could_have_lost(eager, monkeypatch):
+    floors, plain = [], dense_runs._upper
+    monkeypatch.setattr(dense_runs, "_upper", lambda *given: floors.append(given[1]) or plain(*given))
+    dense_runs._upper.__name__ = "_upper"
+    start, binary, words, _ = scores(3, 30, torch.float64)
+    words[
+        2, 0, :2
+    ] = -math.inf  # only the last tag there, with which the second symbol doesn't begin: a zero in a short sentence
+    binary[1, 4, :] = -math.inf
+    given = Scores(start, binary, words, torch.tensor([30, 30, 4]))
+    dense_inside_outside(start, binary, words, given.lengths)
+    assert floors and min(floors) >= dense_runs.floor_of(given, torch.float64)
 
 
 def test_a_padded_chart_is_that_of_the_batch(eager):
