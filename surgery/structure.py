@@ -295,7 +295,8 @@ def _kind(class_name: str, config: Mapping[str, Any]) -> Kind:
         "encoder": auto.MODEL_MAPPING_NAMES,
     }
     for kind, table in names.items():
-        if class_name in table.values():
+        listed = [name for entry in table.values() for name in ([entry] if isinstance(entry, str) else entry)]
+        if class_name in listed:
             return kind  # type: ignore[return-value]
     raise CheckpointError(
         f"a {class_name} is no masked or causal language model, classifier or bare encoder, so no readout fits it"

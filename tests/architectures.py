@@ -32,7 +32,7 @@ _WIDTH, _HEADS, _LAYERS, _POSITIONS = 32, 4, 2, 96
 _SIZES = [
     (r"vocab_size|n_token|n_words|.*_vocab_size", None),  # the tokenizer's
     (
-        r"hidden_size|d_model|n_embd|dim|emb_dim|word_embed_proj_dim|embedding_size|embedding_dim|model_dim|width",
+        r"hidden_size|pooler_hidden_size|d_model|n_embd|dim|emb_dim|word_embed_proj_dim|embedding_size|embedding_dim|model_dim|width",
         _WIDTH,
     ),
     (
@@ -55,8 +55,9 @@ _SIZES = [
 ]
 # model type -> what its config needs besides
 _FULL = {"num_key_value_heads": _HEADS}  # families whose heads don't share keys
+_TURNED = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 _OWN: dict[str, dict] = {
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 8},
     "codegen": {"rotary_dim": 4},
     "deepseek_v2": _FULL,
     "deepseek_v3": _FULL,
@@ -66,13 +67,18 @@ _OWN: dict[str, dict] = {
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
     "glm_moe_dsa": _FULL,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": _LAYERS},
+    "hunyuan_v1_dense": _TURNED,
+    "hunyuan_v1_moe": _TURNED,
+    "ministral": _TURNED,
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 8},
     "minicpm3": _FULL,
     "mobilebert": {"embedding_size": 16},
-    "nemotron": {"head_dim": 8},
+    "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
     "perceiver": {"d_latents": _WIDTH, "num_latents": 8, "num_self_attends_per_block": 2},
+    "qwen3_next": {"num_hidden_layers": 4},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "qwen3_5_text": {"num_hidden_layers": 4},  # the fourth is the first that attends
     "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (8, 12)},

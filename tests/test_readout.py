@@ -349,7 +349,7 @@ def test_models_that_need_more_than_text_are_refused_in_a_sentence(tmp_path):
     folder = architectures.build("XmodForMaskedLM", tmp_path / "xmod", "masked")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "default_language": None}))
-    with pytest.raises(CheckpointError, match=r"can't be run on text alone .*language"):
+    with pytest.raises(CheckpointError, match=r"can't be run on text alone, here .*language"):
         pick_readout(opened(folder), task())
 
 
@@ -368,3 +368,13 @@ def test_encoders_are_read_by_anothers_phrases_only_if_they_are_alike(tiny, tmp_
         with pytest.raises(TaskError, match=r"can't be read by another checkpoint's embeddings"):
             score(tiny("bert-encoder"), task(), device="cpu", **options)
     assert score(tiny("bert-encoder"), task(), against=tiny("bert-encoder"), device="cpu").agreement == 1
+
+
+def test_texts_too_short_for_a_model_are_told_in_a_sentence(tmp_path):
+    """Funnel pools so often that the library can't attend over what is left of a few tokens."""
+    folder = architectures.build("FunnelModel", tmp_path / "funnel", "encoder")
+    with pytest.raises(CheckpointError, match=r"a FunnelModel can't be run on text alone, here \d+ tokens"):
+        score(folder, task(), device="cpu")
+    folder = architectures.build("FunnelBaseModel", tmp_path / "base", "encoder")
+    with pytest.raises(CheckpointError, match=r"a FunnelBaseModel gives 2 states for 7 tokens"):
+        score(folder, task(), device="cpu")
