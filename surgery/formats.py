@@ -1,12 +1,14 @@
 """What a model folder may hold that isn't plain weights (codes, adapters, code to run), refused by name."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from surgery.errors import CheckpointError
+from surgery.tensorfile import read_header
 
 if TYPE_CHECKING:
     from surgery.checkpoint import Checkpoint
@@ -19,6 +21,7 @@ _PEFT_CLASSES = {
     "SEQ_CLS": "ForSequenceClassification",
     "FEATURE_EXTRACTION": "ForFeatureExtraction",
 }
+_HEAD = re.compile(r"(^|\.)(classifier|score|out_proj)(\.modules_to_save\.\w+)?\.weight$")
 _WAY_OUT = (
     "take the checkpoint it was made from, or dequantise it (load it with transformers, then "
     "`model.dequantize().save_pretrained(FOLDER)`, where its method allows that)"
@@ -158,12 +161,23 @@ def no_model(folder: Path) -> str:
 def _merging(folder: Path) -> str:
     try:
         kind = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("task_type")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         kind = None
     auto = f"AutoPeftModel{_PEFT_CLASSES.get(str(kind), '')}"
-    names = repr(str(folder)), repr(f"{folder}-merged")
-    code = f"from peft import {auto} as M; M.from_pretrained({names[0]}).merge_and_unload().save_pretrained({names[1]})"
+    labels = f", num_labels={count}" if kind == "SEQ_CLS" and (count := _labels(folder)) else ""
+    # Python text within double quotes, which a shell leaves alone.
+    source, target = (json.dumps(text, ensure_ascii=False) for text in (str(folder), f"{folder}-merged"))
+    code = f"from peft import {auto} as M; M.from_pretrained({source}{labels}).merge_and_unload().save_pretrained({target})"
     return f"python -c {shlex.quote(code)}"
+
+
+def _labels(folder: Path) -> int:
+    """How many labels an adapter's own head has, which peft doesn't look up; 0 for a folder without one."""
+    try:
+        entries = read_header(folder / "adapter_model.safetensors")[0]
+    except (CheckpointError, OSError):
+        return 0
+    return next((entry.shape[0] for entry in entries if _HEAD.search(entry.name)), 0)
 
 
 def _method(found: Any) -> str:

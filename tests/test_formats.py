@@ -179,6 +179,14 @@ def test_an_adapter_is_no_model_and_the_line_that_merges_it_is_given(plain, tmp_
     assert ast.literal_eval(called.args[0]) == f"{folder}-merged" and called.func.attr == "save_pretrained"
 
 
+def test_a_merging_line_counts_the_labels_of_the_adapters_head(tmp_path):
+    folder = adapter(tmp_path / "lora", task_type="SEQ_CLS")
+    names = ("base_model.model.bert.query.lora_A.weight", "base_model.model.classifier.weight")
+    save_file({name: torch.zeros(3, 16) for name in names}, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lora\", num_labels=3\)\.merge_and_unload"):
+        Checkpoint(folder)
+
+
 def test_a_damaged_adapters_line_is_given_too(tmp_path):
     folder = adapter(tmp_path / "lora")
     for content in ("{", "[]", b"\xff"):

@@ -177,7 +177,8 @@ def figures(gain, **changes):
         (figures(0.9, head=["a", "b", "c", "d"]), [r"head differs \(a, b, c and 1 more\)"]),
         (figures(0.9, resized=["wte"]), ["resized wte; the graft has the base's"]),
         ({}, []),
-        ({"graft": {"accuracy": 0.5}}, []),  # an older skill's header, without its report
+        ({"graft": {"accuracy": 0.5}}, []),  # what a skill's header says when its report is lost
+        ({"graft": {"accuracy": 0.5, "gain_recovered": 0.0}}, ["0.000 of tuning's gain: its weights don't carry"]),
     ],
 )
 def test_remarks(report, told):
@@ -257,6 +258,8 @@ def test_every_message_leads_to_the_next_right_step(trained, tiny, tmp_path, dat
     assert skill.report["tuned"]["accuracy"] == score(checkpoint, task(), device="cpu").accuracy
     assert all(remark in (tmp_path / "skill" / "README.md").read_text() for remark in remarks(skill.report))
     assert "moved nearly all" in run("skill", "show", tmp_path / "skill")[1]
+    (tmp_path / "skill" / "report.json").unlink()
+    assert run("skill", "show", tmp_path / "skill")[0] == 0
 
 
 def test_the_head_option_leaves_nothing_behind_when_the_graft_fails(trained, tiny, tmp_path, data, run):

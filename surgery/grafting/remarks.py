@@ -41,8 +41,9 @@ def _gain(report: Mapping[str, Any]) -> list[str]:
             f"Tuning gained nothing on the test examples ({metric}: {figures}), so there is no skill to carry: check that the second "
             "checkpoint is the tuned one, that its labels are in the task's order, and that the test examples are of its task."
         ]
+    taken = f"{report['weights']:,} weights" if "weights" in report else "its weights"
     return [
-        f"The graft recovers {gain:.3f} of tuning's gain: {report['weights']:,} weights don't carry this skill. "
+        f"The graft recovers {gain:.3f} of tuning's gain: {taken} don't carry this skill. "
         "See how many it takes with `--sweep 1e-4:1`."
     ]
 
