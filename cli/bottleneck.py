@@ -207,7 +207,10 @@ def verify(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Measure what is gone, what stayed, and what an attacker can tell, beside a bottleneck refitted without the rows."""
+    """Measure what is gone, what stayed, and what an attacker can tell, beside a bottleneck refitted without the rows.
+
+    Test rows that are training rows are left out, and counted.
+    """
     from surgery.files import check_output
     from surgery.unlearning.verification import verify_folder
 
