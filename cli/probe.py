@@ -47,7 +47,8 @@ def probe(
     layers: Annotated[str, typer.Option(help="all, or numbers such as 0,3,6.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="Of every probe.")] = 5,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for hidden states.", show_default="a temporary one")
+        Path | None,
+        typer.Option(help="Folder to keep hidden states in for a next run.", show_default="a temporary one"),
     ] = None,
     output: options.ExampleOutput = None,
     seed: options.Seed = 0,

@@ -5,6 +5,7 @@ of the model (after its final norm, where it has one), and the numbers are trans
 """
 
 import contextlib
+import json
 import logging
 import os
 import warnings
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from jaxtyping import Float, Float32, Int64
 from tokenizers.models import WordLevel
 from torch import Tensor
@@ -24,6 +26,7 @@ from probes.alignment import PENN, Encoded, named, owners
 from probes.errors import ProbeError
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, MissingPackageError, OptionError
+from surgery.locks import hold
 from surgery.progress import Progress, silent
 
 PARITY = 1e-5
@@ -234,6 +237,7 @@ class Activations:
     """States of words on disk, a file a layer: a word's is the mean of its tokens'.
 
     Attributes:
+        folder: named after what the states are of (model, tokens and words), so no other states are ever written there.
         offsets: sentence k's words are rows offsets[k] to offsets[k + 1] - 1.
     """
 
@@ -256,14 +260,32 @@ class Activations:
         *,
         progress: Progress = silent,
     ) -> "Activations":
-        """Run a model over sentences and write states as they come, so that memory holds a batch and no more."""
+        """Run a model over sentences and write states as they come, so that memory holds a batch and no more.
+
+        States of that very model and those sentences that are in `folder` already are taken from there.
+        """
         lengths = np.array([len(sentence) for sentence in sentences])
         offsets = np.append(0, np.cumsum(lengths))
         encoded = model.encode(sentences)
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].ids))
-        folder.mkdir(parents=True, exist_ok=True)
+        found = cls(folder / _content(model, encoded), tuple(layers), offsets, model.width)
+        size = int(offsets[-1]) * model.width * 4
+        with hold(found.folder):
+            missing = [layer for layer in layers if not found._holds(layer, size)]
+            if missing:
+                found.folder.mkdir(parents=True, exist_ok=True)
+                found._write(model, encoded, missing, progress)
+        return found
+
+    def _holds(self, layer: int, size: int) -> bool:
+        file = _file(self.folder, layer)
+        return file.exists() and file.stat().st_size == size
+
+    def _write(self, model: ProbedModel, encoded: Sequence[Encoded], layers: Sequence[int], progress: Progress) -> None:
+        """Files take their names when all are whole; what a killed run left under the names before is written over."""
+        order, lengths = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].ids)), np.diff(self.offsets)
+        staged = {layer: _file(self.folder, layer).with_suffix(".part") for layer in layers}
         with contextlib.ExitStack() as stack:
-            files = {layer: stack.enter_context(_file(folder, layer).open("wb")) for layer in layers}
+            files = {layer: stack.enter_context(path.open("wb")) for layer, path in staged.items()}
             done = 0
             while done < len(order):
                 size = max(1, _TOKENS // len(encoded[order[done]].ids))
@@ -273,12 +295,26 @@ class Activations:
                     words = _pool(states, [encoded[i] for i in batch], lengths[batch])
                     first = 0
                     for i in batch:
-                        files[layer].seek(int(offsets[i]) * model.width * 4)
+                        files[layer].seek(int(self.offsets[i]) * model.width * 4)
                         files[layer].write(words[first : first + lengths[i]].tobytes())
                         first += lengths[i]
                 done += len(batch)
                 progress(done, len(order), f"activations: {model.name}")
-        return cls(folder, tuple(layers), offsets, model.width)
+        for layer, path in staged.items():
+            path.replace(_file(self.folder, layer))
+
+
+def _content(model: ProbedModel, encoded: Sequence[Encoded]) -> str:
+    """A name for all that decides the states: weights as they are in memory, configuration, how it is run, tokens, words."""
+    config = {key: value for key, value in model.module.config.to_dict().items() if key != "_name_or_path"}
+    about = [config, model.bridge is None, str(model.module.device), torch.__version__]
+    total = xxhash.xxh3_128(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, tensor in model.module.state_dict().items():
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        total.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
+    for sentence in encoded:
+        total.update(json.dumps([sentence.ids, sentence.words]).encode())
+    return total.hexdigest()
 
 
 def _pool(states: Tensor, batch: Sequence[Encoded], lengths: Int64[np.ndarray, " batch"]) -> np.ndarray:

@@ -59,7 +59,7 @@ def probe_spans(
         layers: `all`, or numbers; 0, what goes into the first block, is always among them.
         seeds: of the probes; `seed` is of everything else.
         max_length: of drawn sentences; by default what the model takes, 40 at most.
-        cache: a folder for states; by default a temporary one.
+        cache: a folder for states, where those of the same model and sentences are found again; by default a temporary one.
         resume: a folder for the numbers of each layer that is done; a later call with the same arguments goes on from
             there to the same report, one with others is refused. The caller deletes it.
 
@@ -164,12 +164,12 @@ def _probe(
         done += 1
 
     with ExitStack() as stack:
-        for kept in filter(None, (settings.resume, settings.cache)):
-            stack.enter_context(hold(kept))
+        if settings.resume:
+            stack.enter_context(hold(settings.resume))
         folder = settings.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgery-probe-")))
         own = None
         for name, some, these in (("model", model, chosen), ("untrained", untrained, few)):
-            states = Activations.collect(some, material.sentences, folder / name, these, progress=progress)
+            states = Activations.collect(some, material.sentences, folder, these, progress=progress)
             if settings.resume:  # once the sentences are aligned, so that a mistake leaves no folder
                 claim(settings.resume, {**about, "inputs": inputs, "seed": settings.seed, "device": settings.device})
             own = own or states

@@ -5,7 +5,6 @@ import json
 
 import numpy as np
 import pytest
-import transformers
 
 from cli.grammars import load_grammar
 from pcfg.grammar import Grammar
@@ -14,7 +13,7 @@ from pcfg.texts import read_sentences
 from pcfg.treebank import nltk_treebank
 from pcfg.trees import read_trees
 from surgery.tasks.examples import read_examples
-from surgery.tint.text import _tokens
+from surgery.tint.text import read_text
 from surgery.unlearning.rows import read_rows
 
 RULES = "S -> NP VP [1.0]\nNP -> 'The' [0.5] | 'dog' [0.5]\nVP -> 'barked' [1.0]\n"
@@ -56,7 +55,7 @@ def test_grammars_as_json_too(tmp_path):
     assert load_grammar(tmp_path / "g.JSON").roots == {"S": 1.0}
 
 
-def test_treebanks_class_names_and_texts_for_tint_too(tmp_path, tiny, monkeypatch):
+def test_treebanks_class_names_and_texts_for_tint_too(tmp_path, monkeypatch):
     folder = tmp_path / "corpora" / "treebank" / "combined"
     folder.mkdir(parents=True)
     (folder / "wsj_0001.mrg").write_bytes(codecs.BOM_UTF8 + b"( (S (NP The) (VP barked)) )")
@@ -67,11 +66,5 @@ def test_treebanks_class_names_and_texts_for_tint_too(tmp_path, tiny, monkeypatc
     (tmp_path / "classes.json").write_bytes(codecs.BOM_UTF8 + b'["cat", "dog"]')
     assert read_rows(tmp_path / "x.npz").labels == ("cat", "dog")
 
-    class Model:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(tiny("llama"))
-
     (tmp_path / "t.txt").write_bytes(codecs.BOM_UTF8 + b"good film")
-    assert (
-        _tokens(Model, tmp_path / "t.txt").tolist()
-        == Model.tokenizer("good film", add_special_tokens=False)["input_ids"]
-    )
+    assert read_text(tmp_path / "t.txt") == "good film"

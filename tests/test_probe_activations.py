@@ -1,11 +1,12 @@
 """Hidden states word by word: transformers' own, aligned, changed by hooks, and refused where they can't be had."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from tiny import KINDS, WORDS
+from tiny import BLOCK, KINDS, WORDS, change
 from transformers import AutoTokenizer
 
 from probes.activations import Activations, ProbedModel, pad
@@ -52,6 +53,51 @@ def test_states_are_transformers_own(kind, tiny, loaded, tmp_path):
                 tokens = [i for i, owner in enumerate(code.words) if owner == word]
                 rows.append(states[number, tokens].mean(0).numpy())
         assert np.abs(found.layer(layer) - np.stack(rows)).max() < 1e-5
+
+
+def test_a_cache_knows_states_by_content(tiny, copied, tmp_path, monkeypatch):
+    """Two models, weights changed on disk or in memory, other sentences: none takes another's states or writes over them."""
+    folder, cache = copied("bert"), tmp_path / "cache"
+    first = ProbedModel.load(folder, device="cpu")
+    states = Activations.collect(first, SENTENCES, cache, [0, 1])
+    wanted = {layer: np.array(states.layer(layer)) for layer in (0, 1)}
+    shutil.rmtree(folder)
+    change(tiny("bert"), folder, lambda name, tensor: tensor + 0.5 if BLOCK.search(name) else None)
+    second = Activations.collect(ProbedModel.load(folder, device="cpu"), SENTENCES, cache, [0, 1])
+    Activations.collect(ProbedModel.load(folder, device="cpu", untrained=0), SENTENCES, cache, [0, 1])
+    Activations.collect(first, [SENTENCES[0], SENTENCES[1][::-1], SENTENCES[2]], cache, [0, 1])
+    for layer in (0, 1):  # read while others wrote
+        np.testing.assert_array_equal(states.layer(layer), wanted[layer])
+    np.testing.assert_array_equal(second.layer(0), wanted[0])
+    assert np.abs(second.layer(1) - wanted[1]).max() > 0.01
+
+    run, asked = ProbedModel.hidden_states, []
+    monkeypatch.setattr(
+        ProbedModel, "hidden_states", lambda self, i, m, layers: asked.append(layers) or run(self, i, m, layers)
+    )
+    again = Activations.collect(first, SENTENCES, cache, [0, 1, 2])
+    assert asked == [[2]]  # the others are there
+    np.testing.assert_array_equal(again.layer(1), wanted[1])
+    with torch.no_grad():
+        first.module.get_input_embeddings().weight[:, 0].add_(1.0)
+    changed = Activations.collect(first, SENTENCES, cache, [0])
+    assert np.abs(changed.layer(0) - wanted[0]).max() > 0.01
+    assert not list(cache.rglob("*.part")) and not list(cache.rglob("*.lock"))
+
+
+def test_states_of_a_run_that_was_cut_short_are_not_taken(tiny, tmp_path, monkeypatch):
+    model = ProbedModel.load(tiny("bert"), device="cpu")
+    wanted = np.array(Activations.collect(model, SENTENCES, tmp_path / "whole", [1]).layer(1))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("probes.activations._TOKENS", 1)  # a batch is a sentence
+
+        def stop(done, total, text):
+            raise KeyboardInterrupt
+
+        Activations.collect(model, SENTENCES, tmp_path / "cut", [1], progress=stop)
+    assert list((tmp_path / "cut").rglob("*.part"))
+    np.testing.assert_array_equal(Activations.collect(model, SENTENCES, tmp_path / "cut", [1]).layer(1), wanted)
+    assert not list((tmp_path / "cut").rglob("*.part"))
 
 
 def test_words_of_several_tokens_are_their_mean(loaded):
