@@ -1,8 +1,11 @@
 """Grammars, trees, sentences and output files as the `pcfg` commands take them, or a sentence that says what is wrong."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cli.render import print_error
 
 if TYPE_CHECKING:
     from pcfg.grammar import Grammar
@@ -18,11 +21,16 @@ def load_grammar(path: Path) -> "Grammar":
     if path.suffix.lower() == ".json":
         return Grammar.load(path)
     try:
-        return Grammar.from_text(path.expanduser().read_text(encoding="utf-8-sig"), str(path))
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            grammar = Grammar.from_text(path.expanduser().read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise GrammarError(f"{path} isn't UTF-8 text (byte {error.start:,}): name a grammar file") from None
     except OSError as error:
         raise GrammarError(f"{path} can't be read: {error.strerror}") from None
+    for note in notes:
+        print_error(f"{path}: {note.message}")
+    return grammar
 
 
 def load_both(path: Path, text: Path | None) -> tuple["Grammar", list[list[str]]]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pcfg import sparse
 from pcfg.dense import DenseResult, dense_inside_outside, dense_k_best, dense_sample, dense_viterbi
-from pcfg.devices import returned, working_device
+from pcfg.devices import Device, Dtype, dtype_name, returned, working_device
 from pcfg.errors import OptionError
 from pcfg.grammar import Grammar
 from pcfg.memory import room
@@ -36,15 +36,15 @@ def inside_outside(
     grammar: Grammar,
     sentences: Sequence[Sequence[str]],
     *,
-    device: str | None = None,
-    dtype: str = "float64",
+    device: Device | None = None,
+    dtype: Dtype = "float64",
     engine: str = "auto",
     workers: int = 1,
 ) -> "Chart":
     """Exact inference for sentences of any lengths (Baker 1979; Lari & Young 1990).
 
     Args:
-        device: of the dense engine, as torch names them; default CUDA if there is one. The sparse engine runs on the CPU.
+        device: of the dense engine, by name or as torch has them; default CUDA if there is one. The sparse engine runs on the CPU.
             Tensors of results are on the device that is named here, on the CPU without one, with either engine.
         dtype: float32 or float64, of the dense engine; what underflows in it is done again in float64 or in logs.
         engine: `dense` (batched matrix products, for grammars up to some hundred symbols), `sparse` (compiled, over the
@@ -59,8 +59,7 @@ def inside_outside(
         raise OptionError("there are no sentences to parse: give at least one")
     if engine not in ENGINES:
         raise OptionError(f"engine {engine!r} isn't one of {', '.join(ENGINES)}")
-    if dtype not in ("float32", "float64"):
-        raise OptionError(f"dtype {dtype!r} isn't float32 or float64")
+    dtype = dtype_name(dtype)
     if workers < 1:
         raise OptionError(f"workers is {workers}: give 1 or more")
     working_device(device)  # one that isn't here is refused, whether this grammar's engine would use it or not
@@ -105,7 +104,7 @@ class Chart:
     sentences: tuple[tuple[str, ...], ...]
     emissions: tuple[Float64[np.ndarray, "_ T"], ...]
     engine: str
-    device: str | None
+    device: Device | None
     dtype: str
     workers: int
 

@@ -37,8 +37,10 @@ def check_grammar(grammar: Any) -> None:
 def _check_names(names: Sequence[str], kind: str) -> None:
     seen = set()
     for name in names:
-        if not name or any(c.isspace() or (kind == "symbol" and c in "()") for c in name):
-            raise GrammarError(f"the {kind} {name!r} can't be used: it is empty, or holds spaces or brackets")
+        if kind == "symbol" and (not name or any(c.isspace() or c in "()" for c in name)):
+            raise GrammarError(f"the symbol {name!r} can't be used: it is empty, or holds spaces or brackets")
+        if kind == "word" and (not name.strip() or any(c in "\n\r" for c in name)):
+            raise GrammarError(f"the word {name!r} can't be used: it is empty, or holds a line break")
         if name in seen:
             raise GrammarError(f"the {kind} {name} comes twice: each needs a name of its own")
         seen.add(name)

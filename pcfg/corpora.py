@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pcfg.corpus import tokenizer, write_dataset, write_jsonl, write_text
+from pcfg.corpus import check_spaces, tokenizer, write_dataset, write_jsonl, write_text
 from pcfg.errors import OptionError
 from pcfg.files import hold, new_folder, replace_json, take_name
 from pcfg.grammar import Grammar
@@ -60,6 +60,7 @@ def write_corpus(
         raise OptionError(f"the held-out share is {held_out}: it must be 0 or more, and below 1")
     shares = {"train": 1 - held_out, "test": held_out} if held_out else {"train": 1.0}
     sample(grammar, 0, seed=seed, max_length=max_length)  # raises now what would be raised later
+    check_spaces(grammar)
     words = tokenizer(grammar) if with_tokenizer else None
     settings = {"count": count, "seed": seed, "max_length": max_length, "held_out": held_out, "shard_size": shard_size}
     written = {"dataset": dataset, "binary": binary}

@@ -1,6 +1,7 @@
 """Sampled sentences as files, and a tokenizer for a grammar's words."""
 
 import json
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,16 @@ if TYPE_CHECKING:
 PAD, BEGIN, END, UNKNOWN, MASK = SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 
 
+def check_spaces(grammar: Grammar) -> None:
+    """Raise GrammarError for a word with a space in it, where words are written with spaces between."""
+    for word in grammar.words:
+        if any(c in string.whitespace for c in word):
+            raise GrammarError(f"the word {word!r} holds a space, and words are written between spaces: rename it")
+
+
 def write_text(samples: Samples, path: str | Path) -> None:
     """A sentence a line, words between spaces."""
+    check_spaces(samples.grammar)
     replace_bytes(Path(path), "".join(f"{' '.join(sentence)}\n" for sentence in samples).encode())
 
 
@@ -61,6 +70,8 @@ def tokenizer(grammar: Grammar) -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     for word in grammar.words:
+        if any(c.isspace() for c in word):
+            raise GrammarError(f"the word {word!r} holds a space, and the tokenizer splits at spaces: rename it")
         for special in SPECIAL:
             if special in word and word != UNKNOWN:
                 raise GrammarError(f"the word {word!r} holds the special token {special}: rename the word")

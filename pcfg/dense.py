@@ -31,7 +31,7 @@ from pcfg.dense_chart import Scores
 from pcfg.dense_logs import best, best_chart, drawn, pick_trees, root_scores
 from pcfg.dense_parts import Logs, Scaled, merge, solve
 from pcfg.dense_runs import is_recorded, run_best
-from pcfg.devices import one_device
+from pcfg.devices import Dtype, one_device
 from pcfg.errors import GrammarError, OptionError
 
 DTYPES = (torch.float32, torch.float64)
@@ -43,7 +43,7 @@ def dense_inside_outside(
     log_emissions: Float[Tensor, "B n T"],
     lengths: Int[Tensor, " B"],
     *,
-    dtype: torch.dtype | None = None,
+    dtype: Dtype | None = None,
 ) -> "DenseResult":
     """Log Z and posteriors of each sentence; `dtype` is float32 or float64, by default that of `log_binary`.
 
@@ -303,7 +303,8 @@ def _by_end(by_width: Float[Tensor, "B n widths *N"]) -> Float[Tensor, "B n n1 *
     return found.masked_fill((width < 2).reshape(n, n + 1, *[1] * (by_width.dim() - 3)), 0.0)
 
 
-def _check_dtype(dtype: torch.dtype) -> torch.dtype:
+def _check_dtype(dtype: Dtype) -> torch.dtype:
+    dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
     if dtype not in DTYPES:
         raise OptionError(f"The dense chart is computed in float32 or float64, not in {dtype}: choose one of the two.")
     return dtype

@@ -13,8 +13,11 @@ from torch import Tensor
 
 from pcfg.errors import OptionError
 
+Device = str | torch.device  # as users name them: "cuda:1" or torch's own object
+Dtype = str | torch.dtype
 
-def working_device(name: str | None) -> torch.device:
+
+def working_device(name: Device | None) -> torch.device:
     """Where to compute: the device of that name, by default CUDA if there is one; OptionError for one that isn't here."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -24,9 +27,17 @@ def working_device(name: str | None) -> torch.device:
         raise OptionError(f"device {name} can't be used here ({str(error).splitlines()[0]}): try cpu") from None
 
 
-def returned(found: Tensor, name: str | None) -> Tensor:
+def returned(found: Tensor, name: Device | None) -> Tensor:
     """A result where the user who named this device, or none, expects it."""
     return found.to("cpu" if name is None else name)
+
+
+def dtype_name(dtype: Dtype) -> str:
+    """`float32` or `float64`, from its name or torch's object; OptionError for another."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in ("float32", "float64"):
+        raise OptionError(f"dtype {name!r} isn't float32 or float64")
+    return name
 
 
 def one_device(**arguments: Tensor) -> torch.device:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float64, Integer
 
 from pcfg.branching import Branching
 from pcfg.chart import inside_outside
+from pcfg.devices import Device
 from pcfg.errors import GrammarError, OptionError, PcfgError, TreebankError
 from pcfg.grammar import Grammar
 from pcfg.origin import Origin
@@ -73,7 +74,7 @@ def fit(
     *,
     smoothing: float = 0.0,
     engine: str = "auto",
-    device: str | None = None,
+    device: Device | None = None,
     workers: int = 1,
     tolerance: float | None = None,
     on_round: OnRound | None = None,
@@ -149,7 +150,7 @@ def expected_counts(
     sentences: Sequence[Sequence[str]],
     *,
     engine: str = "auto",
-    device: str | None = None,
+    device: Device | None = None,
     workers: int = 1,
     on_batch: Callable[[int], None] | None = None,
 ) -> Counts:
@@ -242,7 +243,7 @@ def prune(
     sentences: Sequence[Sequence[str]] | None = None,
     *,
     engine: str = "auto",
-    device: str | None = None,
+    device: Device | None = None,
     workers: int = 1,
 ) -> Grammar:
     """Only the nonterminals used most: rules with any other go, the rest is renormalised, useless symbols go too.

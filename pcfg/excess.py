@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float64, Int64
 
 from pcfg.chart import Chart, chart_numbers, pick_engine
+from pcfg.devices import Device
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammar import Grammar
 from pcfg.shards import Progress, silent
@@ -52,7 +53,7 @@ class MaskedSet:
         seed: int,
         share: float = 0.15,
         count: int | None = None,
-        device: str | None = None,
+        device: Device | None = None,
         progress: Progress = silent,
     ) -> "MaskedSet":
         """Mask words at random, as the collator does, and work out the exact posteriors.
@@ -214,7 +215,7 @@ def _tags(
     grammar: Grammar,
     sentences: Sequence[Sequence[str]],
     masks: Sequence[Sequence[int]],
-    device: str | None,
+    device: Device | None,
     progress: Progress,
 ) -> Float64[np.ndarray, "M T"]:
     """Posteriors of the tags at the masks, as `masked_posteriors` gives them, many sentences at once."""
@@ -228,7 +229,7 @@ def _tags(
 
 
 def masked_charts(
-    grammar: Grammar, sentences: Sequence[Sequence[str]], masks: Sequence[Sequence[int]], device: str | None
+    grammar: Grammar, sentences: Sequence[Sequence[str]], masks: Sequence[Sequence[int]], device: Device | None
 ) -> Iterator[tuple[int, Chart, list[int]]]:
     """Charts of sentences in batches, every tag possible at the masks: how many are done, the chart, and whose it is."""
     engine, done = pick_engine(grammar), 0

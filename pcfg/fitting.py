@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pcfg.devices import Device
 from pcfg.errors import OptionError
 from pcfg.estimate import Fitted, expected_counts, fit
 from pcfg.files import new_folder, replace_json
@@ -24,7 +25,7 @@ def fit_file(
     *,
     smoothing: float = 0.0,
     workers: int = 1,
-    device: str | None = None,
+    device: Device | None = None,
     on_round: Callable[[int, float], None] = lambda done, log_likelihood: None,
     progress: Progress = silent,
 ) -> Fitted:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from pcfg.chart import Chart, pick_engine
+from pcfg.devices import Device
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammar import Grammar
 
@@ -31,7 +32,7 @@ def word_posteriors(
     sentences: Sequence[Sequence[str]],
     *,
     engine: str = "auto",
-    device: str | None = None,
+    device: Device | None = None,
     workers: int = 1,
 ) -> list[Float64[np.ndarray, "_ V"]]:
     """P(word i = w | all other words) for each sentence, each i and each of `grammar.words`: rows sum to 1.
@@ -50,7 +51,7 @@ def masked_log_prob(
     sentences: Sequence[Sequence[str]],
     *,
     engine: str = "auto",
-    device: str | None = None,
+    device: Device | None = None,
     workers: int = 1,
 ) -> list[Float64[np.ndarray, " _"]]:
     """Log P(word i | all other words) of the words that are there (their sum is the pseudo-log-likelihood of a sentence).
@@ -74,7 +75,7 @@ def tag_posteriors(
     sentences: Sequence[Sequence[str]],
     *,
     engine: str = "auto",
-    device: str | None = None,
+    device: Device | None = None,
     workers: int = 1,
 ) -> list[Float64[np.ndarray, "_ T"]]:
     """P(tag of word i = t | all other words), the word itself masked; rows of 0 where no word would give a parse."""
@@ -97,7 +98,7 @@ def tag_posteriors(
 
 
 def _each_sum_one(
-    grammar: Grammar, sentence: Sequence[str], joint: Float64[np.ndarray, "n T"], engine: str, device: str | None
+    grammar: Grammar, sentence: Sequence[str], joint: Float64[np.ndarray, "n T"], engine: str, device: Device | None
 ) -> Float64[np.ndarray, "n T"]:
     """From posteriors of place and tag to those of the tag at each place."""
     shares = joint.sum(1)
@@ -153,7 +154,7 @@ def masked_posteriors(
     *,
     joint: bool = False,
     engine: str = "auto",
-    device: str | None = None,
+    device: Device | None = None,
 ) -> Masked:
     """Posteriors of the words at `positions` given all words elsewhere; what stands at the positions doesn't matter.
 

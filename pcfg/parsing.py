@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -16,6 +16,9 @@ from pcfg.grammar import Grammar
 from pcfg.shards import Progress, fingerprint, nearest, resumable, silent, sync, text_fingerprint
 from pcfg.texts import batches
 from pcfg.trees import NO_PARSE, Tree, format_trees
+
+if TYPE_CHECKING:
+    from pcfg.devices import Device, Dtype
 
 RULES = ("viterbi", "mbr")
 
@@ -35,7 +38,7 @@ def parse(
     rule: str = "viterbi",
     cost: float | None = None,
     binary: bool = False,
-    device: str | None = None,
+    device: "Device | None" = None,
     workers: int = 1,
 ) -> list[Tree | None]:
     """A tree for each sentence, None without a parse, in the form of what the grammar was made from: see `Grammar.undo`.
@@ -75,7 +78,7 @@ def write_parses(
     rule: str = "viterbi",
     cost: float | None = None,
     binary: bool = False,
-    device: str | None = None,
+    device: "Device | None" = None,
     workers: int = 1,
     shard_size: int = 200,
     progress: Progress = silent,
@@ -126,8 +129,8 @@ def write_spans(
     sentences: Sequence[Sequence[str]],
     output: str | Path,
     *,
-    device: str | None = None,
-    dtype: str = "float64",
+    device: "Device | None" = None,
+    dtype: "Dtype" = "float64",
     workers: int = 1,
     shard_size: int = 200,
     progress: Progress = silent,
@@ -138,8 +141,9 @@ def write_spans(
     sentence k are marginals[offsets[k]:offsets[k + 1]], an array [n, n + 1] row by row. `read_spans` takes them apart.
     """
     output = Path(output)
-    if dtype not in ("float32", "float64"):
-        raise OptionError(f"dtype {dtype!r} isn't float32 or float64")
+    from pcfg.devices import dtype_name
+
+    dtype = dtype_name(dtype)
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
     offsets = np.append(0, np.cumsum(lengths * (lengths + 1)))
     need = 2 * int(offsets[-1]) * np.dtype(dtype).itemsize  # shards, and then the whole
@@ -190,7 +194,7 @@ def _longest_first(sentences: Sequence[Sequence[str]], size: int) -> Iterator[tu
 
 
 def _marginals(
-    grammar: Grammar, sentences: Sequence[Sequence[str]], device: str | None, dtype: str, workers: int
+    grammar: Grammar, sentences: Sequence[Sequence[str]], device: "Device | None", dtype: str, workers: int
 ) -> tuple[Float[np.ndarray, " entries"], Float[np.ndarray, " sentences"]]:
     """Marginals one after another, and log Z."""
     from pcfg.chart import chart_numbers, inside_outside

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 
 from pcfg.corpus import tokenizer
-from pcfg.devices import working_device
+from pcfg.devices import Device, working_device
 from pcfg.errors import OptionError
 from pcfg.excess import MaskedLoss, MaskedSet, generative, word_ids
 from pcfg.files import hold, new_folder, replace_json
@@ -102,7 +102,7 @@ def pretrain(
     *,
     config: dict[str, Any] | None = None,
     seed: int = 0,
-    device: str | None = None,
+    device: Device | None = None,
     resume: str | Path | None = None,
     progress: Progress = silent,
 ) -> Pretrained:

@@ -106,7 +106,7 @@ def checked_rules(rules: Sequence[Rule], start: str) -> Sequence[Rule]:
     if not off:
         return rules
     worst = max(off, key=lambda symbol: abs(totals[symbol] - 1))
-    others = f", and those of {len(off) - 1:,} more symbols not to 1 either" if len(off) > 1 else ""
+    others = f", those of {len(off) - 1:,} more not to 1 either" if len(off) > 1 else ""
     warnings.warn(
         f"the probabilities of the rules of {worst} sum to {totals[worst]:.9g}{others}: each was divided by its sum",
         stacklevel=3,

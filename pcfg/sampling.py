@@ -1,5 +1,6 @@
 """Sentences and their trees drawn from a grammar: fast, the same for the same seed, with length limits done right."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -151,7 +152,12 @@ class Samples:
         )
         if step < binary:
             return opened, closed
-        word = self.grammar.words[self.grammar.tokens[step - binary]].replace("(", "-LRB-").replace(")", "-RRB-")
+        word = self.grammar.words[self.grammar.tokens[step - binary]]
+        if re.search(r"\s", word, re.ASCII):
+            raise GrammarError(
+                f"the word {word!r} holds a space, and can't be written between brackets: take tree() instead"
+            )
+        word = word.replace("(", "-LRB-").replace(")", "-RRB-")
         return f"{opened} {word}{closed}", ""
 
     @cached_property

@@ -1,6 +1,7 @@
 """Sentences read from files, checked against a grammar before any work is spent on them."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from jaxtyping import Int64
 from pcfg.errors import PcfgError
 from pcfg.grammar import Grammar
 
+_WORDS = re.compile(r"\S+", re.ASCII)  # U+00A0 and its like stand within words: that is what they are for
 _MOST = 64  # sentences in a batch
 _MOST_NUMBERS = 1 << 25  # in the tables of a batch
 
 
 def read_sentences(path: str | Path) -> list[list[str]]:
-    """The sentences of a text file: one a line, words between spaces; or of a .jsonl file: `tokens` of each line.
+    """The sentences of a text file: one a line, words between spaces (U+00A0 is part of a word); or of a .jsonl file: `tokens` of each line.
 
     An empty line is a sentence of no words, so that sentence k is always line k.
     Raises PcfgError, with file and line, for what can't be read, and for a file without sentences.
@@ -30,7 +32,7 @@ def read_sentences(path: str | Path) -> list[list[str]]:
     if not any(line.strip() for line in lines):
         raise PcfgError(f"{path} holds no sentences: write one a line, words between spaces")
     if Path(path).suffix.lower() != ".jsonl":
-        return [line.split() for line in lines]
+        return [_WORDS.findall(line) for line in lines]
     return [_tokens(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
 

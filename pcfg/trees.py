@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-_TOKEN = re.compile(r"[()]|[^\s()]+|\n")
+_TOKEN = re.compile(r"[()]|[^\s()]+|\n", re.ASCII)  # U+00A0 and its like stand within words
 _ROUND = {"(": "-LRB-", ")": "-RRB-"}
 _BRACKETS = str.maketrans(_ROUND)
 _ALL_BRACKETS = str.maketrans(_ROUND | {"[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"})
@@ -336,7 +336,7 @@ def _close_outer(node: _Open, where: str) -> Tree:
 
 
 def _checked(name: str, kind: str) -> str:
-    if not name or re.search(r"[\s()]", name):
+    if not name or re.search(r"[\s()]", name, re.ASCII):
         raise TreebankError(
             f"the {kind} {name!r} can't be written between brackets: it is empty or holds spaces or brackets"
         )

@@ -164,9 +164,10 @@ def test_span_marginals_are_those_worked_by_hand(work, ok, dtype):
 def test_em_does_what_it_does_by_hand_and_never_lowers_the_likelihood(work, ok):
     (work / "one.txt").write_text(f"{SENTENCE}\n")
     ok("fit", work / "toy.txt", "--text", work / "one.txt", "--em", 1, "-o", work / "once.pcfg.json")
-    once = Grammar.load(work / "once.pcfg.json").binary
-    assert once["VP", "VP", "PP"] == pytest.approx(0.6 / 1.6)
-    assert once["NP", "Det", "N"] == pytest.approx(1 / 1.4) and once["NP", "NP", "PP"] == pytest.approx(0.4 / 1.4)
+    once = {str(rule): rule.probability for rule in Grammar.load(work / "once.pcfg.json").origin.rules}
+    assert once["VP -> VP PP"] == pytest.approx(0.6 / 1.6)
+    for rule, uses in {"Det N": 1, "NP PP": 0.4, "'her'": 1, "'stars'": 1}.items():  # of 3.4 noun phrases
+        assert once[f"NP -> {rule}"] == pytest.approx(uses / 3.4)
     command = ("fit", work / "toy.txt", "--text", work / "sents.txt", "--em", 4, "-o", work / "fitted.pcfg.json")
     out = ok(*command)
     assert all(f"after   {done} rounds: log-likelihood" in out for done in range(5))
@@ -511,3 +512,26 @@ def test_the_example_script(tmp_path):
     assert f"likeliest: {VERB}" in said and "'saw the dog' is a constituent: 0.600" in said
     assert "{'man': 0.5, 'dog': 0.3, 'telescope': 0.2}" in said
     assert Grammar.load(tmp_path / "fitted.pcfg.json").expected_length < math.inf
+
+
+def test_the_likeliest_tree_where_chains_compete_and_probabilities_that_were_rounded(tmp_path, run):
+    rules = """S -> A B [0.5] | C D [0.5]
+        A -> X [0.1] | Y [0.1] | Z [0.1] | 'q' [0.7]
+        X -> 'a' [1.0]
+        Y -> 'a' [1.0]
+        Z -> 'a' [1.0]
+        B -> 'b' [1.0]
+        C -> 'a' [0.2]|'r'[0.795]
+        D -> 'b' [1.0]"""
+    (tmp_path / "rules.txt").write_text(rules)
+    (tmp_path / "sents.txt").write_text("a b\n")
+    status, _, said = run("parse", tmp_path / "rules.txt", "--text", tmp_path / "sents.txt", "-o", tmp_path / "out.txt")
+    assert status == 0 and (tmp_path / "out.txt").read_text() == "(S (C a) (D b))\n"
+    assert (
+        said
+        == f"surgery: {tmp_path}/rules.txt: the probabilities of the rules of C sum to 0.995: each was divided by its sum\n"
+    )
+    fitted = tmp_path / "fitted.json"
+    status, _, _ = run("fit", tmp_path / "rules.txt", "--text", tmp_path / "sents.txt", "--em", 3, "-o", fitted)
+    again = Grammar.load(fitted)
+    assert status == 0 and {str(rule) for rule in again.origin.rules} >= {"A -> X", "S -> A B", "C -> 'a'"}

@@ -13,12 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcfg.chart import inside_outside
+from pcfg.corpora import write_corpus
+from pcfg.corpus import tokenizer, write_text
 from pcfg.errors import GrammarError, OptionError
 from pcfg.files import new_folder, replace_json
 from pcfg.grammar import Grammar
 from pcfg.origin import to_binary
 from pcfg.parsing import parse
-from pcfg.rules import Rule, Word
+from pcfg.rules import Rule, Word, read_rules
+from pcfg.sampling import sample
+from pcfg.texts import read_sentences
+from pcfg.trees import Tree
 
 ROOTS = {"S": 0.75, "N": 0.25}
 BINARY = {("S", "N", "VP"): 0.5, ("S", "S", "VP"): 0.5, ("VP", "V", "N"): 1.0}
@@ -151,7 +156,8 @@ BAD = [
     (ROOTS, BINARY | {("VP", "V", "X"): 0.0}, LEXICAL, "the rule VP -> V X uses X, which has no rules"),
     ({"X": 1.0}, BINARY, LEXICAL, "the symbol X has no rules"),
     (ROOTS, BINARY, LEXICAL | {("V", ""): 0.0}, "the word '' can't be used"),
-    (ROOTS, BINARY, LEXICAL | {("V", "New York"): 0.0}, "the word 'New York' can't be used"),
+    (ROOTS, BINARY, LEXICAL | {("V", " "): 0.0}, "the word ' ' can't be used"),
+    (ROOTS, BINARY, LEXICAL | {("V", "New\nYork"): 0.0}, r"the word 'New\\nYork' can't be used: .* line break"),
     (ROOTS, BINARY, LEXICAL | {("(X", "x"): 1.0}, r"the symbol '\(X' can't be used"),
     ({"S": 1.0}, {("S", "S", "S"): 1.0}, LEXICAL, "no root derives a sentence"),
 ]
@@ -293,6 +299,84 @@ def test_text_form():
     assert same(Grammar.from_text("%start B\n1 A -> 'a'\n1.0 B -> A A"), Grammar.from_text("1 B -> A A\n1 A -> 'a'"))
 
 
+NLTK_TEXTS = [
+    "S -> NP VP [1.0]\nNP -> 'I'[0.5]|'you'[0.5]\nVP -> 'go'[.25]|'go' NP[.75]",
+    "% start S\nVP -> 'see' City [1.0]\nCity -> 'New York' [0.5] | \"L' Aquila\"[0.5]\nS -> City VP[1]",
+    "%start B\nA -> 'a' [0.5] | \\\n   'b' [0.25] |\\\n 'c'[0.25]\nB -> \\\n A A [1.0]",
+    "# rounded\nS -> A A [1.0]\nA -> 'a' [0.333333] | 'b' [0.333333] | 'c' [0.333333]",
+    "S -> '5\u00a0000' 'a b  c'[0.5] | '|'[0.25] | '['[0.25]",
+    "S -> A[0.4]|A A[0.6]\nA -> 'x'[0.991]",
+]
+
+
+@pytest.mark.parametrize("text", NLTK_TEXTS)
+@pytest.mark.filterwarnings("ignore:the probabilities of the rules of A sum to 0.99")
+def test_texts_are_read_as_nltk_reads_them(text):
+    theirs = nltk.PCFG.fromstring(text)
+    rules, start = read_rules(text)
+    assert start == str(theirs.start())
+    assert rules == [
+        Rule(str(p.lhs()), tuple(Word(c) if isinstance(c, str) else str(c) for c in p.rhs()), p.prob())
+        for p in theirs.productions()
+    ]
+    mine = Grammar.from_text(text)
+    assert same(mine, Grammar.from_nltk(theirs)) and same(mine, Grammar.from_text(mine.to_text()))
+
+
+def test_rounded_probabilities_are_divided_by_their_sum_and_that_is_said():
+    text = "S -> A A [1.0]\nA -> 'a' [0.33] | 'b' [0.33] | 'c' [0.335]\nB -> 'b' [0.999]"
+    said = "the rules of A sum to 0.995, those of 1 more not to 1 either: each was divided by its sum"
+    with pytest.warns(UserWarning, match=said):
+        grammar = Grammar.from_text(text)
+    assert grammar.lexical["A", "c"] == pytest.approx(0.335 / 0.995)
+    with pytest.warns(UserWarning, match="rules of A sum to 0.995"):
+        assert same(Grammar.from_nltk(nltk.PCFG.fromstring(text)), grammar)
+    Grammar.from_text("S -> 'a' [0.3333333] | 'b' [0.3333333] | 'c' [0.3333333]")  # nothing to say
+
+
+def test_a_backslash_goes_on_only_where_it_stands_for_itself():
+    assert (
+        read_rules("0.5 S -> 'a' \\\n'b'\n# a comment \\\n0.5 S -> 'c'")[0]
+        == read_rules("0.5 S -> 'a' 'b'\n0.5 S -> 'c'")[0]
+    )
+    grammar = Grammar({"S": 1.0}, {("S", "A", "B\\"): 1.0}, {("A", "a"): 1.0, ("B\\", "b\\"): 1.0})
+    assert same(Grammar.from_text(grammar.to_text()), grammar)
+    for name in ("\\", "'"):
+        odd = Grammar({"S": 1.0}, {("S", name, name): 1.0}, {(name, "b'"): 1.0})
+        with pytest.raises(GrammarError, match="can't be told from others"):
+            odd.to_text()
+
+
+def test_words_with_spaces_stay_out_of_texts_and_brackets(tmp_path):
+    grammar = Grammar.from_text("S -> 'I' City [1.0]\nCity -> 'New York' [1.0]")
+    tree = parse(grammar, [["I", "New York"]])[0]
+    assert tree.words() == ["I", "New York"] == list(sample(grammar, 1, seed=0)[0])
+    assert sample(grammar, 1, seed=0).tree(0, plain=True) == tree
+    for write in (
+        lambda: sample(grammar, 1, seed=0).bracketed(0),
+        lambda: write_corpus(grammar, tmp_path / "out", 3, seed=0),
+        lambda: write_text(sample(grammar, 1, seed=0), tmp_path / "a.txt"),
+        lambda: tokenizer(grammar),
+    ):
+        with pytest.raises(GrammarError, match="the word 'New York' holds a space"):
+            write()
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_with_hard_spaces_pass_through_files(tmp_path):
+    grammar = Grammar.from_text("S -> Num 'euros' [1.0]\nNum -> '5\u00a0000' [0.5] | '7' [0.5]")
+    (tmp_path / "a.txt").write_text("5\u00a0000 euros\n7 \t euros \n", "utf-8")
+    sentences = read_sentences(tmp_path / "a.txt")
+    assert sentences == [["5\u00a0000", "euros"], ["7", "euros"]]
+    trees = parse(grammar, sentences)
+    assert [Tree.parse(str(tree)) for tree in trees] == trees and trees[0].words() == sentences[0]
+    write_corpus(grammar, tmp_path / "out", 20, seed=0)
+    drawn = read_sentences(tmp_path / "out" / "train.txt")
+    assert ["5\u00a0000", "euros"] in drawn and drawn == read_sentences(tmp_path / "out" / "train.jsonl")
+    with pytest.raises(GrammarError, match="splits at spaces"):
+        tokenizer(grammar)
+
+
 def test_the_tags_of_the_penn_treebank_pass_through_text():
     tags = ["#", "''", "``", "$", ",", ":", ".", "-LRB-", "''^S", "|", "[x]"]
     grammar = Grammar(
@@ -325,6 +409,10 @@ def test_the_tags_of_the_penn_treebank_pass_through_text():
         ("1.0 S -> A B\n1.0 A -> B\n1.0 B -> A", "round in a circle with probability 1"),
         ("1.0 S -> S", "round in a circle with probability 1"),
         ("1.0 S -> S S", "the grammar has no words"),
+        ("S -> 'a'[0.5]|''[0.5]", "the rule S -> '' has an empty word, which no sentence holds"),
+        ("0.5 S -> \"\"\n0.5 S -> 'a'", "has an empty word"),
+        ("S -> A A [1.0]\nA -> 'a' [0.98]", "the rules of A sum to 0.98"),
+        ("S -> 'a' \\\n [0.5] | 'b'\nA -> 'a' [1]", "line 1: a right-hand side has no probability"),
     ],
 )
 def test_texts_that_are_no_grammars_are_refused(text, message):

@@ -1,0 +1,91 @@
+"""Devices and dtypes by name and as torch's own objects, in every public function of pcfg that takes them."""
+
+import inspect
+import pkgutil
+import typing
+from importlib import import_module
+
+import numpy as np
+import pytest
+import torch
+
+import pcfg
+from pcfg.chart import inside_outside
+from pcfg.dense import dense_inside_outside
+from pcfg.errors import OptionError
+from pcfg.estimate import expected_counts, fit, prune
+from pcfg.excess import MaskedSet
+from pcfg.fitting import fit_file
+from pcfg.grammar import Grammar
+from pcfg.masked import masked_log_prob, masked_posteriors, tag_posteriors, word_posteriors
+from pcfg.parsing import parse, read_spans, write_parses, write_spans
+
+GRAMMAR = Grammar.random(3, 3, 4, seed=0)
+SENTENCES = [["w0", "w1", "w2"], ["w3", "w0"]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+def test_dtypes_come_in_both_forms(dtype, engine, tmp_path):
+    both = dtype, getattr(torch, dtype)
+    charts = [inside_outside(GRAMMAR, SENTENCES, dtype=given, engine=engine) for given in both]
+    assert charts[0].dtype == charts[1].dtype == dtype
+    assert torch.equal(charts[0].span_marginals, charts[1].span_marginals)
+    for number, given in enumerate(both):
+        write_spans(GRAMMAR, SENTENCES, tmp_path / str(number), dtype=given)
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+    assert read_spans(tmp_path / "1")[0].dtype == np.dtype(dtype)
+    dense = [dense_inside_outside(*charts[0]._scores, dtype=given) for given in both]
+    assert dense[1].dtype == both[1] and torch.equal(dense[0].span_marginals, dense[1].span_marginals)
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.float16, "double precision", torch.int64])
+def test_other_dtypes_are_refused(dtype, tmp_path):
+    with pytest.raises(OptionError, match="isn't float32 or float64"):
+        inside_outside(GRAMMAR, SENTENCES, dtype=dtype)
+    with pytest.raises(OptionError, match="isn't float32 or float64"):
+        write_spans(GRAMMAR, SENTENCES, tmp_path / "a", dtype=dtype)
+    with pytest.raises(OptionError, match="float32 or float64"):
+        dense_inside_outside(*inside_outside(GRAMMAR, SENTENCES)._scores, dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_devices_come_in_both_forms(device, tmp_path):
+    chart = inside_outside(GRAMMAR, SENTENCES, device=device)
+    assert chart.log_z.device.type == "cpu" and len(chart.best_trees()) == len(chart.mbr_trees()) == 2
+    word_posteriors(GRAMMAR, SENTENCES, device=device)
+    tag_posteriors(GRAMMAR, SENTENCES, device=device)
+    masked_log_prob(GRAMMAR, SENTENCES, device=device)
+    masked_posteriors(GRAMMAR, SENTENCES[0], [1], device=device)
+    MaskedSet.draw(GRAMMAR, SENTENCES, seed=0, device=device)
+    fit(GRAMMAR, SENTENCES, 1, device=device)
+    expected_counts(GRAMMAR, SENTENCES, device=device)
+    prune(GRAMMAR, 2, SENTENCES, device=device)
+    assert parse(GRAMMAR, SENTENCES, device=device) == parse(GRAMMAR, SENTENCES)
+    write_parses(GRAMMAR, SENTENCES, tmp_path / "parses", device=device)
+    write_spans(GRAMMAR, SENTENCES, tmp_path / "spans", device=device)
+    fit_file(GRAMMAR, SENTENCES, 1, tmp_path / "fitted.json", device=device)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta:x", "xla:9"])
+def test_other_devices_are_refused(device):
+    with pytest.raises(OptionError, match="can't be used here"):
+        inside_outside(GRAMMAR, SENTENCES, device=device)
+
+
+def test_every_public_function_says_that_it_takes_both():
+    seen = 0
+    for module in pkgutil.iter_modules(pcfg.__path__, "pcfg."):
+        for name, function in inspect.getmembers(import_module(module.name), inspect.isfunction):
+            if name.startswith("_") or function.__module__ != module.name or module.name.startswith("pcfg.dense_"):
+                continue
+            for option, form in (("device", "Device"), ("dtype", "Dtype")):
+                parameter = inspect.signature(function).parameters.get(option)
+                if parameter is None or parameter.default is inspect.Parameter.empty:
+                    continue
+                seen += 1
+                kinds = str(parameter.annotation)
+                assert form in kinds or {str, torch.device if option == "device" else torch.dtype} <= set(
+                    typing.get_args(parameter.annotation)
+                ), f"{module.name}.{name}({option})"
+    assert seen > 12
