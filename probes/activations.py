@@ -151,9 +151,7 @@ class ProbedModel:
     ) -> dict[int, Float[Tensor, "batch tokens width"]]:
         """States after some layers, 0 to `layers`, for a padded batch of tokens."""
         if self.bridge is None:
-            with torch.no_grad():
-                states = self.module.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-            return {layer: states.hidden_states[layer] for layer in layers}
+            return (self._unpadded_states if self._padding_matters else self._own_states)(ids, mask, layers)
         found: dict[int, Tensor] = {}
 
         def keep(layer: int) -> Callable[..., None]:
@@ -164,6 +162,30 @@ class ProbedModel:
 
         with torch.no_grad(), self._hooks([(self._point(layer), keep(layer)) for layer in layers]):
             self.module.base_model(input_ids=ids, attention_mask=mask)
+        return found
+
+    def _own_states(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        with torch.no_grad():
+            states = self.module.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        return {layer: states.hidden_states[layer] for layer in layers}
+
+    @cached_property
+    def _padding_matters(self) -> bool:
+        """Whether masked places change states, as in models that mix places by more than attention (FNet, ConvBERT)."""
+        places = torch.arange(15, device=self.module.device)[None]
+        ids, mask = places % self.module.get_input_embeddings().num_embeddings, (places < 7).long()
+        alone, padded = (self._own_states(ids[:, :n], mask[:, :n], [self.layers])[self.layers][:, :7] for n in (7, 15))
+        return not torch.allclose(alone, padded, rtol=0, atol=1e-4 * float(alone.abs().max()))
+
+    def _unpadded_states(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """States where padding matters: rows of one length go through the model together; 0 behind their ends."""
+        found: dict[int, Tensor] = {}
+        lengths = mask.sum(1)
+        for length in lengths.unique().tolist():
+            rows = lengths == length
+            for layer, states in self._own_states(ids[rows, :length], mask[rows, :length], layers).items():
+                whole = found.setdefault(layer, states.new_zeros(*ids.shape, states.shape[2]))
+                whole[rows, :length] = states
         return found
 
     @contextlib.contextmanager

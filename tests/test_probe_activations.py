@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import architectures
 import numpy as np
 import pytest
 import torch
@@ -267,6 +268,21 @@ def test_a_model_that_transformer_lens_cant_load_falls_back(tiny, monkeypatch, t
     )
     with pytest.raises(ProbeError, match="TransformerLens can't load it"):
         model.attention(ids, mask)
+
+
+@pytest.mark.parametrize("name", ["convbert", "yoso", "mobilebert"])
+def test_states_of_models_whose_places_mix_are_those_of_a_sentence_alone(name, tmp_path):
+    folder = architectures.build(architectures.classes("masked")[name], tmp_path / name, "masked")
+    model = ProbedModel.load(folder, device="cpu")
+    layers = range(model.layers + 1)
+    together = Activations.collect(model, SENTENCES, tmp_path / "together", layers)
+    first = 0
+    for number, sentence in enumerate(SENTENCES):
+        ids, mask = pad(model, model.encode([sentence]))
+        for layer, states in enumerate(own_states(folder, False, ids, mask)):
+            wanted = states[0, 1 : 1 + len(sentence)].numpy()  # a word is a token, behind [CLS]
+            assert np.abs(together.layer(layer)[first : first + len(sentence)] - wanted).max() < 1e-5, number
+        first += len(sentence)
 
 
 def test_a_tokenizer_that_knows_more_than_the_model(copied, tmp_path):
