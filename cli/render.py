@@ -1,6 +1,7 @@
 """The one place that prints: tables, progress, JSON and errors."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,22 +12,33 @@ from surgery.progress import Progress
 
 Found = TypeVar("Found")
 _QUIET = 30.0  # seconds between lines in a log
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def print_json(content: Mapping[str, Any]) -> None:
     """One JSON object on stdout."""
-    print(json.dumps(content, allow_nan=False, ensure_ascii=False))
+    print(_whole(json.dumps(content, allow_nan=False, ensure_ascii=False)))
 
 
 def print_error(message: str) -> None:
     """One line on stderr."""
-    print(f"surgery: {' '.join(message.split())}", file=sys.stderr)
+    print(f"surgery: {_visible(' '.join(message.split()))}", file=sys.stderr)
 
 
 def say(line: str, *, quiet: bool = False) -> None:
     """A line on stdout for people; nothing where JSON is wanted."""
     if not quiet:
-        print(line, flush=True)
+        print(_visible(line), flush=True)
+
+
+def _whole(text: str) -> str:
+    """Text without the half letters that JSON can hold and a terminal can't."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _visible(text: str) -> str:
+    """Names from files as they are written, where a terminal would obey them."""
+    return _whole(_OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -34,13 +46,16 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(_visible(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for number, column in enumerate(columns):
         # Names may be long paths: they fold, figures don't.
-        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0, overflow="fold")
+        table.add_column(
+            Text(_visible(column)), justify="right" if number else "left", no_wrap=number > 0, overflow="fold"
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(_visible(cell)) for cell in row))  # not a string, which rich would read for markup
     console = Console()
     # A pipe has no width of its own: don't fold a table into a file.
     (console if console.is_terminal else Console(width=max(120, console.width))).print(table)
@@ -54,7 +69,7 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=None)
         stage, told = "", time.monotonic()
@@ -63,11 +78,11 @@ def progress_bar() -> Iterator[Progress]:
             nonlocal stage, told
             if not console.is_terminal and time.monotonic() - told > _QUIET:
                 told = time.monotonic()
-                print(f"{line} ({done} of {total})", file=sys.stderr, flush=True)
+                print(_visible(f"{line} ({done} of {total})"), file=sys.stderr, flush=True)
             if line.partition(":")[0] != stage:
                 stage = line.partition(":")[0]
                 bar.reset(task)
-            bar.update(task, completed=done, total=total, description=line)
+            bar.update(task, completed=done, total=total, description=_visible(line))
 
         yield show
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from probes.report import Example, ProbeReport
-from surgery.figures import COLOURS, MARKERS, figure
+from surgery.figures import COLOURS, MARKERS, figure, plain
 
 _BLUES = "Blues"  # dark is high, also in grey
 
@@ -255,7 +255,8 @@ def _heads(report: ProbeReport, file: Path) -> None:
 
 def _sentence(example: Example, file: Path, exact: bool) -> None:
     """Exact and predicted marginals of a sentence side by side, the tree of each above it."""
-    n, names = len(example.words), ("exact marginals" if exact else "true spans", f"predicted, layer {example.layer}")
+    words = [plain(word) for word in example.words]
+    n, names = len(words), ("exact marginals" if exact else "true spans", f"predicted, layer {example.layer}")
     with figure(file, 11.5, 6.2, 2) as all_axes:
         parts = ((example.exact, example.exact_tree), (example.predicted, example.predicted_tree))
         highest = max(_height(n, tree) for _, tree in parts)
@@ -276,8 +277,8 @@ def _sentence(example: Example, file: Path, exact: bool) -> None:
             _draw_tree(axes, n, tree)
             axes.set_xlim(-0.5, n - 0.5)
             axes.set_ylim(n - 0.5, -1.2 - 0.5 * highest)
-            axes.set_xticks(range(n), example.words, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-            axes.set_yticks(range(n), example.words, fontsize=8)
+            axes.set_xticks(range(n), words, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+            axes.set_yticks(range(n), words, fontsize=8)
             axes.set_xlabel("last word of the span")
             axes.set_title(f"{name}; tree and boxes: minimum risk", fontsize=10)
         all_axes[0].set_ylabel("first word of the span")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.report import Example, ProbeReport, interval, summary
+from surgery.markdown import inline, table
 
 Part = tuple[str, Any]
 _CAPTIONS = {
@@ -102,12 +103,12 @@ def _call(report: ProbeReport) -> str:
 def text_example(example: Example) -> str:
     """A sentence's marginals for a terminal, exact above predicted: darker is likelier, brackets are the minimum-risk tree."""
     lines = []
-    for name, table, tree in (
+    for name, marginals, tree in (
         ("exact", example.exact, example.exact_tree),
         ("predicted", example.predicted, example.predicted_tree),
     ):
         lines.append(f"{name}: {_brackets(example.words, tree)}")
-        for start, row in enumerate(table):
+        for start, row in enumerate(marginals):
             shades = "".join(
                 _SHADES[min(4, int(5 * value))] * 2 if end > start else "  " for end, value in enumerate(row)
             )
@@ -131,18 +132,16 @@ def _markdown(parts: Sequence[Part]) -> str:
     for kind, content in parts:
         if kind == "table":
             head, rows = content
-            lines += [_cells(head), "|" + "---|" * len(head), *map(_cells, rows)]
+            lines += table(head, rows)
         elif kind == "image":
             name, caption = content
             lines.append(f"![{caption}]({name})\n\n{caption}")
         else:
-            lines.append({"title": "# ", "heading": "## ", "text": ""}[kind] + str(content))
+            lines.append(
+                {"title": "# ", "heading": "## ", "text": ""}[kind] + (inline(content) if kind == "title" else content)
+            )
         lines.append("")
     return "\n".join(lines)
-
-
-def _cells(row: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
 
 
 def _html(parts: Sequence[Part]) -> str:

@@ -23,6 +23,11 @@ _STYLE = {
 }
 
 
+def plain(name: object) -> str:
+    """A name from a file as it stands, where matplotlib would read formulas between dollar signs."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(name)).replace("$", r"\$")
+
+
 @contextmanager
 def figure(file: Path, width: float = 6.4, height: float = 4.0, columns: int = 1) -> Iterator[Any]:
     """Yield the axes (an array of them for several columns) of a figure that is saved as `file` when the block ends."""

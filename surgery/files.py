@@ -16,6 +16,9 @@ from typing import Any, BinaryIO
 from surgery.errors import SurgeryError
 from surgery.locks import hold, lock_alone, lock_file
 
+# JSON can hold half a letter, as an escape, which is what this handler writes.
+JSON_TEXT = {"encoding": "utf-8", "errors": "backslashreplace"}
+
 
 def sync(path: Path) -> None:
     """Make a file's or folder's content survive a power cut."""
@@ -70,7 +73,7 @@ def _leftovers(path: Path, kinds: str) -> list[Path]:
 
 def replace_json(path: Path, content: Any) -> None:
     """`replace_bytes` of indented JSON; refuses NaN, which isn't JSON."""
-    replace_bytes(path, (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    replace_bytes(path, (json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode(**JSON_TEXT))
 
 
 def check_output(
@@ -87,7 +90,7 @@ def check_output(
     place = folder.absolute()
     if place.parent.is_dir() and (lock_file(place).exists() or _leftovers(place, "new|old")):
         with hold(place):
-            _recover(place)
+            recover(place)
     _check_free(folder, overwrite, replaces)
 
 
@@ -163,7 +166,7 @@ def new_folder(folder: Path, *, overwrite: bool = False, replaces: str = "report
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with hold(folder):
-            _recover(folder)
+            recover(folder)
             staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".new"))
             try:
                 staged.chmod(0o777 & ~_umask())
@@ -220,7 +223,15 @@ def exchange(one: Path, other: Path) -> bool:
     return rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
-def _recover(folder: Path) -> None:
+def discard(folder: Path) -> None:
+    """Delete a folder, if it is there, so that a kill leaves it whole or nothing that the next run doesn't clear away."""
+    if folder.exists():
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".new"))
+        folder.rename(aside / "gone")
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
     """Clear away what killed runs left beside a folder that this run holds, and put back what they had moved aside."""
     for left in _leftovers(folder, "new|old"):
         if (left / "old").is_dir() and left.suffix == ".old" and not folder.exists():

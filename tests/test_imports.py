@@ -23,6 +23,7 @@ ALLOWED = {
         "surgery.files",
         "surgery.figures",
         "surgery.locks",
+        "surgery.markdown",
         "surgery.progress",
         "surgery.provenance",
     ),

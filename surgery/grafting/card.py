@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery.grafting.remarks import carries, remarks
+from surgery.markdown import code, inline
 
 if TYPE_CHECKING:
     from surgery.grafting.skill import Skill
@@ -20,10 +21,10 @@ def model_card(skill: "Skill", figures: Sequence[str]) -> str:
         "tags: [skill, sparse-delta, model-editing]",
         "---",
         "",
-        f"# Skill: {task.name}",
+        f"# Skill: {inline(task.name)}",
         "",
-        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights{_of_moved(report)}, {does} the task **{task.name}** "
-        f"(labels: {', '.join(task.labels)}) from a base checkpoint to a fine-tuned one. Values are replaced, not added.",
+        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights{_of_moved(report)}, {does} the task **{inline(task.name)}** "
+        f"(labels: {inline(', '.join(task.labels))}) from a base checkpoint to a fine-tuned one. Values are replaced, not added.",
         "",
         *_table(report),
         *(line for remark in remarks(report) for line in ("", f"> {remark}")),
@@ -35,12 +36,12 @@ def model_card(skill: "Skill", figures: Sequence[str]) -> str:
         "surgery skill revert THIS_FOLDER grafted/ -o base-again/",
         "```",
         "",
-        f"It fits one base only: `{source.get('base', 'see the fingerprint')}`, fingerprint `{delta.base_fingerprint[:16]}`; anything else is refused.",
+        f"It fits one base only: {code(source.get('base', 'see the fingerprint'))}, fingerprint {code(delta.base_fingerprint[:16])}; anything else is refused.",
         "",
         *(f"![{name.removesuffix('.png')}]({name})" for name in figures),
         "",
         "Method: Panigrahi, Saunshi, Zhao, Arora, *Task-Specific Skill Localization in Fine-tuned Language Models*, ICML 2023; "
-        f"weights located by `{report.get('method', 'unknown')}`. Made by surgery {report.get('surgery', '')}. "
+        f"weights located by {code(report.get('method', 'unknown'))}. Made by surgery {inline(report.get('surgery', ''))}. "
         "How it was made, to the last setting, is in `report.json`.",
         "",
     ]

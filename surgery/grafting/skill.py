@@ -9,7 +9,7 @@ from typing import Any
 from surgery.applying import Direction, patch_folder, write_patched
 from surgery.checkpoint import Checkpoint, open_checkpoint
 from surgery.delta import SparseDelta
-from surgery.errors import CheckpointError, OptionError, SkillError
+from surgery.errors import CheckpointError, OptionError, SkillError, TaskError
 from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.grafting.card import model_card
 from surgery.progress import Progress, silent
@@ -61,6 +61,8 @@ class Skill:
                 else {}
             )
             task = Task.from_spec(delta.metadata["task"])
+        except TaskError as error:
+            raise SkillError(f"{folder}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise SkillError(
                 f"{folder}: its report or task can't be read ({error!r}): make or fetch it again"

@@ -1,6 +1,7 @@
 """Task: labelled text and the way to put it to a model."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +42,9 @@ class Task:
     train: tuple[Example, ...] = ()
     dev: tuple[Example, ...] = ()
     test: tuple[Example, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_file_name(self.name)
 
     @classmethod
     def load(
@@ -188,6 +192,15 @@ class Task:
             raise TaskError(
                 f"the causal prompt {self.causal_prompt!r} must hold {{text}} and no {{mask}}: the label word follows its end"
             )
+
+
+def check_file_name(name: object) -> None:
+    """Refuse a task's name that isn't a plain file name, which it is a part of; raises TaskError."""
+    plain = isinstance(name, str) and name.isprintable() and not re.search(r'[/\\:*?"<>|]', name)
+    if not plain or name.strip(" .") == "" or len(str(name).encode("utf-8", "replace")) > 200:
+        raise TaskError(
+            f"the task's name {str(name)[:60]!r} can't be part of a file's name: use letters, digits, - and _"
+        )
 
 
 def _with_labels(rows: Sequence[Example], labels: Sequence[str], integers: Sequence[str], where: str) -> list[Example]:

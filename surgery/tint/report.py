@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.markdown import table
 from surgery.tint.verification import load_report
 
 _FORMAT = "surgery tint run 1"
@@ -81,8 +82,7 @@ class Run:
             parts.append((*self.differences(), self.differences_caption))
         lines: list[str] = []
         for columns, rows, caption in parts:
-            lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-            lines += [*(f"| {' | '.join(row)} |" for row in rows), "", caption, ""]
+            lines += [*table(columns, rows), "", caption, ""]
         return "\n".join(lines)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:

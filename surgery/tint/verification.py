@@ -12,6 +12,7 @@ from torch import Tensor
 
 from surgery.errors import TintError
 from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.markdown import table
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tint.auxiliary import Auxiliary, Block, fingerprint_of, load_named, name_of
@@ -120,8 +121,7 @@ class Verification:
     def markdown(self) -> str:
         """The table, its caption and the summary."""
         columns, rows = self.table()
-        lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-        lines += [f"| {' | '.join(row)} |" for row in rows]
+        lines = table(columns, rows)
         return "\n".join([*lines, "", self.caption, "", *(f"- {line}" for line in self.summary), ""])
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from surgery.markdown import code, inline
 from surgery.unlearning.selection import MASKS, OPEN
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def bottleneck_card(b: "Bottleneck") -> str:
         "",
         f"- {codebooks:,} codebooks of {keys:,} keys in {d} dimensions: {codebooks * keys:,} (codebook, key) pairs"
         + (f", {closed:,} of them masked" if closed else ""),
-        f"- classes: {listed(b.classes)}",
+        f"- classes: {inline(listed(b.classes))}",
         f"- {_encoder(b)}",
         f"- keys placed by {placed_by(b)}; {'random' if b.settings['projection'] == 'random' else 'disjoint segments as'} projections; seed {b.settings['seed']}",
         f"- values {values_how(b.settings)}",
@@ -43,7 +44,10 @@ def bottleneck_card(b: "Bottleneck") -> str:
         "",
         "## What was forgotten",
         "",
-        *([f"{number}. {edit_line(edit)}" for number, edit in enumerate(b.history, 1)] or ["Nothing yet."]),
+        *(
+            [f"{number}. {inline(what(edit))}{edit_end(edit)}" for number, edit in enumerate(b.history, 1)]
+            or ["Nothing yet."]
+        ),
         "",
         *(f"- {promise}" for promise in promises(b.history, counted=b.counted)),
         "- The encoder itself is as it was: what its features tell of a class, they still tell.",
@@ -80,13 +84,13 @@ def eraser_card(e: "Eraser") -> str:
     edit = e.edit
     lines = [
         *_head(["unlearning", "private"]),
-        f"# Eraser: {what(edit)}",
+        f"# Eraser: {inline(what(edit))}",
         "",
         f"**For the owner only: keep it private.** It holds what was taken out of a bottleneck: the {edit['rows']:,} forgotten rows "
         "(features, key ids, classes, hashes), the values of the pairs before the edit, and the list of these pairs. As long "
         "as it exists, or a copy of the bottleneck from before, whoever has it can bring back what was forgotten.",
         "",
-        f"- {edit_line({**edit, 'hash': e.hash})}",
+        f"- {inline(what(edit))}{edit_end({**edit, 'hash': e.hash})}",
         f"- pairs: {edit['pairs']:,} of {edit['of_pairs']:,}; the forgotten rows select {edit['active']:,}",
         *([f"- ranked by {edit['rank']}"] if edit["rank"] else []),
         *([f"- examples: {edit['examples']:,}"] if edit["examples"] else []),
@@ -124,8 +128,13 @@ def what(edit: Mapping[str, Any]) -> str:
 
 def edit_line(edit: Mapping[str, Any]) -> str:
     """An edit in plain words; `edit` is an eraser's, or a bottleneck's note of it."""
+    return what(edit) + edit_end(edit)
+
+
+def edit_end(edit: Mapping[str, Any]) -> str:
+    """What `edit_line` says after what was forgotten."""
     rows = f" ({edit['rows']:,} rows)" if edit["forget"] else ""
-    return f"{what(edit)}{rows}, forgotten {edit_how(edit)} (edit `{edit['hash'][:16]}`)"
+    return f"{rows}, forgotten {edit_how(edit)} (edit `{edit['hash'][:16]}`)"
 
 
 def edit_how(edit: Mapping[str, Any]) -> str:
@@ -218,7 +227,7 @@ def _encoder(b: "Bottleneck") -> str:
     local = Path(source).is_absolute() or source.startswith(("~", "."))
     name = Path(source).name if local else source  # where it lay on the owner's disk is theirs
     return (
-        f"encoder: `{name}` ({b.encoder['kind']}, pooling {b.encoder['pooling']}, {b.encoder['width']:,} features), "
+        f"encoder: {code(name)} ({b.encoder['kind']}, pooling {b.encoder['pooling']}, {b.encoder['width']:,} features), "
         f"fingerprint `{b.encoder['fingerprint'][:16]}`"
     )
 

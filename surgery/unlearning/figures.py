@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.figures import COLOURS, MARKERS, figure
+from surgery.figures import COLOURS, MARKERS, figure, plain
 from surgery.unlearning.membership import ATTACKS
 
 _GREY = "#555555"
@@ -129,6 +129,7 @@ def _sweep(content: Mapping[str, Any], file: Path) -> None:
 
 def _shared(shared: Sequence[Sequence[float]], classes: Sequence[str], file: Path) -> None:
     grid = 100 * np.array(shared)
+    classes = [plain(name) for name in classes]
     side = 2.2 + 0.42 * min(len(classes), 30)
     with figure(file, side + 1.2, side) as axes:
         axes.grid(False)

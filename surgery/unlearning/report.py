@@ -1,12 +1,13 @@
 """Report: what `verify` found, as fields to read, one table, JSON and figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
+from surgery.markdown import table
 from surgery.unlearning.membership import ATTACKS
 from surgery.unlearning.storage import read_json, take_checksum, write_table
 
@@ -100,8 +101,8 @@ class Report:
 
     def markdown(self) -> str:
         """The table, the remarks, and the table of classes."""
-        lines = [*_markdown(*self.table()), "", self.caption, "", *(f"- {remark}" for remark in self.remarks), ""]
-        lines += ["Test accuracy of each class (%), forgotten ones marked:", "", *_markdown(*self.class_table()), ""]
+        lines = [*table(*self.table()), "", self.caption, "", *(f"- {remark}" for remark in self.remarks), ""]
+        lines += ["Test accuracy of each class (%), forgotten ones marked:", "", *table(*self.class_table()), ""]
         return "\n".join(lines)
 
     def class_table(self) -> tuple[list[str], list[list[str]]]:
@@ -142,12 +143,6 @@ class Report:
         take_checksum(path, content)
         del content["format"]
         return cls(content)
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (columns, *rows)]
-    head, *body = [f"| {' | '.join(row)} |" for row in cells]
-    return [head, "|" + "---|" * len(columns), *body]
 
 
 def _percent(value: float | None) -> str:
