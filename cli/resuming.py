@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import rmtree
 
 from cli.render import print_error
 
@@ -23,6 +22,8 @@ def told_how_to_go_on(output: Path) -> Iterator[Path]:
 @contextmanager
 def state_beside(output: Path) -> Iterator[Path]:
     """`told_how_to_go_on`, and the state goes when the block ends well."""
+    from surgery.files import discard
+
     with told_how_to_go_on(output) as state:
         yield state
-    rmtree(state, ignore_errors=True)
+    discard(state)

@@ -7,10 +7,10 @@ from pathlib import Path
 import surgery.files as files
 from pcfg.errors import PcfgError
 from surgery.errors import SurgeryError
-from surgery.files import replace_bytes, replace_json, sync
+from surgery.files import discard, recover, replace_bytes, replace_json, sync
 from surgery.locks import hold as _hold
 
-__all__ = ["hold", "new_folder", "replace_bytes", "replace_json", "sync", "take_name"]
+__all__ = ["discard", "hold", "new_folder", "recover", "replace_bytes", "replace_json", "sync", "take_name"]
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pcfg.errors import OptionError, PcfgError
-from pcfg.files import hold, replace_bytes
+from pcfg.files import discard, hold, recover, replace_bytes
 from pcfg.grammar import Grammar
 
 Progress = Callable[[int, int, str], None]  # what is done, what there is to do, and a line that says what it is
@@ -36,19 +35,25 @@ def resumable(output: Path, call: Mapping[str, Any]) -> Iterator[Path]:
     folder = output.absolute().with_name(f"{output.absolute().name}.partial")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with hold(folder):
+        recover(folder)
         note = folder / _CALL
-        if folder.exists() and not note.exists() and any(folder.iterdir()):
+        if not note.exists() and _holds_anything(folder):
             raise PcfgError(f"{folder} is in the way, and no interrupted run made it: move it, or name another output")
         if note.exists() and note.read_text(encoding="utf-8") != _dump(call):
-            shutil.rmtree(folder)
+            discard(folder)
         if not note.exists():
             replace_bytes(note, _dump(call).encode())
         try:
             yield folder
         except PcfgError:
-            shutil.rmtree(folder)
+            discard(folder)
             raise
-        shutil.rmtree(folder)
+        discard(folder)
+
+
+def _holds_anything(folder: Path) -> bool:
+    """Whether a folder holds more than what a run leaves that is killed as it begins."""
+    return folder.exists() and any(not path.name.startswith(f".{_CALL}.") for path in folder.iterdir())
 
 
 def claim(folder: Path, call: Mapping[str, Any]) -> None:
@@ -62,7 +67,7 @@ def claim(folder: Path, call: Mapping[str, Any]) -> None:
             raise OptionError(
                 f"{folder} is the state of another run (other inputs, options, seed or version): delete it to begin anew"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif _holds_anything(folder):
         raise OptionError(f"{folder} is in the way, and no interrupted run made it: move it, or name another output")
     else:
         replace_bytes(note, _dump(call).encode())

@@ -196,8 +196,9 @@ class Task:
 
 def check_file_name(name: object) -> None:
     """Refuse a task's name that isn't a plain file name, which it is a part of; raises TaskError."""
-    plain = isinstance(name, str) and name.isprintable() and not re.search(r'[/\\:*?"<>|]', name)
-    if not plain or name.strip(" .") == "" or len(str(name).encode("utf-8", "replace")) > 200:
+    text = name if isinstance(name, str) else ""
+    plain = text.isprintable() and text.strip(" .") and not re.search(r'[/\\:*?"<>|]', text)
+    if not plain or len(text.encode("utf-8", "replace")) > 200:
         raise TaskError(
             f"the task's name {str(name)[:60]!r} can't be part of a file's name: use letters, digits, - and _"
         )
