@@ -42,6 +42,7 @@ def to_binary(rules: Sequence[Rule], start: str) -> BinaryForm:
 
     Raises GrammarError for rules that aren't a proper grammar: see `check_rules`.
     """
+    check_rules(rules, start)
     return Origin.of_rules(rules, start).form()
 
 
@@ -54,8 +55,10 @@ class Origin:
 
     @classmethod
     def of_rules(cls, rules: Sequence[Rule], start: str) -> "Origin":
-        """Rules that come twice are one. Raises GrammarError for rules that aren't a proper grammar: see `check_rules`."""
-        check_rules(rules, start)
+        """From rules that are checked (`check_rules`); those that come twice are one.
+
+        Raises GrammarError where a chain of unary rules never ends.
+        """
         summed: dict[tuple[str, Children], float] = defaultdict(float)
         for rule in rules:
             if rule.probability or not (len(rule.children) == 1 and isinstance(rule.children[0], str)):
@@ -194,8 +197,9 @@ class Origin:
             for name, part in parts[symbol]:
                 form.roots[name] = float(self.weights[rule]) * part
         kept = (self.sums > 0) | np.isin(np.arange(len(self.sums)), shape.pairs(*shape.direct[:2]))
-        for pair in np.flatnonzero(kept).tolist():
-            symbol, body, p = int(shape.symbol[pair]), shape.bodies[shape.body[pair]], float(self.sums[pair])
+        columns = (shape.symbol[kept].tolist(), shape.body[kept].tolist(), self.sums[kept].tolist())
+        for symbol, number, p in zip(*columns, strict=True):
+            body = shape.bodies[number]
             divisor = divisors[symbol][isinstance(body, str)]
             if not divisor:
                 continue

@@ -137,10 +137,12 @@ def read_rules(text: str, source: str = "the text") -> tuple[list[Rule], str]:
             rules += _read_line(tokens, f"{source}, line {number}")
     if not rules:
         raise GrammarError(f"{source} holds no rules: give at least one, such as 1.0 S -> NP VP")
-    parents = {rule.parent for rule in rules}  # a treebank has a tag '' too
-    return [rule._replace(children=tuple(_known(c, parents) for c in rule.children)) for rule in rules], (
-        start or rules[0].parent
-    )
+    symbols = {rule.parent for rule in rules}  # a treebank has a tag '' too: else it is an empty word
+    for number, rule in enumerate(rules):
+        if any(child in _EMPTY and child not in symbols for child in rule.children):
+            known = (c if c not in _EMPTY or c in symbols else Word("") for c in rule.children)
+            rules[number] = rule._replace(children=tuple(known))
+    return rules, start or rules[0].parent
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -153,11 +155,6 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             continue
         yield first, whole + line
         whole, first = "", 0
-
-
-def _known(child: str | Word, symbols: set[str]) -> str | Word:
-    """A pair of quotes with nothing between is an empty word, unless it is a symbol."""
-    return Word("") if child in _EMPTY and child not in symbols else child
 
 
 def format_rules(rules: Iterable[Rule]) -> str:

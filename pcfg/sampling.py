@@ -141,8 +141,9 @@ class Samples:
 
     def _written(self, labels: Sequence[tuple[str, ...] | None]) -> _Pieces:
         """What each step writes, and what each binary rule writes after its children; nothing where that is drawn."""
+        same: dict[str, str] = {}  # one copy of each, as rules are many and labels few
         found = [self._piece(step, names or ()) for step, names in enumerate(labels)]
-        return [head for head, _ in found], [tail for _, tail in found]
+        return [same.setdefault(head, head) for head, _ in found], [same.setdefault(tail, tail) for _, tail in found]
 
     def _piece(self, step: int, labels: Sequence[str]) -> tuple[str, str]:
         opened, closed, binary = (
