@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float64, Integer
 from pcfg.branching import Branching
 from pcfg.chart import inside_outside
 from pcfg.devices import Device
-from pcfg.errors import GrammarError, OptionError, PcfgError, TreebankError
+from pcfg.errors import GrammarError, OptionError, TreebankError
 from pcfg.grammar import Grammar
 from pcfg.origin import Origin
+from pcfg.texts import check_words
 from pcfg.trees import Tree
 
 # Called with what is done, what there is to do, and a line that says what it is and how it goes.
@@ -351,15 +352,7 @@ def _check_words(grammar: Grammar, sentences: Sequence[Sequence[str]]) -> None:
     """Find an unknown word before hours are spent on the sentences before it."""
     if not len(sentences):
         raise OptionError("there are no sentences to count in: give at least one")
-    for number, sentence in enumerate(sentences):
-        try:
-            if grammar.lexicon is not None or isinstance(sentence, str):
-                grammar.emissions(sentence)
-            else:
-                for position, word in enumerate(sentence):
-                    grammar.number_of(word, position)
-        except PcfgError as error:
-            raise GrammarError(f"sentence {number + 1}: {error}") from None
+    check_words(grammar, sentences, "the sentences", unit="sentence")
 
 
 def _smooth(roots: Counter[str], rules: Counter[tuple[str, str, str]], lexical: Counter[tuple[str, str]]) -> None:

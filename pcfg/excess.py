@@ -19,7 +19,7 @@ from pcfg.devices import Device
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammar import Grammar
 from pcfg.shards import Progress, silent
-from pcfg.texts import batches
+from pcfg.texts import batches, others
 
 _BATCH = 64
 _MOST_MASKS = 4  # this many or more are one group
@@ -163,18 +163,22 @@ def word_table(grammar: Grammar) -> Float64[np.ndarray, "T V"]:
 def word_ids(grammar: Grammar, tokenizer: Any) -> Int64[np.ndarray, " V"]:
     """The token of each of the grammar's words.
 
-    Raises GrammarError for a word that isn't one token of its own: the model wasn't trained on this grammar's words.
+    Raises GrammarError for words that aren't one token of their own: the model wasn't trained on this grammar's words.
     """
     if tokenizer.mask_token_id is None:
         raise GrammarError("the tokenizer has no mask token: give a masked language model")
     found = tokenizer(list(grammar.words), add_special_tokens=False)["input_ids"]
-    seen: dict[int, str] = {}
+    seen, bad = set[int](), []
     for word, ids in zip(grammar.words, found, strict=True):
         if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and word != tokenizer.unk_token) or ids[0] in seen:
-            raise GrammarError(
-                f"the word {word!r} of the grammar isn't a token of the model's own: give the grammar that the model was trained on"
-            )
-        seen[ids[0]] = word
+            bad.append(word)
+        else:
+            seen.add(ids[0])
+    if bad:
+        more = others(bad[1:], "other isn't either", "others aren't either")
+        raise GrammarError(
+            f"the word {bad[0]!r} of the grammar isn't a token of the model's own{more}: give the grammar that the model was trained on"
+        )
     return np.array([ids[0] for ids in found], np.int64)
 
 

@@ -143,10 +143,11 @@ class SmoothedLexicon:
         """
         scores = np.zeros((len(sentence), len(self.tag_probs)))
         for position, word in enumerate(sentence):
-            scores[position] = self._posterior(word, position)
+            scores[position] = self.posterior(word, position)
         return scores / self.tag_probs
 
-    def _posterior(self, word: str, position: int) -> Float64[np.ndarray, " T"]:
+    def posterior(self, word: str, position: int) -> Float64[np.ndarray, " T"]:
+        """P(t|w) of a word at a position (from 0) of its sentence; raises as `scores`."""
         if word not in self.numbers and escape_brackets(word) in self.numbers:
             word = escape_brackets(word)
         number = self.numbers.get(word, -1)

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from pcfg.errors import PcfgError
+from pcfg.errors import GrammarError, PcfgError
 from pcfg.grammar import Grammar
 
 _WORDS = re.compile(r"\S+", re.ASCII)  # U+00A0 and its like stand within words: that is what they are for
+_NAMED = 20  # words in a message
 _MOST = 64  # sentences in a batch
 _MOST_NUMBERS = 1 << 25  # in the tables of a batch
 
@@ -46,18 +47,37 @@ def _tokens(line: str, where: str) -> list[str]:
     return tokens
 
 
-def check_words(grammar: Grammar, sentences: Iterable[Sequence[str]], source: object = "the text") -> None:
-    """Raise PcfgError for a word that the grammar doesn't know, with its sentence and position."""
+def check_words(
+    grammar: Grammar, sentences: Iterable[Sequence[str]], source: object = "the text", *, unit: str = "line"
+) -> None:
+    """Raise GrammarError for words that the grammar doesn't know: the first with its sentence and position, the others by name."""
     known: set[tuple[str, bool]] = set()  # an unknown word's form depends on whether it stands first
+    first, unknown = "", dict[str, None]()
+    look_up = grammar.number_of if grammar.lexicon is None else grammar.lexicon.posterior
     for number, sentence in enumerate(sentences, 1):
-        new = {(word, position == 0) for position, word in enumerate(sentence)} - known
-        if not new:
-            continue
-        try:
-            grammar.emissions(list(sentence))
-        except PcfgError as error:
-            raise PcfgError(f"{source}, line {number}: {error}") from None
-        known |= new
+        if isinstance(sentence, str):
+            grammar.emissions(sentence)  # which refuses it
+        for position, word in enumerate(sentence):
+            if (word, position == 0) in known:
+                continue
+            known.add((word, position == 0))
+            try:
+                look_up(word, position)
+            except PcfgError as error:
+                first = first or f"{source}, {unit} {number}: {error}"
+                unknown[word] = None
+    if first:
+        raise GrammarError(
+            first + others(list(unknown)[1:], "other word is unknown too", "other words are unknown too")
+        )
+
+
+def others(words: Sequence[str], one: str, more: str) -> str:
+    """What goes on with a message about one word: the other words that it is true of, 20 of them by name."""
+    if not words:
+        return ""
+    named = ", ".join(map(repr, words[:_NAMED])) + (" ..." if len(words) > _NAMED else "")
+    return f"; {len(words):,} {one if len(words) == 1 else more}: {named}"
 
 
 def batches(sentences: Sequence[Sequence[str]], numbers: Callable[[int], int]) -> Iterator[Int64[np.ndarray, " some"]]:

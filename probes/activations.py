@@ -25,7 +25,7 @@ from torch import Tensor
 from probes.alignment import PENN, Encoded, named, owners
 from probes.errors import ProbeError
 from surgery.checkpoint import Checkpoint
-from surgery.errors import CheckpointError, MissingPackageError, OptionError
+from surgery.errors import CheckpointError, MissingPackageError, OptionError, first_line
 from surgery.locks import hold
 from surgery.progress import Progress, silent
 
@@ -76,15 +76,14 @@ class ProbedModel:
         place = _device(device)
         tokenizer = _tokenizer(checkpoint)
         module, head, causal = _module(checkpoint, untrained, place)
-        config = module.config.get_text_config()
         name = f"{checkpoint} with random weights" if untrained is not None else str(checkpoint)
-        sizes = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
-        wanted = _own_states(module)
-        if [state.shape[-1] for state in wanted] != [config.hidden_size] * (config.num_hidden_layers + 1):
-            raise CheckpointError(
-                f"{checkpoint} has layers of different widths, which can't be compared: name a model of one width"
-            )
-        bridge, note = _bridge(checkpoint, module, tokenizer, place)
+        wanted = _own_states(checkpoint, module)
+        config = module.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", None) or 0
+        sizes = (len(wanted) - 1, wanted[0].shape[-1], heads)
+        bridge, note = None, "it has no attention heads"
+        if heads:
+            bridge, note = _bridge(checkpoint, module, tokenizer, place)
         found = cls(module, tokenizer, bridge, name, checkpoint.fingerprint, *sizes, head, causal, note)
         if bridge is not None and not found._agrees(wanted):
             note = "TransformerLens' states differ from transformers' own"
@@ -96,24 +95,31 @@ class ProbedModel:
 
     def _agrees(self, wanted: Sequence[Tensor]) -> bool:
         ids, mask = _some_tokens(self.module)
-        if self.bridge.cfg.n_layers != self.layers or len(wanted) != self.layers + 1:
+        if self.bridge.cfg.n_layers != self.layers:
             return False
         try:
             found = self.hidden_states(ids, mask, range(self.layers + 1))
-        except (KeyError, AttributeError, ValueError):  # a hook by another name
+            patterns = self.attention(ids, mask)
+        except Exception:  # whatever the library raises on models that it takes and can't run; a hook by another name
             return False
-        return all(
-            bool(((found[layer] - states).abs() <= PARITY * (1 + states.abs())).all())
+        return all(pattern.shape[1] == self.heads for pattern in patterns) and all(
+            layer in found and bool(((found[layer] - states).abs() <= PARITY * (1 + states.abs())).all())
             for layer, states in enumerate(wanted)
         )
 
     @property
     def most_tokens(self) -> int:
-        """Tokens that fit into the position table."""
+        """Tokens that fit into the position table; some families (RoBERTa, MPNet, Longformer) begin behind the padding's."""
         config = self.module.config
-        most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30
-        offset = config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "roberta-prelayernorm")
-        return most - (config.pad_token_id + 1 if offset else 0)
+        most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 0
+        for name, table in self.module.base_model.named_modules():
+            if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
+                most = len(table.weight) - table.padding_idx - 1
+        return most if most > 0 else 1 << 30
+
+    @property
+    def _vocabulary(self) -> int:
+        return len(self.module.get_input_embeddings().weight)
 
     def encode(self, sentences: Sequence[Sequence[str]]) -> list[Encoded]:
         """Tokens of sentences, and the word that each belongs to.
@@ -131,9 +137,9 @@ class ProbedModel:
                 zip(some, texts, *columns, strict=True), first + 1
             ):
                 found.append(Encoded(tuple(ids), owners(words, text, spans, special, number)))
-                if max(ids) >= self.module.get_input_embeddings().num_embeddings:
+                if max(ids) >= self._vocabulary:
                     raise ProbeError(
-                        f"{named(number, words)} has token {max(ids)}, and {self.name} embeds {self.module.get_input_embeddings().num_embeddings}: its tokenizer is another model's"
+                        f"{named(number, words)} has token {max(ids)}, and {self.name} embeds {self._vocabulary}: its tokenizer is another model's"
                     )
                 if len(ids) > self.most_tokens:
                     raise ProbeError(
@@ -173,7 +179,7 @@ class ProbedModel:
     def _padding_matters(self) -> bool:
         """Whether masked places change states, as in models that mix places by more than attention (FNet, ConvBERT)."""
         places = torch.arange(15, device=self.module.device)[None]
-        ids, mask = places % self.module.get_input_embeddings().num_embeddings, (places < 7).long()
+        ids, mask = places % self._vocabulary, (places < 7).long()
         alone, padded = (self._own_states(ids[:, :n], mask[:, :n], [self.layers])[self.layers][:, :7] for n in (7, 15))
         return not torch.allclose(alone, padded, rtol=0, atol=1e-4 * float(alone.abs().max()))
 
@@ -244,7 +250,7 @@ def pad(model: ProbedModel, batch: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """Token numbers and attention mask of a batch, padded on the right."""
     width = max(len(encoded.ids) for encoded in batch)
     filler = model.tokenizer.pad_token_id or 0
-    if filler >= model.module.get_input_embeddings().num_embeddings:  # added to the tokenizer and not to the model
+    if filler >= model._vocabulary:  # added to the tokenizer and not to the model
         filler = 0
     ids = torch.full((len(batch), width), filler)
     mask = torch.zeros(len(batch), width, dtype=torch.long)
@@ -366,7 +372,7 @@ def _device(name: str | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"--device {name} can't be used here ({str(error).splitlines()[0]}): try cpu") from None
+        raise OptionError(f"--device {name} can't be used here ({first_line(error)}): try cpu") from None
 
 
 def _module(checkpoint: Checkpoint, untrained: int | None, device: torch.device) -> tuple[Any, bool, bool]:
@@ -374,8 +380,7 @@ def _module(checkpoint: Checkpoint, untrained: int | None, device: torch.device)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     checkpoint.check_readable()
-    kind = str((checkpoint.config.get("architectures") or ["?"])[0])
-    causal = kind.endswith(("ForCausalLM", "LMHeadModel"))
+    causal = _predicts_next(checkpoint.config)
     family = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     with _quiet():
         try:
@@ -397,7 +402,7 @@ def _module(checkpoint: Checkpoint, untrained: int | None, device: torch.device)
             )
         except Exception as error:  # whatever the library raises on files it can't use
             raise CheckpointError(
-                f"{checkpoint} can't be loaded as a language model or an encoder ({str(error).splitlines()[0]}): name one such as BERT, RoBERTa, GPT-2, OPT or LLaMA"
+                f"{checkpoint} can't be loaded as a language model or an encoder ({first_line(error)}): name one such as BERT, RoBERTa, GPT-2, OPT or LLaMA"
             ) from error
     prefix = f"{module.base_model_prefix}."
     inner = [name for name in info["missing_keys"] if name.startswith(prefix) and "pooler" not in name]
@@ -406,31 +411,52 @@ def _module(checkpoint: Checkpoint, untrained: int | None, device: torch.device)
     return module.to(device).eval().requires_grad_(False), not info["missing_keys"], causal
 
 
+def _predicts_next(config: Mapping[str, Any]) -> bool:
+    """Whether a model is, or its family's language model is, one of next words; a bare body or a classifier goes by the latter."""
+    from transformers.models.auto import modeling_auto as auto
+
+    tables = (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    masked, following = (table.get(str(config.get("model_type"))) for table in tables)
+    own = str((config.get("architectures") or ["?"])[0])
+    if own in (masked, following) and masked != following:
+        return own == following
+    alone = masked is None or config.get("is_decoder") or config.get("causal")  # XLM has one class for both
+    return following is not None and bool(alone)
+
+
 def _tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
         found = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the library raises on files it can't use
-        raise CheckpointError(
-            f"{checkpoint}: no tokenizer can be loaded from it ({str(error).splitlines()[0]})"
-        ) from error
+        raise CheckpointError(f"{checkpoint}: no tokenizer can be loaded from it ({first_line(error)})") from error
     if not found.is_fast:
         raise ProbeError(f"{checkpoint} has a tokenizer that doesn't say which characters a token is: use a fast one")
     return found
 
 
 def _some_tokens(module: Any) -> tuple[Tensor, Tensor]:
-    ids = torch.arange(12, device=module.device)[None] % module.config.get_text_config().vocab_size
+    ids = torch.arange(12, device=module.device)[None] % len(module.get_input_embeddings().weight)
     return ids, torch.ones_like(ids)
 
 
-def _own_states(module: Any) -> Sequence[Tensor]:
+def _own_states(checkpoint: Checkpoint, module: Any) -> Sequence[Tensor]:
     """Transformers' own hidden states of some tokens."""
     ids, mask = _some_tokens(module)
-    with torch.no_grad():
-        states = module.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-    return tuple(state.clone() for state in states.hidden_states)
+    try:
+        with torch.no_grad():
+            output = module.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        states = tuple(state.clone() for state in output.hidden_states)
+    except Exception as error:  # whatever a model's code raises that wants more than tokens, or gives no states
+        raise CheckpointError(
+            f"{checkpoint} gives no hidden states for tokens alone ({first_line(error)}): name a decoder or an encoder of text"
+        ) from error
+    if {state.shape for state in states} != {(*ids.shape, states[0].shape[-1])}:
+        raise CheckpointError(
+            f"{checkpoint} has layers of different widths or lengths, which can't be compared: name a model of one width"
+        )
+    return states
 
 
 def _bridge(checkpoint: Checkpoint, module: Any, tokenizer: Any, device: torch.device) -> tuple[Any, str]:
@@ -445,7 +471,7 @@ def _bridge(checkpoint: Checkpoint, module: Any, tokenizer: Any, device: torch.d
                 str(checkpoint.folder), hf_model=module, tokenizer=tokenizer, device=str(device)
             ), ""
     except Exception as error:  # whatever the library raises on models it doesn't know
-        return None, f"TransformerLens can't load it ({str(error).splitlines()[0][:120]})"
+        return None, f"TransformerLens can't load it ({first_line(error)[:120]})"
 
 
 @contextlib.contextmanager

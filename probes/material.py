@@ -96,7 +96,10 @@ class Material:
             progress(done, len(words), "exact marginals")
         if unparsed:  # the batches aren't in order
             first_bad = min(unparsed)
-            raise ProbeError(f"{named(first_bad + 1, words[first_bad])} has no parse by the grammar: leave it out")
+            more = f", nor have {len(unparsed) - 1:,} others" if unparsed[1:] else ""
+            raise ProbeError(
+                f"{named(first_bad + 1, words[first_bad])} has no parse by the grammar{more}: leave out what it can't parse"
+            )
         return _whole(words, drawn, names, found, True, seed, grammar)
 
     @classmethod

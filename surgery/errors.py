@@ -34,3 +34,8 @@ class MissingPackageError(SurgeryError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package}: pip install 'surgery[{extra}]'")
+
+
+def first_line(error: Exception) -> str:
+    """What a library says of an error, on one line; its type when it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from surgery.checkpoint import Checkpoint
-from surgery.errors import CheckpointError, OptionError
+from surgery.errors import CheckpointError, OptionError, first_line
 from surgery.structure import Kind, counterparts
 
 TOKENIZER_FILES = (
@@ -213,11 +213,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             f"{checkpoint}: no tokenizer can be loaded from it (it knows no words): copy the one of the checkpoint it was tuned from, or fetch its files"
         )
     return tokenizer
-
-
-def first_line(error: Exception) -> str:
-    """What a library says of an error, on one line; its type when it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _first(config: Any, name: str) -> int | None:

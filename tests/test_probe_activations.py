@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import architectures
 import numpy as np
@@ -235,6 +236,16 @@ def test_models_that_cant_be_probed(copied, monkeypatch, tmp_path):
         ProbedModel.load(folder, device="cpu")
     with pytest.raises(SurgeryError):
         ProbedModel.load(tmp_path / "nothing")
+    for name, message in (
+        ("XmodForMaskedLM", "gives no hidden states for tokens alone .Input language unknown"),
+        ("BartModel", "gives no hidden states for tokens alone"),
+        ("FunnelForMaskedLM", "layers of different widths or lengths"),
+    ):
+        folder = architectures.build(name, tmp_path / name, "masked")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "default_language": None}))
+        with pytest.raises(CheckpointError, match=message):
+            ProbedModel.load(folder, device="cpu")
 
 
 def test_layers_of_different_widths_are_refused(tmp_path, tiny):
@@ -268,6 +279,126 @@ def test_a_model_that_transformer_lens_cant_load_falls_back(tiny, monkeypatch, t
     )
     with pytest.raises(ProbeError, match="TransformerLens can't load it"):
         model.attention(ids, mask)
+
+
+_POST_NORM = {
+    "hidden_size": 16,
+    "word_embed_proj_dim": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "ffn_dim": 16,
+    "max_position_embeddings": 64,
+    "do_layer_norm_before": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "own", "reason"),
+    [
+        ("MambaForCausalLM", "causal", {}, "has no attention heads"),
+        ("Mamba2ForCausalLM", "causal", {}, "has no attention heads"),
+        ("RwkvForCausalLM", "causal", {}, "has no attention heads"),
+        ("FNetForMaskedLM", "masked", {}, "has no attention heads"),
+        ("OPTForCausalLM", "causal", _POST_NORM, "states differ"),
+        (
+            "OPTForCausalLM",
+            "causal",
+            {**_POST_NORM, "do_layer_norm_before": True, "_remove_final_layer_norm": True},
+            "states differ",
+        ),
+        ("BertLMHeadModel", "masked", {"is_decoder": True}, "states differ"),
+        ("BertLMHeadModel", "masked", {}, "states differ"),
+        ("RobertaForCausalLM", "masked", {"is_decoder": True}, "can't load it"),
+    ],
+)
+def test_models_that_transformer_lens_misreads_give_transformers_own_states(
+    name, kind, own, reason, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(architectures, "shrunk", partial(_with, architectures.shrunk, own))
+    folder = architectures.build(name, tmp_path / "model", kind)
+    model = ProbedModel.load(folder, device="cpu")
+    assert model.bridge is None
+    assert reason in model.note
+    assert "transformers' own" in model.note
+    assert model.causal == ("CausalLM" in name or "LMHead" in name)
+    encoded = model.encode(SENTENCES)
+    for code in encoded:
+        ids, mask = pad(model, [code])
+        wanted = _library_states(name, folder, ids)
+        found = model.hidden_states(ids, mask, range(len(wanted)))
+        assert model.layers == len(wanted) - 1
+        for layer, states in enumerate(wanted):
+            assert torch.allclose(found[layer], states, atol=1e-5)
+    assert ProbedModel.load(folder, device="cpu", untrained=0).bridge is None
+
+
+def _with(make, own, config_class, tokenizer):
+    config = make(config_class, tokenizer)
+    for field, value in own.items():
+        setattr(config, field, value)
+    return config
+
+
+def _library_states(name, folder, ids):
+    """Hidden states of the very class that was saved."""
+    import transformers
+
+    module = getattr(transformers, name).from_pretrained(folder).eval()
+    with torch.no_grad():
+        return module(input_ids=ids, output_hidden_states=True).hidden_states
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "causal"),
+    [
+        ("GPT2Model", "causal", True),
+        ("GPT2ForSequenceClassification", "causal", True),
+        ("GPT2ForTokenClassification", "causal", True),
+        ("LlamaModel", "causal", True),
+        ("LlamaForSequenceClassification", "causal", True),
+        ("OPTModel", "causal", True),
+        ("MambaModel", "causal", True),
+        ("BertForTokenClassification", "masked", False),
+        ("FlaubertWithLMHeadModel", "masked", False),
+        ("XLMModel", "masked", False),
+    ],
+)
+def test_bodies_and_classifiers_are_probed_as_language_models_are(name, kind, causal, tmp_path):
+    folder = architectures.build(name, tmp_path / "model", kind)
+    model = ProbedModel.load(folder, device="cpu")
+    assert model.causal == causal
+    ids, mask = pad(model, [model.encode(SENTENCES)[0]])
+    wanted = _library_states(name, folder, ids)
+    found = model.hidden_states(ids, mask, range(len(wanted)))
+    assert all(torch.allclose(found[layer], states, atol=1e-5) for layer, states in enumerate(wanted))
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("MPNetForMaskedLM", 94),
+        ("LongformerForMaskedLM", 95),
+        ("RobertaForMaskedLM", 95),
+        ("LukeForMaskedLM", 95),
+        ("Data2VecTextForMaskedLM", 95),
+        ("BertForMaskedLM", 96),
+        ("XLNetLMHeadModel", None),
+        ("MambaForCausalLM", None),
+    ],
+)
+def test_the_longest_sentence_is_what_the_model_can_run(name, most, tmp_path):
+    """96 rows in the position table; positions begin behind the padding token's, 0 or 1, in some families."""
+    folder = architectures.build(name, tmp_path / "model", "masked")
+    model = ProbedModel.load(folder, device="cpu")
+    longest = model.most_tokens
+    assert longest == most if most else longest > 1 << 20
+    for length, fits in ((most or 200, True), ((most or 200) + 1, most is None)):
+        ids = torch.full((1, length), 9)
+        try:
+            model.hidden_states(ids, torch.ones_like(ids), [model.layers])
+            assert fits
+        except (IndexError, RuntimeError):
+            assert not fits
 
 
 @pytest.mark.parametrize("name", ["convbert", "yoso", "mobilebert"])

@@ -137,9 +137,10 @@ def test_control_tasks_depend_on_the_words_alone(material):
 
 
 def test_bad_input_is_named(grammar):
-    with pytest.raises(PcfgError, match="'aardvark'"):
-        Material.of_grammar(grammar, [["the", "aardvark"]] * 9)
-    with pytest.raises(ProbeError, match=r"sentence 2 \(the the the\) has no parse"):
+    unknown = r"line 2: the word 'aardvark' \(number 2 .*; 2 other words are unknown too: 'zebu', 'Yak'$"
+    with pytest.raises(PcfgError, match=unknown):
+        Material.of_grammar(grammar, [["the", "dog"], ["the", "aardvark", "zebu"], ["Yak", "aardvark"]] * 9)
+    with pytest.raises(ProbeError, match=r"sentence 2 \(the the the\) has no parse .*, nor have 4 others: leave"):
         Material.of_grammar(grammar, [["the", "dog", "see", "the", "fish"], ["the", "the", "the"]] * 5)
     with pytest.raises(
         ProbeError, match=r"sentence 1 \(the the the the\) has no parse"

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 
 from surgery.checkpoint import Checkpoint
 from surgery.devices import full_float32, room_for
-from surgery.errors import CheckpointError, OptionError, TaskError
+from surgery.errors import CheckpointError, OptionError, TaskError, first_line
 from surgery.files import replace_bytes
 from surgery.models import load_tokenizer, pick_device, pick_dtype, quiet
 from surgery.progress import Progress, silent
@@ -99,7 +99,7 @@ class Encoder:
                 trial, again = (reader.features(reader.prepare([reader.trial]), pooling) for _ in range(2))
         except Exception as error:  # anything a model can raise on inputs that aren't the ones it wants
             raise CheckpointError(
-                f"{checkpoint}: a {type(module).__name__} can't encode {reader.kind}s ({_first_line(error)})"
+                f"{checkpoint}: a {type(module).__name__} can't encode {reader.kind}s ({first_line(error)})"
             ) from error
         if not bool(torch.isfinite(trial).all()):
             raise CheckpointError(f"{checkpoint} gives features of NaN or infinity: fetch it again or change --dtype")
@@ -291,7 +291,7 @@ def kind_of(source: str | Path | Checkpoint) -> str:
             )
             known = transformers.MODEL_MAPPING[type(config)]
     except Exception as error:  # whatever the library raises on files it can't use
-        raise CheckpointError(f"{checkpoint}: transformers can't load it ({_first_line(error)})") from error
+        raise CheckpointError(f"{checkpoint}: transformers can't load it ({first_line(error)})") from error
     return "image" if _sees(known[0] if isinstance(known, tuple) else known) else "text"
 
 
@@ -321,7 +321,7 @@ def _load_body(checkpoint: Checkpoint, precision: torch.dtype) -> tuple[Any, boo
             trust_remote_code=False,
         )
     except Exception as error:  # whatever the library raises on files it can't use
-        raise CheckpointError(f"{checkpoint}: transformers can't load it ({_first_line(error)})") from error
+        raise CheckpointError(f"{checkpoint}: transformers can't load it ({first_line(error)})") from error
     if missing := [name for name in info["missing_keys"] if "pooler" not in name]:
         raise CheckpointError(
             f"{checkpoint} lacks {len(missing)} tensors of a {type(module).__name__}, {min(missing)} first: fetch it again"
@@ -365,7 +365,7 @@ def _reader(checkpoint: Checkpoint, module: Any, has_pooler: bool, max_length: i
             )
         except Exception as error:  # whatever the library raises on files it can't use
             raise CheckpointError(
-                f"{checkpoint}: no image processor can be loaded from it ({_first_line(error)})"
+                f"{checkpoint}: no image processor can be loaded from it ({first_line(error)})"
             ) from error
         return ImageReader(module, processor, has_pooler)
     if module.main_input_name != "input_ids":
@@ -373,7 +373,3 @@ def _reader(checkpoint: Checkpoint, module: Any, has_pooler: bool, max_length: i
             f"{checkpoint}: a {type(module).__name__} takes {module.main_input_name}, neither text nor images: use another encoder"
         )
     return TextReader.of(module, load_tokenizer(checkpoint), max_length)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
