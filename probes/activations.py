@@ -22,6 +22,7 @@ from jaxtyping import Float, Float32, Int64
 from tokenizers.models import WordLevel
 from torch import Tensor
 
+from pcfg.devices import Device
 from probes.alignment import PENN, Encoded, named, owners
 from probes.errors import ProbeError
 from surgery.checkpoint import Checkpoint
@@ -61,7 +62,7 @@ class ProbedModel:
 
     @classmethod
     def load(
-        cls, source: "str | Path | Checkpoint", *, device: str | None = None, untrained: int | None = None
+        cls, source: "str | Path | Checkpoint", *, device: Device | None = None, untrained: int | None = None
     ) -> "ProbedModel":
         """A Hugging Face folder or hub id.
 
@@ -366,7 +367,7 @@ def _file(folder: Path, layer: int) -> Path:
     return folder / f"layer-{layer:02d}.f32"
 
 
-def _device(name: str | None) -> torch.device:
+def _device(name: Device | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pcfg.devices import Device
 from probes.errors import ProbeError
 from probes.report import ProbeReport
 from surgery.progress import Progress, silent
@@ -56,7 +57,7 @@ def run_example(
     sentences: int = SENTENCES,
     *,
     seed: int = 0,
-    device: str | None = None,
+    device: Device | None = None,
     progress: Progress = silent,
     **settings: Any,
 ) -> ProbeReport:

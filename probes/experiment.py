@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pcfg.devices import Device
 from probes import controls
 from probes.activations import Activations, ProbedModel
 from probes.causal import Head, remove_directions, score_heads
@@ -46,7 +47,7 @@ def probe_spans(
     seeds: int = 5,
     seed: int = 0,
     max_length: int | None = None,
-    device: str | None = None,
+    device: Device | None = None,
     cache: str | Path | None = None,
     resume: str | Path | None = None,
     progress: Progress = silent,
@@ -93,7 +94,7 @@ def probe_trees(
     seeds: int = 5,
     seed: int = 0,
     max_length: int = 40,
-    device: str | None = None,
+    device: Device | None = None,
     cache: str | Path | None = None,
     resume: str | Path | None = None,
     progress: Progress = silent,
@@ -123,12 +124,13 @@ def probe_trees(
 def _settings(
     seeds: int,
     seed: int,
-    device: str | None,
+    device: Device | None,
     cache: str | Path | None,
     resume: str | Path | None,
     progress: Progress,
 ) -> Settings:
-    return Settings(seeds, seed, device, Path(cache) if cache else None, progress, Path(resume) if resume else None)
+    place = None if device is None else str(device)
+    return Settings(seeds, seed, place, Path(cache) if cache else None, progress, Path(resume) if resume else None)
 
 
 def _probe(

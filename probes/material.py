@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from pcfg.devices import Device
 from probes.alignment import named
 from probes.errors import ProbeError
 from surgery.progress import Progress, silent
@@ -55,7 +56,7 @@ class Material:
         sentences: "Samples | Sequence[Sequence[str]]",
         *,
         seed: int = 0,
-        device: str | None = None,
+        device: Device | None = None,
         progress: Progress = silent,
     ) -> "Material":
         """Exact marginals of a grammar's sentences.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import nn
 
+from pcfg.devices import Device
 from pcfg.excess import MaskedSet, masked_log_probs, word_ids, word_table
 from probes.activations import ProbedModel, pad
 from probes.linear import Scale
@@ -36,7 +37,7 @@ class MaskedWords:
 
     @classmethod
     def draw(
-        cls, material: Material, *, seed: int, device: str | None = None, progress: Progress = silent
+        cls, material: Material, *, seed: int, device: Device | None = None, progress: Progress = silent
     ) -> "MaskedWords":
         """Mask one word in copies of each sentence; the material must have a grammar."""
         grammar = material.grammar

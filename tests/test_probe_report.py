@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -275,7 +276,9 @@ def trees():
 
 
 def test_a_model_of_text_against_trees(tiny, tmp_path):
-    report = probe_trees(tiny("bert"), trees(), layers=[1], seeds=1, device="cpu")
+    report = probe_trees(
+        tiny("bert"), trees(), layers=[1], seeds=1, device=torch.device("cpu"), resume=tmp_path / "state"
+    )
     assert not report.exact
     assert report.layers == (0, 1)
     assert report.loss is None
