@@ -38,7 +38,7 @@ class Batch(NamedTuple):
 
     Attributes:
         input_ids: begin, words or <mask>, end, padding. `labels`: the words under masks, -100 elsewhere.
-        attention_mask: added to attention scores; None where there is no padding.
+        attention_mask: added to attention scores; on a CPU None where there is no padding.
     """
 
     input_ids: Int64[Tensor, "batch width"]
@@ -52,7 +52,7 @@ class Batches:
 
     Attributes:
         tokens: of all sentences, one after another. `first`, `length`: of each sentence in the order of training.
-        widths: of each batch, the two special tokens included; `padded`: whether it has padding.
+        widths: of each batch, the two special tokens included; `padded`: whether it needs a mask for padding.
     """
 
     tokens: Int32[Tensor, " W"]
@@ -92,14 +92,17 @@ class Batches:
         lengths = drawn.lengths[order]
         starts = np.arange(0, len(order), batch_size)
         longest, shortest = np.maximum.reduceat(lengths, starts) + 2, np.minimum.reduceat(lengths, starts) + 2
+        padded = shortest < longest
         if device.type == "cuda":
             longest = -(-longest // _ROUNDED) * _ROUNDED
+            # Without a mask the library makes one of its own from the CPU, which can't be captured.
+            padded = np.ones_like(padded)
         return cls(
             torch.from_numpy(ids.astype(np.int32)[drawn.words]).to(device),
             torch.from_numpy(drawn.offsets[:-1][order]).to(device),
             torch.from_numpy(lengths).to(device),
             longest.tolist(),
-            (shortest < longest).tolist(),
+            padded.tolist(),
             batch_size,
             share,
             seed,
