@@ -241,11 +241,12 @@ def show(
     json: options.Json = False,
 ) -> None:
     """What a bottleneck or an eraser is: sizes, classes, how it was made, what was forgotten."""
+    from surgery.errors import BottleneckError
+    from surgery.hub import located
     from surgery.unlearning.bottleneck import Bottleneck
     from surgery.unlearning.eraser import ERASER_FILE, Eraser
-    from surgery.unlearning.storage import located
 
-    folder = located(folder)
+    folder = located(folder, BottleneckError)
     if (folder / ERASER_FILE).exists():
         _show_eraser(Eraser.load(folder), json)
     else:

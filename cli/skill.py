@@ -10,7 +10,7 @@ from cli.render import print_json, print_skill, print_table, progress_bar, say, 
 
 app = typer.Typer(help="Look at a skill, apply it to its base, take it out again.", no_args_is_help=True)
 
-SkillFolder = Annotated[Path, typer.Argument(help="Skill folder.")]
+SkillFolder = Annotated[Path, typer.Argument(help="Skill folder, or a hub id.")]
 InPlace = Annotated[
     bool, typer.Option("--in-place", help="Patch the checkpoint's own files instead of writing a new folder.")
 ]

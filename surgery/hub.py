@@ -19,3 +19,12 @@ def hub_folder(name: str, patterns: Sequence[str], error: type[SurgeryError]) ->
         raise error(
             f"{name!r} is not a folder here, and the hub couldn't give it ({type(cause).__name__}): check the spelling and the network"
         ) from cause
+
+
+def located(source: str | Path, error: type[SurgeryError]) -> Path:
+    """The folder itself; or, where there is none, that of the repository `owner/name` on the hub, public or one's own."""
+    folder = Path(source).expanduser()
+    name = str(source)
+    if folder.exists() or folder.is_absolute() or name.count("/") != 1 or name.startswith((".", "~")):
+        return folder
+    return hub_folder(name, ("*.json", "*.safetensors"), error)

@@ -245,3 +245,12 @@ def test_an_option_whose_lack_is_refused_is_marked_in_help(command, run, tmp_pat
     assert status == 2 and missing.startswith("-")
     after = help_text[help_text.index(f" {missing} ") :]
     assert "Required." in after[:200]
+
+
+def test_a_skill_may_lie_on_the_hub(work, run, monkeypatch, tmp_path):
+    base, _, skill = work
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str({"me/skill": skill}[name]))
+    assert run("skill", "show", "me/skill")[0] == 0
+    assert run("skill", "apply", "me/skill", base, "-o", tmp_path / "grafted")[0] == 0
+    assert run("skill", "apply", skill, base, "-o", tmp_path / "grafted-2")[0] == 0
+    assert hashes(tmp_path / "grafted") == hashes(tmp_path / "grafted-2")

@@ -12,6 +12,7 @@ from surgery.delta import SparseDelta
 from surgery.errors import CheckpointError, OptionError, SkillError, TaskError
 from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.grafting.card import model_card
+from surgery.hub import located
 from surgery.progress import Progress, silent
 from surgery.tasks.readout import readout_file
 from surgery.tasks.task import Task
@@ -51,8 +52,8 @@ class Skill:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Skill":
-        """Read a skill folder; raises SkillError for a damaged one."""
-        folder = Path(folder)
+        """Read a skill's folder, or fetch it by its hub id; raises SkillError for a damaged one."""
+        folder = located(folder, SkillError)
         delta = SparseDelta.load(folder / SKILL_FILE)
         try:
             report = (

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from surgery.devices import off_cpu, room_for
 from surgery.errors import BottleneckError, OptionError, TaskError
 from surgery.files import new_folder, replace_bytes
+from surgery.hub import located
 from surgery.models import pick_device
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
@@ -31,7 +32,6 @@ from surgery.unlearning.settings import Settings
 from surgery.unlearning.storage import (
     digest,
     hash_arrays,
-    located,
     read_arrays,
     read_json,
     take_checksum,
@@ -433,7 +433,7 @@ class Bottleneck:
         Raises BottleneckError for anything else, and for a damaged one.
         A folder of an earlier version has no checksums: it is loaded, and a warning is logged that damage can't be seen.
         """
-        folder = located(folder)
+        folder = located(folder, BottleneckError)
         config = read_json(folder / CONFIG_FILE)
         if config.get("format") != _FORMAT:
             raise BottleneckError(

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
+from surgery.hub import located
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.card import eraser_card
 from surgery.unlearning.storage import (
     hash_arrays,
-    located,
     read_arrays,
     read_json,
     take_checksum,
@@ -202,7 +202,7 @@ class Eraser:
 
         Raises BottleneckError for anything else, and for a damaged one.
         """
-        folder = located(folder)
+        folder = located(folder, BottleneckError)
         report = read_json(folder / "report.json")
         if report.get("format") != _FORMAT:
             raise BottleneckError(f"{folder} isn't an eraser's folder: name one that `surgery unlearn` wrote")

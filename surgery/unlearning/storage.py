@@ -18,7 +18,6 @@ from safetensors.numpy import save
 
 from surgery.errors import BottleneckError
 from surgery.files import replace_bytes, replace_json
-from surgery.hub import hub_folder
 
 _CHECKSUM = "checksum"
 
@@ -26,15 +25,6 @@ _CHECKSUM = "checksum"
 def digest(array: NDArray) -> str:
     """xxh3-64 of an array's bytes; 16 hex digits."""
     return xxhash.xxh3_64(np.ascontiguousarray(array).data).hexdigest()
-
-
-def located(source: str | Path) -> Path:
-    """The folder itself; or, where there is none, that of the repository `owner/name` on the hub, public or one's own."""
-    folder = Path(source).expanduser()
-    name = str(source)
-    if folder.exists() or folder.is_absolute() or name.count("/") != 1 or name.startswith((".", "~")):
-        return folder
-    return hub_folder(name, ("*.json", "*.safetensors"), BottleneckError)
 
 
 def read_json(path: Path) -> dict[str, Any]:
