@@ -1,17 +1,12 @@
 """Whether two checkpoints are a base and what was tuned from it: one architecture, one tokenizer."""
 
-import re
 import shlex
 
+from surgery import configs
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError
 from surgery.models import TOKENIZER_FILES, load_tokenizer
 from surgery.structure import check_pair, counterparts
-
-# Fields of a config that change nothing in how weights are put to use.
-FREE = re.compile(
-    r"_token_id$|drop|label|^output_|^use_cache|^problem|^torch_dtype|^dtype|version|^_|^architectures|^gradient_|^return_|^task"
-)
 
 
 def check_alike(base: Checkpoint, tuned: Checkpoint, texts: list[str]) -> list[str]:
@@ -50,11 +45,14 @@ def _check_classes(base: Checkpoint, tuned: Checkpoint) -> None:
 
 def check_configs(base: Checkpoint, tuned: Checkpoint, *, resized: bool) -> None:
     """Refuse configs that put the same weights to another use, naming the first field that differs."""
-    for key in sorted(base.config.keys() & tuned.config.keys()):
-        if not FREE.search(key) and base.config[key] != tuned.config[key] and not (resized and key == "vocab_size"):
-            raise CheckpointError(
-                f"config.json says {key} {base.config[key]} in {base}, but {tuned.config[key]} in {tuned}: both must be one architecture"
-            )
+    ours, theirs = (configs.counting(side.config) for side in (base, tuned))
+    if resized:
+        ours, theirs = ({**side, "vocab_size": 0} for side in (ours, theirs))
+    if found := configs.difference(ours, theirs):
+        key, before, after = found
+        raise CheckpointError(
+            f"config.json says {key} {before} in {base}, but {after} in {tuned}: both must be one architecture"
+        )
 
 
 def _check_tensors(base: Checkpoint, tuned: Checkpoint) -> list[str]:

@@ -6,7 +6,6 @@ texts that bring out its normaliser and its way of splitting.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,12 +14,10 @@ from typing import Any
 
 import xxhash
 
+from surgery import configs
 from surgery.checkpoint import Checkpoint
 from surgery.models import load_tokenizer, quiet
-from surgery.pairing import FREE
 
-# Free too where it is the same weights that are put to use: how they were first drawn, how memory is saved.
-_FREE_HERE = re.compile(r"^init|^torchscript|^chunk_size_feed_forward|^name_or_path|^tokenizer_class")
 # Count where both sides give one: a token to pad with may set where positions begin (RoBERTa).
 _COUNT_WHERE_GIVEN = frozenset({"architectures", "pad_token_id"})
 _FILES = (
@@ -60,7 +57,7 @@ class Traits:
     @classmethod
     def of(cls, checkpoint: Checkpoint, like: "Traits | None" = None) -> "Traits":
         """Read them. Files that are those of `like` aren't loaded, which would take an import of the library."""
-        config = _counting(checkpoint.config)
+        config = configs.counting(checkpoint.config, _COUNT_WHERE_GIVEN)
         files = _hash_files(checkpoint.folder)
         if like is not None and files == like.files:
             return cls(config, files, like.tokenizer)
@@ -71,7 +68,7 @@ class Traits:
 
         What only one of the two knows of is no difference.
         """
-        if found := _config_difference(self.config, other.config):
+        if found := configs.difference(self.config, other.config, _COUNT_WHERE_GIVEN):
             key, ours, theirs = found
             return f"config.json says {key} {_short(theirs)} instead of {_short(ours)}"
         if self.files == other.files:
@@ -109,44 +106,6 @@ _MEANING = {
     **{_key(text): f"makes other tokens of {text!r}" for text in _TEXTS},
     _key(*_PAIR): "puts two texts together otherwise",
 }
-
-
-def _counting(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config's fields that count, at every depth."""
-    return {
-        key: _counting(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key in _COUNT_WHERE_GIVEN or not (FREE.search(key) or _FREE_HERE.search(key))
-    }
-
-
-def _config_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    if _same(ours, theirs):
-        return None
-    whole = [_complete(config) for config in (ours, theirs)]
-    if None not in whole:  # one library has filled in both, so a field that is missing is no field of the class
-        ours, theirs = whole  # type: ignore[assignment]
-    for key in sorted(ours.keys() & theirs.keys()):
-        one, other = ours[key], theirs[key]
-        if not _same(one, other) and not (key in _COUNT_WHERE_GIVEN and None in (one, other)):
-            return key, one, other
-    return None
-
-
-def _complete(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The config with the library's defaults and spellings; None where it doesn't know the kind of model, or won't."""
-    from transformers import CONFIG_MAPPING
-
-    try:
-        with quiet():
-            made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)).to_dict()
-    except Exception:  # anything a config can provoke in a class of the library
-        return None
-    return _counting(json.loads(json.dumps(made, default=str)))
-
-
-def _same(one: Any, other: Any) -> bool:
-    return one == other or json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)  # NaN is NaN here
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import json
 
+import architectures
 import pytest
 import torch
 import transformers
@@ -12,6 +13,7 @@ from tiny import block_names, change, perturb, weights
 
 from surgery import Checkpoint, SparseDelta, graft, score
 from surgery.errors import CheckpointError
+from surgery.grafting.heads import with_tuned_head
 from surgery.models import load_model
 from surgery.pairing import check_alike
 from surgery.structure import counterparts
@@ -211,3 +213,54 @@ def test_two_named_tensors_of_other_shapes(copied):
         save_file({"a": torch.zeros(size)}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"tensor a is \(2,\) in .*, but \(3,\)"):
         SparseDelta.between(*map(Checkpoint, folders), ["a"])
+
+
+# What configs on the hub say, where saving them again with today's library says it otherwise.
+HUB = {
+    "deberta-v3": (
+        "DebertaV2ForMaskedLM",
+        "masked",
+        {"pos_att_type": "p2c|c2p", "relative_attention": True, "share_att_key": True},
+    ),
+    "qwen2": ("Qwen2ForCausalLM", "causal", {"use_sliding_window": False, "sliding_window": 131072}),
+    "gemma": ("GemmaForCausalLM", "causal", {"hidden_act": "gelu", "hidden_activation": None}),
+    "llama-3": ("LlamaForCausalLM", "causal", {"rope_theta": 500000.0, "rope_scaling": None, "initializer_range": 0.5}),
+}
+
+
+def hub_pair(tmp_path, name):
+    """A base whose config.json is spelled as on the hub, and what a trainer's save makes of it."""
+    class_name, kind, fields = HUB[name]
+    base = architectures.build(class_name, tmp_path / "base", kind)
+    config = json.loads((base / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    (base / "config.json").write_text(json.dumps({**config, **fields}))
+    perturb(base, tmp_path / "tuned")
+    transformers.AutoConfig.from_pretrained(base).save_pretrained(tmp_path / "tuned")
+    configure(tmp_path / "tuned", architectures=[class_name], initializer_range=0.02)
+    return base, tmp_path / "tuned"
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_configs_are_compared_as_the_library_reads_them(tmp_path, name):
+    base, tuned = hub_pair(tmp_path, name)
+    check_alike(Checkpoint(base), Checkpoint(tuned), [])
+    assert weights(with_tuned_head(base, tuned, tmp_path / "made").folder).keys() == weights(base).keys()
+
+
+def test_a_field_that_one_side_leaves_to_its_default_counts(tmp_path):
+    """The base says in the old spelling what the tuned one says in the new: other angles in either."""
+    base, tuned = hub_pair(tmp_path, "llama-3")
+    configure(tuned, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    with pytest.raises(CheckpointError, match=r"config\.json says rope_parameters .*500000\.0.* but .*10000\.0"):
+        check_alike(Checkpoint(base), Checkpoint(tuned), [])
+
+
+def test_a_default_that_only_one_side_writes_counts(tmp_path, copied):
+    bare, other = copied("bert", "bare"), copied("bert", "other")
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps({key: config[key] for key in config if key != "hidden_act"}))
+    check_alike(Checkpoint(bare), Checkpoint(other), [])
+    configure(other, hidden_act="relu")
+    with pytest.raises(CheckpointError, match=r"says hidden_act gelu in .*, but relu in "):
+        check_alike(Checkpoint(bare), Checkpoint(other), [])
