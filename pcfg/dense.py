@@ -28,11 +28,12 @@ from torch.autograd.function import once_differentiable
 
 from pcfg.dense_best import best_trees
 from pcfg.dense_chart import Scores
+from pcfg.dense_checks import alarms, complain, fitted, masked
 from pcfg.dense_logs import best, best_chart, drawn, pick_trees, root_scores
 from pcfg.dense_parts import Logs, Scaled, merge, solve
 from pcfg.dense_runs import is_recorded, run_best
-from pcfg.devices import Dtype, one_device
-from pcfg.errors import GrammarError, OptionError
+from pcfg.devices import Dtype
+from pcfg.errors import OptionError
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -52,7 +53,7 @@ def dense_inside_outside(
     """
     # Copies: what is computed later must be of these scores, though an optimiser changes them in place meanwhile.
     start, binary, emissions = (scores.detach().clone() for scores in (log_start, log_binary, log_emissions))
-    scores = _check(start, binary, emissions, lengths)
+    scores = _fit(start, binary, emissions, lengths)
     dtype = _check_dtype(dtype or log_binary.dtype)
     return DenseResult(scores, tuple(solve(scores, dtype, True)), dtype)
 
@@ -68,7 +69,7 @@ def log_partition(
     The second derivative runs both passes once more, on numbers with an infinitesimal imaginary part (Squire & Trapp
     1998), which is exact to rounding. Gradients of a sentence without a parse are 0.
     """
-    scores = _check(log_start, log_binary, log_emissions, lengths)
+    scores = _fit(log_start, log_binary, log_emissions, lengths)
     _check_dtype(log_binary.dtype)
     return _LogPartition.apply(scores.start, scores.binary, scores.emissions, scores.lengths)
 
@@ -163,18 +164,18 @@ class DenseResult:
     @cached_property
     def span_marginals(self) -> Float[Tensor, "B n n1"]:
         """Probability that a span of two words or more is a constituent; a sentence's sum to its length - 1."""
-        return _by_end(merge(self.parts, [part.labels.sum(3) for part in self.parts], self._spans)).to(self.dtype)
+        return merge(self.parts, [part.spans for part in self.parts], self._spans, self.dtype)
 
     @cached_property
     def label_marginals(self) -> Float[Tensor, "B n n1 N"]:
         """Probability that a span of two words or more is a constituent of each nonterminal."""
         shape = (*self._spans, self.scores.symbols[0])
-        return _by_end(merge(self.parts, [part.labels for part in self.parts], shape)).to(self.dtype)
+        return merge(self.parts, [part.labels for part in self.parts], shape, self.dtype)
 
     @cached_property
     def tag_posteriors(self) -> Float[Tensor, "B n T"]:
         """Probability of each preterminal over each word."""
-        return merge(self.parts, [part.tags for part in self.parts], self.scores.emissions.shape).to(self.dtype)
+        return merge(self.parts, [part.tags for part in self.parts], self.scores.emissions.shape, self.dtype)
 
     @cached_property
     def rule_expectations(self) -> Float[Tensor, "*B N S S"]:
@@ -182,19 +183,19 @@ class DenseResult:
         counts = [part.binary_counts(None) for part in self.parts]
         if counts[0].dim() == 3:
             return sum((count.double() for count in counts[1:]), counts[0]).to(self.dtype)
-        return merge(self.parts, counts, self.scores.binary.shape).to(self.dtype)
+        return merge(self.parts, counts, self.scores.binary.shape, self.dtype)
 
     @cached_property
     def start_expectations(self) -> Float[Tensor, "B S"]:
         """Probability of each symbol at the root of each sentence."""
         shape = (len(self.scores.lengths), sum(self.scores.symbols))
-        return merge(self.parts, [part.start_counts() for part in self.parts], shape).to(self.dtype)
+        return merge(self.parts, [part.start_counts() for part in self.parts], shape, self.dtype)
 
     @cached_property
     def log_inside(self) -> Float64[Tensor, "B n widths N"]:
         """Log inside scores by first word and width, those of a width up to a number of its own."""
         shape = (*self._spans, self.scores.symbols[0])
-        return merge(self.parts, [part.log_inside for part in self.parts], shape, -torch.inf)
+        return merge(self.parts, [part.log_inside for part in self.parts], shape, padding=-torch.inf)
 
     def expected(
         self, start: Float[Tensor, " S"], binary: Float[Tensor, "N S S"], emissions: Float[Tensor, "B n T"]
@@ -224,7 +225,7 @@ class _LogPartition(torch.autograd.Function):
         parts = solve(scores, binary.dtype, any(ctx.needs_input_grad))
         ctx.save_for_backward(start, binary, emissions, lengths)
         ctx.parts = parts
-        return merge(parts, [part.log_z for part in parts], lengths.shape).to(binary.dtype)
+        return merge(parts, [part.log_z for part in parts], lengths.shape, binary.dtype)
 
     @staticmethod
     def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor | None, ...]:
@@ -240,7 +241,11 @@ class _Counts(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(weights, start, binary, emissions, lengths)
         ctx.parts = parts
-        found = [torch.zeros_like(x, dtype=torch.float64) for x in (start, binary, emissions)]
+        leaves = start, binary, emissions
+        if len(parts) == 1 and isinstance(parts[0], Scaled):  # of all sentences, in the order of the batch
+            counts = parts[0].gradients(weights, start.dim() == 2)
+            return tuple(x.to(like.dtype) for x, like in zip(counts, leaves, strict=True))  # type: ignore[return-value]
+        found = [torch.zeros_like(x, dtype=torch.float64) for x in leaves]
         for part in parts:
             share = weights[part.rows]
             rules = part.binary_counts(share) if binary.dim() == 3 else part.binary_counts(None)
@@ -294,15 +299,6 @@ def _gather(found: list[Tensor], rows: Tensor, share: Tensor, start: Tensor, bin
     found[2][rows, : tags.shape[1]] += tags * share[:, None, None]
 
 
-def _by_end(by_width: Float[Tensor, "B n widths *N"]) -> Float[Tensor, "B n n1 *N"]:
-    """From (first word, width) to (first word, end); 0 for spans of one word or none."""
-    n = by_width.shape[1]
-    first = torch.arange(n, device=by_width.device)[:, None]
-    width = torch.arange(n + 1, device=by_width.device) - first
-    found = by_width[:, first, width.clamp(min=0)]
-    return found.masked_fill((width < 2).reshape(n, n + 1, *[1] * (by_width.dim() - 3)), 0.0)
-
-
 def _check_dtype(dtype: Dtype) -> torch.dtype:
     dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
     if dtype not in DTYPES:
@@ -312,32 +308,13 @@ def _check_dtype(dtype: Dtype) -> torch.dtype:
 
 def _check(start: Tensor, binary: Tensor, emissions: Tensor, lengths: Tensor) -> Scores:
     """The scores, if they fit together; words beyond a sentence's length can't be."""
-    lengths = lengths.to(one_device(log_start=start, log_binary=binary, log_emissions=emissions))
-    batch, n, preterminals = emissions.shape
-    nonterminals, symbols = binary.shape[-3], binary.shape[-1]
-    if symbols != nonterminals + preterminals or binary.shape[-2] != symbols or start.shape[-1] != symbols:
-        raise GrammarError(
-            f"Scores don't fit together: binary {tuple(binary.shape)} and start {tuple(start.shape)} must speak of the same symbols, {nonterminals} nonterminals and the {preterminals} preterminals of emissions {tuple(emissions.shape)}."
-        )
-    if not (batch and nonterminals and preterminals and n):
-        raise GrammarError(
-            f"Emissions are {tuple(emissions.shape)} and binary {tuple(binary.shape)}: give at least one sentence, word, nonterminal and preterminal."
-        )
-    own = {x.shape[0] for x, dims in ((start, 1), (binary, 3), (lengths, 0)) if x.dim() > dims}
-    if own != {batch}:
-        raise GrammarError(
-            f"Emissions are of {batch} sentences, but lengths, start or binary of {sorted(own)}: give one each."
-        )
-    padding = torch.arange(n, device=emissions.device) >= lengths[:, None]
-    emissions = emissions.masked_fill(padding[:, :, None], -torch.inf)
-    named = {"log_start": start, "log_binary": binary, "log_emissions": emissions}
-    sound = [scores.detach().amax() < math.inf for scores in named.values()]  # a NaN is not
-    fits, *sound = torch.stack([((lengths > 0) & (lengths <= n)).all(), *sound]).tolist()  # waits for a card once
-    if lengths.is_floating_point() or not fits:
-        raise GrammarError(
-            f"Lengths must be 1 to {n}, the words of emissions, but are {lengths.tolist()}: leave empty sentences out."
-        )
-    for name, right in zip(named, sound, strict=True):
-        if not right:
-            raise GrammarError(f"{name} holds NaN or +inf: give log-potentials, -inf for what can't be.")
-    return Scores(start, binary, emissions, lengths.long())
+    scores = fitted(start, binary, emissions, lengths)
+    scores = masked(scores)
+    complain(scores, alarms(scores).tolist())  # waits for a card once
+    return scores
+
+
+def _fit(start: Tensor, binary: Tensor, emissions: Tensor, lengths: Tensor) -> Scores:
+    """The same for `solve`, whose passes check numbers themselves where they are recorded."""
+    scores = fitted(start, binary, emissions, lengths)
+    return scores if is_recorded(scores) else _check(start, binary, emissions, scores.lengths)

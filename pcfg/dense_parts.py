@@ -1,14 +1,16 @@
 """Which arithmetic holds a sentence: scaled charts where nothing that counts underflows, in float32 or float64, else logs."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, Num
 from torch import Tensor
 
 from pcfg.dense_chart import Outside, Scores
+from pcfg.dense_checks import complain
 from pcfg.dense_logs import LogInside
 from pcfg.dense_runs import ROUNDINGS, Passes, Turned, run_parsed, run_passes, run_turned, run_upper
 from pcfg.recordings import Once, Replayed
@@ -20,23 +22,29 @@ class Scaled:
 
     rows: Int64[Tensor, " r"]
     run: Once | Replayed
-    words: int
+    size: int  # sentences of the charts
+    words: int  # of the longest of these sentences
     shared: bool  # whether the sentences share the rules
 
     @property
     def log_z(self) -> Float64[Tensor, " r"]:
         """Log of the weight of all trees."""
-        return self.run.read(lambda found: found.inside.log_z)[: len(self.rows)]
+        return self._ask("log_z", lambda found: found.inside.log_z)
 
     @property
-    def labels(self) -> Num[Tensor, "r n widths N"]:
-        """Posterior of each nonterminal over each span, by first word and width."""
-        return self.run.read(lambda found: self._cut(found.outside.by_start) * self._cut(found.inside.by_start))
+    def spans(self) -> Num[Tensor, "r n n1"]:
+        """Posterior of each span of two words or more, by first word and end."""
+        return self._ask("spans", lambda found: by_end(_labels(found).sum(3)), self.words, self.words + 1)
+
+    @property
+    def labels(self) -> Num[Tensor, "r n n1 N"]:
+        """Posterior of each nonterminal over each span, by first word and end."""
+        return self._ask("labels", lambda found: by_end(_labels(found)), self.words, self.words + 1)
 
     @property
     def tags(self) -> Num[Tensor, "r n T"]:
         """Posterior of each preterminal over each word."""
-        return self.run.read(lambda found: self._tags(found.outside))
+        return self._ask("tags", lambda found: _outside(found).tag_posteriors.transpose(0, 1), self.words)
 
     @property
     def log_inside(self) -> Float64[Tensor, "r n widths N"]:
@@ -49,11 +57,26 @@ class Scaled:
 
     def start_counts(self) -> Num[Tensor, "r S"]:
         """Posterior of each symbol at the root."""
-        return self.run.read(lambda found: found.outside.start_counts())[: len(self.rows)]
+        return self._ask("start", lambda found: _outside(found).start_counts())
 
     def binary_counts(self, weights: Float[Tensor, " r"] | None) -> Num[Tensor, "*r N S S"]:
         """Expected uses of each rule, summed over sentences times `weights` where they share the rules."""
-        return self.run.read(lambda found: self._counts(found.outside, weights))
+        if not self.shared:
+            return self._ask("rules", lambda found: _outside(found).binary_counts(None))
+        if weights is None and self.size == len(self.rows):
+            return self.run.ask("rules", lambda found: _outside(found).binary_counts(None), (), _all)
+        return self.run.ask("rules", _weighed_rules, (self._weights(weights),), _all)
+
+    def gradients(self, weights: Float[Tensor, " r"], own_start: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Counts of the start, rules and words [r, n, T] times a weight of each sentence, summed where they are shared."""
+        rows, words = len(self.rows), self.words
+
+        def cut(found: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            start, rules, tags = found
+            return start[:rows] if own_start else start, rules if self.shared else rules[:rows], tags[:rows, :words]
+
+        given = (self._weights(weights),)
+        return self.run.ask(("gradients", own_start), partial(_gradients_of, own_start=own_start), given, cut)
 
     def turned(
         self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor], weights: Float64[Tensor, " r"]
@@ -83,11 +106,56 @@ class Scaled:
         """Counts of rules without those of the sentences that a batch was padded with."""
         if not self.shared:
             return outside.binary_counts(None)[: len(self.rows)]
-        more = outside.inside.batch - len(self.rows)
-        if more:
-            given = torch.ones_like(self.rows, dtype=torch.float64) if weights is None else weights
-            weights = torch.nn.functional.pad(given, (0, more))
+        weights = None if weights is None and self.size == len(self.rows) else self._weights(weights)
         return outside.binary_counts(None if weights is None else weights.to(outside.inside.tags.real.dtype))
+
+    def _weights(self, weights: Float[Tensor, " r"] | None) -> Float[Tensor, " m"]:
+        """A weight of each sentence of the chart: 0 of those that the batch was padded with."""
+        given = torch.ones_like(self.rows, dtype=torch.float64) if weights is None else weights
+        more = self.size - len(self.rows)
+        return torch.nn.functional.pad(given, (0, more)) if more else given
+
+    def _ask(self, name: str, function: Callable[[Passes], Tensor], *sizes: int) -> Tensor:
+        """What the function makes of the passes, cut to the sentences and the first of the words that there are."""
+        place = tuple(slice(0, size) for size in (len(self.rows), *sizes))
+        return self.run.ask(name, function, (), lambda found: found[place])
+
+
+def _all(found: Tensor) -> Tensor:
+    return found
+
+
+def _outside(found: Passes) -> Outside:
+    assert found.outside is not None
+    return found.outside
+
+
+def _labels(found: Passes) -> Num[Tensor, "B n widths N"]:
+    return _outside(found).labels.transpose(0, 1)
+
+
+def _weighed_rules(found: Passes, weights: Float[Tensor, " B"]) -> Num[Tensor, "N S S"]:
+    return _outside(found).binary_counts(weights.to(found.inside.tags.real.dtype))
+
+
+def _gradients_of(found: Passes, weights: Float[Tensor, " B"], own_start: bool) -> tuple[Tensor, Tensor, Tensor]:
+    outside = _outside(found)
+    start = outside.start_counts() * weights[:, None]
+    tags = outside.tag_posteriors.transpose(0, 1) * weights[:, None, None]
+    if found.inside.potentials.binary.dim() == 3:
+        rules = _weighed_rules(found, weights)
+    else:
+        rules = outside.binary_counts(None) * weights[:, None, None, None]
+    return start if own_start else start.sum(0), rules, tags
+
+
+def by_end(by_width: Float[Tensor, "B n widths *N"]) -> Float[Tensor, "B n n1 *N"]:
+    """From (first word, width) to (first word, end); 0 for spans of one word or none."""
+    n = by_width.shape[1]
+    first = torch.arange(n, device=by_width.device)[:, None]
+    width = torch.arange(n + 1, device=by_width.device) - first
+    found = by_width[:, first, width.clamp(min=0)]
+    return found.masked_fill((width < 2).reshape(n, n + 1, *[1] * (by_width.dim() - 3)), 0.0)
 
 
 class Logs:
@@ -100,7 +168,8 @@ class Logs:
         self._counts = [counts for _, counts, _ in found]
         self.log_inside = torch.stack([chart for _, _, chart in found])
         self.tags = torch.stack([counts[2] for counts in self._counts])
-        self.labels = torch.stack([counts[3] for counts in self._counts])
+        self.labels = by_end(torch.stack([counts[3] for counts in self._counts]))
+        self.spans = self.labels.sum(3)
 
     def leaves(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Scores of one sentence in float64, and zeros to add to its spans, all to be differentiated by."""
@@ -161,7 +230,10 @@ def _gradients(value: Tensor, leaves: tuple[Tensor, ...], create_graph: bool = F
 
 
 def solve(scores: Scores, dtype: torch.dtype, outside: bool) -> list[Scaled | Logs]:
-    """Charts in which no sentence has lost anything, the first of dtype, float64 and log-space that holds it."""
+    """Charts in which no sentence has lost anything, the first of dtype, float64 and log-space that holds it.
+
+    Where charts are recorded numbers may be any, GrammarError tells of those that can't be, and padding need not be masked.
+    """
     rows = torch.arange(len(scores.lengths), device=scores.lengths.device)
     parts: list[Scaled | Logs] = []
     failed = {}
@@ -191,14 +263,16 @@ def solve(scores: Scores, dtype: torch.dtype, outside: bool) -> list[Scaled | Lo
 
 
 def _scaled(rows: Int64[Tensor, " r"], run: Once | Replayed, scores: Scores) -> Scaled:
-    return Scaled(rows, run, scores.emissions.shape[1], scores.binary.dim() == 3)
+    return Scaled(rows, run, run.state.inside.batch, scores.emissions.shape[1], scores.binary.dim() == 3)
 
 
 @torch.inference_mode()  # some hundred small operations: what autograd would note of each takes as long as they do
 def _attempt(scores: Scores, dtype: torch.dtype, outside: bool) -> tuple[Once | Replayed, Bool[Tensor, " B"] | None]:
     """Scaled charts, and which sentences they are proven to hold; None for all of them."""
     run, batch = run_passes(scores, dtype, outside), len(scores.lengths)
-    some_doubted, some_wrong = run.read(lambda found: found.some.tolist())
+    some_doubted, some_wrong, *wrongs = run.read(lambda found: found.some.tolist())  # waits for a card, once a chart
+    if wrongs:
+        complain(scores, wrongs)
     if not (some_doubted or some_wrong):
         return run, None
     doubted, wrong = run.read(lambda found: (found.doubted[:batch].clone(), found.wrong[:batch].clone()))
@@ -219,13 +293,17 @@ def _attempt(scores: Scores, dtype: torch.dtype, outside: bool) -> tuple[Once | 
 
 
 def merge(
-    parts: Sequence[Scaled | Logs], tensors: Sequence[Tensor], shape: Sequence[int], padding: float = 0.0
+    parts: Sequence[Scaled | Logs],
+    tensors: Sequence[Tensor],
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float64,
+    padding: float = 0.0,
 ) -> Tensor:
-    """What the parts found, in the order of the batch, in float64; parts cut to shorter sentences are padded."""
+    """What the parts found, in the order of the batch; parts cut to shorter sentences are padded."""
     if len(parts) == 1 and tensors[0].shape == tuple(shape):
-        return tensors[0].to(torch.float64, copy=True)
+        return tensors[0].to(dtype)
     merged = tensors[0].new_full(tuple(shape), padding, dtype=torch.float64)
     for part, tensor in zip(parts, tensors, strict=True):
         place: tuple[Tensor | slice, ...] = (part.rows, *(slice(0, size) for size in tensor.shape[1:]))
         merged[place] = tensor.double()
-    return merged
+    return merged.to(dtype)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from pcfg.dense_chart import Inside, Outside, Potentials, Scores, Settle, floor_of
+from pcfg.dense_checks import alarms, masked, within_chart
 from pcfg.dense_walk import best_of
 from pcfg.recordings import Once, Replayed, charts
 
@@ -31,7 +32,8 @@ class Passes:
     doubted: Bool[Tensor, " B"]  # something is so small that what underflowed beside it may count
     wrong: Bool[Tensor, " B"]  # words that don't have one preterminal each
     floor: float  # no entry lost more
-    some: Bool[Tensor, "2"]  # whether any is doubted, and wrong: what a caller has to wait for
+    # Whether any is doubted, and wrong, and `alarms` if they were asked for: what a caller has to wait for.
+    some: Bool[Tensor, " flags"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +47,8 @@ class Turned:
 
 
 def run_passes(scores: Scores, dtype: torch.dtype, outside: bool) -> Once | Replayed:
-    """`Passes` of this batch."""
-    return _run(scores, _passes, (), dtype, outside)
+    """`Passes` of this batch; where charts are recorded they look for `alarms` and mask padding themselves."""
+    return _run(scores, _passes, (), dtype, outside, is_recorded(scores))
 
 
 def run_upper(scores: Scores, dtype: torch.dtype, floor: float) -> Once | Replayed:
@@ -81,7 +83,8 @@ def _run(scores: Scores, function: Any, ways: tuple[Tensor, ...], *options: Any)
     if (rows, words) == scores.emissions.shape[:2]:
         return charts.run((function.__name__, *options), run, (*given, *ways))
     which = torch.arange(rows, device=device).clamp(max=len(scores.lengths) - 1)
-    given = (*_padded(given[:3], which, words, -torch.inf), scores.lengths[which])
+    lengths = scores.lengths.masked_fill(scores.lengths > scores.emissions.shape[1], words + 1)  # too long stays so
+    given = (*_padded(given[:3], which, words, -torch.inf), lengths[which])
     return charts.run((function.__name__, *options), run, (*given, *_padded(ways, which, words, 0.0)))
 
 
@@ -116,20 +119,28 @@ def _least_bytes(scores: Scores, rows: int, words: int) -> int:
     return 4 * rows * words * inner * (6 * words + 4 * inner + 2 * tags)
 
 
-def _passes(dtype: torch.dtype, outside: bool, *given: Tensor) -> Passes:
+def _passes(dtype: torch.dtype, outside: bool, checks: bool, *given: Tensor) -> Passes:
     scores = Scores(*given)
+    found_wrong: list[Tensor] = []
+    if checks:
+        found_wrong.append(alarms(masked(scores)))
+        scores = masked(within_chart(scores))
     floor, eps = floor_of(scores, dtype), torch.finfo(dtype).eps
     inside = Inside(Potentials.of(scores, dtype), scores.symbols[0], drop(floor))
     doubted = inside.faint(scores, floor / eps)
     if not outside:
         wrong = torch.zeros_like(doubted)
-        return Passes(inside, None, doubted, wrong, floor, torch.stack([doubted.any(), wrong.any()]))
+        return Passes(inside, None, doubted, wrong, floor, _some(doubted, wrong, found_wrong))
     found = Outside(inside)
     words = torch.arange(len(inside.tags), device=doubted.device)[:, None] < scores.lengths
     expected = (words & (inside.total > 0)).to(dtype)
     right = (found.tag_posteriors.sum(2) - expected).abs() <= ROUNDINGS * eps  # NaN is wrong too
     wrong = ~right.all(0)
-    return Passes(inside, found, doubted, wrong, floor, torch.stack([doubted.any(), wrong.any()]))
+    return Passes(inside, found, doubted, wrong, floor, _some(doubted, wrong, found_wrong))
+
+
+def _some(doubted: Tensor, wrong: Tensor, more: list[Tensor]) -> Bool[Tensor, " flags"]:
+    return torch.cat([torch.stack([doubted, wrong]).any(1), *more])
 
 
 def _upper(dtype: torch.dtype, floor: float, *given: Tensor) -> Tensor:

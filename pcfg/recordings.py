@@ -13,7 +13,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ MOST_KEYS = 512  # kinds of inputs that are remembered as seen
 Function = Callable[..., Any]
 
 
+@runtime_checkable
 class Recorded(Protocol):
     """What a recorder makes of a function and the inputs that it will always read."""
 
@@ -37,10 +38,16 @@ class Recorded(Protocol):
 class CudaGraph:
     """A function captured in a CUDA graph."""
 
+    device: torch.device
+    graph: torch.cuda.CUDAGraph
+
     streams: dict[torch.device, torch.cuda.Stream] = {}  # noqa: RUF012 (one for each card: each keeps cuBLAS a workspace)
 
-    def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
-        device = inputs[0].device
+    def __init__(self, function: Function, inputs: Sequence[Tensor], beside: "CudaGraph | None" = None) -> None:
+        """`beside`: whose memory it shares, but for what that returned."""
+        device: torch.device = inputs[0].device if beside is None else beside.device
+        pool = None if beside is None else beside.graph.pool()
+        self.device = device
         with torch.cuda.device(device):
             current = torch.cuda.current_stream()
             side = self.streams.setdefault(device, torch.cuda.Stream())
@@ -54,7 +61,7 @@ class CudaGraph:
                     torch.cuda.empty_cache()
                     before = torch.cuda.memory_reserved()
                     self.graph = torch.cuda.CUDAGraph()
-                    with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
+                    with torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"):
                         self.state = function(*inputs)
                     self.size = max(0, torch.cuda.memory_reserved() - before)
             finally:
@@ -66,21 +73,31 @@ class CudaGraph:
 
 
 class Recording:
-    """A recorded function with inputs of its own; `turn` counts its plays."""
+    """A recorded function with inputs of its own, and recordings of what is asked of its result; `turn` counts its plays."""
 
     def __init__(
-        self, record: Callable[[Function, Sequence[Tensor]], Recorded], function: Function, given: Sequence[Tensor]
+        self,
+        record: Callable[..., Recorded],
+        function: Function,
+        given: Sequence[Tensor],
+        beside: Recorded | None = None,
     ):
         self.inputs = [torch.empty_like(x, memory_format=torch.contiguous_format).copy_(x) for x in given]
-        self.made = record(function, self.inputs)
-        self.size = self.made.size + sum(x.nbytes for x in self.inputs)
+        self.made = record(function, self.inputs) if beside is None else record(function, self.inputs, beside)
+        self.own = self.made.size + sum(x.nbytes for x in self.inputs)
         self.turn = 0
+        self.questions: dict[Hashable, Recording] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes that it and the questions hold."""
+        return self.own + sum(question.own for question in self.questions.values())
 
     @torch.inference_mode()
     def play(self, given: Sequence[Tensor]) -> int:
         """Run on these; the number of this turn."""
-        for static, value in zip(self.inputs, given, strict=True):
-            static.copy_(value)
+        if given:
+            torch._foreach_copy_(self.inputs, list(given))
         self.made.play()
         self.turn += 1
         return self.turn
@@ -96,6 +113,11 @@ class Once:
         """What the function makes of it."""
         return function(self.state)
 
+    def ask(self, name: Hashable, function: Function, given: Sequence[Tensor], cut: Callable[[Any], Any]) -> Any:
+        """What `cut` leaves of what the function makes of it and of these tensors."""
+        with torch.no_grad():
+            return cut(function(self.state, *given))
+
 
 class Replayed:
     """A replay, which is played again if another was in its memory since it was read last."""
@@ -104,12 +126,28 @@ class Replayed:
         self.home, self.recording, self.given, self.turn = home, recording, tuple(given), 0
         self.read(lambda state: None)
 
+    @property
+    def state(self) -> Any:
+        """What is there now, of whichever play: of use for sizes."""
+        return self.recording.made.state
+
     def read(self, function: Callable[[Any], Any]) -> Any:
         """What the function makes of it: tensors of its own, as the next replay overwrites what is here."""
         with torch.no_grad(), self.home.alone(self.given[0].device):
             if self.turn != self.recording.turn or not self.turn:
                 self.turn = self.recording.play(self.given)
-            return function(self.recording.made.state)
+            return function(self.state)
+
+    def ask(self, name: Hashable, function: Function, given: Sequence[Tensor], cut: Callable[[Any], Any]) -> Any:
+        """As `Once.ask`, by a recording of its own, which is known by this name; the tensors are copies.
+
+        The name must say everything that the function depends on but for its inputs.
+        """
+        return self.read(lambda state: _copied(cut(self.home.answer(self.recording, name, function, given))))
+
+
+def _copied(found: Any) -> Any:
+    return found.clone() if isinstance(found, Tensor) else tuple(x.clone() for x in found)
 
 
 class Recordings:
@@ -120,9 +158,7 @@ class Recordings:
         failures: why what couldn't be recorded couldn't, by kind.
     """
 
-    def __init__(
-        self, record: Callable[[Function, Sequence[Tensor]], Recorded] = CudaGraph, limit: int | None = None
-    ) -> None:
+    def __init__(self, record: Callable[..., Recorded] = CudaGraph, limit: int | None = None) -> None:
         self.record, self.limit, self.enabled = record, limit, True
         self.kept: OrderedDict[Hashable, Recording] = OrderedDict()
         self.seen: OrderedDict[Hashable, None] = OrderedDict()
@@ -144,6 +180,24 @@ class Recordings:
                 self.kept.move_to_end(key)
                 return Replayed(self, found, given)
         return Once(function(*given))
+
+    def answer(self, recording: Recording, name: Hashable, function: Function, given: Sequence[Tensor]) -> Any:
+        """What the function makes of what a recording holds and of these tensors: recorded, too, in the same memory."""
+        asked, made = recording.questions, recording.made
+
+        def run(*tensors: Tensor) -> Any:
+            return function(made.state, *tensors)
+
+        key = (name, _precision(), *((x.shape, x.dtype) for x in given))
+        if key not in asked:
+            device = recording.inputs[0].device
+            question = None if key in self.failures else self._made(key, run, given, made)
+            if question is None:
+                return run(*given)
+            asked[key] = question
+            self._keep_to(self.most(device))
+        asked[key].play(given)
+        return asked[key].made.state
 
     def forget(self) -> None:
         """Give all memory back but that of results that somebody still holds."""
@@ -184,9 +238,23 @@ class Recordings:
 
     def _recorded(self, key: Hashable, function: Function, given: Sequence[Tensor]) -> Recording | None:
         device = given[0].device
+        with self.alone(device):
+            found = self._made(key, function, given)
+        if found is None:
+            return None
+        most = self.most(device)
+        if found.size > most:
+            self.failures[key] = f"it takes {found.size:,} bytes of the {most:,} that recordings may take"
+            return None
+        self.kept[key] = found
+        self._keep_to(most)
+        return found
+
+    def _made(self, key: Hashable, function: Function, given: Sequence[Tensor], *beside: Recorded) -> Recording | None:
+        """A recording, if there can be one."""
         try:
-            with self.alone(device), torch.inference_mode():
-                found = Recording(self.record, function, given)
+            with torch.inference_mode():
+                return Recording(self.record, function, given, *beside)
         except RuntimeError as error:  # out of memory too
             self.failures[key] = str(error)
             self.forget()
@@ -196,14 +264,10 @@ class Recordings:
                 stacklevel=2,
             )
             return None
-        most = self.most(device)
-        if found.size > most:
-            self.failures[key] = f"it takes {found.size:,} bytes of the {most:,} that recordings may take"
-            return None
-        self.kept[key] = found
-        while sum(kept.size for kept in self.kept.values()) > most:
+
+    def _keep_to(self, most: int) -> None:
+        while self.kept and sum(kept.size for kept in self.kept.values()) > most:
             self._drop_oldest()
-        return found
 
     def _drop_oldest(self) -> None:
         _, recording = self.kept.popitem(last=False)

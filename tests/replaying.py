@@ -12,7 +12,7 @@ class Again:
 
     size = 1
 
-    def __init__(self, function, inputs):
+    def __init__(self, function, inputs, beside=None):
         self.function, self.inputs, self.state = function, inputs, None
 
     def play(self):

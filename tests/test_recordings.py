@@ -9,9 +9,10 @@ import torch
 from replaying import Again, Eager
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pcfg import dense_runs
+from pcfg import dense_parts, dense_runs
 from pcfg.dense import dense_inside_outside, dense_k_best, dense_viterbi, log_partition
 from pcfg.dense_chart import Scores
+from pcfg.errors import GrammarError
 from pcfg.recordings import Once, Recordings, Replayed
 
 # What a capture refuses: reading a number of the card's, sizes that depend on numbers, and copies from or to a CPU.
@@ -61,11 +62,16 @@ def test_passes_neither_wait_for_the_card_nor_touch_the_cpu(elsewhere, n, own):
     ways = [torch.ones_like(x, dtype=torch.float64) for x in given[:3]]
     with NoWaiting() as seen, torch.inference_mode():
         for dtype, outside in itertools.product((torch.float32, torch.float64), (False, True)):
-            dense_runs._passes(dtype, outside, *given)
+            for checks in (False, True):
+                dense_runs._passes(dtype, outside, checks, *given)
             dense_runs._turned(outside, *given, *ways)
             dense_runs._upper(dtype, 1e-30, *given)
             dense_runs._parsed(dtype, *given)
             dense_runs._best(*given)
+            passes = dense_runs._passes(torch.float32, True, True, *given)
+            for whole in (False, True):
+                dense_parts._gradients_of(passes, torch.ones_like(passes.inside.total), whole)
+            dense_parts.by_end(dense_parts._labels(passes))
     assert seen.count > 100
 
 
@@ -109,6 +115,130 @@ def test_gradients_of_several_batches_at_once(eager):
             (value * (seed + 1)).backward()
         found.append([x.grad for own in leaves for x in own])
     assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("size", [(4, 8), (5, 6)])
+def test_weighed_gradients_are_those_of_the_plain_chart(eager, monkeypatch, own, size):
+    found = []
+    for places in (("cpu",), ()):
+        monkeypatch.setattr("pcfg.dense_runs.RECORDED", places)
+        leaves = [x.requires_grad_() for x in scores(*size, torch.float64, own=own)[:3]]
+        weights = torch.arange(1.0, 1 + size[0], dtype=torch.float64).requires_grad_()
+        value = (log_partition(*leaves, scores(*size)[3]) * weights).sum()
+        slopes = torch.autograd.grad(value, leaves, create_graph=True)
+        more = torch.autograd.grad(sum((x * x).sum() for x in slopes), [*leaves, weights])
+        found.append([*slopes, *more])
+    assert len(eager.kept) == 2, "passes, and turned ones"
+    for mine, plain in zip(*found, strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-12, rtol=1e-12)
+
+
+class Counting(TorchDispatchMode):
+    """What is started one by one, but for views: each takes a card's driver some microseconds."""
+
+    VIEWS = ("view", "expand", "slice", "select", "transpose", "alias", "detach", "unsqueeze", "resolve")
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if not function.overloadpacket.__name__.startswith(self.VIEWS):
+            self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+class Counted(Again):
+    """A recording whose plays start one operation."""
+
+    def play(self):
+        with torch.utils._python_dispatch._disable_current_modes():
+            super().play()
+        torch.ones(1).abs()
+
+
+@pytest.mark.parametrize(("size", "most"), [((4, 8), 24), ((5, 6), 36)])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_little_is_started_outside_of_the_recordings(eager, gradient, size, most):
+    eager.record = Counted
+    start, binary, words, lengths = scores(*size)
+
+    def run():
+        if gradient:
+            leaves = binary.clone().requires_grad_(), words.clone().requires_grad_()
+            return torch.autograd.grad(log_partition(start, *leaves, lengths).sum(), leaves)
+        result = dense_inside_outside(start, binary, words, lengths)
+        return result.span_marginals, result.tag_posteriors, result.rule_expectations
+
+    expected = run()
+    with Counting() as seen:
+        found = run()
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    assert 5 < len(seen.names) <= most, seen.names
+    assert not any(name.startswith(WAITING) for name in seen.names), "flags are read in one piece"
+
+
+@pytest.mark.parametrize("ask", [dense_inside_outside, log_partition])
+@pytest.mark.parametrize("size", [(3, 8), (5, 6)])
+def test_numbers_that_cant_be_are_refused_by_the_recorded_passes(eager, ask, size):
+    def wrong(change):
+        start, binary, words, lengths = scores(*size)
+        change(start, binary, words, lengths)
+        return start, binary, words, lengths
+
+    n = size[1]
+    for change, message in (
+        (lambda s, b, w, k: k.fill_(n + 1), f"1 to {n}, the words of emissions, but are .{n + 1}"),
+        (lambda s, b, w, k: k[1].zero_(), "leave empty sentences out"),
+        (lambda s, b, w, k: k.fill_(-1), "leave empty sentences out"),
+        (lambda s, b, w, k: s[0].fill_(math.nan), "log_start holds NaN"),
+        (lambda s, b, w, k: b[0, 1].fill_(math.inf), "log_binary holds NaN"),
+        (lambda s, b, w, k: w[-1, 0].fill_(math.nan), "log_emissions holds NaN"),
+    ):
+        for _ in range(2):
+            with pytest.raises(GrammarError, match=message):
+                ask(*wrong(change))
+    fine = ask(
+        *wrong(lambda s, b, w, k: w[1, int(k[1]) :].fill_(math.nan))
+    )  # what is beyond a sentence may be anything
+    log_z = fine if ask is log_partition else fine.log_z
+    assert torch.equal(log_z, ask(*scores(*size)) if ask is log_partition else ask(*scores(*size)).log_z)
+    assert len(eager.kept) == 1
+
+
+def test_what_is_asked_of_a_recording_is_recorded_in_turn_and_bounded():
+    class Large(Again):
+        size = 400
+
+    home = Recordings(Large, limit=1000)
+    runs = [home.run("double", lambda x: 2 * x, [torch.full((2,), float(value))]) for value in (1, 2, 3)]
+    assert [type(run) for run in runs] == [Once, Replayed, Replayed]
+
+    def times(state, by):
+        return state * by
+
+    for _, (run, value) in itertools.product(range(2), zip(runs, (1, 2, 3), strict=True)):
+        assert run.ask("times", times, [torch.tensor(10.0)], lambda x: x[:1]).tolist() == [20.0 * value]
+    assert len(runs[1].recording.questions) == 1 and 800 <= runs[1].recording.size <= 1000
+    assert runs[2].ask("plus", lambda state: state + 1, (), lambda x: x).tolist() == [7.0, 7.0]
+    assert not home.kept, "three of 400 bytes are too many"
+    assert runs[1].ask("times", times, [torch.tensor(0.5)], lambda x: x).tolist() == [2.0, 2.0]
+
+
+def test_a_question_that_cant_be_recorded_is_answered_all_the_same():
+    class Failing(Again):
+        def __init__(self, function, inputs, beside=None):
+            if beside is not None:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            super().__init__(function, inputs)
+
+    home = Recordings(Failing, limit=1000)
+    runs = [home.run("a", lambda x: x + 1, [torch.ones(1)]) for _ in range(2)]
+    with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing.: such charts"):
+        answers = [run.ask("b", lambda state: state * 3, (), lambda x: x) for run in runs]
+    answers.append(runs[1].ask("b", lambda state: state * 3, (), lambda x: x))
+    assert [x.item() for x in answers] == [6.0] * 3
 
 
 def test_batches_of_many_lengths_need_few_recordings(eager):
