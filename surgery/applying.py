@@ -47,6 +47,8 @@ def write_patched(
     """
     edits = delta.edits(revert=direction == "revert")
     check_apart(Path(folder), checkpoint.folder)
+    if direction == "apply":
+        _check_extras(checkpoint.folder, add)
     with new_folder(Path(folder), overwrite=overwrite, replaces="config.json") as staged:
         check_shapes(delta, checkpoint)
         _check_traits(delta, checkpoint)
@@ -128,6 +130,8 @@ def _patch(
         _check_traits(delta, checkpoint)
     edits = delta.edits(revert=direction == "revert")
     _check_base(delta, checkpoint, edits)
+    if direction == "apply":
+        _check_extras(folder, add)  # before the first write: else it would be half done for good
     replace_bytes(journal, json.dumps({"delta": name, "direction": direction}).encode())
     patch_in_place(checkpoint.entries.values(), edits)
     _change_extras(folder, add if direction == "apply" else None, drop if direction == "revert" else None)
@@ -230,10 +234,14 @@ def _read_journal(journal: Path) -> str:
         raise CheckpointError(f"{journal} can't be read, so this folder is half patched by no one knows what") from None
 
 
-def _change_extras(folder: Path, add: Mapping[str, bytes] | None, drop: Mapping[str, bytes] | None) -> None:
+def _check_extras(folder: Path, add: Mapping[str, bytes] | None) -> None:
     for name, content in (add or {}).items():
         if (folder / name).exists() and (folder / name).read_bytes() != content:
             raise SkillError(f"{folder / name} is there already, and isn't the skill's: move it away and apply again")
+
+
+def _change_extras(folder: Path, add: Mapping[str, bytes] | None, drop: Mapping[str, bytes] | None) -> None:
+    for name, content in (add or {}).items():
         replace_bytes(folder / name, content)
     for name, content in (drop or {}).items():
         if (folder / name).exists() and (folder / name).read_bytes() == content:

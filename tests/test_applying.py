@@ -361,6 +361,20 @@ def test_a_file_in_the_way_of_the_skills_own_is_kept(copied, tmp_path, delta):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_strangers_file_is_refused_before_the_first_write_in_place(copied, delta):
+    folder, extra = copied("bert"), {"readout.bin": b"the skill's"}
+    (folder / "readout.bin").write_bytes(b"another")
+    before = listing(folder)
+    with pytest.raises(SkillError, match="is there already, and isn't the skill's"):
+        patch_folder(delta, folder, add=extra, drop=extra)
+    assert listing(folder) == before  # and not half patched
+    (folder / "readout.bin").unlink()
+    patch_folder(delta, folder, add=extra, drop=extra)
+    (folder / "readout.bin").write_bytes(b"another")
+    patch_folder(delta, folder, direction="revert", add=extra, drop=extra)
+    assert listing(folder) == before
+
+
 # -- a full disk -----------------------------------------------------------------------------------------------------
 
 
