@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 JOURNAL = ".surgery-journal.json"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OLD_SINGLE, _OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+# What decides over tokens, as shell patterns: `bpe.codes` are BERTweet's merges, `dict.txt` PhoBERT's vocabulary.
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.spm", "bpe.codes", "dict.txt", "emoji*")
 
 
 class Checkpoint:
@@ -258,6 +261,15 @@ def rewrite(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], folder: Path)
             handle.write(_raw_bytes(tensor.detach().to("cpu", entry.dtype)))
 
 
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Files of a folder that decide over tokens, sorted by name."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if any(fnmatchcase(path.name, pattern) for pattern in TOKENIZER_FILES) and path.is_file()
+    ]
+
+
 def _raw_bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
@@ -269,7 +281,7 @@ def _resolve(source: str | Path) -> Path:
     name = str(source)
     if folder.exists() or name.count("/") > 1 or name.startswith((".", "/", "~")) or not name.strip():
         raise CheckpointError(f"{name!r} is not a folder: give a Hugging Face model folder or a hub id")
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja", *TOKENIZER_FILES]
     found = hub_folder(name, patterns, CheckpointError)
     if not any(found.glob("*.safetensors")):
         found = hub_folder(name, [*patterns, "pytorch_model*.bin"], CheckpointError)

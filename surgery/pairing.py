@@ -3,9 +3,9 @@
 import shlex
 
 from surgery import configs
-from surgery.checkpoint import Checkpoint
+from surgery.checkpoint import Checkpoint, tokenizer_files
 from surgery.errors import CheckpointError
-from surgery.models import TOKENIZER_FILES, load_tokenizer
+from surgery.models import load_tokenizer
 from surgery.structure import check_pair, counterparts
 
 
@@ -90,9 +90,9 @@ def check_tokenizers(base: Checkpoint, tuned: Checkpoint, texts: list[str]) -> i
     Returns how many rows an embedding needs for the base's tokens.
     """
     ours = load_tokenizer(base)
-    files = [file for name in TOKENIZER_FILES if (file := base.folder / name).exists()]
-    if files and not any((tuned.folder / name).exists() for name in TOKENIZER_FILES):
-        copying = shlex.join(["cp", *map(str, files), str(tuned.folder)])
+    files = tokenizer_files(base.folder)
+    if files and not tokenizer_files(tuned.folder):
+        copying = shlex.join(["cp", *map(str, [*files, *sorted(base.folder.glob("*.jinja"))]), str(tuned.folder)])
         raise CheckpointError(f"{tuned} has no tokenizer: copy the base's ({copying})")
     other = load_tokenizer(tuned)
     known, theirs = ours.get_vocab(), other.get_vocab()

@@ -8,22 +8,17 @@ texts that bring out its normaliser and its way of splitting.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from surgery import configs
-from surgery.checkpoint import Checkpoint
+from surgery.checkpoint import Checkpoint, tokenizer_files
 from surgery.models import load_tokenizer, quiet
 
 # Count where both sides give one: a token to pad with may set where positions begin (RoBERTa).
 _COUNT_WHERE_GIVEN = frozenset({"architectures", "pad_token_id"})
-_FILES = (
-    *("tokenizer*.json", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model"),
-    *("*.tiktoken", "bpe.codes", "dict.txt", "emoji*"),
-)
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _TEXTS = (
     "The film, surprisingly, wasn't bad at all!",
@@ -115,13 +110,11 @@ def _short(value: Any) -> str:
 
 def _hash_files(folder: Path) -> str:
     total = xxhash.xxh3_128()
-    found = False
-    for path in sorted(folder.iterdir()):
-        if any(fnmatchcase(path.name, pattern) for pattern in _FILES) and path.is_file():
-            found = True
-            total.update(f"{path.name}:{path.stat().st_size}:".encode())
-            total.update(path.read_bytes())
-    return total.hexdigest() if found else ""
+    files = tokenizer_files(folder)
+    for path in files:
+        total.update(f"{path.name}:{path.stat().st_size}:".encode())
+        total.update(path.read_bytes())
+    return total.hexdigest() if files else ""
 
 
 def _describe(checkpoint: Checkpoint) -> dict[str, str]:

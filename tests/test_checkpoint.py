@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shutil
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
@@ -131,6 +132,27 @@ def test_nothing_there(tmp_path):
         refused(source, "is not a folder: give a Hugging Face model folder or a hub id")
     refused("no spaces allowed", "neither a folder nor a possible hub id")
     refused("someone/model-that-is-not-cached", "the hub couldn't give it")
+
+
+HUB = {  # what must come along, by repository: tokenizers that are not only JSON and text
+    "microsoft/deberta-v3-base": "spm.model",
+    "vinai/bertweet-base": "bpe.codes",
+    "vinai/phobert-base": "bpe.codes",
+    "Qwen/Qwen-7B": "qwen.tiktoken",
+    "google/gemma-2b": "tokenizer.model",
+    "Qwen/Qwen3-0.6B": "merges.txt",
+}
+
+
+@pytest.mark.parametrize(("name", "file"), HUB.items())
+def test_tokenizers_come_from_the_hub_whole(tiny, monkeypatch, name, file):
+    def fetch(_, allow_patterns):
+        assert any(fnmatchcase(file, pattern) for pattern in allow_patterns)
+        assert not any(fnmatchcase(large, pattern) for large in ("tf_model.h5", "x.gguf") for pattern in allow_patterns)
+        return str(tiny("bert"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert Checkpoint(name).folder == tiny("bert")
 
 
 @pytest.mark.parametrize(

@@ -298,10 +298,13 @@ def test_the_fingerprint_follows_whatever_changes_features(tiny, tmp_path):
     (recoded / "tokenizer.json").write_text((recoded / "tokenizer.json").read_text().replace('"great"', '"grand"'))
     bent = Path(shutil.copytree(tiny("bert"), tmp_path / "bent"))
     (bent / "config.json").write_text((bent / "config.json").read_text().replace('"gelu"', '"relu"'))
+    merged = Path(shutil.copytree(tiny("bert"), tmp_path / "merged"))
+    (merged / "bpe.codes").write_text("a b 1")
     prints = [
         encoder.fingerprint
         for encoder in (
             base,
+            Encoder.open(merged),
             Encoder.open(tiny("bert"), pooling="last"),
             Encoder.open(tiny("bert"), max_length=16),
             Encoder.open(tiny("bert"), dtype="bfloat16"),

@@ -15,6 +15,7 @@ from tiny import change, perturb
 
 from surgery import Checkpoint, SparseDelta, graft, score, tune
 from surgery.errors import CheckpointError
+from surgery.pairing import check_tokenizers
 from surgery.unlearning import Encoder
 
 QUERY = "model.layers.0.self_attn.q_proj.weight"
@@ -237,6 +238,18 @@ def test_a_missing_tokenizer_is_to_be_copied(plain, run, tmp_path, missing):
     command = shlex.split(str(caught.value).partition("(")[2].removesuffix(")"))
     subprocess.run(command, check=True)
     assert graft(base, tuned, task(), weights=5, device="cpu").delta.weights == 5
+
+
+@pytest.mark.parametrize("name", ["spm.model", "bpe.codes", "vocab.bpe", "qwen.tiktoken", "chat_template.jinja"])
+def test_whatever_a_tokenizer_needs_is_copied(plain, name):
+    """DeBERTa-v3, BERTweet, older GPT-2, Qwen, and the way a chat is put."""
+    base, tuned = plain
+    (base / name).write_text("of the tokenizer")
+    for file in tuned.glob("*token*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="has no tokenizer") as caught:
+        check_tokenizers(Checkpoint(base), Checkpoint(tuned), [])
+    assert str(base / name) in shlex.split(str(caught.value))
 
 
 # -- tensors that aren't the model's own -------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt64
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from surgery.checkpoint import TOKENIZER_FILES
 from surgery.errors import CheckpointError, OptionError, TaskError
 
 # A text, a pair of texts, an image file, or an image in memory.
@@ -38,7 +39,7 @@ class TextReader:
     max_length: int
     kind = "text"
     poolings = ("mean", "last")
-    files = ("*token*", "vocab*", "merges*", "*.model")
+    files = TOKENIZER_FILES
     trial = "It was good, and so was everything else."
 
     @classmethod
