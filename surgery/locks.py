@@ -78,24 +78,46 @@ def lock_alone(handle: int) -> bool | None:
 
 def _flock(file: Path, path: Path) -> int:
     while True:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        handle, own = _open(file)
         try:
             _try_flock(handle)
             with suppress(FileNotFoundError):
                 if os.path.samestat(
                     os.fstat(handle), file.stat()
                 ):  # else the one before deleted it, or it is another's
-                    os.ftruncate(handle, 0)
-                    return handle
+                    if own:
+                        os.ftruncate(handle, 0)
+                        return handle
+                    _unlink(file, path)
         except BlockingIOError:
             note = _read(file)
             os.close(handle)
             raise _busy(path, note) from None
+        except BusyError:
+            os.close(handle)
+            raise
         except _NoLockError:
             file.unlink(missing_ok=True)
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _open(file: Path) -> tuple[int, bool]:
+    """The lock's file, and whether it can be written to: another user's can only be read, and locked, and deleted."""
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666), True
+    except PermissionError:
+        return os.open(file, os.O_RDONLY), False
+
+
+def _unlink(file: Path, path: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except PermissionError:  # a folder whose files only their owners delete, such as /tmp
+        raise BusyError(
+            f"{path} can't be locked: a killed run of another user left {file}; have it deleted, or name another output"
+        ) from None
 
 
 def _try_flock(handle: int) -> None:

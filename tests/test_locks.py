@@ -1,6 +1,7 @@
 """One writer at a time: what a second run is told, what a kill leaves, and every place that takes the lock."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from test_tuning import ROWS
@@ -54,6 +56,46 @@ def test_the_second_is_told_who_holds_it_and_a_kill_lets_go(tmp_path):
     with hold(tmp_path / "deep" / "er" / "place"):
         pass
     assert not (tmp_path / "deep").exists()
+
+
+@pytest.fixture
+def strangers_file(tmp_path, monkeypatch):
+    """The lock's file of `place`, as another user's: it can be read, not written."""
+    file = tmp_path / ".place.lock"
+    file.write_text('{"pid": 1, "host": "elsewhere", "since": "then"}')
+    stranger, opened = file.stat().st_ino, os.open
+
+    def refuse(path, flags, *mode, **options):
+        if flags & os.O_RDWR and Path(path).exists() and Path(path).stat().st_ino == stranger:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return opened(path, flags, *mode, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    return file
+
+
+def test_what_another_users_killed_run_left_is_cleared_away(tmp_path, strangers_file):
+    check_output(tmp_path / "place", overwrite=False)
+    assert not strangers_file.exists()
+    with hold(tmp_path / "place"):
+        assert json.loads(strangers_file.read_text())["pid"] == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_users_run_is_named(tmp_path, strangers_file):
+    fcntl.flock(keep := strangers_file.open(), fcntl.LOCK_EX)
+    with pytest.raises(BusyError, match=r"written by another run \(process 1 of elsewhere, since then\)"):
+        check_output(tmp_path / "place", overwrite=False)
+    keep.close()
+
+
+def test_what_another_user_left_where_only_owners_delete_is_named(tmp_path, strangers_file, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EPERM, "Operation not permitted", path)
+
+    monkeypatch.setattr(type(tmp_path), "unlink", refuse)
+    with pytest.raises(BusyError, match=rf"another user left {strangers_file}; have it deleted, or name another"):
+        check_output(tmp_path / "place", overwrite=False)
 
 
 def test_two_names_of_one_folder_are_one(tmp_path):
