@@ -267,7 +267,8 @@ def _model_class(checkpoint: "Checkpoint") -> Any:
     named = checkpoint.config.get("architectures") or []
     if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
         raise CheckpointError(
-            f'{checkpoint}: config.json must name one architecture, not {named}: add "architectures": ["BertModel"] or the like'
+            f'{checkpoint}: config.json must name one architecture, not {named}: add "architectures": ["{_bare(checkpoint)}"] or the like '
+            "in a copy of the folder; as a base it may also get the tuned one's (surgery graft --head tuned)"
         )
     found = getattr(transformers, named[0], None)
     if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
@@ -277,6 +278,14 @@ def _model_class(checkpoint: "Checkpoint") -> Any:
             f"{checkpoint}: the transformers library installed here has no {named[0]}: upgrade it, or name another checkpoint"
         )
     return found
+
+
+def _bare(checkpoint: "Checkpoint") -> str:
+    """The class of a checkpoint's kind without a head, such as `BertModel`."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    found = MODEL_MAPPING_NAMES.get(str(checkpoint.config.get("model_type")), "BertModel")
+    return found if isinstance(found, str) else found[0]
 
 
 def _kind(class_name: str, config: Mapping[str, Any]) -> Kind:

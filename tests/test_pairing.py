@@ -139,6 +139,16 @@ def test_a_tokenizer_that_only_grew_is_accepted(tiny, tuned, kind, rows):
     assert set(wanted) <= set(skill.report["left_out"])
 
 
+@pytest.mark.parametrize("spoil", [0.0, 0.5])
+def test_a_head_that_only_grew_is_resized_and_no_other_head(tiny, tuned, spoil):
+    """LLaMA's output matrix is no embedding's: a pad token added for training gives it rows and leaves the others."""
+    other, _ = tuned("llama")
+    change(grow(other, ["<pad>"]), other.parent / "spoilt", lambda n, t: t + spoil if n == "lm_head.weight" else None)
+    report = graft(tiny("llama"), other.parent / "spoilt", task(), weights=20, device="cpu").report
+    assert report["resized"] == ["lm_head.weight", "model.embed_tokens.weight"]
+    assert report["head"] == (["lm_head.weight"] if spoil else [])
+
+
 def test_embeddings_padded_to_more_rows_than_tokens(tiny, copied, tuned):
     """The base's embeddings padded, the tuned one's not: only rows that no token has are missing."""
     other, _ = tuned("gpt2")

@@ -262,7 +262,11 @@ def test_patterns_that_choose_nothing(tiny, include, exclude, message):
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "no architecture": ({"architectures": None}, "must name one architecture"),
+    "no architecture": ({"architectures": None}, r'add "architectures": \["BertModel"\] or the like .* --head tuned'),
+    "no architecture, as DeBERTa-v3's": (
+        {"architectures": None, "model_type": "deberta-v2"},
+        r'add "architectures": \["DebertaV2Model"\]',
+    ),
     "two architectures": ({"architectures": ["BertModel", "BertForMaskedLM"]}, "must name one architecture"),
     "unknown architecture": ({"architectures": ["WonderModel"]}, "has no WonderModel"),
     "unknown model type": ({"model_type": "wonder"}, "can't build a BertForMaskedLM"),

@@ -163,7 +163,7 @@ def graft(
         "movable": movable,
         "moved": candidates.moved,
         "left_out": left_out,
-        "head": sorted(set(left_out) - set(before.structure.body)),
+        "head": _head(before, after, left_out, resized),
         "resized": resized,
         "dtypes": {side: _dtype(checkpoint) for side, checkpoint in (("base", before), ("tuned", after))},
         "bytes": len(delta.to_bytes()),
@@ -283,6 +283,19 @@ def _left_out(base: Checkpoint, tuned: Checkpoint, names: Sequence[str]) -> list
     """Tensors that differ but may not move, such as an embedding or a head that was tuned too."""
     pairs = {tensor: other for tensor, other in counterparts(base, tuned).items() if tensor not in names}
     return sorted(tensor for tensor, other in pairs.items() if _differ(base, tensor, tuned, other))
+
+
+def _head(base: Checkpoint, tuned: Checkpoint, left_out: Sequence[str], resized: Sequence[str]) -> list[str]:
+    """Those left out that belong to the head; not one that only has other rows for tokens that were added."""
+    theirs, found = counterparts(base, tuned), []
+    for name in sorted(set(left_out) - set(base.structure.body)):
+        if name in resized:
+            ours, other = base.tensor(name), tuned.tensor(theirs[name])
+            rows = min(len(ours), len(other))
+            if torch.equal(ours[:rows], other[:rows].to(ours.dtype)):
+                continue
+        found.append(name)
+    return found
 
 
 def _differ(base: Checkpoint, name: str, tuned: Checkpoint, other: str) -> bool:
