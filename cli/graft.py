@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.render import print_json, print_skill, progress_bar, say, show_example
+from cli.render import print_json, print_need, print_skill, progress_bar, say, show_example
 
 if TYPE_CHECKING:
     from surgery.grafting.skill import Skill
@@ -63,6 +63,7 @@ def graft(
     batch_size: options.BatchSize = 32,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -74,6 +75,7 @@ def graft(
     from surgery.files import check_output
     from surgery.grafting.localization import graft as run
     from surgery.grafting.localization import parse_sweep
+    from surgery.grafting.need import graft_need
 
     if base is None:
         given = [
@@ -94,7 +96,7 @@ def graft(
             exclude,
             dtype,
         ]
-        if any(value is not None for value in given):
+        if dry_run or any(value is not None for value in given):
             raise OptionError(
                 "the base checkpoint is missing: surgery graft BASE TUNED --task NAME --data FILE --eval FILE -o FOLDER"
             )
@@ -104,9 +106,10 @@ def graft(
         raise OptionError(
             "the tuned checkpoint is missing: surgery graft BASE TUNED --task NAME --data FILE --eval FILE -o FOLDER"
         )
-    folder = options.need_output(output)
-    check_output(folder, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
-    headed = _headed(folder, head)
+    folder = Path() if dry_run else options.need_output(output)
+    headed = None if dry_run else _headed(folder, head)
+    if not dry_run:
+        check_output(folder, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
     if headed:
         check_output(headed, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
     loaded = options.load_task(
@@ -121,24 +124,30 @@ def graft(
         column=column,
         max_length=max_length,
     )
+    shared: dict[str, Any] = {
+        "sparsity": sparsity,
+        "weights": weights,
+        "sweep": parse_sweep(sweep) if sweep else (),
+        "method": method,
+        "include": include or (),
+        "exclude": exclude or (),
+        "device": device,
+        "dtype": dtype,
+        "batch_size": batch_size,
+    }
+    if dry_run:
+        print_need(graft_need(base, loaded, **shared), json)
+        return
     with _with_head(base, tuned, headed, overwrite), progress_bar() as progress:
         skill = run(
             headed or base,
             tuned,
             loaded,
-            sparsity=sparsity,
-            weights=weights,
-            method=method,
             epochs=epochs,
-            sweep=parse_sweep(sweep) if sweep else (),
             baselines=baselines,
             seed=seed,
-            include=include or (),
-            exclude=exclude or (),
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
             progress=progress,
+            **shared,
         )
         skill.save(folder, overwrite=overwrite)
     _report(skill, folder, json)

@@ -22,6 +22,9 @@ Device = Annotated[
     str | None, typer.Option(help="cuda, cuda:1, cpu, mps; default: cuda if there is one.", show_default=False)
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.", show_default="float32")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what memory it needs, what is free and what to lower; do nothing.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples scored at once.")]
 Include = Annotated[

@@ -6,9 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from surgery.progress import Progress
+
+if TYPE_CHECKING:
+    from surgery.memory import Need
 
 Found = TypeVar("Found")
 _QUIET = 30.0  # seconds between lines in a log
@@ -105,6 +108,24 @@ def size(count: int) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000  # type: ignore[assignment]
     raise AssertionError("unreachable")
+
+
+def print_need(need: "Need", json: bool) -> None:
+    """What work needs against what is free; raises OptionError, once that is printed, for more than that."""
+    from surgery.memory import size
+
+    found = need.content()
+    if json:
+        print_json(found)
+    else:
+        rows = [[name, size(count)] for name, count in found["parts"].items()]
+        rows += [["needed at once", size(found["needed"])], ["free", size(found["free"])]]
+        print_table(f"memory on {found['device']}", ["", ""], rows)
+        print_table("files", ["", ""], [[name, size(count)] for name, count in found["files"].items()])
+        say(f"For less: {need.lower}")
+        if need.note:
+            say(need.note)
+    need.check()
 
 
 def print_skill(report: Mapping[str, Any]) -> None:

@@ -1,11 +1,11 @@
 """`surgery tune`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cli import options
-from cli.render import figure, print_json, progress_bar, say, say_repeated
+from cli.render import figure, print_json, print_need, progress_bar, say, say_repeated
 from cli.resuming import state_beside
 
 
@@ -43,6 +43,7 @@ def tune(
         str | None,
         typer.Option(help="float32, or bfloat16 for mixed precision.", show_default="bfloat16 where CUDA has it"),
     ] = None,
+    dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -54,9 +55,10 @@ def tune(
     from surgery.files import check_output
     from surgery.tuning import Recipe
     from surgery.tuning import tune as run
+    from surgery.tuning_need import tune_need
 
-    folder = options.need_output(output)
-    check_output(folder, overwrite=overwrite, inputs=[base, data, dev])
+    if not dry_run:
+        check_output(options.need_output(output), overwrite=overwrite, inputs=[base, data, dev])
     recipe = Recipe(optimizer=optimizer, rate=rate, l1=l1, steps=steps, batch_size=batch_size, accumulate=accumulate)
     loaded = options.load_task(
         task,
@@ -70,6 +72,11 @@ def tune(
         column=column,
         max_length=max_length,
     )
+    shared: dict[str, Any] = {"include": include or (), "exclude": exclude or (), "device": device, "dtype": dtype}
+    if dry_run:
+        print_need(tune_need(base, loaded, recipe, **shared), json)
+        return
+    folder = options.need_output(output)
     with state_beside(folder) as state:
         with progress_bar() as progress:
             tuned = run(
@@ -77,12 +84,9 @@ def tune(
                 loaded,
                 recipe,
                 seed=seed,
-                include=include or (),
-                exclude=exclude or (),
-                device=device,
-                dtype=dtype,
                 resume=state,
                 progress=progress,
+                **shared,
             )
         tuned.save(folder, overwrite=overwrite)
     report = tuned.report

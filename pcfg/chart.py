@@ -17,10 +17,10 @@ from pcfg.dense import DenseResult, dense_inside_outside, dense_k_best, dense_sa
 from pcfg.devices import Device, Dtype, dtype_name, returned, working_device
 from pcfg.errors import OptionError
 from pcfg.grammar import Grammar
-from pcfg.memory import room
 from pcfg.minimum_risk import PlainLabels, check_cost, mbr_tree, minimum_risk_tree
 from pcfg.sparse import Spans, SparseChart
 from pcfg.trees import Tree
+from surgery.memory import room
 
 ENGINES = ("auto", "dense", "sparse")
 # The dense chart costs about n^3 N^2 / 3 + n^2 N S^2 a sentence, whatever the number of rules; the sparse one walks over

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import torch
 
 from surgery.errors import OptionError
+from surgery.memory import room, size
 
 
 def off_cpu(device: torch.device | None) -> TypeGuard[torch.device]:
@@ -81,24 +82,14 @@ def room_for(device: torch.device, needed: int, what: str, lower: str) -> Iterat
     if device.type != "cuda":
         yield
         return
-    free = _free(device)
+    free = room(device)
     if needed > free:
-        raise OptionError(f"{what} needs {_size(needed)} on {device}, which has {_size(free)} free: {lower}")
+        raise OptionError(f"{what} needs {size(needed)} on {device}, which has {size(free)} free: {lower}")
     try:
         yield
     except torch.OutOfMemoryError as error:
         asked = re.search(r"allocate ([\d.]+ \w+)", str(error))
-        sizes = [_size(needed)] * (needed > 0) + [f"{asked[1]} more" if asked else "more"]
+        sizes = [size(needed)] * (needed > 0) + [f"{asked[1]} more" if asked else "more"]
         raise OptionError(
-            f"{what} needs {' and then '.join(sizes)} on {device}, which had {_size(free)} free: {lower}"
+            f"{what} needs {' and then '.join(sizes)} on {device}, which had {size(free)} free: {lower}"
         ) from None
-
-
-def _free(device: torch.device) -> int:
-    """Bytes that torch can still give: what nobody has, and what it holds itself and doesn't use."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
-def _size(number: int) -> str:
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

@@ -52,7 +52,7 @@ class Structure:
                 f"{checkpoint} is an encoder-decoder, which no readout fits: use an encoder or a decoder"
             )
         model_class = _model_class(checkpoint)
-        model = _skeleton(checkpoint, model_class)
+        model = skeleton(checkpoint, model_class)
         parameters = _match(checkpoint, model)
         in_blocks = block_parameters(model)
         groups: dict[int, list[str]] = {}
@@ -202,7 +202,7 @@ def body_tensors(checkpoint: "Checkpoint", like: "Checkpoint") -> dict[str, str]
 
     Raises CheckpointError for a parameter of the blocks without a tensor.
     """
-    model = _skeleton(like, like.structure.model_class)
+    model = skeleton(like, like.structure.model_class)
     matched = {tensor: name for tensor, name in _names(checkpoint, model).items() if name.startswith(_body(model)[0])}
     _check_blocks(checkpoint, model, matched)
     return matched
@@ -246,7 +246,8 @@ def _check_blocks(checkpoint: "Checkpoint", model: nn.Module, matched: Mapping[s
         raise CheckpointError(without_tensor(checkpoint, type(model).__name__, min(missing), instead))
 
 
-def _skeleton(checkpoint: "Checkpoint", model_class: type) -> nn.Module:
+def skeleton(checkpoint: "Checkpoint", model_class: type) -> nn.Module:
+    """The model on the meta device: shapes and no weights."""
     from transformers import AutoConfig
 
     try:

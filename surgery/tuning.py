@@ -27,7 +27,8 @@ from surgery.errors import OptionError, SurgeryError
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
 from surgery.gradients import check_gradients
 from surgery.locks import hold
-from surgery.models import Model, load_model, steady_attention
+from surgery.memory import check_before
+from surgery.models import Model, load_model, pick_device, steady_attention
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.structure import Kind
@@ -153,7 +154,7 @@ def tune(
     seed: int = 0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    device: str | None = None,
+    device: str | torch.device | None = None,
     dtype: str | None = None,
     resume: str | Path | None = None,
     progress: Progress = silent,
@@ -168,19 +169,25 @@ def tune(
         progress: called with step, steps and a line on how it goes.
 
     Raises:
-        SurgeryError: the loss becomes NaN.
+        OptionError: more memory than the device has free. SurgeryError: the loss becomes NaN.
     """
+    from surgery.tuning_need import most_of_tuning, tune_need  # which rehearses what is here
+
     checkpoint = open_checkpoint(base)
     examples = task.need("train")
     began = time.monotonic()
-    model = load_model(checkpoint, device=device)
-    readout = pick_readout(model, task)
+    recipe, place = recipe or Recipe(), pick_device(device)
     names = checkpoint.block_weights(include, exclude)
+    asked: dict[str, Any] = {"include": include, "exclude": exclude, "device": place, "dtype": dtype}
+    check_before(
+        most_of_tuning(checkpoint, names, task, recipe), lambda: tune_need(checkpoint, task, recipe, **asked), place
+    )
+    model = load_model(checkpoint, device=place)
+    readout = pick_readout(model, task)
     movable = sum(checkpoint.entries[name].size for name in names)
-    recipe = recipe or Recipe()
     rows, targets = readout.encode(examples), torch.tensor(task.targets(examples))
     check_gradients(model, readout, names, rows[0])
-    slope = _slope(model, readout, names, rows, targets, seed) if recipe.needs_slope else 0.0
+    slope = slope_at_base(model, readout, names, rows, targets, seed) if recipe.needs_slope else 0.0
     pace = recipe.pace(model.kind, movable, len(examples), slope)
     about = {
         "base": checkpoint.fingerprint,
@@ -192,15 +199,15 @@ def tune(
     identity = _digest({**about, "examples": examples, "dev": task.dev})
     state = Path(resume) if resume else None
     with hold(state) if state else nullcontext():
-        loop = _Loop(model, readout, recipe, pace, names, identity, state)
-        history = loop.run(rows, targets, seed, task, _autocast(model.device, dtype), progress)
+        loop = TrainingLoop(model, readout, recipe, pace, names, identity, state)
+        history = loop.run(rows, targets, seed, task, mixed_precision(model.device, dtype), progress)
     # What is counted is what the files will hold: in 16 bits a small difference may round to none.
     tensors = {name: loop.weights[name].detach().to(checkpoint.entries[name].dtype) for name in names}
     trained = sum(int((loop.weights[name] != loop.base[name]).sum()) for name in names)
     moved = sum(int((tensors[name] != loop.base[name].to(tensors[name].dtype)).sum()) for name in names)
-    asked = {"base": str(checkpoint), "dtype": dtype, "include": list(include), "exclude": list(exclude)}
+    call = {"base": str(checkpoint), "dtype": dtype, "include": list(include), "exclude": list(exclude)}
     report = {
-        **provenance(call={"tune": asked}, inputs={"base": checkpoint.fingerprint}, seed=seed),
+        **provenance(call={"tune": call}, inputs={"base": checkpoint.fingerprint}, seed=seed),
         "task": task.spec(),
         "examples": {"train": len(task.train), "dev": len(task.dev), "dev_in_train": task.repeated("dev")},
         "recipe": {**asdict(recipe), **loop.pace._asdict()},
@@ -213,7 +220,7 @@ def tune(
     return Tuned(checkpoint, tensors, task, readout if isinstance(readout, PhraseReadout) else None, report)
 
 
-class _Loop:
+class TrainingLoop:
     """The weights being trained, the optimiser's state, and the file they survive in."""
 
     def __init__(
@@ -254,7 +261,7 @@ class _Loop:
         saved = time.monotonic()
         try:
             for numbers in _batches(len(rows), self.recipe.batch_size, seed, self.step, self.pace.steps):
-                loss = self._step(rows, targets, numbers, autocast)
+                loss = self.advance(rows, targets, numbers, autocast)
                 self.losses.append(round(loss, 5))
                 self.step += 1
                 self._whole = True
@@ -274,7 +281,8 @@ class _Loop:
                 self.weights[name].copy_(tensor)
         return {"losses": self.losses, "dev": self.dev, "stopped_at": self.step}
 
-    def _step(self, rows: Sequence[Encoded], targets: Tensor, numbers: Sequence[int], autocast: Any) -> float:
+    def advance(self, rows: Sequence[Encoded], targets: Tensor, numbers: Sequence[int], autocast: Any) -> float:
+        """Make one step on the examples of these numbers; their mean loss."""
         total = 0.0
         pieces = np.array_split(np.asarray(numbers), self.recipe.accumulate)
         for piece in (part for numbered in pieces for part in alike(self.model, rows, numbered.tolist())):
@@ -351,7 +359,7 @@ class _Loop:
         self.step, self.losses, self.dev = int(header["step"]), json.loads(header["losses"]), json.loads(header["dev"])
 
 
-def _slope(
+def slope_at_base(
     model: Model, readout: Readout, names: Sequence[str], rows: Sequence[Encoded], targets: Tensor, seed: int
 ) -> float:
     """The norm of the gradient at the base, over 64 training examples."""
@@ -389,7 +397,8 @@ def _batches(examples: int, size: int, seed: int, first: int, steps: int) -> Ite
         yield order[(step % each) * size : (step % each + 1) * size].tolist()
 
 
-def _autocast(device: torch.device, dtype: str | None) -> Any:
+def mixed_precision(device: torch.device, dtype: str | None) -> Any:
+    """The context in which a model runs: bfloat16 where that is asked for, or by default on CUDA that has it."""
     if dtype not in (None, "float32", "bfloat16"):
         raise OptionError(f"--dtype {dtype} isn't for training: float32 or bfloat16")
     if dtype == "bfloat16" or (dtype is None and device.type == "cuda" and torch.cuda.is_bf16_supported()):

@@ -200,7 +200,7 @@ def test_an_interrupted_tune_goes_on(work, run, data, tiny, tmp_path, monkeypatc
     from surgery import tuning
 
     command = ("tune", tiny("gpt2"), "--task", "sst2", "--data", data, "--steps", 12, "--device", "cpu", "-o")
-    real, calls = tuning._Loop._step, []
+    real, calls = tuning.TrainingLoop.advance, []
 
     def step(self, *arguments):
         calls.append(self.step)
@@ -208,7 +208,7 @@ def test_an_interrupted_tune_goes_on(work, run, data, tiny, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(self, *arguments)
 
-    monkeypatch.setattr(tuning._Loop, "_step", step)
+    monkeypatch.setattr(tuning.TrainingLoop, "advance", step)
     assert run(*command, tmp_path / "out")[0] == 130 and not (tmp_path / "out").exists()
     assert (tmp_path / "out.partial").exists()
     assert run(*command, tmp_path / "out")[0] == 0 and calls == [*range(7), *range(6, 12)]

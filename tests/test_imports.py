@@ -27,8 +27,9 @@ ALLOWED = {
         "surgery.progress",
         "surgery.provenance",
     ),
-    # What makes files appear whole and holds them against other runs is written once; it knows nothing of checkpoints.
-    "pcfg": ("pcfg", "surgery.files", "surgery.locks", "surgery.errors"),
+    # What makes files appear whole and holds them against other runs is written once, and so is what adds up memory;
+    # neither knows of checkpoints.
+    "pcfg": ("pcfg", "surgery.files", "surgery.locks", "surgery.errors", "surgery.memory"),
     "surgery": ("surgery",),
 }
 METHODS = ("surgery.grafting", "surgery.unlearning", "surgery.tint")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pcfg.memory import room
+from surgery.memory import room
 
 CPU = torch.device("cpu")
 

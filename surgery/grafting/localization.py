@@ -21,6 +21,7 @@ from surgery.grafting.baselines import BASELINES, wear_baseline
 from surgery.grafting.candidates import Candidates, GraftedModel
 from surgery.grafting.methods import METHODS, Evidence, averaging, movement, sigmoid
 from surgery.grafting.skill import Skill
+from surgery.memory import check_before
 from surgery.models import Model, load_model, pick_device, pick_dtype
 from surgery.pairing import check_alike
 from surgery.progress import Progress, silent
@@ -72,9 +73,11 @@ def graft(
 
     Raises:
         CheckpointError: checkpoints that don't fit together, hold NaN, or don't differ.
-        OptionError: a sparsity outside (0, 1], or more weights than are movable.
+        OptionError: a sparsity outside (0, 1], more weights than are movable, or more memory than the device has free.
         TaskError: no training or no test examples, or a task that doesn't fit the model.
     """
+    from surgery.grafting.need import graft_need, most_of_grafting  # which rehearses what is here
+
     began = time.monotonic()
     before, after = open_checkpoint(base), open_checkpoint(tuned)
     names = before.block_weights(include, exclude)
@@ -89,7 +92,14 @@ def graft(
     train, test = _sample(task.need("train"), seed), task.need("test")
     resized = check_alike(before, after, [example.text for example in train[:100]])
     check_one_order(before, after, task)
-    limit = max(_FEWEST_CANDIDATES, _CANDIDATES_PER_WEIGHT * ladder[-1])
+    limit = candidate_limit(ladder)
+    given: dict[str, Any] = {"sparsity": sparsity, "weights": weights, "sweep": sweep, "method": method, "dtype": dtype}
+    given |= {"include": include, "exclude": exclude, "batch_size": batch_size}
+    check_before(
+        most_of_grafting(before, task, limit, batch_size, pick_dtype(dtype)),
+        lambda: graft_need(before, task, device=place, **given),
+        place,
+    )
     candidates = Candidates.between(before, after, names, limit, place)
 
     model = load_model(before, device=place, dtype=dtype)
@@ -174,6 +184,11 @@ def graft(
     return Skill(
         delta, task, report, readout.to_bytes() if isinstance(readout, PhraseReadout) and not inherited else None
     )
+
+
+def candidate_limit(ladder: Sequence[int]) -> int:
+    """How many candidates are kept at most to choose so many weights from, each in turn."""
+    return max(_FEWEST_CANDIDATES, _CANDIDATES_PER_WEIGHT * max(ladder))
 
 
 def budget(movable: int, sparsity: float | None, weights: int | None) -> int:

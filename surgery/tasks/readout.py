@@ -78,7 +78,7 @@ class WordReadout:
                 )
             ids[word] = token
         tail = _tail(model.tokenizer) if causal else 0
-        return cls(model.tokenizer, prompt, tuple(ids.values()), _limit(model, task), causal, tail)
+        return cls(model.tokenizer, prompt, tuple(ids.values()), token_limit(model, task), causal, tail)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """Texts that are too long are cut at the end of the longer one; the prompt around them stays whole."""
@@ -174,7 +174,7 @@ class HeadReadout:
     @classmethod
     def of(cls, model: Model, task: Task) -> "HeadReadout":
         """Labels are matched by the config's names, as `head_order` does; raises TaskError as it does."""
-        return cls(model.tokenizer, head_order(head_names(model.module.config), task), _limit(model, task))
+        return cls(model.tokenizer, head_order(head_names(model.module.config), task), token_limit(model, task))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         """As the tokenizer puts single texts and pairs."""
@@ -201,15 +201,15 @@ class PhraseReadout:
         file = model.checkpoint.folder / readout_file(task)
         phrases = tuple(task.phrases[label] for label in task.labels)
         if file.exists():
-            return cls.from_file(file, model.tokenizer, phrases, _limit(model, task))
-        rows = encode_plain(model.tokenizer, [Example(phrase, "", "") for phrase in phrases], _limit(model, task))
+            return cls.from_file(file, model.tokenizer, phrases, token_limit(model, task))
+        rows = encode_plain(model.tokenizer, [Example(phrase, "", "") for phrase in phrases], token_limit(model, task))
         anchors = torch.empty(len(rows), 0)
         with torch.no_grad():
             for numbers in alike(model, rows, range(len(rows))):
                 found = _embed(model.module, collate(model, [rows[number] for number in numbers])[0]).float().cpu()
                 anchors = anchors if anchors.numel() else torch.empty(len(rows), found.shape[1])
                 anchors[numbers] = found
-        return cls(model.tokenizer, anchors, phrases, _limit(model, task))
+        return cls(model.tokenizer, anchors, phrases, token_limit(model, task))
 
     @classmethod
     def from_file(cls, file: Path, tokenizer: Any, phrases: tuple[str, ...], max_length: int) -> "PhraseReadout":
@@ -348,7 +348,7 @@ def _mask(tokenizer: Any) -> str:
     return tokenizer.mask_token
 
 
-def _limit(model: Model, task: Task) -> int:
+def token_limit(model: Model, task: Task) -> int:
     """How many tokens the task and the model's positions both allow."""
     config = model.module.config
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
