@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from jaxtyping import Float64, Int64
 
 from pcfg.errors import TreebankError
 from pcfg.origin import Origin, Places
-from pcfg.rules import plain_labels
 from pcfg.trees import Tree
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Chains:
         self.grammar, self.origin, self.shape = grammar, origin, origin.shape
         self._best: dict[int, Chain] = {}
         self._best_few: dict[int, _Few] = {}
+        self._known_steps: dict[int, list[tuple[float, int]]] = {}
 
     # -- chains --------------------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ class Chains:
                         heap, (-before * p * float(values[below]), next(number), before * p, below, longer, False)
                     )
 
-    def draw(self, pair: int, random: np.random.Generator) -> Chain:
+    def draw(self, pair: int, random: np.random.Generator | Random) -> Chain:
         """A chain of a pair, as likely as it is among its chains."""
         chain, sums = [int(self.shape.symbol[pair])], self.origin.sums
         while steps := self._steps(pair):
@@ -106,12 +107,15 @@ class Chains:
 
     def _steps(self, pair: int) -> list[tuple[float, int]]:
         """Unary rules that the chains of a pair can go on with: probability, and the pair below."""
+        if pair in self._known_steps:
+            return self._known_steps[pair]
         symbol, body = int(self.shape.symbol[pair]), int(self.shape.body[pair])
         found = [
             (float(self.origin.probs[rule]), self.shape.pair(child, body))
             for child, rule in self.shape.children.get(symbol, ())
         ]
-        return [step for step in found if step[1] >= 0]
+        self._known_steps[pair] = [step for step in found if step[1] >= 0]
+        return self._known_steps[pair]
 
     # -- trees ---------------------------------------------------------------------------------------------------------
 
@@ -120,7 +124,7 @@ class Chains:
         if not self.shape.spelled[self.shape.body[pair]]:
             return tuple(label for symbol in chain for label in self.shape.labels[symbol])
         above = tuple(label for symbol in chain[:-1] for label in self.shape.labels[symbol])
-        return (*above, *plain_labels(self.shape.symbols[chain[-1]], over_word=True))
+        return (*above, self.shape.tags[chain[-1]])
 
     @property
     def top(self) -> tuple[str, ...]:
@@ -261,11 +265,10 @@ class Chains:
         np.add.at(deep, where, (depths[entry] * above)[some])
         for label in self.top:
             phrases[0, n, labels.index(label)], deep[0, n, labels.index(label)] = 1.0, -1.0
-        tag_names = [plain_labels(name, over_word=True)[0] for name in shape.symbols]
-        tags = tuple(sorted(set(tag_names)))
+        tags = tuple(sorted(set(shape.tags)))
         found, single = np.zeros((n, len(tags))), j - i == 1
         often = hits.data[entry] * self._returns[below]
-        of_tag = np.array([tags.index(name) for name in tag_names], np.int64)
+        of_tag = np.array([tags.index(name) for name in shape.tags], np.int64)
         np.add.at(found, (i[single], of_tag[below[single]]), (often * np.nan_to_num(own))[single])
         return PlainMarginals(labels, tags, phrases, deep, found)
 

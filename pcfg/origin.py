@@ -170,7 +170,10 @@ class Origin:
         return scipy.sparse.csr_array((values, shape.body, shape.first), (len(shape.symbols), len(shape.bodies)))
 
     def _at_pairs(self, matrix: scipy.sparse.csr_array) -> Float64[np.ndarray, " pairs"]:
-        return np.asarray(matrix[self.shape.symbol, self.shape.body], np.float64).ravel()
+        """A matrix of symbols and bodies that is 0 where no chain leads from one to the other."""
+        entries, found = matrix.tocoo(), np.zeros(len(self.shape.body))
+        found[self.shape.pairs(entries.row.astype(np.int64), entries.col.astype(np.int64))] = entries.data
+        return found
 
     @cached_property
     def totals(self) -> Float64[np.ndarray, "K 2"]:

@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from random import Random
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Bool, Float64, Int32, Int64
 
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammar import Grammar
@@ -90,18 +91,23 @@ class Samples:
                 chains of unary rules is one of them, drawn with its probability: the same one whenever it is asked for.
         """
         binary, steps = len(self.grammar.rule_probs), self._steps(number).tolist()
-        heads, tails, places = *(self._plain_pieces if plain else self._pieces), steps
-        if plain and self._drawn:
-            pieces = [self._piece(step, names) for step, names in zip(steps, self._labels(number, plain), strict=True)]
-            heads, tails, places = [head for head, _ in pieces], [tail for _, tail in pieces], range(len(steps))
+        heads, tails = self._plain_pieces if plain else self._pieces
+        drawn = self._draws(number) if plain else {}
+        if drawn:  # then each node has its own pieces, those of rules before those of words
+            nodes = sorted(range(len(steps)), key=lambda place: steps[place] >= binary)
+            pieces = [
+                self._piece(steps[k], drawn[k]) if k in drawn else (heads[steps[k]], tails[steps[k]]) for k in nodes
+            ]
+            heads, tails = [head for head, _ in pieces], [tail for _, tail in pieces]
+            steps, binary = np.argsort(nodes).tolist(), len(nodes) // 2
         written: list[str] = []
         missing: list[int] = []  # how many children each open bracket still waits for
         closing: list[str] = []  # and what closes it
-        for step, place in zip(steps, places, strict=True):
-            written.append(heads[place])
+        for step in steps:
+            written.append(heads[step])
             if step < binary:
                 missing.append(2)
-                closing.append(tails[place])
+                closing.append(tails[step])
                 continue
             while missing:
                 missing[-1] -= 1
@@ -109,8 +115,8 @@ class Samples:
                     break
                 missing.pop()
                 written.append(closing.pop())
-        for name in self._top(plain):
-            return f"({name}{''.join(written)})"
+        if plain and (top := self._top(plain)):
+            return f"({top[0]}{''.join(written)})"
         return "".join(written)[1:]
 
     def take(self, numbers: Int64[np.ndarray, " some"]) -> "Samples":
@@ -177,7 +183,11 @@ class Samples:
     @cached_property
     def _drawn(self) -> bool:
         """Whether any of those is."""
-        return None in self._plain_labels
+        return bool(self._drawn_steps.any())
+
+    @cached_property
+    def _drawn_steps(self) -> Bool[np.ndarray, " steps"]:
+        return np.array([names is None for names in self._plain_labels], bool)
 
     @property
     def _heads(self) -> list[int]:
@@ -192,15 +202,26 @@ class Samples:
 
     def _labels(self, number: int, plain: bool) -> list[tuple[str, ...]]:
         """What each step of a sentence is called."""
-        table, chains = self._plain_labels if plain else self._own_labels, self.grammar.chains
+        table = self._plain_labels if plain else self._own_labels
         labels = [table[step] for step in self._steps(number).tolist()]
-        if chains is None or None not in labels:
-            return labels
-        random = np.random.default_rng([self.seed % 2**64, int(self.numbers[number])])
-        for place, step in enumerate(self._steps(number).tolist()):
-            if labels[place] is None:
-                labels[place] = chains.labels(self._pairs[step], chains.draw(self._pairs[step], random))
-        return labels
+        if plain:
+            for place, names in self._draws(number).items():
+                labels[place] = names
+        return labels  # type: ignore[return-value]
+
+    def _draws(self, number: int) -> dict[int, tuple[str, ...]]:
+        """What the steps of a sentence that may be called several things are called, by their places."""
+        chains = self.grammar.chains
+        if chains is None or not self._drawn:
+            return {}
+        steps = self._steps(number)
+        places = np.flatnonzero(self._drawn_steps[steps]).tolist()
+        # Its own generator, so that a sentence's chains don't depend on which others are looked at; numpy's takes longer to make.
+        random = Random((self.seed % 2**64 << 64) + int(self.numbers[number]))
+        pairs = [self._pairs[step] for step in steps[places].tolist()]
+        return {
+            place: chains.labels(pair, chains.draw(pair, random)) for place, pair in zip(places, pairs, strict=True)
+        }
 
     def _top(self, plain: bool) -> tuple[str, ...]:
         return self.grammar.chains.top if plain and self.grammar.chains is not None else ()

@@ -1,5 +1,6 @@
 """What rules of any shape are but for their probabilities: numbered symbols, what chains of unary rules lead to, names."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -135,6 +136,11 @@ class Shape:
             for number, name in enumerate(self.symbols)
         )
 
+    @cached_property
+    def tags(self) -> tuple[str, ...]:
+        """The same right over a word."""
+        return tuple(plain_labels(name, over_word=True)[0] for name in self.symbols)
+
     def pairs(self, symbols: Int64[np.ndarray, " k"], bodies: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
         """Where chains from these symbols to these bodies are among all; -1 where there is no such chain."""
         codes, wanted = self._codes, symbols * len(self.bodies) + bodies
@@ -183,7 +189,7 @@ class _Names:
         """The name for a key, and whether it was made just now."""
         if key in self._made:
             return self._made[key], False
-        wanted = "".join({"(": "-LRB-", ")": "-RRB-"}.get(c, "_" if c.isspace() else c) for c in wanted)
+        wanted = re.sub(r"\s", "_", wanted.replace("(", "-LRB-").replace(")", "-RRB-"))
         while wanted in self._taken:
             wanted += "/"
         self._taken.add(wanted)
