@@ -290,8 +290,8 @@ class Grammar:
     def emissions(self, sentence: Sequence[str]) -> Float64[np.ndarray, "n T"]:
         """Probability of each word given each preterminal, or the lexicon's scores where there is one.
 
-        A word that the grammar doesn't know is taken for its bracket (-LRB- for a round one) where the grammar knows that,
-        else for its signature, where the grammar has signatures.
+        A word that the grammar doesn't know is taken for its bracket (-LRB- for a round one, or back) where the grammar knows
+        that, else for its signature, where the grammar has signatures.
         Raises GrammarError, naming word and position, for a word that stays unknown.
         """
         if isinstance(sentence, str):
@@ -310,15 +310,16 @@ class Grammar:
         return found
 
     def number_of(self, word: str, position: int) -> int:
-        """The number of a word, of its bracket (-LRB-) or of its signature, that stands at a position (from 0) of its sentence."""
+        """The number of a word, of its bracket (-LRB- for a round one, or back) or its signature, at a position (from 0) of its sentence."""
         number = self.word_numbers.get(word)
         if number is not None:
             return number
         from pcfg.lexicon import signatures
-        from pcfg.trees import escape_brackets
+        from pcfg.trees import bracket_forms
 
-        if (escaped := escape_brackets(word)) in self.word_numbers:
-            return self.word_numbers[escaped]
+        for form in bracket_forms(word):
+            if form in self.word_numbers:
+                return self.word_numbers[form]
         for signature in signatures(word, position):
             if signature in self.word_numbers:
                 return self.word_numbers[signature]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int32
 
 from pcfg.errors import TreebankError
-from pcfg.trees import escape_brackets
+from pcfg.trees import bracket_forms
 
 UNKNOWN = "<unk>"
 _ENDINGS = ("ing", "ion", "ity", "est", "ed", "er", "ly", "al", "s", "y")
@@ -148,8 +148,8 @@ class SmoothedLexicon:
 
     def posterior(self, word: str, position: int) -> Float64[np.ndarray, " T"]:
         """P(t|w) of a word at a position (from 0) of its sentence; raises as `scores`."""
-        if word not in self.numbers and escape_brackets(word) in self.numbers:
-            word = escape_brackets(word)
+        if word not in self.numbers:
+            word = next((form for form in bracket_forms(word) if form in self.numbers), word)
         number = self.numbers.get(word, -1)
         seen = self._counts(number) if 0 <= number < self.word_count else np.zeros(len(self.tag_probs))
         total = seen.sum()

@@ -249,7 +249,7 @@ class Places:
         words = origin.sums[self.words]
         with np.errstate(divide="ignore", invalid="ignore"):
             return {
-                "start": self._starts(origin) * share,
+                "start": self.starts(origin) * share,
                 "rule_probs": np.where(total[parents] > 0, rules / total[parents], grammar.rule_probs),
                 "word_probs": np.where(total[tags] > 0, words / total[tags], grammar.word_probs),
             }
@@ -265,12 +265,13 @@ class Places:
     def best_arrays(self, origin: Origin) -> dict[str, Float64[np.ndarray, " _"]]:
         """Scores whose product over a tree is the probability of the best tree of the rules that it stands for."""
         return {
-            "start": self._starts(origin),
+            "start": self.starts(origin),
             "rule_probs": origin.bests[self.rules],
             "word_probs": origin.bests[self.words],
         }
 
-    def _starts(self, origin: Origin) -> Float64[np.ndarray, " S"]:
+    def starts(self, origin: Origin) -> Float64[np.ndarray, " S"]:
+        """The probability of the rule that makes each symbol a root."""
         return np.where(self.rooted, origin.weights[self.roots], 0.0)[self.symbols]
 
     def rule_counts(self, origin: Origin, counts: Any) -> Float64[np.ndarray, " rules"]:

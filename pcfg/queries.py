@@ -32,10 +32,13 @@ def kl(grammar_p: Grammar, grammar_q: Grammar, sentences: Sequence[Sequence[str]
     start = _log_ratio(grammar_p.start, grammar_q.start[place])
     rules = _log_ratio(grammar_p.rule_probs, _matched(grammar_p, grammar_q, place))
     own = _of_rules(grammar_p.origin, grammar_q.origin)
+    if own is not None:  # a start symbol over roots may have any name in either
+        start = _log_ratio(_roots(grammar_p), _roots(grammar_q)[place])
 
     def expected(part: Callable[[NDArray], NDArray]) -> Float64[np.ndarray, " batch"]:
         if own is not None:
-            return chart_p.expected(*chart_p.of_rules(part(own)))
+            _, binary, lexical = chart_p.of_rules(part(own))
+            return chart_p.expected(part(start), binary, lexical)
         return chart_p.expected(part(start), part(rules), [part(ratios) for ratios in words])
 
     ratio = expected(lambda ratios: np.where(np.isinf(ratios), 0.0, ratios))
@@ -162,6 +165,11 @@ def _of_rules(p: Origin | None, q: Origin | None) -> Float64[np.ndarray, " rules
         return None
     given = {rule[:2]: rule.probability for rule in q.rules}
     return _log_ratio(p.probs, np.array([given.get(rule, 0.0) for rule in p.shape.rules]))
+
+
+def _roots(grammar: Grammar) -> Float64[np.ndarray, " S"]:
+    """The probability of the rule that makes each symbol a root, of a grammar whose rules are known."""
+    return grammar.places.starts(grammar.origin)  # type: ignore[union-attr,arg-type]
 
 
 def _log_ratio(p: Float64[np.ndarray, "..."], q: Float64[np.ndarray, "..."]) -> Float64[np.ndarray, "..."]:

@@ -207,7 +207,7 @@ class Samples:
         if plain:
             for place, names in self._draws(number).items():
                 labels[place] = names
-        return labels  # type: ignore[return-value]
+        return labels
 
     def _draws(self, number: int) -> dict[int, tuple[str, ...]]:
         """What the steps of a sentence that may be called several things are called, by their places."""

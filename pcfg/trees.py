@@ -16,7 +16,8 @@ Value = TypeVar("Value")
 _TOKEN = re.compile(r"[()]|[^\s()]+|\n", re.ASCII)  # U+00A0 and its like stand within words
 _ROUND = {"(": "-LRB-", ")": "-RRB-"}
 _BRACKETS = str.maketrans(_ROUND)
-_ALL_BRACKETS = str.maketrans(_ROUND | {"[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"})
+_NAMED_BRACKETS = _ROUND | {"[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"}
+_ALL_BRACKETS = str.maketrans(_NAMED_BRACKETS)
 _KINDS = (".mrg", ".txt")  # of tree files in a folder
 NO_PARSE = "(())"  # what EVALB reads as a sentence that has no parse
 
@@ -178,6 +179,14 @@ def _built(rows: Sequence[_Row]) -> Tree:
 def escape_brackets(word: str) -> str:
     """A word as the Penn Treebank writes it: ( is -LRB-, and so on."""
     return word.translate(_ALL_BRACKETS)
+
+
+def bracket_forms(word: str) -> tuple[str, str]:
+    """A word with its brackets as the Penn Treebank writes them, and the word that is written so."""
+    plain = word
+    for bracket, name in _NAMED_BRACKETS.items():
+        plain = plain.replace(name, bracket)
+    return escape_brackets(word), plain
 
 
 def format_tree(tree: Tree | None) -> str:

@@ -399,6 +399,30 @@ def test_a_tree_of_another_grammar_is_refused():
         grammar.undo(Tree.parse("(S (A zebra) (B b))"))
 
 
+def test_trees_that_were_written_and_read_again_are_still_the_grammars():
+    grammar = Grammar.from_text("S -> '(' A ')' [1.0]\nA -> B [0.5] | 'x' [0.5]\nB -> 'x' [0.5] | ']' [0.5]")
+    for words in (["(", "x", ")"], ["(", "]", ")"]):
+        tree = inside_outside(grammar, [words]).best_trees()[0]
+        again = Tree.parse(str(tree))
+        assert again.words()[0] == "-LRB-" and str(grammar.undo(again)) == str(grammar.undo(tree))
+        assert inside_outside(grammar, [again.words()]).log_z == inside_outside(grammar, [words]).log_z
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("ROOT -> S [1.0]", "TOP -> S [1.0]"), ("ROOT -> S [1.0]", ""), ("", "TOP -> S [1.0]")]
+)
+def test_divergence_does_not_depend_on_what_the_start_symbol_is_called(first, second):
+    p, q = (Grammar.from_text(start + COMPETING) for start in (first, second))
+    assert kl(p, q, [["a", "b"]]) == pytest.approx([0.0], abs=1e-12)
+
+
+def test_divergence_counts_the_roots_of_both():
+    rules = "\nS -> A A [1.0]\nT -> A A [0.5] | A S [0.5]\nA -> B [0.5] | 'a' [0.5]\nB -> 'a' [1.0]"
+    p, q = (Grammar.from_text(start + rules) for start in ("R -> S [0.5] | T [0.5]", "Q -> S [0.2] | T [0.8]"))
+    # Of "a a", p's roots are S : T as .5 : .25, and q's as .2 : .4.
+    assert kl(p, q, [["a", "a"]]) == pytest.approx([2 / 3 * math.log(2) + 1 / 3 * math.log(0.5)])
+
+
 def test_other_numbers_are_not_those_of_the_rules():
     grammar = Grammar.from_text(COMPETING)
     assert grammar.origin is not None and grammar.replaced(transformed=False).origin is None
