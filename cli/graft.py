@@ -110,7 +110,7 @@ def graft(
     headed = None if dry_run else _headed(folder, head)
     if not dry_run:
         check_output(folder, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
-    if headed:
+    if headed and not _made_before(headed, base, tuned):
         check_output(headed, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
     loaded = options.load_task(
         task,
@@ -167,6 +167,19 @@ def _headed(folder: Path, head: str | None) -> Path | None:
     return folder.with_name(f"{folder.name}-base") if head else None
 
 
+def _made_before(headed: Path, base: str, tuned: str) -> bool:
+    """Whether a run that was killed left the base with this head there: then it is taken, not made again."""
+    import json
+
+    from surgery.checkpoint import Checkpoint
+
+    try:
+        inputs = json.loads((headed / "report.json").read_text(encoding="utf-8"))["inputs"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return inputs == {"base": Checkpoint(base).fingerprint, "tuned": Checkpoint(tuned).fingerprint}
+
+
 @contextmanager
 def _with_head(base: str, tuned: str, headed: Path | None, overwrite: bool) -> Iterator[None]:
     """Make the base with the tuned one's head, and take it away again if what follows fails."""
@@ -175,7 +188,8 @@ def _with_head(base: str, tuned: str, headed: Path | None, overwrite: bool) -> I
         return
     from surgery.grafting.heads import with_tuned_head
 
-    with_tuned_head(base, tuned, headed, overwrite=overwrite)
+    if not _made_before(headed, base, tuned):
+        with_tuned_head(base, tuned, headed, overwrite=overwrite)
     try:
         yield
     except BaseException:

@@ -277,7 +277,9 @@ def spans(
     if json:
         print_json({**vars(found), "dtype": dtype, "output": str(file), "seconds": _since(began)})
         return
-    say(f"{file}: marginals of {found.sentences:,} sentences, {found.entries:,} numbers, in {_since(began):.1f} s")
+    say(
+        f"{file}: marginals of {found.sentences - len(found.unparsed):,} of {found.sentences:,} sentences, {found.entries:,} numbers, in {_since(began):.1f} s"
+    )
     _say_unparsed(found.unparsed)
 
 
@@ -323,7 +325,7 @@ def fit(
         return
     per_word = found.log_likelihoods[-1] / found.words
     say(
-        f"{file}: {em} rounds over {len(sentences):,} sentences in {_since(began):.1f} s, {what} {per_word:.4f} nats a word"
+        f"{file}: {em} rounds over {len(sentences) - len(unparsed):,} of {len(sentences):,} sentences in {_since(began):.1f} s, {what} {per_word:.4f} nats a word"
     )
     _say_unparsed(unparsed)
 
@@ -405,7 +407,8 @@ def _say_whole(bank: "list[Tree]", cut: bool | None) -> None:
 def _say_unparsed(numbers: Sequence[int]) -> None:
     if numbers:
         more = f" and {len(numbers) - _LISTED:,} more" if len(numbers) > _LISTED else ""
-        say(f"Without a parse: {len(numbers):,}, line {', '.join(map(str, numbers[:_LISTED]))}{more}")
+        lines = f"line{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:_LISTED]))}{more}"
+        say(f"Without a parse: {len(numbers):,} ({lines})")
 
 
 def _since(began: float) -> float:

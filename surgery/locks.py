@@ -42,9 +42,11 @@ def hold(path: Path) -> Iterator[None]:
     path = path.resolve() if path.exists() else path.parent.resolve() / path.name
     file = lock_file(path)
     made = [parent for parent in file.parents if not parent.exists()]  # innermost first
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         handle = _flock(file, path)
+    except OSError as error:
+        raise SurgeryError(f"{path.parent} can't be written to ({error.strerror}): name an output elsewhere") from None
     except _NoLockError:
         file = file.with_suffix(".pid")
         handle = _create(file, path)

@@ -127,7 +127,7 @@ def test_shards_hold_what_one_file_would(work, ok):
 def test_the_best_trees_are_those_worked_by_hand_and_what_has_none_is_told(work, ok):
     command = ("parse", work / "toy.txt", "--text", work / "sents.txt", "-o")
     out = ok(*command, work / "parses.txt")
-    assert "2 of 5 sentences parsed" in out and "Without a parse: 3, line 2, 3, 5" in out
+    assert "2 of 5 sentences parsed" in out and "Without a parse: 3 (lines 2, 3, 5)" in out
     wanted = [VERB, NO_PARSE, NO_PARSE, "(S (NP her) (VP (V saw) (NP stars)))", NO_PARSE]
     assert (work / "parses.txt").read_text().splitlines() == wanted
     found = ok(*command, work / "again.txt", "--workers", 2, "--json")

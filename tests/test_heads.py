@@ -275,3 +275,19 @@ def test_the_head_option_leaves_nothing_behind_when_the_graft_fails(trained, tin
     (tmp_path / "skill-base" / "mine").touch()
     status, _, err = run("graft", tiny("bert-encoder"), tuned, *options, "--head", "tuned", "--overwrite")
     assert status == 2 and "skill-base" in err and (tmp_path / "skill-base" / "mine").exists()
+
+
+def test_a_killed_graft_with_the_tuned_head_can_be_run_again(trained, tiny, tmp_path, data, run):
+    tuned = shutil.copytree(trained[0] / "checkpoint-12", tmp_path / "tuned")
+    trained[1].save_pretrained(tuned)
+    with_tuned_head(tiny("bert-encoder"), tuned, tmp_path / "skill-base")  # what a kill while locating leaves
+    options = ("--task", "sst2", "--data", data, "--eval", data, "--device", "cpu", "--weights", 5)
+    graft = ("graft", tiny("bert-encoder"), tuned, *options, "--head", "tuned", "-o", tmp_path / "skill")
+    assert run(*graft)[0] == 0
+    assert (tmp_path / "skill").exists() and (tmp_path / "skill-base").exists()
+    shutil.rmtree(tmp_path / "skill")
+    report = json.loads((tmp_path / "skill-base" / "report.json").read_text())
+    report["inputs"]["tuned"] = "another"
+    (tmp_path / "skill-base" / "report.json").write_text(json.dumps(report))
+    status, _, err = run(*graft)
+    assert status == 2 and "skill-base exists already" in err

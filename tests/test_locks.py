@@ -20,6 +20,7 @@ from pcfg.files import hold as pcfg_hold
 from surgery.applying import patch_folder, write_patched
 from surgery.checkpoint import Checkpoint
 from surgery.delta import SparseDelta
+from surgery.errors import SurgeryError
 from surgery.files import check_output, new_folder
 from surgery.locks import BusyError, hold
 
@@ -271,3 +272,12 @@ def test_the_packages_have_their_own_errors(tmp_path):
         pcfg_hold(tmp_path / "x"),
     ):
         pass
+
+
+def test_where_nothing_can_be_written_is_said_without_our_own_files(tmp_path):
+    for path in (Path("/proc/out"), Path("/dev/null/out")):
+        with (
+            pytest.raises(SurgeryError, match=rf"^{path.parent} can't be written to \(.*\): name an output elsewhere$"),
+            hold(path),
+        ):
+            pass

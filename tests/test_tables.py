@@ -101,3 +101,10 @@ def test_whole_numbers_are_one_label_however_they_are_written(tmp_path):
     task = Task.load("mine", train=[Example("a", "", 1.0), Example("b", "", 0)], test=[Example("c", "", "1")])
     assert task.labels == ("0", "1") and task.targets(task.test) == [1]
     assert Task.load("mine", test=task.train, words={"1.0": "yes", "0.0": "no"}).words == {"1": "yes", "0": "no"}
+
+
+def test_an_empty_field_is_told_from_a_column_that_is_not_there(tmp_path):
+    with pytest.raises(TaskError, match="line 3: no label, the field is empty"):
+        read(tmp_path / "a.csv", "text,label\na,x\nb,\n")
+    with pytest.raises(TaskError, match=r"no label .*name the column if it is called otherwise"):
+        read(tmp_path / "b.csv", "text,mark\na,x\n")

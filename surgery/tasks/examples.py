@@ -84,7 +84,11 @@ def _examples(
         pair = _value(row, columns.text_pair, _PAIR, usual_too) if columns.text_pair != "" else None
         wanted = [(columns.text or "text", text), (columns.label or "label", label)]
         for what, value in wanted[0 if worded else 1 : 2 if labelled else 1]:
-            if value is None or value == "":
+            if value == "":
+                raise TaskError(
+                    f"{where}, line {number}: no {what}, the field is empty: fill it in, or leave the row out"
+                )
+            if value is None:
                 raise TaskError(
                     f"{where}, line {number}: no {what} (columns here: {', '.join(map(str, row))}); name the column if it is called otherwise"
                 )
