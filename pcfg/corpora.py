@@ -53,7 +53,7 @@ def write_corpus(
         binary: leave trees in the grammar's symbols, instead of as `Grammar.undo` gives them.
         with_tokenizer: also a folder `tokenizer` for `AutoTokenizer.from_pretrained`.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # the end of a link, which a folder can't be renamed to
     if count < 1 or shard_size < 1:
         raise OptionError(f"{min(count, shard_size)} sentences can't be drawn: ask for 1 or more")
     if not 0 <= held_out < 1:

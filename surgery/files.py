@@ -87,7 +87,7 @@ def check_output(
         inputs: files and folders that must lie apart from the output; what isn't on this disk doesn't count.
     """
     check_apart(folder, *inputs)
-    place = folder.absolute()
+    place = folder.resolve()
     if place.parent.is_dir() and (lock_file(place).exists() or _leftovers(place, "new|old")):
         with hold(place):
             recover(place)
@@ -97,12 +97,14 @@ def check_output(
 def _check_free(folder: Path, overwrite: bool, replaces: str) -> None:
     if folder.exists() and not folder.is_dir():
         raise SurgeryError(f"{folder} is a file, not a folder: name another output")
+    if os.path.ismount(folder):
+        raise SurgeryError(f"{folder} is a mounted disk, whose name no folder can take: name a folder in it")
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
             raise SurgeryError(f"{folder} exists already: name another output or add --overwrite (overwrite=True)")
         if not (folder / replaces).exists():
             raise SurgeryError(f"{folder} holds no {replaces}, so it isn't overwritten: name another output")
-    parent = folder.absolute().parent
+    parent = folder.resolve().parent
     while not parent.exists():
         parent = parent.parent
     if not os.access(parent, os.W_OK):
@@ -161,7 +163,7 @@ def new_folder(folder: Path, *, overwrite: bool = False, replaces: str = "report
     `folder` is held against other runs (`surgery.locks`); what a killed run left of it is cleared away first.
     """
     check_output(folder, overwrite=overwrite, replaces=replaces)
-    folder = folder.absolute()
+    folder = folder.resolve()  # the end of a link, which a folder can't be renamed to
     made = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:

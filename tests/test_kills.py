@@ -149,9 +149,13 @@ def test_patches_in_place_are_the_base_or_the_graft(tiny, copied, tmp_path, kill
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "tuned"]
 
 
+def drawn_from():
+    return Grammar.from_text("S -> A B [1.0]\nA -> 'a' [1.0]\nB -> 'b' [0.5] | 'c' [0.5]\n")
+
+
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.real)])
 def test_corpora_drawn_twice_at_once(tmp_path, kills):
-    grammar = Grammar.from_text("S -> A B [1.0]\nA -> 'a' [1.0]\nB -> 'b' [0.5] | 'c' [0.5]\n")
+    grammar = drawn_from()
     out = tmp_path / "out"
 
     def draw(seed):
@@ -208,6 +212,36 @@ def test_what_appears_while_an_output_is_made_is_kept(tmp_path, overwrite):
     with pytest.raises(SurgeryError), new_folder(tmp_path / "file", overwrite=overwrite):
         (tmp_path / "file").write_text("mine")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("there", ["nothing", "empty", "older"])
+@pytest.mark.parametrize("swap", [True, False], ids=["at a stroke", "in turn"])
+def test_an_output_may_be_a_link_to_another_disk(tmp_path, monkeypatch, there, swap):
+    """The work lands at the link's end, and the link stays."""
+    if not swap:
+        monkeypatch.setattr("surgery.files.exchange", lambda *_: False)
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    link.symlink_to(disk / "out")
+    if there != "nothing":
+        (disk / "out").mkdir()
+    if there == "older":
+        (disk / "out" / "report.json").write_text("{}")
+    with new_folder(link, overwrite=there == "older") as staged:
+        (staged / "report.json").write_text("new")
+        assert staged.parent == disk  # so that the rename stays on that disk
+    assert link.is_symlink() and (disk / "out" / "report.json").read_text() == "new"
+    assert [path.name for path in (disk / "out").iterdir()] == ["report.json"]
+    write_corpus(drawn_from(), link, 3, seed=0, overwrite=True)
+    assert link.is_symlink() and sorted(path.name for path in disk.iterdir()) == ["out"]
+
+
+def test_a_mounted_disk_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+    with pytest.raises(SurgeryError, match=r"is a mounted disk, .*: name a folder in it"):
+        check_output(tmp_path / "out", overwrite=True)
+    check_output(tmp_path / "out" / "in", overwrite=False)
 
 
 def test_what_looks_like_litter_and_is_another_outputs_stays(tmp_path):
