@@ -249,6 +249,8 @@ def prune(
 ) -> Grammar:
     """Only the nonterminals used most: rules with any other go, the rest is renormalised, useless symbols go too.
 
+    Of a grammar made from rules of any shape, these are symbols of its binary form: unary chains aren't known afterwards.
+
     Args:
         keep_nonterminals: how many to keep, at most; fewer are left where some need what is gone.
         sentences: use is the expected number of nodes in their parses. None: in the sentences that the grammar makes;

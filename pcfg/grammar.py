@@ -458,7 +458,8 @@ class Grammar:
 
         Where trees may go on for ever, the probabilities become those given that they end: p q_B q_C / q_A for
         A -> B C, with q the probability of ending (Chi 1999, theorem 1). With a lexicon, whose scores have a column for
-        each preterminal, all preterminals stay. The rules of any shape that it was made from aren't pruned, and go.
+        each preterminal, all preterminals stay. The rules of any shape that it was made from are pruned likewise; a symbol
+        that had phrases and words, and has one of them now, is one symbol again.
         """
         from pcfg.pruning import pruned
 

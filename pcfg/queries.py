@@ -12,6 +12,7 @@ from pcfg.chart import inside_outside
 from pcfg.errors import GrammarError
 from pcfg.grammar import Grammar
 from pcfg.origin import Origin
+from pcfg.pruning import pruned_form
 from pcfg.sparse import SparseChart
 
 
@@ -63,7 +64,7 @@ def prefix_log_z(grammar: Grammar, prefixes: Sequence[Sequence[str]]) -> Float64
     ends = grammar.branching.ending()
     ending = math.log(grammar.start @ ends)
     # Given that trees end, whatever stands to the right of the prefix has probability 1.
-    proper = grammar.pruned()
+    proper = pruned_form(grammar)
     tags = [grammar.preterminals.index(name) for name in proper.preterminals]
     corners, rules = _LeftCorners(proper), proper.compiled
     found = np.full(len(prefixes), ending)

@@ -423,6 +423,37 @@ def test_divergence_counts_the_roots_of_both():
     assert kl(p, q, [["a", "a"]]) == pytest.approx([2 / 3 * math.log(2) + 1 / 3 * math.log(0.5)])
 
 
+def test_pruned_grammars_know_their_chains():
+    spare = Grammar.from_text(COMPETING + "U -> U U [1.0]\nW -> X [1.0]")
+    assert spare.pruned().to_text() == Grammar.from_text(COMPETING).to_text()
+    assert [str(tree) for tree in parse(spare.pruned(), [["a", "b"]])] == ["(S (C a) (D b))"]
+    words = Grammar.from_text(
+        "S -> 'a' [0.5] | S S [0.25] | X X [0.25] | U U [0]\nX -> 'b' [1.0]\nU -> 'u' [1.0]"
+    ).pruned()
+    assert words.words == ("a", "b") and len(words.origin.rules) == 4
+
+
+@pytest.mark.parametrize("start", ["", "TOP -> S [0.75] | N [0.25]\n"])
+def test_pruned_rules_are_those_given_that_trees_end(start):
+    rules, first = read_rules(f"{start}S -> S S [0.5] | M [0.25] | N N [0.25]\nM -> N [0.5] | S [0.5]\nN -> 'n' [1.0]")
+    grammar = Grammar.from_rules(rules, first)
+    assert math.isinf(grammar.expected_length)
+    left = grammar.pruned()
+    left.check_proper()
+    # S ends with q = q^2/2 + 1/8 + q/8 + 1/4, the smaller root.
+    q = 0.875 - math.sqrt(0.875**2 - 0.75)
+    m, top = (1 + q) / 2, 0.75 * q + 0.25
+    expected = {("S", ("S", "S")): q / 2, ("S", ("M",)): m / 4 / q, ("S", ("N", "N")): 1 / 4 / q}
+    expected |= {("M", ("N",)): 0.5 / m, ("M", ("S",)): q / 2 / m, ("N", (Word("n"),)): 1}
+    if start:
+        expected |= {("TOP", ("S",)): 0.75 * q / top, ("TOP", ("N",)): 0.25 / top}
+    assert probabilities(left) == pytest.approx(expected)
+    words = ["n", "n", "n"]
+    assert parse(left, [words]) == parse(grammar, [words])
+    lost = inside_outside(grammar, [words]).log_z - inside_outside(left, [words]).log_z
+    assert float(lost[0]) == pytest.approx(math.log(top if start else q))
+
+
 def test_other_numbers_are_not_those_of_the_rules():
     grammar = Grammar.from_text(COMPETING)
     assert grammar.origin is not None and grammar.replaced(transformed=False).origin is None
