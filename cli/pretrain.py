@@ -7,7 +7,7 @@ import typer
 
 from cli import options
 from cli.grammars import load_grammar
-from cli.render import figure, print_json, progress_bar, say
+from cli.render import figure, print_json, print_need, progress_bar, say
 from cli.resuming import state_beside
 
 
@@ -31,6 +31,7 @@ def pretrain(
     output: options.NeededOutput = None,
     seed: options.Seed = 0,
     device: options.Device = None,
+    dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -40,11 +41,12 @@ def pretrain(
     """
     from pcfg.pretrain import GRAMMAR_FILE, PretrainRecipe, read_config
     from pcfg.pretrain import pretrain as run
+    from pcfg.pretrain_need import pretrain_need
     from surgery.files import check_output
 
-    folder = options.need_output(output)
     inputs = [grammar] if config is None else [grammar, config]
-    check_output(folder, overwrite=overwrite, replaces=GRAMMAR_FILE, inputs=inputs)
+    if not dry_run:
+        check_output(options.need_output(output), overwrite=overwrite, replaces=GRAMMAR_FILE, inputs=inputs)
     recipe = PretrainRecipe(
         layers=layers,
         heads=heads,
@@ -58,6 +60,10 @@ def pretrain(
     )
     settings = None if config is None else read_config(config)
     loaded = load_grammar(grammar)
+    if dry_run:
+        print_need(pretrain_need(loaded, recipe, config=settings, seed=seed, device=device), json)
+        return
+    folder = options.need_output(output)
     with state_beside(folder) as state:
         with progress_bar() as progress:
             found = run(loaded, recipe, config=settings, seed=seed, device=device, resume=state, progress=progress)

@@ -119,14 +119,18 @@ def pretrain(
 
     Raises:
         GrammarError: a grammar that makes no sentence within the limit, or sentences without end.
-        OptionError: a configuration that isn't a RoBERTa's, or `resume` with the state of another call.
+        OptionError: a configuration that isn't a RoBERTa's, `resume` with the state of another call, or more memory than the
+            device has free.
     """
     from transformers import RobertaForMaskedLM, set_seed
+
+    from pcfg.pretrain_need import check_room, pretrain_need  # which rehearses what is here
 
     recipe, grammar, began = recipe or PretrainRecipe(), generative(grammar), time.monotonic()
     place = working_device(device)
     words, limit = tokenizer(grammar), recipe.max_length
-    settings = _config(recipe, config, words)
+    settings = configured(recipe, config, words)
+    check_room(settings, recipe, lambda: pretrain_need(grammar, recipe, config=config, seed=seed, device=place), place)
     call = {"pretrain": asdict(recipe), "config": settings.to_diff_dict(), "seed": seed}
     drawn = sample(grammar, recipe.sentences, seed=seed, max_length=limit)
     held_out = [list(s) for s in sample(grammar, recipe.evaluation, seed=seed, max_length=limit, first=HELD_OUT)]
@@ -178,7 +182,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return found
 
 
-def _config(recipe: PretrainRecipe, given: dict[str, Any] | None, words: Any) -> Any:
+def configured(recipe: PretrainRecipe, given: dict[str, Any] | None, words: Any) -> Any:
+    """The `RobertaConfig` of a recipe, or of fields given in its place; OptionError for fields that aren't one's."""
     from transformers import RobertaConfig
 
     fields: dict[str, Any] = {

@@ -13,8 +13,8 @@ from pcfg.grammar import Grammar
 
 _WORDS = re.compile(r"\S+", re.ASCII)  # U+00A0 and its like stand within words: that is what they are for
 _NAMED = 20  # words in a message
-_MOST = 64  # sentences in a batch
-_MOST_NUMBERS = 1 << 25  # in the tables of a batch
+MOST_SENTENCES = 64  # sentences in a batch
+MOST_NUMBERS = 1 << 25  # in the tables of a batch
 
 
 def read_sentences(path: str | Path) -> list[list[str]]:
@@ -90,6 +90,6 @@ def batches(sentences: Sequence[Sequence[str]], numbers: Callable[[int], int]) -
     order = np.argsort(-lengths, kind="stable")
     order = order[lengths[order] > 0]
     while len(order):
-        size = max(1, min(_MOST, _MOST_NUMBERS // numbers(int(lengths[order[0]]))))
+        size = max(1, min(MOST_SENTENCES, MOST_NUMBERS // numbers(int(lengths[order[0]]))))
         yield order[:size]
         order = order[size:]

@@ -196,7 +196,7 @@ class Trainer:
                 self.step += 1
                 return
         self._seen.add(key)
-        self._work(batch)
+        self.work(batch)
         self.step += 1
 
     def rate_at(self, step: int) -> float:
@@ -264,7 +264,7 @@ class Trainer:
             else:
                 group["lr"] = rate
 
-    def _work(self, batch: Batch) -> None:
+    def work(self, batch: Batch) -> None:
         """Forward, backward, clipping and the optimizer's step; waits for nothing."""
         self._optimizer.zero_grad(set_to_none=True)
         logits = self.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
@@ -280,7 +280,7 @@ class Trainer:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, stream=torch.cuda.current_stream(self.device)):
-                self._work(static)
+                self.work(static)
             self._pool = (
                 graph.pool()
             )  # graphs run one after another and keep nothing but the weights: one memory for all

@@ -8,6 +8,10 @@ import pytest
 import torch
 import transformers
 
+from pcfg import Grammar
+from pcfg.errors import OptionError as PcfgOptionError
+from pcfg.pretrain import PretrainRecipe, pretrain
+from pcfg.pretrain_need import pretrain_need
 from surgery import Checkpoint, Task, graft, tune
 from surgery.errors import OptionError
 from surgery.grafting.need import graft_need
@@ -106,6 +110,40 @@ def test_grafting_takes_what_was_told(folder, tmp_path):
     need = graft_need(folder / "large", task(), method="sigmoid", weights=100, device="cpu")
     assert not need.note
     assert 0.85 < need.total / resident_peak(warm, work) < 1.15
+
+
+def test_pretraining_takes_what_was_told():
+    lines = (
+        "from pcfg import Grammar\nfrom pcfg.pretrain import PretrainRecipe, pretrain\n"
+        "grammar = Grammar.random(5, 8, words=100, seed=0, temperature=2.0)\n"
+        "def run(**sizes): pretrain(grammar, PretrainRecipe(max_length=20, evaluation=50, **sizes), device='cpu')"
+    )
+    sizes = {"width": 192, "sentences": 1024, "batch_size": 256}
+    grammar = Grammar.random(5, 8, words=100, seed=0, temperature=2.0)
+    need = pretrain_need(grammar, PretrainRecipe(max_length=20, evaluation=50, **sizes), device="cpu")
+    assert not need.note
+    warm = f"{lines}\nrun(width=12, sentences=64)"
+    assert 0.85 < need.total / resident_peak(warm, f"run(**{sizes})") < 1.15
+
+
+def test_pretraining_that_is_too_large_is_refused_first(free, monkeypatch):
+    free(10_000_000)
+    monkeypatch.setattr("transformers.RobertaForMaskedLM.to", None)
+    grammar = Grammar.random(3, 4, words=6, seed=1, temperature=2.0)
+    with pytest.raises(
+        PcfgOptionError, match=r"pretraining needs .* on cpu, which has 10 MiB free: lower --batch-size"
+    ):
+        pretrain(grammar, PretrainRecipe(sentences=1000), device="cpu")
+
+
+def test_pretraining_larger_needs_more():
+    grammar = Grammar.random(3, 4, words=6, seed=1, temperature=2.0)
+    small, wide, many = (
+        pretrain_need(grammar, PretrainRecipe(layers=2, sentences=1000, **sizes), device="cpu").parts
+        for sizes in ({}, {"width": 384}, {"batch_size": 256})
+    )
+    assert wide["weights"] > 3 * small["weights"] and many["activations"] > 3 * small["activations"]
+    assert small["AdamW"] == 2 * small["weights"] == 2 * many["weights"]
 
 
 def test_reading_no_weights(folder, monkeypatch):
