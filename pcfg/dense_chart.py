@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
-from pcfg.dense_steps import Loops, Tensors
+from pcfg.dense_steps import Loops, Tensors, fused_steps, times
 
 # Of left children and products over splits, which the outside pass and rule counts need again: on a CPU, and elsewhere.
 KEPT_BYTES, KEPT_ON_CARD = 64 << 20, 1 << 30
@@ -110,7 +110,7 @@ class Inside:
     `steps` is the way in which this pass and the outside one are computed.
     """
 
-    def __init__(self, potentials: Potentials, nonterminals: int, settle: Settle) -> None:
+    def __init__(self, potentials: Potentials, nonterminals: int, settle: Settle, steps: Tensors | None = None) -> None:
         self.potentials, self.settle = potentials, settle
         self.start, self.tags = settle(potentials.start), settle(potentials.tags)
         self.nonterminals, self.preterminals = nonterminals, self.tags.shape[2]
@@ -131,10 +131,16 @@ class Inside:
         kept = spans * batch * (entries + n * self.nonterminals // 3) * self.tags.element_size() <= most
         self.products = self.tags.new_empty(spans, batch, entries) if kept else None
         self.lefts: dict[int, Tensor] = {}
-        self.steps = Loops(self) if Loops.pay(self.tags, self.nonterminals) else Tensors()
+        self.steps = steps or self._steps()
         with full_precision(self.tags):
             for width in range(2, n + 1):
                 self._fill(width)
+
+    def _steps(self) -> Tensors:
+        """The fastest that can be used."""
+        if Loops.pay(self.tags, self.nonterminals):
+            return Loops(self)
+        return fused_steps(self.tags, self.nonterminals) or Tensors()
 
     def _contract_words(self) -> None:
         """Rules with a word as left child: [n, B, N, S] over the right; as right child: [n, B, N, N] over the left."""
@@ -154,7 +160,7 @@ class Inside:
         weights, best, raw = self.steps.weigh(self, width)
         self.weights.append(weights)
         if width > 3:
-            raw += times(self.pairs(width), self.inner.mT)
+            self.steps.add_pairs(self, width, raw)
         self.steps.scale(self, width, self.settle(raw), best)
 
     def children(self, width: int) -> tuple[Tensor, Tensor]:
@@ -255,10 +261,7 @@ class Outside:
         here = self.raw[inside.inner_spans(width)] if width > 3 else self.raw.new_empty(*shape, nonterminals)
         inside.steps.receive(self, width, here)
         if width > 3:
-            lefts, rights = inside.children(width)
-            rules = times(here, inside.inner).view(-1, nonterminals, nonterminals)
-            to_left, to_right = torch.bmm(rights, rules.mT), torch.bmm(lefts, rules)
-            inside.steps.spread(self, width, to_left.unflatten(0, shape), to_right.unflatten(0, shape))
+            inside.steps.pass_on(self, width, here)
 
     def _reach_words(self) -> None:
         """Words as left and as right child: sums over all spans of parent times sibling, then the rules."""
@@ -336,13 +339,6 @@ def both_ways(
 def full_precision(like: Tensor) -> torch.autocast:
     """No half precision in here, whatever the training loop around it does."""
     return torch.autocast(like.device.type, enabled=False)
-
-
-def times(rows: Num[Tensor, "m B x"], matrix: Num[Tensor, "*B x y"]) -> Num[Tensor, "m B y"]:
-    """Rows of each sentence times its matrix, or the one they share."""
-    if matrix.dim() == 2:
-        return rows @ matrix
-    return torch.bmm(rows.transpose(0, 1), matrix).transpose(0, 1).contiguous()
 
 
 def _outer(one: Num[Tensor, "m B x"], two: Num[Tensor, "m B y"], shared: bool) -> Num[Tensor, "*B x y"]:

@@ -5,6 +5,7 @@ takes longer than the arithmetic; `Loops` does the same, to rounding, in two cal
 `Inside` that holds it: charts must go as soon as nobody needs them.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # (1.1 to 1.7 times): the more symbols, the more of the time goes to products with the rules.
 MOST = 1 << 14
 MOST_SYMBOLS = 128
+FUSED = ("cuda",)  # kinds of devices for which kernels are compiled
 
 
 class Tensors:
@@ -71,6 +73,18 @@ class Tensors:
             # Not +=, which writes a slice back over itself.
             outside.by_start[1 : spans + 1, :, width - 1].add_(to_right.view(spans, batch, -1))
             outside.by_start[:spans, :, width - 1].add_(to_left.view(spans, batch, -1))
+
+    def add_pairs(self, inside: "Inside", width: int, raw: Num[Tensor, "spans B N"]) -> None:
+        """Add what splits between nonterminals give to a width's spans, from 4."""
+        raw += times(inside.pairs(width), inside.inner.mT)
+
+    def pass_on(self, outside: "Outside", width: int, here: Num[Tensor, "spans B N"]) -> None:
+        """Give the children of splits between nonterminals theirs."""
+        inside, symbols = outside.inside, outside.inside.nonterminals
+        lefts, rights = inside.children(width)
+        rules = times(here, inside.inner).view(-1, symbols, symbols)
+        to_left, to_right = torch.bmm(rights, rules.mT), torch.bmm(lefts, rules)
+        self.spread(outside, width, to_left.unflatten(0, here.shape[:2]), to_right.unflatten(0, here.shape[:2]))
 
     def spread(
         self,
@@ -132,3 +146,19 @@ class Loops(Tensors):
         """As `Tensors.spread`."""
         weights = outside.inside.weights[width - 2].numpy()
         dense_kernels.spread(width, weights, to_left.numpy(), to_right.numpy(), outside.by_start.numpy())
+
+
+def fused_steps(tags: Num[Tensor, "n B T"], nonterminals: int) -> Tensors | None:
+    """Steps in kernels of Triton (`dense_triton`), where it is installed and they can be used."""
+    if tags.device.type not in FUSED or find_spec("triton") is None:
+        return None
+    from pcfg.dense_triton import Fused
+
+    return Fused() if Fused.pay(tags, nonterminals) else None
+
+
+def times(rows: Num[Tensor, "m B x"], matrix: Num[Tensor, "*B x y"]) -> Num[Tensor, "m B y"]:
+    """Rows of each sentence times its matrix, or the one they share."""
+    if matrix.dim() == 2:
+        return rows @ matrix
+    return torch.bmm(rows.transpose(0, 1), matrix).transpose(0, 1).contiguous()

@@ -1,11 +1,13 @@
 """The dense engine on a card against torch-struct there: marginals and rule expectations, log Z with its gradient, Viterbi."""
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from pcfg import dense_steps
 from pcfg.dense import dense_inside_outside, dense_viterbi, log_partition
 from pcfg.recordings import charts
 from tests.benchmarks.card.measure import Line, faster, holds, peak_bytes, shown, timed, within
@@ -81,10 +83,28 @@ def lines() -> Iterator[Line]:
             yield within(f"{name}: marginals, rules", 1e3 * ours, 30.0, lambda x: f"{x:.2f} ms", note)
         slope = timed(lambda given=given: training(given))
         yield faster(f"{name}: gradient of log Z; marginals", slope, ours, 0.95)
+    yield from fused()
     yield from mixed_lengths()
     given = scores(*BEST, torch.float32, DEVICE)
     best = timed(lambda: dense_viterbi(*given), 5, 3)
     yield within("pcfg 20+45, batch 64, n 40: Viterbi", 1e3 * best, 20.0, lambda x: f"{x:.2f} ms")
+
+
+def fused() -> Iterator[Line]:
+    """Kernels of Triton against operations of torch, both replayed."""
+    given, places = scores(*BEST, torch.float32, DEVICE), dense_steps.FUSED
+    used = dense_steps.fused_steps(torch.zeros(1, device=DEVICE), BEST[0]) is not None
+    reasons = "; ".join(getattr(sys.modules.get("pcfg.dense_triton"), "reasons", {}).values())
+    yield holds("pcfg: Triton's kernels are used", used, " ".join(reasons.split())[:300])
+    ours = timed(lambda: marginals(given))
+    charts.forget()
+    dense_steps.FUSED = ()
+    try:
+        plain = timed(lambda: marginals(given))
+    finally:
+        dense_steps.FUSED = places
+        charts.forget()
+    yield faster("pcfg 20+45, batch 64, n 40: Triton's kernels; torch's", ours, plain, 1.0 if used else 0.0)
 
 
 def mixed_lengths() -> Iterator[Line]:
