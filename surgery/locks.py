@@ -107,10 +107,13 @@ def _flock(file: Path, path: Path) -> int:
 
 def _open(file: Path) -> tuple[int, bool]:
     """The lock's file, and whether it can be written to: another user's can only be read, and locked, and deleted."""
+    if file.is_symlink():
+        raise SurgeryError(f"{file} is a link, and a lock would overwrite what it leads to: delete it")
+    apart = getattr(os, "O_NOFOLLOW", 0)  # a link may be put there just now
     try:
-        return os.open(file, os.O_RDWR | os.O_CREAT, 0o666), True
+        return os.open(file, os.O_RDWR | os.O_CREAT | apart, 0o666), True
     except PermissionError:
-        return os.open(file, os.O_RDONLY), False
+        return os.open(file, os.O_RDONLY | apart), False
 
 
 def _unlink(file: Path, path: Path) -> None:

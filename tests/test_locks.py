@@ -99,6 +99,21 @@ def test_what_another_user_left_where_only_owners_delete_is_named(tmp_path, stra
         check_output(tmp_path / "place", overwrite=False)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_that_came_with_a_strangers_folder_is_not_followed(tmp_path, monkeypatch, there):
+    """A lock is written to: what `.place.lock` leads to would be lost, or made."""
+    target = tmp_path / "target"
+    if there:
+        target.write_text("precious")
+    (tmp_path / ".place.lock").symlink_to(target)
+    for outlooked in (False, True):  # put there after it was looked for
+        if outlooked:
+            monkeypatch.setattr(Path, "is_symlink", lambda _: False)
+        with pytest.raises(SurgeryError, match="link"), hold(tmp_path / "place"):
+            pass
+    assert target.read_text() == "precious" if there else not target.exists()
+
+
 def test_two_names_of_one_folder_are_one(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
