@@ -146,6 +146,14 @@ def test_pretraining_larger_needs_more():
     assert small["AdamW"] == 2 * small["weights"] == 2 * many["weights"]
 
 
+@pytest.mark.cuda
+def test_a_card_takes_what_was_told():
+    from tests.benchmarks.card import memory
+
+    found = list(memory.lines())
+    assert len(found) == 3 and [line for line in found if not line.ok] == []
+
+
 def test_reading_no_weights(folder, monkeypatch):
     monkeypatch.setattr("surgery.checkpoint.Checkpoint.tensor", None)
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", None)

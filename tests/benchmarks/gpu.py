@@ -18,7 +18,7 @@ from dataclasses import asdict
 from tests.benchmarks.card.measure import Line
 
 # Seconds that each part may take, and all together: usual times are far below.
-PARTS = {"pcfg": 80, "tint": 40, "pretrain": 40, "bottleneck": 50, "graft": 90}
+PARTS = {"pcfg": 80, "tint": 40, "pretrain": 40, "bottleneck": 50, "graft": 90, "memory": 40}
 
 ALL = 235
 

@@ -27,12 +27,12 @@ SIZES = {
 BEFORE = 40.0  # seconds, on an H200
 
 
-def checkpoints(folder: Path) -> tuple[Path, Path]:
-    """A random base, and the same with 1% of each block tensor moved."""
+def checkpoints(folder: Path, sizes: dict[str, int] = SIZES) -> tuple[Path, Path]:
+    """A random LLaMA in bfloat16 on the card, and the same with 1% of each block tensor moved."""
     tokenizer = _tokenizer({"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"})
     torch.manual_seed(0)
     with torch.device("cuda"):
-        model = LlamaForCausalLM(LlamaConfig(**SIZES)).bfloat16()
+        model = LlamaForCausalLM(LlamaConfig(**sizes)).bfloat16()
     for name in ("base", "tuned"):
         if name == "tuned":
             with torch.no_grad():
