@@ -1,10 +1,11 @@
 """The steps of `dense_steps` fused into few kernels for a card, in Triton, where it is installed.
 
-A pass over a chart is so many small operations that each costs more than its arithmetic; here a width takes four kernels
+A pass over a chart is so many small operations that each costs more than its arithmetic; here a width takes three kernels
 and a product each way. One program does a span of a sentence. No two programs of a kernel write the same place: what
 spans give to left children and to right ones is added by two kernels, in this order, so that the bits are always the same.
 """
 
+import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, no_type_check
 
@@ -301,7 +302,8 @@ def works(device: torch.device, size: int) -> bool:
     scores = Scores(start, binary, words, torch.full((3,), TRIED).to(device))
     try:
         found = []
-        with torch.inference_mode():
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a compiler's, of its own settings
             for steps in (Tensors(), Fused()):
                 inside = Inside(Potentials.of(scores, torch.float32), size, torch.Tensor.relu, steps)
                 found.append((inside.log_z, Outside(inside).binary_counts()))
