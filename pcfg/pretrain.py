@@ -144,7 +144,7 @@ def pretrain(
     state = Path(resume) if resume else None
     with hold(state) if state else nullcontext(), trainer.training():
         if state:  # once nothing else can be refused, so that a mistake leaves no folder
-            claim(state, {**call, "grammar": fingerprint(grammar)})
+            claim(state, {**call, "grammar": fingerprint(grammar), "device": place.type})  # devices draw other masks
         history = _train(trainer, small, words, state, progress)
     module = module.eval()
     masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)

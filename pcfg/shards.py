@@ -78,6 +78,8 @@ def fingerprint(grammar: Grammar) -> str:
     digest = hashlib.sha256()
     for field in fields(grammar):
         value = getattr(grammar, field.name)
+        if field.name == "origin" and value is None:
+            continue  # which grammars of earlier versions didn't have: theirs stays what it was
         if isinstance(value, np.ndarray):
             digest.update(value.tobytes())
         else:

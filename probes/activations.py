@@ -22,7 +22,7 @@ from jaxtyping import Float, Float32, Int64
 from tokenizers.models import WordLevel
 from torch import Tensor
 
-from pcfg.devices import Device
+from pcfg.devices import Device, working_device
 from probes.alignment import PENN, Encoded, named, owners
 from probes.errors import ProbeError
 from surgery.checkpoint import Checkpoint
@@ -74,7 +74,7 @@ class ProbedModel:
             ProbeError: no fast tokenizer.
         """
         checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
-        place = _device(device)
+        place = working_device(device)
         tokenizer = _tokenizer(checkpoint)
         module, head, causal = _module(checkpoint, untrained, place)
         name = f"{checkpoint} with random weights" if untrained is not None else str(checkpoint)
@@ -365,15 +365,6 @@ def _pool(states: Tensor, batch: Sequence[Encoded], lengths: Int64[np.ndarray, "
 
 def _file(folder: Path, layer: int) -> Path:
     return folder / f"layer-{layer:02d}.f32"
-
-
-def _device(name: Device | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"--device {name} can't be used here ({first_line(error)}): try cpu") from None
 
 
 def _module(checkpoint: Checkpoint, untrained: int | None, device: torch.device) -> tuple[Any, bool, bool]:

@@ -20,6 +20,7 @@ from pcfg.parsing import parse
 from pcfg.queries import kl
 from pcfg.rules import Rule, Word, read_rules
 from pcfg.sampling import sample
+from pcfg.shards import fingerprint
 from pcfg.trees import Tree
 
 COMPETING = """
@@ -365,6 +366,13 @@ def test_a_grammar_saved_without_its_rules_is_as_it_was(tmp_path):
     assert fit(old, sentences, 300).log_likelihoods[-1] == pytest.approx(
         -7.978, abs=1e-2
     )  # of its own rules, as before
+
+
+def test_a_grammar_without_rules_of_its_own_has_the_fingerprint_of_earlier_versions():
+    grammar = Grammar({"S": 1.0}, {("S", "A", "A"): 1.0}, {("A", "a"): 0.5, ("A", "b"): 0.5})
+    assert fingerprint(grammar) == "286c03509ee2159b6424d21d6f20c501445327289cfa08c47634e1d516eea30a"
+    text = Grammar.from_text("S -> A A [1.0]\nA -> 'a' [0.5] | 'b' [0.5]")
+    assert fingerprint(text) == fingerprint(text) != fingerprint(text.replaced(transformed=False))
 
 
 def test_rules_that_do_not_fit_their_grammar_are_refused(tmp_path):

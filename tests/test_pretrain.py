@@ -318,6 +318,10 @@ def test_the_state_of_another_run_is_left_alone(grammar, tmp_path, monkeypatch):
         with pytest.raises(OptionError, match=r"state of another run .* delete it to begin anew"):
             pretrain(other, recipe, seed=seed, device="cpu", resume=tmp_path / "state")
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == kept
+    (note,) = (path for path in (tmp_path / "state").glob("*.json"))
+    note.write_text(note.read_text().replace('"cpu"', '"cuda"'))  # as a run on a card, which draws other masks, notes
+    with pytest.raises(OptionError, match="state of another run"):
+        pretrain(grammar, TINY, device="cpu", resume=tmp_path / "state")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("precious")
     with pytest.raises(OptionError, match="in the way, and no interrupted run made it"):
