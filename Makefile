@@ -17,10 +17,10 @@ demo: $(READY)
 	$(BIN)/surgery graft
 
 test: $(READY) lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not architectures"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not architectures and not fuzz"
 
 unit: $(READY) lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not real and not architectures"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not real and not architectures and not fuzz"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -400,9 +400,9 @@ def _show_eraser(eraser: "Eraser", json: bool) -> None:
     )
     if edit["rank"]:
         say(f"ranked by {edit['rank']}")
-    if edit["examples"]:
+    if edit.get("examples"):
         say(f"examples: {edit['examples']:,}, drawn by seed {edit['seed']}")
-    if edit["rule"]:
+    if edit.get("rule"):
         say(f"how many: {edit['rule']}")
     for promise in promises([edit], first=not eraser.previous):
         say(promise)

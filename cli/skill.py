@@ -44,7 +44,7 @@ def show(skill: SkillFolder, json: options.Json = False) -> None:
         f"{loaded.task.name}: {delta.weights:,} of {delta.movable:,} block weights ({delta.sparsity:.2e}), labels {', '.join(loaded.task.labels)}"
     )
     say(f"base {report.get('call', {}).get('graft', {}).get('base', '')} (fingerprint {delta.base_fingerprint[:16]})")
-    if "graft" in report and "weights" in report:
+    if {"graft", "weights", "sparsity", "bytes", "task"} <= report.keys():
         print_skill(report)
     for remark in remarks(report):
         say(remark)

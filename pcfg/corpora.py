@@ -1,23 +1,31 @@
 """Corpora of any size drawn from a grammar into a folder, in shards."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from pcfg.corpus import check_spaces, tokenizer, write_dataset, write_jsonl, write_text
 from pcfg.errors import OptionError
 from pcfg.files import hold, new_folder, replace_json, take_name
 from pcfg.grammar import Grammar
 from pcfg.sampling import sample
-from pcfg.shards import Progress, fingerprint, resumable, silent, versions
+from pcfg.shards import Progress, fingerprint, read_state, resumable, silent, versions
 
 SCHEMA = 1
 REPORT = "report.json"
+
+
+class _Drawn(TypedDict):
+    """The report of a shard."""
+
+    parts: dict[str, int]
+    words: int
+    method: str
+    acceptance: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def write_corpus(
                     replace_json(staged / REPORT, found)
             progress(min(first + shard_size, count), count, "sampling")
         shards = [partial / f"{number:05d}" for number in numbers]
-        corpus = _corpus([json.loads((shard / REPORT).read_text()) for shard in shards])
+        corpus = _corpus([read_state(shard / REPORT, _Drawn) for shard in shards])
         report = {"schema": SCHEMA, "versions": versions(), "call": call, "corpus": vars(corpus)}
         whole = partial / "whole"
         shutil.rmtree(whole, ignore_errors=True)
@@ -110,7 +118,7 @@ def write_corpus(
 
 
 def _corpus(found: Sequence[Mapping[str, Any]]) -> Corpus:
-    parts = {name: sum(shard["parts"][name] for shard in found) for name in found[0]["parts"]}
+    parts = {name: sum(shard["parts"].get(name, 0) for shard in found) for name in found[0]["parts"]}
     return Corpus(parts, sum(shard["words"] for shard in found), found[0]["method"], found[0]["acceptance"])
 
 

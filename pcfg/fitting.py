@@ -1,6 +1,5 @@
 """Expectation-maximisation that goes on where it was stopped."""
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from pcfg.errors import OptionError
 from pcfg.estimate import Fitted, expected_counts, fit
 from pcfg.files import new_folder, replace_json
 from pcfg.grammar import Grammar
-from pcfg.shards import Progress, fingerprint, resumable, silent, text_fingerprint
+from pcfg.shards import Progress, fingerprint, read_state, resumable, silent, text_fingerprint
 
 _GRAMMAR, _STATE = "grammar.pcfg.json", "state.json"
 
@@ -43,7 +42,7 @@ def fit_file(
         left_out: tuple[int, ...] | None = None
         if states := sorted(partial.glob("[0-9]*")):
             grammar = Grammar.load(states[-1] / _GRAMMAR)
-            likelihoods = json.loads((states[-1] / _STATE).read_text())
+            likelihoods = read_state(states[-1] / _STATE, list[float])
         for done, value in enumerate(likelihoods):
             on_round(done, value)
 

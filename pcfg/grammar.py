@@ -18,6 +18,7 @@ from pcfg.files import replace_bytes
 from pcfg.grammar_json import arrays_of_json, to_json
 from pcfg.origin import Origin, Places
 from pcfg.rules import Rule, Word, checked_rules, format_rules, plain_labels, read_rules
+from surgery.jsonfile import JsonError
 
 if TYPE_CHECKING:
     import nltk
@@ -268,20 +269,17 @@ class Grammar:
     def load(cls, path: str | Path) -> "Grammar":
         """Read what `save` wrote. Raises GrammarError, naming the file, for anything else."""
         try:
-            text = Path(path).expanduser().read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise GrammarError(f"{path} can't be read: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise GrammarError(f"{path} isn't UTF-8 text (byte {error.start:,}): name a grammar file") from None
-        try:
-            made = cls.of_arrays(**arrays_of_json(text))
+            made = cls.of_arrays(**arrays_of_json(Path(path).expanduser()))
             if made.origin is not None and made.places is not None:
                 made.places.check(made.origin, made)
             return made
         except PcfgError as error:
             raise GrammarError(f"{path}: {error}") from None
+        except OSError as error:
+            raise GrammarError(f"{path} can't be read: {error.strerror}") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise GrammarError(f"{path} is damaged ({type(error).__name__} {error}): write it again") from None
+            what = "" if isinstance(error, JsonError) else f"{type(error).__name__} "
+            raise GrammarError(f"{path} is damaged ({what}{error}): write it again") from None
 
     def save(self, path: str | Path) -> None:
         """Write JSON (usually `*.pcfg.json`), a rule a line; probabilities keep every bit."""

@@ -1,12 +1,17 @@
 """A grammar as JSON: symbols by name, a rule a line, probabilities to the last bit."""
 
 import json
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy as np
 
 from pcfg.errors import GrammarError
-from pcfg.origin import Origin
+from pcfg.lexicon import LexiconJson, SmoothedLexicon
+from pcfg.origin import Origin, OriginJson
+from surgery.jsonfile import JsonError, KindError, load_json
 
 if TYPE_CHECKING:
     from pcfg.grammar import Grammar
@@ -37,40 +42,53 @@ def to_json(grammar: "Grammar") -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def arrays_of_json(text: str) -> dict[str, Any]:
+class _GrammarFile(msgspec.Struct):
+    schema: Literal[1]
+    nonterminals: list[str]
+    preterminals: list[str]
+    words: list[str]
+    lexicon: LexiconJson | None
+    transformed: bool
+    start: list[tuple[str, float]]
+    binary: list[tuple[str, str, str, float]]
+    lexical: list[tuple[str, str, float]]
+    origin: OriginJson | None = None
+
+
+def arrays_of_json(path: Path) -> dict[str, Any]:
     """Keywords for `Grammar.of_arrays`.
 
-    Raises GrammarError for what isn't a grammar file; KeyError, TypeError or ValueError for one that is damaged.
+    Raises OSError; GrammarError for what isn't a grammar file; KindError or KeyError for one that is damaged.
     """
     try:
-        content = json.loads(text)
-    except ValueError as error:
+        content = load_json(path, _GrammarFile)
+    except KindError as error:
+        if not re.search(r"`object`, got|schema", str(error)):
+            raise
+        raise GrammarError(f"the file isn't a grammar of schema {SCHEMA}: name one written by this version") from None
+    except JsonError as error:
         raise GrammarError(f"the file isn't JSON ({error}): name one written by Grammar.save") from None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise GrammarError(f"the file isn't a grammar of schema {SCHEMA}: name one written by this version")
-    symbols = {name: i for i, name in enumerate((*content["nonterminals"], *content["preterminals"]))}
-    words = {word: i for i, word in enumerate(content["words"])}
-    n, start = len(content["nonterminals"]), np.zeros(len(symbols))
-    for name, probability in content["start"]:
+    symbols = {name: i for i, name in enumerate((*content.nonterminals, *content.preterminals))}
+    words = {word: i for i, word in enumerate(content.words)}
+    n = len(content.nonterminals)
+    start = np.zeros(n + len(content.preterminals))
+    for name, probability in content.start:
         start[symbols[name]] = probability
-    lexicon = None
-    if content["lexicon"] is not None:
-        from pcfg.lexicon import SmoothedLexicon
-
-        lexicon = SmoothedLexicon.from_json(content["lexicon"])
+    lexicon = None if content.lexicon is None else SmoothedLexicon.from_json(content.lexicon)
+    if lexicon is not None and len(lexicon.tag_probs) != len(content.preterminals):
+        raise GrammarError("the lexicon in the grammar file has other tags than the grammar: induce it again")
     return {
-        **{name: content[name] for name in ("nonterminals", "preterminals", "words")},
+        **{name: getattr(content, name) for name in ("nonterminals", "preterminals", "words", "transformed")},
         "start": start,
-        "parents": [symbols[rule[0]] for rule in content["binary"]],
-        "left": [symbols[rule[1]] for rule in content["binary"]],
-        "right": [symbols[rule[2]] for rule in content["binary"]],
-        "rule_probs": [rule[3] for rule in content["binary"]],
-        "tags": [symbols[rule[0]] - n for rule in content["lexical"]],
-        "tokens": [words[rule[1]] for rule in content["lexical"]],
-        "word_probs": [rule[2] for rule in content["lexical"]],
+        "parents": [symbols[rule[0]] for rule in content.binary],
+        "left": [symbols[rule[1]] for rule in content.binary],
+        "right": [symbols[rule[2]] for rule in content.binary],
+        "rule_probs": [rule[3] for rule in content.binary],
+        "tags": [symbols[rule[0]] - n for rule in content.lexical],
+        "tokens": [words[rule[1]] for rule in content.lexical],
+        "word_probs": [rule[2] for rule in content.lexical],
         "lexicon": lexicon,
-        "transformed": bool(content["transformed"]),
-        "origin": None if content.get("origin") is None else Origin.of_json(content["origin"]),
+        "origin": None if content.origin is None else Origin.of_json(content.origin),
     }
 
 

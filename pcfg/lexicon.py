@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import msgspec
 import numpy as np
 from jaxtyping import Float64, Int32
 
@@ -14,6 +15,7 @@ from pcfg.errors import TreebankError
 from pcfg.trees import bracket_forms
 
 UNKNOWN = "<unk>"
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 _ENDINGS = ("ing", "ion", "ity", "est", "ed", "er", "ly", "al", "s", "y")
 
 
@@ -69,6 +71,18 @@ def frequent_signatures(rare: Iterable[tuple[str, int]], min_count: int) -> set[
     """The signatures that fit at least `min_count` of the rare words (word and position), and `<unk>` if there are any."""
     counts = Counter(signature for word, position in rare for signature in signatures(word, position))
     return {signature for signature, count in counts.items() if count >= min_count or signature == UNKNOWN}
+
+
+class LexiconJson(TypedDict):
+    """What `SmoothedLexicon.to_json` gives."""
+
+    words: list[str]
+    signatures: list[str]
+    tag_probs: list[float]
+    forms: list[_Number]
+    tags: list[_Number]
+    counts: list[float]
+    k: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +208,7 @@ class SmoothedLexicon:
                 np.asarray(content["counts"], np.float64),
                 float(content["k"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise TreebankError(
                 f"the lexicon in the grammar file is damaged ({error!r}): induce the grammar again"
             ) from None

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import scipy.sparse
@@ -44,6 +44,13 @@ def to_binary(rules: Sequence[Rule], start: str) -> BinaryForm:
     """
     check_rules(rules, start)
     return Origin.of_rules(rules, start).form()
+
+
+class OriginJson(TypedDict):
+    """What `Origin.to_json` gives: parent, children (a word is a list of one) and probability of each rule."""
+
+    start: str
+    rules: list[tuple[str, list[str | tuple[str]], float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +89,14 @@ class Origin:
         return {"start": self.shape.start, "rules": rules}
 
     @classmethod
-    def of_json(cls, content: Any) -> "Origin":
-        """Raises KeyError, TypeError or ValueError for what `to_json` didn't write, GrammarError for no grammar."""
+    def of_json(cls, content: OriginJson) -> "Origin":
+        """The inverse of `to_json`; raises GrammarError for no grammar."""
         found = []
         for parent, children, probability in content["rules"]:
-            made = tuple(Word(*child) if isinstance(child, list) else child for child in children)
-            found.append(Rule(parent, made, float(probability)))
-        if len({rule[:2] for rule in found}) < len(found) or not all(
-            isinstance(name, str) for rule in found for name in (rule.parent, *(getattr(c, "text", c) for c in rule[1]))
-        ):
-            raise ValueError("rules that come twice, or hold no text")
+            made = tuple(child if isinstance(child, str) else Word(*child) for child in children)
+            found.append(Rule(parent, made, probability))
+        if len({rule[:2] for rule in found}) < len(found):
+            raise GrammarError("the rules that the grammar was made from hold one twice: write it again")
         check_rules(found, content["start"])
         return cls(Shape([rule[:2] for rule in found], content["start"]), np.array([r.probability for r in found]))
 

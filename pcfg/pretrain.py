@@ -4,7 +4,6 @@ Every masked word becomes <mask>; none is kept or swapped for another. Then the 
 model can be held to it: see `excess`.
 """
 
-import json
 import math
 import time
 import warnings
@@ -26,6 +25,7 @@ from pcfg.grammar import Grammar
 from pcfg.sampling import Samples, sample
 from pcfg.shards import Progress, claim, fingerprint, silent, versions
 from pcfg.training import Batches, Trainer
+from surgery.jsonfile import parse_loose
 
 SCHEMA = 1
 GRAMMAR_FILE = "grammar.pcfg.json"
@@ -172,7 +172,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     path = path / "config.json" if path.is_dir() else path
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = parse_loose(path.read_bytes())
     except OSError as error:
         raise OptionError(f"{path} can't be read: {error.strerror}") from None
     except ValueError as error:

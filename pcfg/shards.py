@@ -15,6 +15,7 @@ import numpy as np
 from pcfg.errors import OptionError, PcfgError
 from pcfg.files import discard, hold, recover, replace_bytes
 from pcfg.grammar import Grammar
+from surgery.jsonfile import JsonError, load_json
 
 Progress = Callable[[int, int, str], None]  # what is done, what there is to do, and a line that says what it is
 
@@ -39,7 +40,7 @@ def resumable(output: Path, call: Mapping[str, Any]) -> Iterator[Path]:
         note = folder / _CALL
         if not note.exists() and _holds_anything(folder):
             raise PcfgError(f"{folder} is in the way, and no interrupted run made it: move it, or name another output")
-        if note.exists() and note.read_text(encoding="utf-8") != _dump(call):
+        if note.exists() and note.read_bytes() != _dump(call).encode():
             discard(folder)
         if not note.exists():
             replace_bytes(note, _dump(call).encode())
@@ -63,7 +64,7 @@ def claim(folder: Path, call: Mapping[str, Any]) -> None:
     """
     note = folder / _CALL
     if note.exists():
-        if note.read_text(encoding="utf-8") != _dump(call):
+        if note.read_bytes() != _dump(call).encode():
             raise OptionError(
                 f"{folder} is the state of another run (other inputs, options, seed or version): delete it to begin anew"
             )
@@ -90,6 +91,16 @@ def fingerprint(grammar: Grammar) -> str:
 def text_fingerprint(sentences: Sequence[Sequence[str]]) -> str:
     """SHA-256 of sentences."""
     return hashlib.sha256("\n".join(" ".join(sentence) for sentence in sentences).encode()).hexdigest()
+
+
+def read_state(file: Path, kind: Any) -> Any:
+    """JSON of a type that an interrupted run of this program left; raises PcfgError for anything else."""
+    try:
+        return load_json(file, kind)
+    except (OSError, JsonError) as error:
+        raise PcfgError(
+            f"{file} can't be read ({error}): delete the folder {file.parent.parent} to begin anew"
+        ) from None
 
 
 def _dump(call: Mapping[str, Any]) -> str:

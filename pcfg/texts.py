@@ -1,6 +1,5 @@
 """Sentences read from files, checked against a grammar before any work is spent on them."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from jaxtyping import Int64
 
 from pcfg.errors import GrammarError, PcfgError
 from pcfg.grammar import Grammar
+from surgery.jsonfile import parse_loose
 
 _WORDS = re.compile(r"\S+", re.ASCII)  # U+00A0 and its like stand within words: that is what they are for
 _NAMED = 20  # words in a message
@@ -39,7 +39,7 @@ def read_sentences(path: str | Path) -> list[list[str]]:
 
 def _tokens(line: str, where: str) -> list[str]:
     try:
-        tokens = json.loads(line)["tokens"]
+        tokens = parse_loose(line)["tokens"]
     except (ValueError, KeyError, TypeError):
         raise PcfgError(f'{where} isn\'t a JSON object with tokens: write {{"tokens": ["a", "word"]}}') from None
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from pcfg.errors import OptionError
 from pcfg.files import replace_bytes
 from pcfg.sampling import Samples
+from surgery.jsonfile import parse_json
 
 STATE = "state.safetensors"
 _GROUP = 50  # batches that are sorted by length together
@@ -134,6 +135,11 @@ class Batches:
         return Batch(ids.masked_fill(masked, self.special["mask"]), ids.masked_fill(~masked, _IGNORED), added)
 
 
+class _Evaluated(TypedDict):
+    step: int
+    excess: float
+
+
 class Trainer:
     """AdamW with a linear warm-up and decay on a masked language model; its state can be kept and taken up again.
 
@@ -231,8 +237,8 @@ class Trainer:
                         state[key].copy_(opened.get_tensor(f"{key}.{name}"))
                     state["step"].fill_(int(note["step"]))
             self.step = int(note["step"])
-            return json.loads(note["history"])
-        except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
+            return parse_json(note["history"], list[_Evaluated])
+        except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OSError, OverflowError) as error:
             raise OptionError(f"{file} can't be read ({error}): delete {folder} to begin anew") from None
 
     def _adamw(self) -> torch.optim.AdamW:

@@ -1,6 +1,5 @@
 """probe_spans() and probe_trees(): every probe, every layer, every control, in one report."""
 
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from probes import controls
 from probes.activations import Activations, ProbedModel
 from probes.causal import Head, remove_directions, score_heads
 from probes.decoding import minimum_risk
+from probes.errors import ProbeError
 from probes.intervals import Measure, ratio
 from probes.linear import PairRegression
 from probes.material import Material, check_pairs
@@ -25,6 +25,7 @@ from probes.spans import fit_spans, predict_spans
 from probes.words import MaskedWords
 from surgery.checkpoint import Checkpoint
 from surgery.files import replace_json
+from surgery.jsonfile import JsonError, load_json
 from surgery.locks import hold
 from surgery.progress import Progress, silent
 from surgery.provenance import package_version, provenance
@@ -228,14 +229,24 @@ def _measures(
     """All probes of one layer's states or of one control's features; kept in the folder to resume from."""
     kept = scorer.settings.resume and scorer.settings.resume / f"{source}-{'all' if layer is None else layer}.json"
     if kept and kept.exists():
-        rows = json.loads(kept.read_text(encoding="utf-8"))
-        return [Measure(**{**row, "seeds": tuple(row["seeds"])}) for row in rows]
+        return _kept(kept)
     found = scorer.spans(source, layer, features) + scorer.trees(source, layer, features)
     if words and masked is not None:
         found += scorer.words(source, layer, masked, words)
     if kept:
-        replace_json(kept, [asdict(measure) for measure in found])
+        _keep(kept, found)
     return found
+
+
+def _keep(file: Path, measures: Sequence[Measure]) -> None:
+    replace_json(file, [asdict(measure) for measure in measures])
+
+
+def _kept(file: Path) -> list[Measure]:
+    try:
+        return load_json(file, list[Measure])
+    except (OSError, JsonError) as error:
+        raise ProbeError(f"{file} can't be read ({error}): delete {file.parent} to begin anew") from None
 
 
 def best_layer(measures: Sequence[Measure]) -> int:

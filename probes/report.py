@@ -1,15 +1,17 @@
 """ProbeReport: what was measured, saved as JSON, a Markdown page, an HTML page and figures."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+from msgspec import convert
 
 from probes.causal import Head, Removal
 from probes.errors import ProbeError
 from probes.intervals import Measure
 from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.jsonfile import JsonError, conform, load_json
 from surgery.provenance import SCHEMA
 
 FILE = "report.json"
@@ -186,21 +188,70 @@ class ProbeReport:
         """Read what `save` wrote. Raises ProbeError, naming the file, for anything else."""
         path = Path(folder).expanduser() / FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = load_json(path)
         except OSError as error:
             raise ProbeError(f"{path} can't be read: {error.strerror}") from None
-        except ValueError as error:
+        except JsonError as error:
             raise ProbeError(f"{path} isn't JSON ({error}): name a folder written by surgery probe") from None
         if not isinstance(content, dict) or content.get("schema") != SCHEMA or "best_layer" not in content:
             raise ProbeError(f"{path} isn't a probe report of schema {SCHEMA}: name a folder written by surgery probe")
         try:
-            values = {field.name: content[field.name] for field in fields(cls)}
-            values["layers"], values["notes"] = tuple(values["layers"]), tuple(values["notes"])
-            for name, kind in (("measures", Measure), ("removals", Removal), ("heads", Head), ("examples", Example)):
-                values[name] = tuple(kind(**{key: _tuples(v) for key, v in row.items()}) for row in values[name])
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise ProbeError(f"{path} is damaged ({type(error).__name__} {error}): write it again") from None
+            found = convert(content, cls)
+            conform(content, _Content)
+            found.check()
+            return found
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, StopIteration) as error:
+            raise ProbeError(f"{path} is damaged ({error}): write it again") from None
+
+    def check(self) -> None:
+        """Raise KeyError, TypeError, ValueError and the like where some of its parts lack what others refer to."""
+        from probes.page import text_example, write_pages
+
+        for example in self.examples:
+            n = len(example.words)
+            if any(
+                len(table) != n or any(len(row) != n for row in table) for table in (example.exact, example.predicted)
+            ):
+                raise ValueError(f"tables of other sizes than the {n} words of {' '.join(example.words)}")
+            text_example(example)
+            if any(not 0 <= start < stop <= n for start, stop in (*example.exact_tree, *example.predicted_tree)):
+                raise ValueError(f"trees with other words than the {n} of {' '.join(example.words)}")
+        if self.best_layer not in self.layers:
+            raise ValueError(f"best_layer {self.best_layer} is none of the layers")
+        write_pages(self, [])
+        summary(self)
+
+
+class _Excess(TypedDict):
+    value: float
+    low: float
+    high: float
+
+
+class _Group(_Excess, total=False):
+    position: int
+    masks: int
+
+
+class _Loss(TypedDict):
+    optimum: float
+    excess: _Excess
+    by_position: list[_Group]
+    by_masks: list[_Group]
+
+
+class _Model(TypedDict):
+    name: str
+    layers: int
+    heads: int
+    width: int
+
+
+class _Content(TypedDict):
+    """What is tables in a report's dataclass, as far as anything reads it."""
+
+    model: _Model
+    loss: _Loss | None
 
 
 # Name of a column, probe, metric.
@@ -239,11 +290,6 @@ def _apart(own: Measure, against: Measure, lower_is_better: bool) -> bool:
 
 def _cell(measure: Measure | None) -> str:
     return "" if measure is None else f"{measure.value:.3f}"
-
-
-def _tuples(value: Any) -> Any:
-    """Lists of JSON as the tuples that they were."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def interval(measure: Measure) -> str:

@@ -11,6 +11,7 @@ from surgery.checkpoint import JOURNAL, Checkpoint, fingerprint
 from surgery.delta import SparseDelta
 from surgery.errors import CheckpointError, SkillError
 from surgery.files import check_apart, new_folder, replace_bytes, streamed_file
+from surgery.jsonfile import parse_loose
 from surgery.locks import hold
 from surgery.patching import Edit, WrongBaseError, digests, hash_and_patch, patch_in_place
 from surgery.progress import Progress, silent
@@ -229,7 +230,7 @@ def _first_difference(delta: SparseDelta, checkpoint: Checkpoint, edits: Mapping
 
 def _read_journal(journal: Path) -> str:
     try:
-        return str(json.loads(journal.read_bytes())["delta"])
+        return str(parse_loose(journal.read_bytes())["delta"])
     except (ValueError, TypeError, KeyError):
         raise CheckpointError(f"{journal} can't be read, so this folder is half patched by no one knows what") from None
 

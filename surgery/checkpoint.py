@@ -20,6 +20,7 @@ from surgery.copies import NOT_CONTENT, other_copies
 from surgery.errors import CheckpointError
 from surgery.formats import check_readable, no_model
 from surgery.hub import hub_folder
+from surgery.jsonfile import parse_loose
 from surgery.patching import digests
 from surgery.tensorfile import Entry, read_header
 
@@ -290,7 +291,7 @@ def _resolve(source: str | Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_loose(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: is {path.parent} a Hugging Face model folder?") from None
     except ValueError as error:

@@ -7,29 +7,33 @@ metadata holds the table of touched tensors, the base's fingerprint and its trai
 """
 
 import json
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import xxhash
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import SkillError
+from surgery.jsonfile import parse_json
 from surgery.patching import Edit, bits
 from surgery.structure import check_pair, counterparts
 from surgery.tensorfile import DTYPES
 from surgery.traits import Traits
 
 SCHEMA = 1
+_Natural = Annotated[int, Meta(ge=0, le=1 << 62)]
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _COUNTABLE = 1 << 32  # weights of one tensor: indices are kept as U32
+_Row = tuple[str, str, list[_Natural], _Natural, _Natural]  # name, type, shape, start and stop of a tensor
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -312,14 +316,8 @@ class SparseDelta:
                 raise ValueError("digests that aren't eight bytes each")
             delta = cls(
                 extents=tuple(
-                    Extent(
-                        name,
-                        DTYPES[code],
-                        tuple(map(operator.index, shape)),
-                        operator.index(start),
-                        operator.index(stop),
-                    )
-                    for name, code, shape, start, stop in json.loads(header["tensors"])
+                    Extent(name, DTYPES[code], tuple(shape), start, stop)
+                    for name, code, shape, start, stop in parse_json(header["tensors"], list[_Row])
                 ),
                 indices=arrays["indices"].to(torch.int64),
                 values=arrays["values"],

@@ -15,6 +15,7 @@ import xxhash
 
 from surgery import configs
 from surgery.checkpoint import Checkpoint, tokenizer_files
+from surgery.jsonfile import parse_loose
 from surgery.models import load_tokenizer, quiet
 
 # Count where both sides give one: a token to pad with may set where positions begin (RoBERTa).
@@ -83,7 +84,7 @@ class Traits:
     @classmethod
     def from_json(cls, text: str) -> "Traits":
         """The inverse of `to_json`; raises ValueError, TypeError or KeyError for what isn't that."""
-        content = json.loads(text)
+        content = parse_loose(text)
         config, files, tokenizer = (content[name] for name in ("config", "files", "tokenizer"))
         strings = [files, *tokenizer, *tokenizer.values()] if isinstance(tokenizer, dict) else [None]
         if not isinstance(config, dict) or not all(isinstance(value, str) for value in strings):

@@ -13,19 +13,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from surgery.checkpoint import Checkpoint, open_checkpoint, rewrite
-from surgery.errors import OptionError, SurgeryError
+from surgery.errors import OptionError, SurgeryError, first_line
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
 from surgery.gradients import check_gradients
+from surgery.jsonfile import parse_json
 from surgery.locks import hold
 from surgery.memory import check_before
 from surgery.models import Model, load_model, pick_device, steady_attention
@@ -220,6 +221,12 @@ def tune(
     return Tuned(checkpoint, tensors, task, readout if isinstance(readout, PhraseReadout) else None, report)
 
 
+class _Scored(TypedDict):
+    step: int
+    value: float
+    ece: float
+
+
 class TrainingLoop:
     """The weights being trained, the optimiser's state, and the file they survive in."""
 
@@ -243,7 +250,7 @@ class TrainingLoop:
         self.step = 0
         self._whole = True  # no update is half done
         self.losses: list[float] = []
-        self.dev: list[dict[str, float]] = []
+        self.dev: list[Any] = []
         self.best: dict[str, Tensor] = {}
         parameters: list[nn.Parameter] = list(self.weights.values())
         if recipe.optimizer.startswith("sgd"):
@@ -335,6 +342,21 @@ class TrainingLoop:
         )
 
     def _load(self) -> None:
+        try:
+            self._take_up()
+        except (
+            SafetensorError,
+            KeyError,
+            ValueError,
+            RuntimeError,
+            TypeError,
+            OSError,
+            AttributeError,
+            IndexError,
+        ) as error:
+            raise OptionError(f"{self.file} can't be read ({first_line(error)}): delete it to begin anew") from None
+
+    def _take_up(self) -> None:
         with safe_open(self.file, "pt") as opened:
             header = opened.metadata()
             if header["identity"] != self.identity:
@@ -346,17 +368,23 @@ class TrainingLoop:
                 for key in opened.keys():  # noqa: SIM118 (not a dict)
                     what, _, name = key.partition("/")
                     tensor = opened.get_tensor(key)
+                    number, _, field = name.partition("/")
+                    like = (
+                        self.optimizer.param_groups[0]["params"][int(number)] if what == "state" else self.weights[name]
+                    )
+                    if tensor.shape != like.shape and not (what == "state" and not tensor.dim()):
+                        raise ValueError(f"{key} has shape {tuple(tensor.shape)}")
                     if what == "weight":
                         self.weights[name].copy_(tensor)
                     elif what == "best":
                         self.best[name] = tensor.to(self.model.device)
                     else:
-                        number, _, field = name.partition("/")
                         state.setdefault(int(number), {})[field] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         # As it was then: on some devices the gradient it came from isn't the same to the last bit.
-        self.pace = Pace(*json.loads(header["pace"]))
-        self.step, self.losses, self.dev = int(header["step"]), json.loads(header["losses"]), json.loads(header["dev"])
+        self.pace = parse_json(header["pace"], Pace)
+        self.step = int(header["step"])
+        self.losses, self.dev = parse_json(header["losses"], list[float]), parse_json(header["dev"], list[_Scored])
 
 
 def slope_at_base(

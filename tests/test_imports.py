@@ -22,14 +22,15 @@ ALLOWED = {
         "surgery.errors",
         "surgery.files",
         "surgery.figures",
+        "surgery.jsonfile",
         "surgery.locks",
         "surgery.markdown",
         "surgery.progress",
         "surgery.provenance",
     ),
-    # What makes files appear whole and holds them against other runs is written once, and so is what adds up memory;
-    # neither knows of checkpoints.
-    "pcfg": ("pcfg", "surgery.files", "surgery.locks", "surgery.errors", "surgery.memory"),
+    # What makes files appear whole, holds them against other runs and reads JSON is written once, and so is what adds up
+    # memory; none of it knows of checkpoints.
+    "pcfg": ("pcfg", "surgery.files", "surgery.jsonfile", "surgery.locks", "surgery.errors", "surgery.memory"),
     "surgery": ("surgery",),
 }
 METHODS = ("surgery.grafting", "surgery.unlearning", "surgery.tint")

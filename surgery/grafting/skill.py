@@ -1,6 +1,5 @@
 """Skill: the sparse delta that carries a task from base to tuned, with its evidence, as a folder to keep or send."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ from surgery.delta import SparseDelta
 from surgery.errors import CheckpointError, OptionError, SkillError, TaskError
 from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.grafting.card import model_card
+from surgery.grafting.schema import check_report
 from surgery.hub import located
+from surgery.jsonfile import JsonError, load_json, parse_json
 from surgery.progress import Progress, silent
 from surgery.tasks.readout import readout_file
 from surgery.tasks.task import Task
@@ -56,23 +57,21 @@ class Skill:
         folder = located(folder, SkillError)
         delta = SparseDelta.load(folder / SKILL_FILE)
         try:
-            report = (
-                json.loads((folder / "report.json").read_text(encoding="utf-8"))
-                if (folder / "report.json").exists()
-                else {}
-            )
+            path = folder / "report.json"
+            report = load_json(path, dict[str, Any]) if path.exists() else {}
+            report = report or parse_json(delta.metadata.get("metrics", "{}"), dict[str, Any])
+            check_report(report)
             task = Task.from_spec(delta.metadata["task"])
         except TaskError as error:
             raise SkillError(f"{folder}: {error}") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise SkillError(
-                f"{folder}: its report or task can't be read ({error!r}): make or fetch it again"
-            ) from None
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            what = str(error) if isinstance(error, JsonError) else repr(error)
+            raise SkillError(f"{folder}: its report or task can't be read ({what}): make or fetch it again") from None
         readout = folder / readout_file(task)
         return cls(
             delta,
             task,
-            report or json.loads(delta.metadata.get("metrics", "{}")),
+            report,
             readout.read_bytes() if readout.exists() else None,
         )
 

@@ -217,7 +217,7 @@ class PhraseReadout:
         try:
             with safe_open(file, "pt") as opened:
                 kept, anchors = json.loads((opened.metadata() or {})["phrases"]), opened.get_tensor("anchors")
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
             raise TaskError(f"{file} is no readout ({error}): delete it, and the phrases are embedded anew") from None
         if tuple(kept) != phrases:
             raise TaskError(

@@ -1,18 +1,31 @@
 """Task: labelled text and the way to put it to a model."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Required, TypedDict
 
 from surgery.errors import TaskError
+from surgery.jsonfile import parse_json
 from surgery.tasks.examples import Columns, Example, k_shot, label_text, missing_label, read_examples
 from surgery.tasks.labels import known_names, merged, plain
 from surgery.tasks.presets import PRESETS, Preset
 
 Source = str | Path | Sequence[Example]
+
+
+class _Spec(TypedDict, total=False):
+    """`Task.spec` as JSON."""
+
+    name: Required[str]
+    prompt: Required[str]
+    causal_prompt: Required[str]
+    words: Required[dict[str, str]]
+    phrases: Required[dict[str, str]]
+    metric: Literal["accuracy", "f1"]
+    max_length: int
+    integers: list[str]
 
 
 @dataclass(frozen=True)
@@ -161,7 +174,7 @@ class Task:
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any] | str) -> "Task":
         """The inverse of `spec`; takes its JSON text too."""
-        fields = json.loads(spec) if isinstance(spec, str) else dict(spec)
+        fields = parse_json(spec, _Spec) if isinstance(spec, str) else dict(spec)
         return cls(**{**fields, "integers": tuple(fields.get("integers", ()))})
 
     def _check(self, has_training: bool) -> None:

@@ -3,13 +3,33 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.markdown import table
 from surgery.tint.verification import load_report
 
 _FORMAT = "surgery tint run 1"
+
+
+class _Point(TypedDict):
+    method: str
+    value: float
+    low: float
+    high: float
+    lr: float | None
+    share: NotRequired[float]
+    gain: NotRequired[float]
+    gain_error: NotRequired[float | None]
+
+
+class _Content(TypedDict):
+    """What `report.json` holds, as far as the tables read it."""
+
+    kind: Literal["text", "task"]
+    points: list[_Point]
+    metric: NotRequired[str]
+    tests: NotRequired[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +119,7 @@ class Run:
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
         """Read a saved one; raises TintError for anything else."""
-        return cls(load_report(Path(folder), _FORMAT))
+        return load_report(Path(folder), _FORMAT, _Content, cls)
 
 
 def difference(values: Sequence[float]) -> dict[str, float | None]:

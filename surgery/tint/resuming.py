@@ -27,7 +27,8 @@ class Found:
         if name not in self._known:
             self._known[name] = find()
             if self._file is not None:
-                self._file.write(json.dumps([name, self._known[name]]) + "\n")
+                row = [name, self._known[name]]
+                self._file.write(json.dumps([*row, digest(row)]) + "\n")
                 self._file.flush()
         return self._known[name]
 
@@ -63,13 +64,22 @@ def _kept(folder: Path, call: Mapping[str, Any]) -> Iterator[Found]:
     replace_bytes(file, ("\n".join(lines) + "\n").encode())
     with file.open("a", encoding="utf-8") as opened:
         try:
-            yield Found(dict(json.loads(line) for line in lines[1:]), opened)
+            yield Found(dict(filter(None, map(_row, lines[1:]))), opened)
         except SurgeryError:
             file.unlink()
             with suppress(OSError):  # something of someone else's lies there too
                 for parent in made or [file.parent]:
                     parent.rmdir()
             raise
+
+
+def _row(line: str) -> tuple[str, Any] | None:
+    """Key and figures of a line; None, so that they are worked out again, for one that isn't as it was written."""
+    try:
+        name, figures, told = json.loads(line)
+        return (name, figures) if told == digest([name, figures]) else None
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def digest(content: Any) -> str:

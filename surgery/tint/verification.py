@@ -1,10 +1,10 @@
 """verify: every simulated piece against the Hugging Face model, and every tensor's update against autograd."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from surgery.errors import TintError
 from surgery.files import new_folder, replace_bytes, replace_json
+from surgery.jsonfile import conform, load_json
 from surgery.markdown import table
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
@@ -30,6 +31,29 @@ _FORMAT = "surgery tint verification 1"
 _STEPS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 1e-1)
 _SCALES = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8)
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class _Piece(TypedDict):
+    layer: int
+    piece: str
+    error: float
+
+
+class _Update(TypedDict):
+    layer: int
+    tensor: str
+    learns: bool
+    cosine: float | None
+    norm_ratio: float | None
+    relative_error: float
+
+
+class _Content(TypedDict):
+    """What `report.json` holds, as far as the tables read it."""
+
+    logits_error: float
+    forward: list[_Piece]
+    updates: dict[str, dict[str, list[_Update]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +163,7 @@ class Verification:
     @classmethod
     def load(cls, folder: str | Path) -> "Verification":
         """Read a saved one; raises TintError for anything else."""
-        return cls(load_report(Path(folder), _FORMAT))
+        return load_report(Path(folder), _FORMAT, _Content, cls)
 
 
 def verify(
@@ -233,18 +257,22 @@ def outlook(auxiliary: Auxiliary, input_ids: Any, *, sweep: bool = True) -> tupl
     return seconds, auxiliary.bytes + 5 * blocks + (2 * (auxiliary.bytes + 2 * blocks) if sweep else 0)
 
 
-def load_report(folder: Path, form: str) -> dict[str, Any]:
-    """A saved report's content; raises TintError for anything but this form."""
-    import json
-
+def load_report(folder: Path, form: str, kind: Any, made: Callable[[dict[str, Any]], Any]) -> Any:
+    """A saved report of a form, of what `kind` types and whose tables can be made; raises TintError for anything else."""
     path = folder / "report.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except (OSError, ValueError) as error:
         raise TintError(f"{path} can't be read ({error}): name a folder that `surgery tint` wrote") from None
     if not isinstance(content, dict) or content.pop("format", None) != form:
         raise TintError(f"{path} isn't a {form}'s: name a folder that `surgery tint` wrote")
-    return content
+    try:
+        conform(content, kind)
+        found = made(content)
+        found.markdown()  # some entries may lack what others refer to
+    except (KeyError, TypeError, ValueError) as error:
+        raise TintError(f"{path} is damaged ({error!r}): make it again") from None
+    return found
 
 
 def _forward_errors(auxiliary: Auxiliary, plan: Plan) -> tuple[list[dict[str, Any]], float]:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from surgery.devices import off_cpu, room_for
 from surgery.errors import BottleneckError, OptionError, TaskError
 from surgery.files import new_folder, replace_bytes
 from surgery.hub import located
+from surgery.jsonfile import conform
 from surgery.models import pick_device
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
@@ -27,6 +28,7 @@ from surgery.unlearning.inputs import Inputs, inputs_of, read_inputs
 from surgery.unlearning.keys import KeyMethod, fit_keys, random_projections, segments
 from surgery.unlearning.reading import named_columns, read_alike
 from surgery.unlearning.rows import FEATURE_FILES, Rows, encoded, placed_by, plain_features
+from surgery.unlearning.schema import BottleneckConfig, Origin
 from surgery.unlearning.selection import CLOSED, OPEN, SILENT, Selector
 from surgery.unlearning.settings import Settings
 from surgery.unlearning.storage import (
@@ -322,7 +324,8 @@ class Bottleneck:
     @property
     def recipe(self) -> Sgd:
         """How values are learnt by SGD."""
-        return Sgd(**self.settings["sgd"]) if self.settings["sgd"] else Sgd()
+        sgd = self.settings["sgd"]
+        return Sgd(**{one.name: sgd[one.name] for one in fields(Sgd)}) if sgd else Sgd()
 
     @cached_property
     def values(self) -> Float32[np.ndarray, "C K Y"]:
@@ -452,6 +455,8 @@ class Bottleneck:
         if not any(checked):
             _LOG.warning(UNCHECKED, folder)
         try:
+            conform(config, BottleneckConfig)
+            conform(report, Origin)
             loaded = cls(
                 Selector(model["center"], model["projections"], model["keys"], model["states"]),
                 model["table"],
@@ -470,17 +475,24 @@ class Bottleneck:
     def check(self) -> None:
         """Raise ValueError unless the parts fit together."""
         codebooks, keys, d = self.selector.keys.shape
-        width, classes = len(self.selector.center), len(self.classes)
+        width, classes, top = len(self.selector.center), len(self.classes), self.settings["top"]
+        if not 0 < top <= keys or not codebooks * d:
+            raise ValueError(f"{codebooks} codebooks of {keys} keys in {d} dimensions, of which {top} answer")
+        if not self.counted and self.settings["sgd"] is None:
+            raise ValueError("values learnt by SGD, and no settings of it")
         wanted = {
+            "center": (self.selector.center, np.float32, (width,)),
+            "keys": (self.selector.keys, np.float32, (codebooks, keys, d)),
             "projections": (self.selector.projections, np.float32, (codebooks, width, d)),
             "states": (self.selector.states, np.uint8, (codebooks, keys)),
             "table": (self.table, np.int32 if self.counted else np.float32, (codebooks, keys, classes)),
         }
-        if self.counted and len(self.settings["class_rows"]) != classes:
+        if self.counted and len(self.settings["class_rows"] or ()) != classes:
             raise ValueError("class_rows isn't one number a class")
         if self.training is not None:
             rows = len(self.training)
             wanted |= {
+                "placed": (self.training.placed, np.uint64, (len(self.training.placed),)),
                 "features": (self.training.features, np.float32, (rows, width)),
                 "ids": (self.training.ids, np.uint16, (rows, codebooks, self.settings["top"])),
                 "targets": (self.training.targets, np.int64, (rows,)),

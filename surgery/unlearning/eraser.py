@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
 from surgery.hub import located
+from surgery.jsonfile import conform
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.card import eraser_card
+from surgery.unlearning.schema import EraserReport
 from surgery.unlearning.storage import (
     hash_arrays,
     read_arrays,
@@ -97,6 +99,10 @@ class Eraser:
         """The bottleneck with the pairs' values and the rows gone; raises BottleneckError for any other than it was made for."""
         if bottleneck.fingerprint != self.bottleneck:
             raise BottleneckError(self._refusal(bottleneck, "was made for"))
+        if not self._fits(bottleneck, len(bottleneck.need_training())):
+            raise BottleneckError(
+                f"eraser {self.hash[:16]} doesn't fit the bottleneck that it names: use the one made with it"
+            )
         note = {
             "hash": self.hash,
             **{key: self.edit[key] for key in ("via", "forget", "rows", "masked", "keys_saw_them", "answer")},
@@ -143,19 +149,65 @@ class Eraser:
             )
         training = bottleneck.need_training()
         changed = f"undoing edit {self.hash[:16]} doesn't give back the bottleneck {self.bottleneck[:16]}: one of the two was changed since"
-        if len(self.positions) and self.positions[-1] >= len(training) + len(self.positions):
+        if not self._fits(bottleneck, len(training) + len(self.positions)):
             raise BottleneckError(changed)
         before = replace(
             self._put(bottleneck, self.old_entries, self.old_states, self.edit["class_rows"][0]),
             training=training.with_rows(self.positions, self.rows),
             history=bottleneck.history[:-1],
-            report={**bottleneck.report, "inputs": self.edit["inputs"]}
+            report={**bottleneck.report, "inputs": self.edit.get("inputs", {})}
             if "inputs" in bottleneck.report
             else bottleneck.report,
         )
         if before.fingerprint != self.bottleneck:
             raise BottleneckError(changed)
         return before
+
+    def check(self) -> None:
+        """Raise ValueError unless the parts fit together."""
+        pairs, rows, classes = len(self.pairs), len(self.positions), self.old_entries.shape[-1]
+        _, codebooks, top = self.source.ids.shape
+        wanted: dict[str, tuple[NDArray, Any, tuple[int, ...]]] = {
+            "pairs": (self.pairs, np.int64, (pairs,)),
+            "old_entries": (self.old_entries, self.new_entries.dtype, (pairs, classes)),
+            "new_entries": (
+                self.new_entries,
+                np.int32 if self.old_entries.dtype.kind == "i" else np.float32,
+                (pairs, classes),
+            ),
+            "old_states": (self.old_states, np.uint8, (pairs,)),
+            "new_states": (self.new_states, np.uint8, (pairs,)),
+            "positions": (self.positions, np.int64, (rows,)),
+            "salt": (self.salt, np.uint8, (32,)),
+            "features": (self.source.features, np.float32, (rows, self.source.features.shape[-1])),
+            "ids": (self.source.ids, np.uint16, (rows, codebooks, top)),
+            "targets": (self.source.targets, np.int64, (rows,)),
+            "digests": (self.source.digests, np.uint64, (rows,)),
+            "placed": (self.source.placed, np.uint64, (len(self.source.placed),)),
+        }
+        for name, (array, dtype, shape) in wanted.items():
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
+        of = self.edit["of_pairs"]
+        for name, numbers, limit in (("pairs", self.pairs, of), ("positions", self.positions, 1 << 53)):
+            if len(numbers) and not (numbers[0] >= 0 and numbers[-1] < limit and (np.diff(numbers) > 0).all()):
+                raise ValueError(f"{name} that aren't numbers below {limit} in rising order")
+        if not codebooks or of % codebooks or self.edit["rows"] != rows or not of:
+            raise ValueError(f"an edit of {of} pairs and {self.edit['rows']} rows, of which {rows} are there")
+
+    def _fits(self, bottleneck: Bottleneck, rows: int) -> bool:
+        """Whether the arrays can be this bottleneck's of so many training rows, whatever fingerprint they name."""
+        selector, training, classes = bottleneck.selector, bottleneck.need_training(), len(bottleneck.classes)
+        per_class = [classes if bottleneck.counted else None] * 2
+        return (
+            self.edit["of_pairs"] == selector.states.size
+            and self.old_entries.shape[1] == classes
+            and self.old_entries.dtype == bottleneck.table.dtype
+            and [one if one is None else len(one) for one in self.edit["class_rows"]] == per_class
+            and (not len(self.positions) or int(self.positions[-1]) < rows)
+            and self.source.features.shape[1:] == training.features.shape[1:]
+            and self.source.ids.shape[1:] == training.ids.shape[1:]
+        )
 
     def _put(self, bottleneck: Bottleneck, entries: NDArray, states: NDArray, class_rows: Any) -> Bottleneck:
         table, state = bottleneck.table.copy(), bottleneck.selector.states.copy()
@@ -212,6 +264,7 @@ class Eraser:
             rows = TrainingRows(
                 **{name.removeprefix("rows."): array for name, array in arrays.items() if name.startswith("rows.")}
             )
+            conform(report, EraserReport)
             head = {key: report.pop(key) for key in ("format", "hash", "bottleneck", "previous", "edit")}
             eraser = cls(
                 **{name: arrays[name] for name in _ARRAYS},
@@ -222,8 +275,9 @@ class Eraser:
                 report=report,
                 loaded=True,
             )
+            eraser.check()
             changed = eraser.hash != head["hash"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BottleneckError(
                 f"{folder} is damaged ({error!r}): use the copy that was made with the edit"
             ) from None

@@ -7,8 +7,10 @@ from typing import Any
 
 from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
+from surgery.jsonfile import conform
 from surgery.markdown import table
 from surgery.unlearning.membership import ATTACKS
+from surgery.unlearning.schema import VerifyReport
 from surgery.unlearning.storage import read_json, take_checksum, write_table
 
 _SHOWN = ("before", "after", "refitted")
@@ -142,7 +144,13 @@ class Report:
             raise BottleneckError(f"{path} isn't a {_FORMAT}'s: name a folder that `surgery bottleneck verify` wrote")
         take_checksum(path, content)
         del content["format"]
-        return cls(content)
+        made = cls(content)
+        try:
+            conform(content, VerifyReport)
+            made.markdown()  # figures of some may lack what others' refer to
+        except (KeyError, TypeError, ValueError) as error:
+            raise BottleneckError(f"{path} is damaged ({error!r}): make or fetch it again") from None
+        return made
 
 
 def _percent(value: float | None) -> str:

@@ -1,6 +1,5 @@
 """Labelled rows of features: out of a features file, from arrays, or made of texts and images by a frozen encoder."""
 
-import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from surgery.errors import OptionError, TaskError
+from surgery.jsonfile import parse_loose
 from surgery.progress import Progress, silent
 from surgery.tasks.examples import Columns, read_examples
 from surgery.unlearning.encoders import Encoder, cached_features
@@ -236,7 +236,7 @@ def _rows(path: Path, features: Any, labels: Any) -> Rows:
 
 def _names(path: Path, labels: Sequence[Any], classes: Path) -> tuple[Label, ...]:
     try:
-        names = json.loads(classes.read_text(encoding="utf-8-sig"))
+        names = parse_loose(classes.read_bytes())
     except (OSError, ValueError) as error:
         raise TaskError(f"{classes} isn't readable JSON ({error}): give a list of names, or remove it") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from surgery.errors import BottleneckError
 from surgery.files import replace_bytes, replace_json
+from surgery.jsonfile import load_json
 
 _CHECKSUM = "checksum"
 
@@ -30,7 +31,7 @@ def digest(array: NDArray) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON table; raises BottleneckError for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise BottleneckError(f"{path.parent} holds no {path.name}: is it a folder that this program wrote?") from None
     except (OSError, ValueError) as error:

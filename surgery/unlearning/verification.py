@@ -1,6 +1,5 @@
 """verify(): what is gone, what stayed and what an attacker can tell, always beside the bottleneck refitted without the rows."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from jaxtyping import Int64
 
 from surgery.errors import BottleneckError, OptionError, TaskError
+from surgery.jsonfile import parse_loose
 from surgery.models import pick_device
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
@@ -230,7 +230,7 @@ def _chain(after: Bottleneck, folder: Path, erasers: Sequence[str | Path] | None
         given = {}
         for path in sorted(folder.absolute().parent.glob("*/report.json")):
             try:
-                if json.loads(path.read_text(encoding="utf-8")).get("hash") in wanted:
+                if parse_loose(path.read_bytes()).get("hash") in wanted:
                     eraser = Eraser.load(path.parent)
                     given[eraser.hash] = eraser
             except (OSError, ValueError, AttributeError, BottleneckError):

@@ -1,0 +1,77 @@
+"""What a skill's `report.json` holds, as far as anything reads it. Fields that older versions didn't write may be missing."""
+
+from collections.abc import Mapping
+from typing import Any, Required, TypedDict
+
+from surgery.jsonfile import KindError, conform
+
+
+class _Figures(TypedDict, total=False):
+    accuracy: Required[float]
+    ece: Required[float]
+    f1: float
+    agreement: float | None
+    gain_recovered: float | None
+    gain_interval: tuple[float, float] | None
+
+
+class _Point(_Figures, total=False):
+    method: Required[str]
+    weights: Required[int]
+    sparsity: Required[float]
+
+
+class _Asked(TypedDict, total=False):
+    base: str
+
+
+class _Call(TypedDict, total=False):
+    graft: _Asked
+
+
+class _Task(TypedDict):
+    metric: str
+
+
+class _Examples(TypedDict, total=False):
+    test: int
+    test_in_train: int
+
+
+class _Dtypes(TypedDict):
+    base: str
+    tuned: str
+
+
+class _Report(TypedDict, total=False):
+    surgery: str
+    method: str
+    call: _Call
+    task: _Task
+    examples: _Examples
+    base: _Figures
+    tuned: _Figures
+    graft: _Figures
+    weights: int
+    sparsity: float
+    movable: int
+    moved: int
+    bytes: int
+    head: list[str]
+    resized: list[str]
+    dtypes: _Dtypes
+    points: list[_Point]
+
+
+def check_report(report: Mapping[str, Any]) -> None:
+    """Raise KindError for a report that can't be shown."""
+    conform(report, _Report)
+    if "graft" not in report:
+        return
+    if lost := {"base", "tuned"} - report.keys():
+        raise KindError(f"figures of the graft and none of {min(lost)}")
+    if "weights" not in report and report.get("moved"):
+        raise KindError("how many weights moved and not how many are in it")
+    f1 = report.get("task", {}).get("metric") == "f1"
+    if f1 and not all("f1" in report[name] for name in ("base", "tuned", "graft")):
+        raise KindError("no f1 among the figures of a task that it is the metric of")
