@@ -156,7 +156,7 @@ def tune(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     device: str | torch.device | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     resume: str | Path | None = None,
     progress: Progress = silent,
 ) -> Tuned:
@@ -178,6 +178,8 @@ def tune(
     examples = task.need("train")
     began = time.monotonic()
     recipe, place = recipe or Recipe(), pick_device(device)
+    dtype = None if dtype is None else str(dtype).removeprefix("torch.")
+    mixed = mixed_precision(place, dtype)  # refused before the model is loaded
     names = checkpoint.block_weights(include, exclude)
     asked: dict[str, Any] = {"include": include, "exclude": exclude, "device": place, "dtype": dtype}
     check_before(
@@ -201,7 +203,7 @@ def tune(
     state = Path(resume) if resume else None
     with hold(state) if state else nullcontext():
         loop = TrainingLoop(model, readout, recipe, pace, names, identity, state)
-        history = loop.run(rows, targets, seed, task, mixed_precision(model.device, dtype), progress)
+        history = loop.run(rows, targets, seed, task, mixed, progress)
     # What is counted is what the files will hold: in 16 bits a small difference may round to none.
     tensors = {name: loop.weights[name].detach().to(checkpoint.entries[name].dtype) for name in names}
     trained = sum(int((loop.weights[name] != loop.base[name]).sum()) for name in names)

@@ -197,5 +197,16 @@ def test_an_interruption_within_an_update_leaves_no_half_done_state(tiny, tmp_pa
 def test_mixed_precision_trains_single_precision_weights(tiny):
     tuned = tune(tiny("llama"), task(), Recipe("adamw", rate=0.01, steps=100), device="cpu", dtype="bfloat16")
     assert sum(tuned.report["losses"][-10:]) < 0.8 * sum(tuned.report["losses"][:10])
-    with pytest.raises(OptionError, match="float16 isn't for training"):
-        tune(tiny("llama"), task(), Recipe(steps=1), device="cpu", dtype="float16")
+
+
+def test_precision_by_name_or_as_torchs_object(tiny):
+    both = [tune(tiny("bert"), task(), Recipe(steps=2), device="cpu", dtype=d) for d in ("bfloat16", torch.bfloat16)]
+    assert all(torch.equal(both[0].tensors[name], both[1].tensors[name]) for name in both[0].tensors)
+    assert both[1].report["call"]["tune"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.float16, "nonsense"])
+def test_other_precisions_are_refused_before_the_model_is_loaded(tiny, monkeypatch, dtype):
+    monkeypatch.setattr("surgery.tuning.load_model", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(OptionError, match=r"--dtype \w+ isn't for training"):
+        tune(tiny("bert"), task(), Recipe(steps=1), device="cpu", dtype=dtype)

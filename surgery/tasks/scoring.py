@@ -112,8 +112,8 @@ def score(
     *,
     against: str | Path | Checkpoint | None = None,
     base: str | Path | Checkpoint | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     batch_size: int = 32,
     progress: Progress = silent,
 ) -> Score:
