@@ -76,8 +76,10 @@ def test_other_devices_are_refused(device):
 def test_every_public_function_says_that_it_takes_both():
     seen = 0
     for module in pkgutil.iter_modules(pcfg.__path__, "pcfg."):
+        if module.name.startswith("pcfg.dense_"):  # not public; one of them needs Triton
+            continue
         for name, function in inspect.getmembers(import_module(module.name), inspect.isfunction):
-            if name.startswith("_") or function.__module__ != module.name or module.name.startswith("pcfg.dense_"):
+            if name.startswith("_") or function.__module__ != module.name:
                 continue
             for option, form in (("device", "Device"), ("dtype", "Dtype")):
                 parameter = inspect.signature(function).parameters.get(option)
