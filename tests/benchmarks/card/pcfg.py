@@ -93,7 +93,7 @@ def lines() -> Iterator[Line]:
 def fused() -> Iterator[Line]:
     """Kernels of Triton against operations of torch, both replayed."""
     given, places = scores(*BEST, torch.float32, DEVICE), dense_steps.FUSED
-    used = dense_steps.fused_steps(torch.zeros(1, device=DEVICE), BEST[0]) is not None
+    used = dense_steps.fused_steps(torch.zeros(1, 1, 1, device=DEVICE), BEST[0]) is not None
     reasons = "; ".join(getattr(sys.modules.get("pcfg.dense_triton"), "reasons", {}).values())
     yield holds("pcfg: Triton's kernels are used", used, " ".join(reasons.split())[:300])
     ours = timed(lambda: marginals(given))
