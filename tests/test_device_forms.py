@@ -1,4 +1,4 @@
-"""Devices and dtypes by name and as torch's own objects, in every public function of pcfg that takes them."""
+"""Devices and dtypes by name and as torch's own objects, in every public function that takes them."""
 
 import inspect
 import pkgutil
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pcfg
+import surgery
 from pcfg.chart import inside_outside
 from pcfg.dense import dense_inside_outside
 from pcfg.errors import OptionError
@@ -19,6 +20,7 @@ from pcfg.fitting import fit_file
 from pcfg.grammar import Grammar
 from pcfg.masked import masked_log_prob, masked_posteriors, tag_posteriors, word_posteriors
 from pcfg.parsing import parse, read_spans, write_parses, write_spans
+from surgery.unlearning import Bottleneck, unlearn
 
 GRAMMAR = Grammar.random(3, 3, 4, seed=0)
 SENTENCES = [["w0", "w1", "w2"], ["w3", "w0"]]
@@ -91,3 +93,38 @@ def test_every_public_function_says_that_it_takes_both():
                     typing.get_args(parameter.annotation)
                 ), f"{module.name}.{name}({option})"
     assert seen > 12
+
+
+def test_so_does_every_public_function_and_method_of_surgery():
+    """As their annotations say, which the tests hold every call to."""
+    seen = set()
+    for module in pkgutil.walk_packages(surgery.__path__, "surgery."):
+        if module.name.endswith("__main__"):
+            continue
+        for name, found in inspect.getmembers(import_module(module.name)):
+            if name.startswith("_") or getattr(found, "__module__", "") != module.name:
+                continue
+            own = [found] if inspect.isfunction(found) else []
+            if inspect.isclass(found):
+                methods = [m for n, m in inspect.getmembers(found) if n[0] != "_"]
+                own = [m for m in methods if inspect.isfunction(m) or inspect.ismethod(m)]
+            for function in own:
+                for option, kind in (("device", torch.device), ("dtype", torch.dtype)):
+                    given = inspect.signature(function).parameters.get(option)
+                    kinds = set(typing.get_args(given.annotation)) if given else set()
+                    if str in kinds:
+                        seen.add(function.__qualname__)
+                        internal = "mixed_precision", "tune_need"  # names only, of what `tune` has checked
+                        assert kind in kinds or name in internal, f"{module.name}.{function.__qualname__}({option})"
+    assert {"tune", "score", "graft", "unlearn", "verify", "Bottleneck.fit", "Encoder.open", "TinT.build"} <= seen
+
+
+def test_unlearning_takes_devices_in_both_forms():
+    random = np.random.default_rng(0)
+    rows, labels = random.normal(size=(60, 8)), random.integers(0, 3, 60)
+    found = []
+    for device in ("cpu", torch.device("cpu")):
+        made = Bottleneck.fit_features(rows, labels, codebooks=4, keys=8, key_dim=3, device=device)
+        edited = unlearn(made, 1, device=device).apply(made)
+        found.append(edited.answer(rows, device=device).logits)
+    assert np.array_equal(*found)

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import MissingPackageError
@@ -51,7 +52,7 @@ def run_example(
     output: Path | None = None,
     *,
     overwrite: bool = False,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: Progress = silent,

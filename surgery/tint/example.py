@@ -52,7 +52,7 @@ def train_small(
     batch: int = 8,
     lr: float = 2e-3,
     seed: int = 0,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> tuple[Any, Any]:
     """A GPT-2 of a small size with a byte-level tokenizer of its own, both learnt from `text`: (model, tokenizer)."""
@@ -96,7 +96,7 @@ def run_example(
     output: Path | None = None,
     *,
     overwrite: bool = False,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: Progress = silent,

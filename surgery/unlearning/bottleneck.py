@@ -110,7 +110,7 @@ class Bottleneck:
         keys_from: str | Path | Sequence[Mapping[str, Any]] | None = None,
         columns: Columns | None = None,
         opening: Mapping[str, Any] | None = None,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         progress: Progress = silent,
         **settings: Any,
     ) -> "Bottleneck":
@@ -173,7 +173,7 @@ class Bottleneck:
         seed: int = 0,
         encoder: Mapping[str, Any] | None = None,
         read_as: Mapping[str, str] | None = None,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         progress: Progress = silent,
     ) -> "Bottleneck":
         """Place the keys without labels, then learn the values; rows and keys are sent to a GPU once.
@@ -342,24 +342,24 @@ class Bottleneck:
             )
         return self.training
 
-    def select(self, features: Any, *, device: str | None = None) -> UInt16[np.ndarray, "N C top"]:
+    def select(self, features: Any, *, device: str | torch.device | None = None) -> UInt16[np.ndarray, "N C top"]:
         """Ids of the keys that rows select: numpy, wherever they were found. A row's are the same whichever it comes with."""
         place = pick_device(device)
         return self.selector.select(self._features(features, place), top=self.settings["top"], device=place)
 
-    def answer(self, rows: Any, *, device: str | None = None) -> Answer:
+    def answer(self, rows: Any, *, device: str | torch.device | None = None) -> Answer:
         """Scores of every class for rows: features [N, D], `Rows`, a list of texts or images, or a data file.
 
         Features may be on any device; scores are numpy, on CUDA the same bits each time and a CPU's to rounding.
         """
         return self.answer_ids(self.select(rows, device=device), device=device)
 
-    def answer_ids(self, ids: UInt16[np.ndarray, "N C top"], *, device: str | None = None) -> Answer:
+    def answer_ids(self, ids: UInt16[np.ndarray, "N C top"], *, device: str | torch.device | None = None) -> Answer:
         """The same for rows whose keys are known."""
         place = pick_device(device)
         return Answer(*Table(self.values, self.selector.states, place).answer(ids))
 
-    def predict(self, rows: Any, *, device: str | None = None) -> NDArray:
+    def predict(self, rows: Any, *, device: str | torch.device | None = None) -> NDArray:
         """The best class of each row, as the labels were given; None (in an array of objects) for a row that no codebook answers."""
         answer = self.answer(rows, device=device)
         labels = np.array(self.classes)[answer.logits.argmax(1)]
@@ -369,7 +369,9 @@ class Bottleneck:
         mixed[answer.abstained] = None
         return mixed
 
-    def open_encoder(self, source: str | Path | None = None, *, device: str | None = None) -> Encoder | None:
+    def open_encoder(
+        self, source: str | Path | None = None, *, device: str | torch.device | None = None
+    ) -> Encoder | None:
         """Its encoder, from where it lay at the fit or from `source`; None if it was fitted on features. Kept once open."""
         if self.encoder is None:
             return None
@@ -378,7 +380,7 @@ class Bottleneck:
             self._encoders[asked] = Encoder.from_spec(self.encoder, source=source, device=device)
         return self._encoders[asked]
 
-    def need_encoder(self, source: str | Path | None = None, *, device: str | None = None) -> Encoder:
+    def need_encoder(self, source: str | Path | None = None, *, device: str | torch.device | None = None) -> Encoder:
         """The same; raises TaskError if it was fitted on features."""
         encoder = self.open_encoder(source, device=device)
         if encoder is None:

@@ -57,8 +57,8 @@ class Encoder:
         source: str | Path | Checkpoint,
         *,
         pooling: str | None = None,
-        device: str | None = None,
-        dtype: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
         max_length: int = 128,
         batch_size: int = 32,
     ) -> "Encoder":
@@ -115,7 +115,11 @@ class Encoder:
 
     @classmethod
     def from_spec(
-        cls, spec: Mapping[str, Any], *, source: str | Path | Checkpoint | None = None, device: str | None = None
+        cls,
+        spec: Mapping[str, Any],
+        *,
+        source: str | Path | Checkpoint | None = None,
+        device: str | torch.device | None = None,
     ) -> "Encoder":
         """Open what `spec()` described, or `source` in its place; raises CheckpointError if that gives other features."""
         try:

@@ -37,7 +37,7 @@ def unlearn(
     rank: str = "influence",
     answer: str = "next",
     seed: int = 0,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> Eraser:
     """Decide on the edit that makes a bottleneck forget classes, or single training rows. Nothing is changed yet.

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from numpy.typing import NDArray
 
 from surgery.files import check_output, new_folder
@@ -34,7 +35,7 @@ def run_example(
     output: Path | None = None,
     *,
     overwrite: bool = False,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
     progress: Progress = silent,

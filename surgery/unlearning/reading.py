@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 
 from surgery.errors import TaskError
@@ -26,7 +27,7 @@ def read_alike(
     features: str | None = None,
     encoder: str | Path | None = None,
     labels_needed: bool = True,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> Rows:
     """Rows of a file, out of features files or by the bottleneck's encoder.

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+
 from surgery.errors import OptionError, TaskError
 from surgery.models import pick_device
 from surgery.unlearning.keys import KEY_METHODS, check_keys, check_width
@@ -23,7 +25,7 @@ class Settings:
     key_init: str = "kmeans"
     values: str = "sgd"
     seed: int = 0
-    device: str | None = None
+    device: str | torch.device | None = None
 
     def __post_init__(self) -> None:
         for name, number in (("--codebooks", self.codebooks), ("--key-dim", self.key_dim), ("--top", self.top)):

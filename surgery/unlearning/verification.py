@@ -40,7 +40,7 @@ def verify(
     baselines: bool = True,
     shadows: int = 16,
     seed: int = 0,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Measure an edit, or a chain of them, on test rows.
@@ -186,7 +186,7 @@ def check_options(shadows: int, seed: int) -> None:
     check_seed(seed)
 
 
-def _test_rows(bottleneck: Bottleneck, test: Any, device: str | None, progress: Progress) -> Rows:
+def _test_rows(bottleneck: Bottleneck, test: Any, device: str | torch.device | None, progress: Progress) -> Rows:
     if isinstance(test, Rows):
         return test
     if isinstance(test, str | Path):
