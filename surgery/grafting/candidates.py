@@ -1,7 +1,6 @@
 """Candidates: the weights a skill may be made of, as flat arrays over all tensors, and a model that can wear them."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +12,11 @@ from torch import Tensor
 
 from surgery.checkpoint import Checkpoint
 from surgery.errors import CheckpointError
-from surgery.grafting.recomputing import recomputed
 from surgery.models import Model, steady_attention
 from surgery.structure import check_pair, counterparts
 from surgery.tasks.readout import Encoded, Readout, alike, collate
 
 _PIECE = 16  # rows that go through the model at once while gradients are taken
-# Bytes of a model on a card from which on its blocks are run again in the backward pass: what they would keep is as much
-# as the model, and so few rows at a time are slower than running forward twice.
-_LARGE, _LARGE_PIECE = 1 << 30, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,8 +108,6 @@ class GraftedModel:
         self.delta = (candidates.tuned - candidates.base).to(model.device)
         self.tuned = candidates.tuned.to(model.device)
         self._indices = candidates.indices.to(model.device)
-        size = sum(parameter.nbytes for parameter in model.module.parameters())
-        self.recomputes = model.device.type == "cuda" and size > _LARGE
 
     def wear(self, weight: Bool[Tensor, " candidates"] | Float[Tensor, " candidates"]) -> None:
         """Set every candidate to base + weight * (tuned - base): for booleans the exact base or tuned value."""
@@ -165,13 +158,11 @@ class GraftedModel:
             handles.append(parameter.register_post_accumulate_grad_hook(reduce))
         try:
             order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
-            size = _LARGE_PIECE if self.recomputes else _PIECE
-            with recomputed(self.model.module) if self.recomputes else nullcontext():
-                for start in range(0, len(order), size):
-                    for piece in alike(self.model, rows, order[start : start + size]):
-                        scores = self._logits(rows, piece)
-                        wanted = targets[piece].to(self.model.device)
-                        (F.cross_entropy(scores, wanted, reduction="sum") / len(rows)).backward()
+            for start in range(0, len(order), _PIECE):
+                for piece in alike(self.model, rows, order[start : start + _PIECE]):
+                    scores = self._logits(rows, piece)
+                    loss = F.cross_entropy(scores, targets[piece].to(self.model.device), reduction="sum") / len(rows)
+                    loss.backward()
         finally:
             for handle in handles:
                 handle.remove()
