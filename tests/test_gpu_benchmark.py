@@ -87,5 +87,5 @@ def test_the_chart_part_runs_on_small_charts(monkeypatch):
     monkeypatch.setattr(pcfg, "BEST", (3, 4, 2, 6))
     monkeypatch.setattr(pcfg, "MIXED", (3, 4, 2, 8))
     lines = list(pcfg.lines())
-    assert len(lines) == 11 and isinstance(lines, list) and all(isinstance(line.ratio, float) for line in lines)
+    assert len(lines) == 13 and isinstance(lines, list) and all(isinstance(line.ratio, float) for line in lines)
     assert [line.ok for line in lines if "error" in line.name] == [True, True]
