@@ -52,7 +52,8 @@ def pretrain_need(
                 model.set_attn_implementation("eager")
             ids = torch.zeros(recipe.batch_size, width, dtype=torch.long, device=place)
             batch = Batch(ids, ids, torch.zeros(recipe.batch_size, 1, 1, width, device=place))
-            batches = Batches(ids[0].int(), ids[0], ids[0], [width], [True], recipe.batch_size, recipe.mask, seed, {})
+            row = torch.zeros(width, dtype=torch.long, device=place)
+            batches = Batches(row.int(), row, row, [width], [True], recipe.batch_size, recipe.mask, seed, {})
             with Meter(place, [*model.parameters(), *model.buffers()]) as meter:
                 trainer = Trainer(model.train(), batches, rate=recipe.rate, warmup=recipe.warmup)
                 for _ in range(2):

@@ -249,12 +249,15 @@ class Trainer:
                 {"params": [p for p in parameters if p.dim() > 1], "weight_decay": _DECAY},
                 {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
             ],
-            lr=torch.tensor(0.0, device=self.device) if self._card else 0.0,
+            lr=0.0,
             betas=_BETAS,
             eps=_EPSILON,
             fused=True,
             capturable=self._card,
         )
+        if self._card:  # a graph reads the rate where it is, so that it can change from step to step
+            for group in optimizer.param_groups:
+                group["lr"] = torch.zeros((), device=self.device)
         for parameter in parameters:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), device=self.device),
