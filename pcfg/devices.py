@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pcfg.errors import OptionError
+from surgery.errors import first_line
 
 Device = str | torch.device  # as users name them: "cuda:1" or torch's own object
 Dtype = str | torch.dtype
@@ -24,7 +25,7 @@ def working_device(name: Device | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device {name} can't be used here ({str(error).splitlines()[0]}): try cpu") from None
+        raise OptionError(f"device {name} can't be used here ({first_line(error)}): try cpu") from None
 
 
 def returned(found: Tensor, name: Device | None) -> Tensor:

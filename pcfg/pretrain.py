@@ -25,6 +25,7 @@ from pcfg.grammar import Grammar
 from pcfg.sampling import Samples, sample
 from pcfg.shards import Progress, claim, fingerprint, silent, versions
 from pcfg.training import Batches, Trainer
+from surgery.errors import first_line
 from surgery.jsonfile import parse_loose
 
 SCHEMA = 1
@@ -206,7 +207,7 @@ def configured(recipe: PretrainRecipe, given: dict[str, Any] | None, words: Any)
     try:
         return RobertaConfig(**fields)
     except Exception as error:  # the library checks fields in ways of its own
-        raise OptionError(f"the configuration isn't a RoBERTa's ({str(error).splitlines()[0]})") from error
+        raise OptionError(f"the configuration isn't a RoBERTa's ({first_line(error)})") from error
 
 
 def _train(

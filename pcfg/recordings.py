@@ -18,6 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from surgery.errors import first_line
+
 SHARE = 8  # recordings may take one part in so many of the card's memory
 MOST_KEYS = 512  # kinds of inputs that are remembered as seen
 
@@ -259,7 +261,7 @@ class Recordings:
             self.failures[key] = str(error)
             self.forget()
             warnings.warn(
-                f"A chart couldn't be recorded as a CUDA graph ({str(error).splitlines()[0]}): such charts are computed kernel by kernel, slower and with the same result.",
+                f"A chart couldn't be recorded as a CUDA graph ({first_line(error)}): such charts are computed kernel by kernel, slower and with the same result.",
                 RuntimeWarning,
                 stacklevel=2,
             )

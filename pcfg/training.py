@@ -24,6 +24,7 @@ from torch import Tensor
 from pcfg.errors import OptionError
 from pcfg.files import replace_bytes
 from pcfg.sampling import Samples
+from surgery.errors import first_line
 from surgery.jsonfile import parse_json
 
 STATE = "state.safetensors"
@@ -295,7 +296,7 @@ class Trainer:
             )  # graphs run one after another and keep nothing but the weights: one memory for all
             self._graphs[key] = graph, static
         except RuntimeError as error:  # out of memory, or an operation of a configuration that can't be captured
-            self.reason = str(error).splitlines()[0]
+            self.reason = first_line(error)
             self._graphs.clear()
 
 

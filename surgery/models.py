@@ -216,7 +216,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"--device {device} can't be used here ({str(error).splitlines()[0]}): try cpu") from None
+        raise OptionError(f"--device {device} can't be used here ({first_line(error)}): try cpu") from None
     return torch.device(device)
 
 

@@ -141,7 +141,7 @@ def test_patches_in_place_are_the_base_or_the_graft(tiny, copied, tmp_path, kill
         if not busy and not (folder / JOURNAL).exists():  # with one, nothing opens the folder
             assert {name: digest for name, digest in hashes(folder).items() if name[0] != "."} in states
 
-    kill_at_random(patch, check, kills // 2)
+    kill_at_random(patch, check, kills)
     patch_folder(delta, folder, direction="revert")
     assert hashes(folder) == base
     patch_folder(delta, folder)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from surgery.errors import first_line
+
 Found = TypeVar("Found")
 
 _KEPT = 4  # graphs of one simulation; each keeps its activations, its outputs and the weights it learnt
@@ -60,7 +62,7 @@ class Graphs:
             try:
                 self._captured[key] = record(function, inputs)
             except RuntimeError as error:  # out of memory, or an operation that can't be captured
-                self.reason = str(error).splitlines()[0]
+                self.reason = first_line(error)
                 self._captured.clear()
                 return function(*inputs)
             if len(self._captured) > _KEPT:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from surgery.errors import TintError
+from surgery.errors import TintError, first_line
 
 _KINDS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -71,5 +71,5 @@ def _tensor(given: Any, name: str) -> Tensor:
     try:
         return torch.as_tensor(given).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise TintError(f"{name} can't be read as a table of numbers ({reason}): give rows of one length") from None
