@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process a core, each with one thread: threads that wait for each other cost more than they bring.
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .PHONY: help demo test unit lint bench gpu clean
 
@@ -17,10 +19,10 @@ demo: $(READY)
 	$(BIN)/surgery graft
 
 test: $(READY) lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not architectures and not fuzz"
+	$(PYTEST) -m "not architectures and not fuzz"
 
 unit: $(READY) lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not real and not architectures and not fuzz"
+	$(PYTEST) -m "not real and not architectures and not fuzz"
 
 lint: $(READY)
 	$(BIN)/ruff check .

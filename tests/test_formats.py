@@ -3,6 +3,7 @@
 import ast
 import json
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -241,15 +242,17 @@ def test_a_missing_tokenizer_is_to_be_copied(plain, run, tmp_path, missing):
 
 
 @pytest.mark.parametrize("name", ["spm.model", "bpe.codes", "vocab.bpe", "qwen.tiktoken", "chat_template.jinja"])
-def test_whatever_a_tokenizer_needs_is_copied(plain, name):
+def test_whatever_a_tokenizer_needs_is_copied(plain, tmp_path, name):
     """DeBERTa-v3, BERTweet, older GPT-2, Qwen, and the way a chat is put."""
-    base, tuned = plain
+    base, tuned = (
+        shutil.copytree(folder, tmp_path / side) for folder, side in zip(plain, ("base", "tuned"), strict=True)
+    )
     (base / name).write_text("of the tokenizer")
     for file in tuned.glob("*token*"):
         file.unlink()
     with pytest.raises(CheckpointError, match="has no tokenizer") as caught:
         check_tokenizers(Checkpoint(base), Checkpoint(tuned), [])
-    assert str(base / name) in shlex.split(str(caught.value))
+    assert str(base / name) in shlex.split(str(caught.value).partition("(")[2].removesuffix(")"))
 
 
 # -- tensors that aren't the model's own -------------------------------------------------------------------------------
