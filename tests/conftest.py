@@ -1,6 +1,7 @@
 """Fixtures for all tests: checkpoints of every model family, small enough to take milliseconds, and ways to change them."""
 
 # ruff: noqa: E402 (the first lines must run before the imports that follow)
+import fcntl
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's library
@@ -87,7 +88,11 @@ def made():
             if not script.exists():
                 pytest.skip(f"no {folder}, and no script at {script} to make it")
             online = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-            subprocess.run([sys.executable, script, "--dir", folder.parent, part], check=True, env=online)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with (folder.parent / ".lock").open("w") as lock:  # one of the processes that run tests makes it
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not folder.exists():
+                    subprocess.run([sys.executable, script, "--dir", folder.parent, part], check=True, env=online)
         return folder
 
     return get
