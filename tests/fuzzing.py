@@ -8,6 +8,7 @@ an array; where a file carries a checksum it is mostly made right again, so that
 """
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -85,11 +86,11 @@ def mutated_json(content, rng):
     for _ in range(rng.choice([1, 1, 2])):
         places = list(_places(content))
         if not places:
-            return rng.choice(ODD)
+            return copy.deepcopy(rng.choice(ODD))
         holder, key = rng.choice(places)
         how = rng.randrange(7)
         if how <= 2:
-            holder[key] = rng.choice(ODD)
+            holder[key] = copy.deepcopy(rng.choice(ODD))
         elif how == 3:
             del holder[key]
         elif how == 4:
