@@ -112,7 +112,7 @@ def pretrain(
     Args:
         config: fields of a `RobertaConfig` in place of the recipe's layers, heads and width; the vocabulary, the special
             tokens and, if it is too small, the position table are made to fit the grammar.
-        device: default CUDA if there is one. There as on a CPU the same call gives the same weights, bit for bit; the
+        device: default CUDA if there is one. On a CPU the same call gives the same weights, bit for bit; the
             two devices draw other masks.
         resume: a folder for the state, saved every minute; a later call with the same arguments goes on from there and
             ends with the same weights; one with others is refused. The caller deletes it.
