@@ -14,7 +14,7 @@ from cli.render import print_json, print_table, progress_bar, say, size
 if TYPE_CHECKING:
     from surgery.unlearning.bottleneck import Bottleneck
     from surgery.unlearning.eraser import Eraser
-    from surgery.unlearning.report import Report
+    from surgery.unlearning.evaluation.report import Report
     from surgery.unlearning.values import Sgd
 
 app = typer.Typer(
@@ -93,8 +93,8 @@ def fit(
     from surgery.errors import OptionError
     from surgery.files import check_output
     from surgery.unlearning.bottleneck import Bottleneck
-    from surgery.unlearning.reading import named_columns as named
-    from surgery.unlearning.rows import read_rows
+    from surgery.unlearning.features.reading import named_columns as named
+    from surgery.unlearning.features.rows import read_rows
 
     folder = options.need_output(output)
     check_output(folder, overwrite=overwrite, inputs=[encoder, features, data, keys_from])
@@ -212,7 +212,7 @@ def verify(
     Test rows that are training rows are left out, and counted.
     """
     from surgery.files import check_output
-    from surgery.unlearning.verification import verify_folder
+    from surgery.unlearning.evaluation.verification import verify_folder
 
     folder = options.need_output(output)
     check_output(folder, overwrite=overwrite, inputs=[forgot, data, features, *(eraser or ())])
@@ -241,8 +241,8 @@ def show(
     json: options.Json = False,
 ) -> None:
     """What a bottleneck or an eraser is: sizes, classes, how it was made, what was forgotten."""
+    from surgery.checkpoints.hub import located
     from surgery.errors import BottleneckError
-    from surgery.hub import located
     from surgery.unlearning.bottleneck import Bottleneck
     from surgery.unlearning.eraser import ERASER_FILE, Eraser
 
@@ -322,7 +322,7 @@ def _summary(bottleneck: "Bottleneck") -> dict[str, Any]:
     import numpy as np
 
     from surgery.unlearning.card import placed_by
-    from surgery.unlearning.selection import CLOSED, OPEN, SILENT
+    from surgery.unlearning.key_selection import CLOSED, OPEN, SILENT
 
     training, states = bottleneck.training, bottleneck.selector.states
     codebooks, keys, d = bottleneck.selector.keys.shape

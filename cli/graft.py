@@ -75,7 +75,7 @@ def graft(
     from surgery.files import check_output
     from surgery.grafting.localization import graft as run
     from surgery.grafting.localization import parse_sweep
-    from surgery.grafting.need import graft_need
+    from surgery.grafting.memory_need import graft_need
 
     if base is None:
         given = [
@@ -171,7 +171,7 @@ def _made_before(headed: Path, base: str, tuned: str) -> bool:
     """Whether a run that was killed left the base with this head there: then it is taken, not made again."""
     import json
 
-    from surgery.checkpoint import Checkpoint
+    from surgery.checkpoints.checkpoint import Checkpoint
 
     try:
         inputs = json.loads((headed / "report.json").read_text(encoding="utf-8"))["inputs"]

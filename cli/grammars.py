@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from cli.render import print_error
 
 if TYPE_CHECKING:
-    from pcfg.grammar import Grammar
-    from pcfg.shards import Progress
-    from pcfg.trees import Tree
+    from pcfg.grammars.grammar import Grammar
+    from pcfg.resuming import Progress
+    from pcfg.treebanks.trees import Tree
 
 
 def load_grammar(path: Path) -> "Grammar":
     """A grammar from JSON, or from a text of rules."""
     from pcfg.errors import GrammarError
-    from pcfg.grammar import Grammar
+    from pcfg.grammars.grammar import Grammar
 
     if path.suffix.lower() == ".json":
         return Grammar.load(path)
@@ -36,7 +36,7 @@ def load_grammar(path: Path) -> "Grammar":
 def load_both(path: Path, text: Path | None) -> tuple["Grammar", list[list[str]]]:
     """Grammar and sentences, whose words it knows."""
     from pcfg.errors import OptionError
-    from pcfg.texts import check_words, read_sentences
+    from pcfg.sentences import check_words, read_sentences
 
     if text is None:
         raise OptionError("--text is missing: name the file of sentences, one a line")
@@ -55,18 +55,18 @@ def read_bank(
     collapse: bool = True,
     cut_labels: bool | None = None,
 ) -> "list[Tree]":
-    """Trees of a file, a folder or NLTK's sample, cleaned (`pcfg.treebank.clean`), or benepar's of a file of sentences."""
+    """Trees of a file, a folder or NLTK's sample, cleaned (`pcfg.treebanks.treebank.clean`), or benepar's of a file of sentences."""
     from pcfg.errors import OptionError, TreebankError
-    from pcfg.shards import silent
-    from pcfg.treebank import clean_trees, nltk_treebank
-    from pcfg.trees import read_trees
+    from pcfg.resuming import silent
+    from pcfg.treebanks.treebank import clean_trees, nltk_treebank
+    from pcfg.treebanks.trees import read_trees
 
     if [source is not None, nltk, raw is not None].count(True) != 1:
         more = " or --raw FILE" if progress else ""
         raise OptionError(f"give the trees by --trees FILE or --nltk-treebank{more}: one of them")
     if raw is not None:
-        from pcfg.neural import MODEL, neural_parser, neural_trees
-        from pcfg.texts import read_sentences
+        from pcfg.sentences import read_sentences
+        from pcfg.treebanks.benepar import MODEL, neural_parser, neural_trees
 
         parsed = neural_trees(read_sentences(raw), neural_parser(model or MODEL), progress=progress or silent)
         found = [tree for tree in parsed if tree is not None]
@@ -80,7 +80,7 @@ def read_bank(
 
 def whole_label(bank: "list[Tree]") -> str | None:
     """A label with a - or = that, for all the trees tell, is part of a symbol's name; None where there is none."""
-    from pcfg.treebank import has_functions, strip_function
+    from pcfg.treebanks.treebank import has_functions, strip_function
 
     labels = {node.label for tree in bank for node in tree.nodes()}
     found = min((label for label in labels if strip_function(label) != label), default=None)

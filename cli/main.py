@@ -4,7 +4,8 @@ import sys
 
 import typer
 
-from cli import bottleneck, graft, pcfg, pretrain, probe, score, skill, tint, tune, unlearn
+from cli import bottleneck, graft, pcfg, probe, score, skill, tint, tune, unlearn
+from cli import pcfg_pretrain as pretrain
 from cli.render import print_error
 
 app = typer.Typer(

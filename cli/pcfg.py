@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options, scoring
+from cli import options
+from cli import pcfg_score as scoring
 from cli.grammars import horizontal_order, load_both, load_grammar, need_file, pick, read_bank, whole_label
 from cli.render import print_json, print_table, progress_bar, say
 from cli.resuming import told_how_to_go_on
 
 if TYPE_CHECKING:
-    from pcfg.grammar import Grammar
-    from pcfg.trees import Tree
+    from pcfg.grammars.grammar import Grammar
+    from pcfg.treebanks.trees import Tree
 
 app = typer.Typer(
     help="Probabilistic grammars: read them off trees, sample, parse, fit, with exact Inside-Outside.",
@@ -84,8 +85,8 @@ def induce(
 ) -> None:
     """Read a grammar off trees: cleaned, made binary, rare words by their signatures."""
     from pcfg.errors import OptionError
-    from pcfg.grammar import Grammar
-    from pcfg.treebank import induce as run
+    from pcfg.grammars.grammar import Grammar
+    from pcfg.treebanks.treebank import induce as run
 
     file, began = need_file(output, overwrite, trees), time.monotonic()
     if strength != 1.0 and not smooth:
@@ -138,7 +139,7 @@ def trees(
     """Trees as they are scored on, and their sentences by --text: a treebank's without traces and functions, or benepar's parses."""
     from pcfg.errors import OptionError
     from pcfg.files import replace_bytes
-    from pcfg.trees import format_trees
+    from pcfg.treebanks.trees import format_trees
 
     file = need_file(output, overwrite, source, raw)
     if text is not None:
@@ -184,7 +185,7 @@ def sample(
     json: options.Json = False,
 ) -> None:
     """Draw sentences with their trees. A run that was stopped goes on where it was."""
-    from pcfg.corpora import write_corpus
+    from pcfg.sampling.corpus import write_corpus
     from surgery.files import check_output
 
     folder, began = options.need_output(output), time.monotonic()
@@ -235,7 +236,7 @@ def parse(
     json: options.Json = False,
 ) -> None:
     """Parse sentences, a tree a line; (()) where there is none. A run that was stopped goes on where it was."""
-    from pcfg.parsing import write_parses
+    from pcfg.inference.parsing import write_parses
 
     file, began = need_file(output, overwrite, grammar, text), time.monotonic()
     loaded, sentences = load_both(grammar, text)
@@ -265,9 +266,9 @@ def spans(
     """Posterior probability of every span of every sentence. A run that was stopped goes on where it was.
 
     The file holds lengths, offsets, log_z and marginals, one sentence's after the other's from its offset on: for n words
-    an array of n rows and n + 1 columns whose entry (i, j) is for words i to j - 1. pcfg.parsing.read_spans takes it apart.
+    an array of n rows and n + 1 columns whose entry (i, j) is for words i to j - 1. pcfg.inference.parsing.read_spans takes it apart.
     """
-    from pcfg.parsing import write_spans
+    from pcfg.inference.parsing import write_spans
 
     file, began = need_file(output, overwrite, grammar, text), time.monotonic()
     loaded, sentences = load_both(grammar, text)
@@ -299,7 +300,7 @@ def fit(
     json: options.Json = False,
 ) -> None:
     """Fit a grammar's probabilities to sentences. A run that was stopped goes on after its last whole round."""
-    from pcfg.fitting import fit_file
+    from pcfg.learning.resumable_fit import fit_file
 
     file, began = need_file(output, overwrite, start, text), time.monotonic()
     grammar, sentences = load_both(start, text)

@@ -7,7 +7,7 @@ import typer
 
 from cli import options
 from cli.grammars import load_grammar
-from cli.pretrain import count
+from cli.pcfg_pretrain import count
 from cli.render import print_json, progress_bar, say
 from cli.resuming import state_beside
 
@@ -125,7 +125,7 @@ def _show(report: "ProbeReport", folder: Path, json: bool) -> None:
 
 def _grammar_of(model: str) -> Path:
     """The grammar beside a model that `surgery pcfg pretrain` made."""
-    from pcfg.pretrain import GRAMMAR_FILE
+    from pcfg.learning.pretraining import GRAMMAR_FILE
     from surgery.errors import OptionError
 
     found = Path(model).expanduser() / GRAMMAR_FILE
@@ -135,6 +135,6 @@ def _grammar_of(model: str) -> Path:
 
 
 def _text(path: Path) -> list[list[str]]:
-    from pcfg.texts import read_sentences
+    from pcfg.sentences import read_sentences
 
     return read_sentences(path)

@@ -104,8 +104,8 @@ def _write(
 ) -> None:
     import time
 
-    from surgery.applying import unchecked
-    from surgery.checkpoint import Checkpoint
+    from surgery.checkpoints.applying import unchecked
+    from surgery.checkpoints.checkpoint import Checkpoint
     from surgery.grafting.skill import Skill, check_place
 
     loaded = Skill.load(skill)

@@ -11,8 +11,8 @@ from cli.render import print_json, print_table, progress_bar, say, show_example,
 from cli.resuming import state_beside
 
 if TYPE_CHECKING:
-    from surgery.tint.report import Run
-    from surgery.tint.verification import Verification
+    from surgery.tint.evaluation.report import Run
+    from surgery.tint.evaluation.verification import Verification
 
     Context = typer.Context
 else:
@@ -78,7 +78,7 @@ def count(
     json: options.Json = False,
 ) -> None:
     """How big the simulating transformer is, piece by piece, without building it."""
-    from surgery.tint.counting import count as run
+    from surgery.tint.construction.counting import count as run
 
     found = run(_one_of(model, config), tokens=tokens)
     if json:
@@ -107,9 +107,9 @@ def verify(
     """Hold every simulated piece against the model, and every update against autograd."""
     from surgery.files import check_output
     from surgery.tint.auxiliary import Auxiliary
-    from surgery.tint.text import load_with_tokens
-    from surgery.tint.verification import outlook
-    from surgery.tint.verification import verify as run
+    from surgery.tint.evaluation.perplexity import load_with_tokens
+    from surgery.tint.evaluation.verification import outlook
+    from surgery.tint.evaluation.verification import verify as run
 
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=[_need(model), text])
@@ -197,8 +197,8 @@ def run(
     """
     from surgery.errors import OptionError
     from surgery.files import check_output
-    from surgery.tint.incontext import run_task
-    from surgery.tint.text import run_text
+    from surgery.tint.evaluation.in_context import run_task
+    from surgery.tint.evaluation.perplexity import run_text
 
     if (text is None) == (task is None):
         raise OptionError("give either --text FILE, for perplexity, or --task NAME, for an in-context task")
@@ -262,7 +262,7 @@ def run(
 
 
 def _finish(found: "Run | Verification", output: Path | None, overwrite: bool, json: bool) -> None:
-    from surgery.tint.report import Run
+    from surgery.tint.evaluation.report import Run
 
     if output is not None:
         found.save(output, overwrite=overwrite)

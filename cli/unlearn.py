@@ -79,7 +79,7 @@ def unlearn(
     from surgery.errors import OptionError
     from surgery.files import check_output, new_folder
     from surgery.unlearning.bottleneck import Bottleneck
-    from surgery.unlearning.erasing import unlearn as run
+    from surgery.unlearning.forgetting import unlearn as run
 
     if bottleneck is None:
         given = [forget, forget_rows, keys, examples, eraser, feature, column]
@@ -164,7 +164,7 @@ def _positions(before: "Bottleneck", source: str, feature: str | None, column: l
     import numpy as np
 
     from surgery.errors import TaskError
-    from surgery.unlearning.finding import find_rows
+    from surgery.unlearning.features.finding import find_rows
 
     if Path(source).exists() or not set(source) <= set("0123456789, "):
         return find_rows(before, source, columns=named_columns(column), features=feature)

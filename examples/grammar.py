@@ -7,11 +7,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from pcfg.chart import inside_outside
-from pcfg.estimate import fit
-from pcfg.grammar import Grammar
-from pcfg.masked import masked_posteriors
-from pcfg.sampling import sample
+from pcfg.grammars.grammar import Grammar
+from pcfg.inference.chart import inside_outside
+from pcfg.inference.masked_words import masked_posteriors
+from pcfg.learning.expectation_maximization import fit
+from pcfg.sampling.sampler import sample
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "example.pcfg.json")
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pcfg import Grammar, sample
-from pcfg.pretrain import PretrainRecipe, pretrain
+from pcfg.learning.pretraining import PretrainRecipe, pretrain
 from probes import ProbeReport, probe_spans
 
 output = Path(sys.argv[1] if len(sys.argv) > 1 else "probe-report")

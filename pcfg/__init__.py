@@ -7,19 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pcfg.chart import Chart, inside_outside
-    from pcfg.grammar import Grammar
-    from pcfg.sampling import Samples, sample
-    from pcfg.trees import Tree
+    from pcfg.grammars.grammar import Grammar
+    from pcfg.inference.chart import Chart, inside_outside
+    from pcfg.sampling.sampler import Samples, sample
+    from pcfg.treebanks.trees import Tree
 
 # Loaded on first use: numba and torch take seconds.
 _HOMES = {
-    "Chart": "pcfg.chart",
-    "Grammar": "pcfg.grammar",
-    "Samples": "pcfg.sampling",
-    "Tree": "pcfg.trees",
-    "inside_outside": "pcfg.chart",
-    "sample": "pcfg.sampling",
+    "Chart": "pcfg.inference.chart",
+    "Grammar": "pcfg.grammars.grammar",
+    "Samples": "pcfg.sampling.sampler",
+    "Tree": "pcfg.treebanks.trees",
+    "inside_outside": "pcfg.inference.chart",
+    "sample": "pcfg.sampling.sampler",
 }
 
 __all__ = ["Chart", "Grammar", "Samples", "Tree", "inside_outside", "sample"]

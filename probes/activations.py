@@ -25,7 +25,7 @@ from torch import Tensor
 from pcfg.devices import Device, working_device
 from probes.alignment import PENN, Encoded, named, owners
 from probes.errors import ProbeError
-from surgery.checkpoint import Checkpoint
+from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, MissingPackageError, OptionError, first_line
 from surgery.locks import hold
 from surgery.progress import Progress, silent

@@ -16,8 +16,8 @@ from probes.linear import PairRegression
 from surgery.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from pcfg.excess import MaskedSet
-    from pcfg.trees import Tree
+    from pcfg.learning.excess_loss import MaskedSet
+    from pcfg.treebanks.trees import Tree
 
 _RANK, _RANDOM = 8, 5
 _MOST_STATES, _FLAT = 20_000, 1e-6

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 if TYPE_CHECKING:
-    from pcfg.trees import Tree
+    from pcfg.treebanks.trees import Tree
 
 Spans = Int64[np.ndarray, "_ 2"]
 
@@ -27,7 +27,7 @@ class Reference:
     @classmethod
     def of(cls, tree: "Tree", *, punctuation: bool) -> "Reference":
         """Count punctuation as words, as for a grammar's own trees, or drop it as is usual for treebanks."""
-        from pcfg.scoring import PUNCTUATION
+        from pcfg.treebanks.evalb import PUNCTUATION
 
         counted = [punctuation or tag not in PUNCTUATION for tag in tree.tags()]
         before = np.append(0, np.cumsum(counted))

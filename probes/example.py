@@ -9,8 +9,8 @@ from probes.report import ProbeReport
 from surgery.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from pcfg.grammar import Grammar
-    from pcfg.pretrain import PretrainRecipe
+    from pcfg.grammars.grammar import Grammar
+    from pcfg.learning.pretraining import PretrainRecipe
 
 LENGTH, SENTENCES = 16, 1000
 _RULES = """
@@ -40,14 +40,14 @@ def example_grammar() -> "Grammar":
     """Attachments, relative clauses and coordination: many sentences have several trees."""
     import nltk
 
-    from pcfg.grammar import Grammar
+    from pcfg.grammars.grammar import Grammar
 
     return Grammar.from_nltk(nltk.PCFG.fromstring(_RULES))
 
 
 def example_recipe() -> "PretrainRecipe":
     """Two layers, trained for about two minutes."""
-    from pcfg.pretrain import PretrainRecipe
+    from pcfg.learning.pretraining import PretrainRecipe
 
     return PretrainRecipe(layers=2, heads=4, width=64, sentences=100_000, max_length=LENGTH, rate=3e-3, evaluation=500)
 
@@ -67,9 +67,9 @@ def run_example(
     """
     from shutil import rmtree
 
-    from pcfg.grammar import Grammar
-    from pcfg.pretrain import GRAMMAR_FILE, pretrain
-    from pcfg.shards import fingerprint
+    from pcfg.grammars.grammar import Grammar
+    from pcfg.learning.pretraining import GRAMMAR_FILE, pretrain
+    from pcfg.resuming import fingerprint
     from probes.experiment import probe_spans
 
     grammar, model = example_grammar(), folder / "mlm"

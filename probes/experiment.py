@@ -23,7 +23,7 @@ from probes.report import Example, ProbeReport
 from probes.scorer import Scorer, Settings
 from probes.spans import fit_spans, predict_spans
 from probes.words import MaskedWords
-from surgery.checkpoint import Checkpoint
+from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.files import replace_json
 from surgery.jsonfile import JsonError, load_json
 from surgery.locks import hold
@@ -31,9 +31,9 @@ from surgery.progress import Progress, silent
 from surgery.provenance import package_version, provenance
 
 if TYPE_CHECKING:
-    from pcfg.grammar import Grammar
-    from pcfg.sampling import Samples
-    from pcfg.trees import Tree
+    from pcfg.grammars.grammar import Grammar
+    from pcfg.sampling.sampler import Samples
+    from pcfg.treebanks.trees import Tree
 
 _SHOWN, _LONGEST_SHOWN = 3, 14
 _CAUSAL = 200  # sentences
@@ -69,10 +69,10 @@ def probe_spans(
         GrammarError: the model's tokens aren't the grammar's words.
         ProbeError: sentences that can't be aligned, parsed or split.
     """
-    from pcfg.excess import word_ids
-    from pcfg.pretrain import HELD_OUT
-    from pcfg.sampling import sample
-    from pcfg.shards import fingerprint
+    from pcfg.learning.excess_loss import word_ids
+    from pcfg.learning.pretraining import HELD_OUT
+    from pcfg.resuming import fingerprint
+    from pcfg.sampling.sampler import sample
 
     settings = _settings(seeds, seed, device, cache, resume, progress)
     probed = ProbedModel.load(model, device=device)
@@ -103,13 +103,13 @@ def probe_trees(
     """Probe a natural-language model against a treebank: each span of a tree counts 1, any other 0.
 
     Args:
-        trees: as read; they are cleaned (`pcfg.treebank.clean_trees`).
+        trees: as read; they are cleaned (`pcfg.treebanks.treebank.clean_trees`).
         sentences: words of the cleaned trees, where the two come from different places; they must agree.
         max_length: trees of more words are left out.
 
     Other arguments, and what is raised, as `probe_spans`.
     """
-    from pcfg.treebank import clean_trees
+    from pcfg.treebanks.treebank import clean_trees
 
     settings = _settings(seeds, seed, device, cache, resume, progress)
     trees = clean_trees(trees)
@@ -143,7 +143,7 @@ def _probe(
     call: str,
     inputs: dict[str, str],
 ) -> ProbeReport:
-    from pcfg.shards import claim, text_fingerprint
+    from pcfg.resuming import claim, text_fingerprint
 
     began, progress = time.monotonic(), settings.progress
     chosen = tuple(sorted({0, *layers}))
@@ -296,7 +296,7 @@ def _loss(
     """The model's excess loss on the test sentences, and what it loses without the probed directions of each layer."""
     if material.grammar is None or model.causal or not model.head:
         return None, ()
-    from pcfg.excess import MaskedSet
+    from pcfg.learning.excess_loss import MaskedSet
 
     sentences = [material.sentences[i] for i in material.test]
     masked = MaskedSet.draw(material.grammar, sentences, seed=settings.seed, device=settings.device)

@@ -1,4 +1,4 @@
-"""Figures of a report, drawn with `surgery.figures`."""
+"""Figures of a report, drawn with `surgery.reporting.figures`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from probes.report import Example, ProbeReport
-from surgery.figures import COLOURS, MARKERS, figure, plain
+from surgery.reporting.figures import COLOURS, MARKERS, figure, plain
 
 _BLUES = "Blues"  # dark is high, also in grey
 

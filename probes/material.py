@@ -14,9 +14,9 @@ from probes.errors import ProbeError
 from surgery.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from pcfg.grammar import Grammar
-    from pcfg.sampling import Samples
-    from pcfg.trees import Tree
+    from pcfg.grammars.grammar import Grammar
+    from pcfg.sampling.sampler import Samples
+    from pcfg.treebanks.trees import Tree
 
 _LABELS = 12
 _TEST_SHARE = 0.25
@@ -68,9 +68,9 @@ class Material:
             GrammarError: a word that the grammar doesn't know.
             ProbeError: a sentence without a parse, or too few sentences.
         """
-        from pcfg.chart import chart_numbers, inside_outside
-        from pcfg.excess import generative
-        from pcfg.texts import batches, check_words
+        from pcfg.inference.chart import chart_numbers, inside_outside
+        from pcfg.learning.excess_loss import generative
+        from pcfg.sentences import batches, check_words
 
         grammar, words = generative(grammar), [tuple(sentence) for sentence in sentences]
         check_words(grammar, words, "the sentences")
@@ -105,7 +105,7 @@ class Material:
 
     @classmethod
     def of_trees(cls, trees: Sequence["Tree"], *, seed: int = 0) -> "Material":
-        """Spans of annotated trees, as `pcfg.treebank.clean_trees` leaves them: 1 where there is one, else 0."""
+        """Spans of annotated trees, as `pcfg.treebanks.treebank.clean_trees` leaves them: 1 where there is one, else 0."""
         names = _labels(trees)
         found = []
         for tree in trees:
@@ -230,7 +230,7 @@ def _word(words: Sequence[str], place: int) -> str:
 
 def _frequent(grammar: "Grammar") -> tuple[str, ...]:
     """The nonterminals that a tree holds most of, in expectation."""
-    from pcfg.estimate import expected_uses
+    from pcfg.learning.expectation_maximization import expected_uses
 
     order = np.argsort(-expected_uses(grammar), kind="stable")[:_LABELS]
     return tuple(grammar.nonterminals[i] for i in order)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from probes.report import Example, ProbeReport, interval, summary
-from surgery.markdown import inline, table
+from surgery.reporting.markdown import inline, table
 
 Part = tuple[str, Any]
 _CAPTIONS = {

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Float64, Int64
 from torch import nn
 
 from pcfg.devices import Device
-from pcfg.excess import MaskedSet, masked_log_probs, word_ids, word_table
+from pcfg.learning.excess_loss import MaskedSet, masked_log_probs, word_ids, word_table
 from probes.activations import ProbedModel, pad
 from probes.linear import Scale
 from probes.material import Material

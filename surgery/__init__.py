@@ -7,28 +7,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surgery.checkpoint import Checkpoint
-    from surgery.delta import SparseDelta
+    from surgery.checkpoints.checkpoint import Checkpoint
+    from surgery.checkpoints.delta import SparseDelta
     from surgery.errors import SurgeryError
     from surgery.grafting.localization import graft
     from surgery.grafting.skill import Skill
     from surgery.tasks.scoring import Score, score
     from surgery.tasks.task import Task
-    from surgery.tuning import Recipe, Tuned, tune
+    from surgery.tuning.finetuning import Recipe, Tuned, tune
 
 # Loaded on first use: torch and transformers take seconds, and `surgery --help` needs neither.
 _HOMES = {
-    "Checkpoint": "surgery.checkpoint",
-    "Recipe": "surgery.tuning",
+    "Checkpoint": "surgery.checkpoints.checkpoint",
+    "Recipe": "surgery.tuning.finetuning",
     "Score": "surgery.tasks.scoring",
     "Skill": "surgery.grafting.skill",
-    "SparseDelta": "surgery.delta",
+    "SparseDelta": "surgery.checkpoints.delta",
     "SurgeryError": "surgery.errors",
     "Task": "surgery.tasks.task",
-    "Tuned": "surgery.tuning",
+    "Tuned": "surgery.tuning.finetuning",
     "graft": "surgery.grafting.localization",
     "score": "surgery.tasks.scoring",
-    "tune": "surgery.tuning",
+    "tune": "surgery.tuning.finetuning",
 }
 
 __all__ = [

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from tiny import KINDS, build
+
+from tests.support.tiny import KINDS, build
 
 settings.register_profile("tests", max_examples=50, deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("tests")

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from surgery.checkpoint import Checkpoint
+from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.models import Model
+from surgery.checkpoints.structure import counterparts
 from surgery.grafting.candidates import Candidates
-from surgery.models import Model
-from surgery.structure import counterparts
 
 Baseline = Literal["movement", "random", "random moved", "biases and norms", "zero outside"]
 BASELINES: tuple[Baseline, ...] = ("movement", "random", "random moved", "biases and norms", "zero outside")

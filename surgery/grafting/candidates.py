@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from surgery.checkpoint import Checkpoint
+from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.models import Model, steady_attention
+from surgery.checkpoints.structure import check_pair, counterparts
 from surgery.errors import CheckpointError
-from surgery.models import Model, steady_attention
-from surgery.structure import check_pair, counterparts
 from surgery.tasks.readout import Encoded, Readout, alike, collate
 
 _PIECE = 16  # rows that go through the model at once while gradients are taken

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from surgery.grafting.remarks import carries, remarks
-from surgery.markdown import code, inline
+from surgery.reporting.markdown import code, inline
 
 if TYPE_CHECKING:
     from surgery.grafting.skill import Skill

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from surgery.checkpoint import Checkpoint
+from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import MissingPackageError
 from surgery.files import check_output
 from surgery.grafting.localization import graft
@@ -16,7 +16,7 @@ from surgery.grafting.skill import Skill
 from surgery.progress import Progress, silent
 from surgery.tasks.examples import Example
 from surgery.tasks.task import Task
-from surgery.tuning import tune
+from surgery.tuning.finetuning import tune
 
 FOLDER = "surgery-example"
 _STEM = 5  # letters

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.figures import COLOURS, MARKERS, figure
+from surgery.reporting.figures import COLOURS, MARKERS, figure
 
 if TYPE_CHECKING:
     from surgery.grafting.skill import Skill

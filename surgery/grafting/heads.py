@@ -4,13 +4,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from surgery.checkpoint import Checkpoint, open_checkpoint, rewrite
+from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint, rewrite
+from surgery.checkpoints.formats import check_plain, check_weight
+from surgery.checkpoints.pairing import check_configs, check_tokenizers
+from surgery.checkpoints.structure import body_tensors
 from surgery.errors import CheckpointError
 from surgery.files import check_apart, new_folder, replace_json
-from surgery.formats import check_plain, check_weight
-from surgery.pairing import check_configs, check_tokenizers
 from surgery.provenance import provenance
-from surgery.structure import body_tensors
 
 
 def with_tuned_head(

@@ -13,22 +13,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surgery.checkpoint import Checkpoint, open_checkpoint
-from surgery.delta import SparseDelta
+from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.delta import SparseDelta
+from surgery.checkpoints.models import Model, load_model, pick_device, pick_dtype
+from surgery.checkpoints.pairing import check_alike
+from surgery.checkpoints.structure import counterparts
 from surgery.errors import OptionError
-from surgery.gradients import check_gradients
 from surgery.grafting.baselines import BASELINES, wear_baseline
 from surgery.grafting.candidates import Candidates, GraftedModel
 from surgery.grafting.methods import METHODS, Evidence, averaging, movement, sigmoid
 from surgery.grafting.skill import Skill
 from surgery.memory import check_before
-from surgery.models import Model, load_model, pick_device, pick_dtype
-from surgery.pairing import check_alike
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
-from surgery.structure import counterparts
 from surgery.tasks.calibration import fit_bias, softmax
 from surgery.tasks.examples import Example
+from surgery.tasks.gradients import check_gradients
 from surgery.tasks.labels import check_one_order
 from surgery.tasks.readout import Encoded, PhraseReadout, Readout, pick_readout, readout_file
 from surgery.tasks.scoring import Score, predict
@@ -76,7 +76,7 @@ def graft(
         OptionError: a sparsity outside (0, 1], more weights than are movable, or more memory than the device has free.
         TaskError: no training or no test examples, or a task that doesn't fit the model.
     """
-    from surgery.grafting.need import graft_need, most_of_grafting  # which rehearses what is here
+    from surgery.grafting.memory_need import graft_need, most_of_grafting  # which rehearses what is here
 
     began = time.monotonic()
     before, after = open_checkpoint(base), open_checkpoint(tuned)

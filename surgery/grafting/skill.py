@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgery.applying import Direction, patch_folder, write_patched
-from surgery.checkpoint import Checkpoint, open_checkpoint
-from surgery.delta import SparseDelta
+from surgery.checkpoints.applying import Direction, patch_folder, write_patched
+from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.delta import SparseDelta
+from surgery.checkpoints.hub import located
 from surgery.errors import CheckpointError, OptionError, SkillError, TaskError
 from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.grafting.card import model_card
 from surgery.grafting.schema import check_report
-from surgery.hub import located
 from surgery.jsonfile import JsonError, load_json, parse_json
 from surgery.progress import Progress, silent
 from surgery.tasks.readout import readout_file

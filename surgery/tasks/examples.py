@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from surgery.errors import TaskError
-from surgery.tasks.tables import READERS, read_dataset
+from surgery.tasks.data_files import READERS, read_dataset
 
 _TEXT = ("text", "sentence", "sentence1", "premise", "question1", "question", "content")
 _PAIR = ("text_pair", "sentence2", "hypothesis", "question2")

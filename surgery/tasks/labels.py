@@ -8,7 +8,7 @@ from surgery.errors import TaskError
 from surgery.tasks.presets import PRESETS
 
 if TYPE_CHECKING:
-    from surgery.checkpoint import Checkpoint
+    from surgery.checkpoints.checkpoint import Checkpoint
     from surgery.tasks.task import Task
 
 # One table for all tasks: a head may say POSITIVE where the data of a task of one's own say pos, and the reverse.

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from surgery.checkpoints.models import Model, run
 from surgery.errors import CheckpointError, TaskError
-from surgery.models import Model, run
 from surgery.tasks.examples import Example
 from surgery.tasks.labels import head_names, head_order
 from surgery.tasks.task import Task

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from surgery.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.models import Model, load_model, steady_attention
 from surgery.errors import CheckpointError
 from surgery.files import new_folder, replace_json
-from surgery.models import Model, load_model, steady_attention
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.calibration import Reliability, scaled_ece, softmax

@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from surgery.tint.auxiliary import Auxiliary
-    from surgery.tint.counting import Count, count
-    from surgery.tint.incontext import run_task
-    from surgery.tint.layout import Layout
-    from surgery.tint.report import Run
+    from surgery.tint.construction.counting import Count, count
+    from surgery.tint.construction.layout import Layout
+    from surgery.tint.evaluation.in_context import run_task
+    from surgery.tint.evaluation.perplexity import run_text
+    from surgery.tint.evaluation.report import Run
+    from surgery.tint.evaluation.verification import Verification, verify
     from surgery.tint.shape import Shape
     from surgery.tint.simulator import TinT, Update
-    from surgery.tint.text import run_text
-    from surgery.tint.verification import Verification, verify
 
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
     "Auxiliary": "surgery.tint.auxiliary",
-    "Count": "surgery.tint.counting",
-    "Layout": "surgery.tint.layout",
-    "Run": "surgery.tint.report",
+    "Count": "surgery.tint.construction.counting",
+    "Layout": "surgery.tint.construction.layout",
+    "Run": "surgery.tint.evaluation.report",
     "Shape": "surgery.tint.shape",
     "TinT": "surgery.tint.simulator",
     "Update": "surgery.tint.simulator",
-    "Verification": "surgery.tint.verification",
-    "count": "surgery.tint.counting",
-    "run_task": "surgery.tint.incontext",
-    "run_text": "surgery.tint.text",
-    "verify": "surgery.tint.verification",
+    "Verification": "surgery.tint.evaluation.verification",
+    "count": "surgery.tint.construction.counting",
+    "run_task": "surgery.tint.evaluation.in_context",
+    "run_text": "surgery.tint.evaluation.perplexity",
+    "verify": "surgery.tint.evaluation.verification",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from surgery.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from surgery.errors import OptionError, TintError
 from surgery.tint.shape import Shape
 
@@ -147,7 +147,7 @@ def _plain(model: Any) -> Any:
 
 def _placed(module: Any, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Any:
     """The model itself where it is as asked for, else a copy that is."""
-    from surgery.models import pick_device, pick_dtype
+    from surgery.checkpoints.models import pick_device, pick_dtype
 
     weight = next(module.parameters())
     place = weight.device if device is None else pick_device(device)
@@ -191,7 +191,7 @@ def load_named(
     """
     if not isinstance(model, str | Path | Checkpoint):
         return model
-    from surgery.models import load_model
+    from surgery.checkpoints.models import load_model
 
     checkpoint = open_checkpoint(model)
     Shape.of_config(checkpoint.config, str(checkpoint))

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from surgery.checkpoints.models import pick_device, quiet
 from surgery.errors import TintError
 from surgery.files import check_output, new_folder
-from surgery.models import pick_device, quiet
 from surgery.progress import Progress, silent
-from surgery.tint.report import Run
-from surgery.tint.text import run_text
-from surgery.tint.verification import Verification, verify
+from surgery.tint.evaluation.perplexity import run_text
+from surgery.tint.evaluation.report import Run
+from surgery.tint.evaluation.verification import Verification, verify
 
 FOLDER = "surgery-tint-example"
 WINDOW = 128
@@ -102,7 +102,7 @@ def run_example(
     progress: Progress = silent,
 ) -> tuple[Verification, Run, Path]:
     """Make a model, count its simulator, verify, run. An earlier run's folder of the default name is replaced."""
-    from surgery.tint.counting import count
+    from surgery.tint.construction.counting import count
 
     folder = output or Path(FOLDER)
     overwrite = overwrite or output is None

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.checkpoint import rewrite
+from surgery.checkpoints.checkpoint import rewrite
 from surgery.errors import OptionError
 from surgery.files import check_output, new_folder
 from surgery.tint.auxiliary import Auxiliary, Block
@@ -24,7 +24,7 @@ from surgery.tint.modules import Arithmetic, affine, check_mode, cross_entropy, 
 from surgery.tint.segments import Plan, check_length, layout
 
 if TYPE_CHECKING:
-    from surgery.tint.machine import Machine
+    from surgery.tint.construction.transformer import Machine
 
 Layers = str | Sequence[int]
 
@@ -181,7 +181,7 @@ class TinT:
         chosen = pick_layers(layers, auxiliary.shape.layers)
         machine = None
         if materialise:
-            from surgery.tint.machine import CONSTANTS, Machine
+            from surgery.tint.construction.transformer import CONSTANTS, Machine
 
             if mode == "paper" and scale is None:  # the transformer's differences have one N for all
                 arithmetic = Arithmetic.of(mode, auxiliary.dtype, CONSTANTS[auxiliary.dtype])

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from surgery.unlearning.bottleneck import Bottleneck
-    from surgery.unlearning.encoders import Encoder
     from surgery.unlearning.eraser import Eraser
-    from surgery.unlearning.erasing import unlearn
-    from surgery.unlearning.report import Report
-    from surgery.unlearning.rows import Rows
-    from surgery.unlearning.verification import verify
+    from surgery.unlearning.evaluation.report import Report
+    from surgery.unlearning.evaluation.verification import verify
+    from surgery.unlearning.features.encoders import Encoder
+    from surgery.unlearning.features.rows import Rows
+    from surgery.unlearning.forgetting import unlearn
 
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
     "Bottleneck": "surgery.unlearning.bottleneck",
-    "Encoder": "surgery.unlearning.encoders",
+    "Encoder": "surgery.unlearning.features.encoders",
     "Eraser": "surgery.unlearning.eraser",
-    "Report": "surgery.unlearning.report",
-    "Rows": "surgery.unlearning.rows",
-    "unlearn": "surgery.unlearning.erasing",
-    "verify": "surgery.unlearning.verification",
+    "Report": "surgery.unlearning.evaluation.report",
+    "Rows": "surgery.unlearning.features.rows",
+    "unlearn": "surgery.unlearning.forgetting",
+    "verify": "surgery.unlearning.evaluation.verification",
 }
 
 __all__ = ["Bottleneck", "Encoder", "Eraser", "Report", "Rows", "unlearn", "verify"]

@@ -13,23 +13,23 @@ import torch
 from jaxtyping import Bool, Float32, Int32, Int64, UInt16
 from numpy.typing import NDArray
 
+from surgery.checkpoints.hub import located
+from surgery.checkpoints.models import pick_device
 from surgery.devices import off_cpu, room_for
 from surgery.errors import BottleneckError, OptionError, TaskError
 from surgery.files import new_folder, replace_bytes
-from surgery.hub import located
 from surgery.jsonfile import conform
-from surgery.models import pick_device
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.examples import Columns
 from surgery.unlearning.card import bottleneck_card
-from surgery.unlearning.encoders import Encoder, kind_of
-from surgery.unlearning.inputs import Inputs, inputs_of, read_inputs
+from surgery.unlearning.features.encoders import Encoder, kind_of
+from surgery.unlearning.features.inputs import Inputs, inputs_of, read_inputs
+from surgery.unlearning.features.reading import named_columns, read_alike
+from surgery.unlearning.features.rows import FEATURE_FILES, Rows, encoded, placed_by, plain_features
+from surgery.unlearning.key_selection import CLOSED, OPEN, SILENT, Selector
 from surgery.unlearning.keys import KeyMethod, fit_keys, random_projections, segments
-from surgery.unlearning.reading import named_columns, read_alike
-from surgery.unlearning.rows import FEATURE_FILES, Rows, encoded, placed_by, plain_features
 from surgery.unlearning.schema import BottleneckConfig, Origin
-from surgery.unlearning.selection import CLOSED, OPEN, SILENT, Selector
 from surgery.unlearning.settings import Settings
 from surgery.unlearning.storage import (
     digest,
@@ -40,7 +40,7 @@ from surgery.unlearning.storage import (
     write_arrays,
     write_table,
 )
-from surgery.unlearning.training import TrainingRows
+from surgery.unlearning.training_rows import TrainingRows
 from surgery.unlearning.values import Sgd, Table, count, from_counts, learn_values
 
 CONFIG_FILE, MODEL_FILE, TRAINING_FILE = "config.json", "model.safetensors", "training.safetensors"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from surgery.markdown import code, inline
-from surgery.unlearning.selection import MASKS, OPEN
+from surgery.reporting.markdown import code, inline
+from surgery.unlearning.key_selection import MASKS, OPEN
 
 if TYPE_CHECKING:
     from surgery.unlearning.bottleneck import Bottleneck

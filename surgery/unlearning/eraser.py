@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 from numpy.typing import NDArray
 
+from surgery.checkpoints.hub import located
 from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
-from surgery.hub import located
 from surgery.jsonfile import conform
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.card import eraser_card
@@ -26,7 +26,7 @@ from surgery.unlearning.storage import (
     write_arrays,
     write_table,
 )
-from surgery.unlearning.training import TrainingRows
+from surgery.unlearning.training_rows import TrainingRows
 
 ERASER_FILE = "eraser.safetensors"
 _FORMAT = "surgery eraser 1"

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from surgery.files import check_output, new_folder
 from surgery.progress import Progress, silent
 from surgery.unlearning.bottleneck import Bottleneck
-from surgery.unlearning.erasing import unlearn
-from surgery.unlearning.report import Report
-from surgery.unlearning.rows import Rows
-from surgery.unlearning.verification import verify
+from surgery.unlearning.evaluation.report import Report
+from surgery.unlearning.evaluation.verification import verify
+from surgery.unlearning.features.rows import Rows
+from surgery.unlearning.forgetting import unlearn
 
 FOLDER = "surgery-unlearning-example"
 SIZES = {"codebooks": 64, "keys": 256, "key_dim": 14}

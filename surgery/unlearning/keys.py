@@ -11,8 +11,17 @@ from torch import Tensor
 from surgery.devices import off_cpu
 from surgery.errors import OptionError
 from surgery.progress import Progress, silent
-from surgery.unlearning.placing import BATCH, DEAD, DECAY, EPOCHS, LLOYD_ROUNDS, draw_far, place_on_device, start_rows
-from surgery.unlearning.selection import MOST_KEYS, Selector, as_products, nearest_keys
+from surgery.unlearning.key_placement import (
+    BATCH,
+    DEAD,
+    DECAY,
+    EPOCHS,
+    LLOYD_ROUNDS,
+    draw_far,
+    place_on_device,
+    start_rows,
+)
+from surgery.unlearning.key_selection import MOST_KEYS, Selector, as_products, nearest_keys
 
 KeyMethod = Literal["kmeans", "ema", "sample"]
 KEY_METHODS = ("kmeans", "ema", "sample")

@@ -7,7 +7,7 @@ import numpy as np
 
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.card import listed, promises
-from surgery.unlearning.membership import ATTACKS
+from surgery.unlearning.evaluation.membership import ATTACKS
 
 _FEW = 10  # members below which resampling them says little
 _ANSWERED, _COST = 0.01, 0.05  # shares of what was forgotten and of the rest above which a remark is due

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from surgery.checkpoints.models import pick_device
 from surgery.errors import OptionError, TaskError
-from surgery.models import pick_device
 from surgery.unlearning.keys import KEY_METHODS, check_keys, check_width
 
 PROJECTIONS, VALUES = ("random", "segments"), ("sgd", "counts")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from surgery.devices import off_cpu, room_for
 from surgery.errors import OptionError
-from surgery.unlearning.selection import OPEN
+from surgery.unlearning.key_selection import OPEN
 
 _ROWS, _GPU_ROWS = 1 << 10, 1 << 14  # answered at once
 _SCRATCH, _GPU_SCRATCH = 1 << 22, 1 << 26  # floats copied at once while values are changed

@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 import torch
 
-from pcfg.dense import dense_inside_outside, dense_sample, dense_viterbi, log_partition
+from pcfg.dense.engine import dense_inside_outside, dense_sample, dense_viterbi, log_partition
 
 NONTERMINALS, PRETERMINALS, BATCH = 20, 45, 8
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

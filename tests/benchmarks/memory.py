@@ -31,7 +31,7 @@ def locate(train: str, tuned: str) -> None:
     """Everything graft() does between opening two checkpoints and knowing the weights."""
     import torch
 
-    from surgery.models import load_model
+    from surgery.checkpoints.models import load_model
     from surgery.tasks.calibration import softmax
     from surgery.tasks.readout import pick_readout
     from surgery.tasks.scoring import predict

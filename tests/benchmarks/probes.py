@@ -15,9 +15,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from pcfg import Grammar, sample
-from pcfg.estimate import prune
-from pcfg.pretrain import HELD_OUT, PretrainRecipe, pretrain
-from pcfg.treebank import clean_trees, induce, nltk_treebank
+from pcfg.learning.expectation_maximization import prune
+from pcfg.learning.pretraining import HELD_OUT, PretrainRecipe, pretrain
+from pcfg.treebanks.treebank import clean_trees, induce, nltk_treebank
 from probes import controls
 from probes.activations import Activations, ProbedModel
 from probes.decoding import minimum_risk
@@ -25,8 +25,8 @@ from probes.intervals import Measure, r_squared, squares
 from probes.material import Material
 from probes.scorer import Scorer, Settings
 from probes.spans import KINDS, description_length, fit_spans, predict_spans
-from surgery.figures import COLOURS, MARKERS, figure
 from surgery.progress import silent
+from surgery.reporting.figures import COLOURS, MARKERS, figure
 
 SIZES = ((1, 6), (2, 6), (4, 6), (6, 6), (4, 1), (4, 3), (4, 12))  # layers, heads
 SENTENCES, LENGTH, WIDTH, PROBED, SEEDS = 250_000, 20, 96, 600, 5

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
-from pcfg.grammar import Grammar
-from pcfg.sampling import sample
+from pcfg.grammars.grammar import Grammar
+from pcfg.sampling.sampler import sample
 
 COUNT, PLAIN, LONGEST = 200_000, 2_000, 40
 

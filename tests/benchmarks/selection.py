@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from surgery.unlearning import Bottleneck, unlearn
-from surgery.unlearning.selection import Selector, as_products, nearest_keys
-from surgery.unlearning.training import TrainingRows
+from surgery.unlearning.key_selection import Selector, as_products, nearest_keys
+from surgery.unlearning.training_rows import TrainingRows
 
 CODEBOOKS, KEYS, KEY_DIM, BATCH = 256, 4096, 14, 256
 

@@ -15,7 +15,7 @@ from collections import Counter
 import nltk
 import numpy as np
 
-from pcfg.sparse import SparseRules, inside_outside, viterbi
+from pcfg.sparse.engine import SparseRules, inside_outside, viterbi
 
 TRAIN, RARE, LONGEST = 3414, 5, 40
 UNKNOWN = "<unk>"

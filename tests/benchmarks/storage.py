@@ -18,8 +18,8 @@ from statistics import median
 import torch
 from safetensors.torch import save_file
 
-from surgery.checkpoint import Checkpoint
-from surgery.delta import SparseDelta
+from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.delta import SparseDelta
 from surgery.grafting.skill import Skill
 from surgery.tasks.task import Task
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pcfg.chart import inside_outside
-from pcfg.grammar import Grammar
-from pcfg.scoring import left_branching, random_branching, right_branching, score_labelled, score_unlabelled
-from pcfg.treebank import clean_trees, nltk_treebank, undo
-from pcfg.trees import Tree
+from pcfg.grammars.grammar import Grammar
+from pcfg.inference.chart import inside_outside
+from pcfg.treebanks.evalb import left_branching, random_branching, right_branching, score_labelled, score_unlabelled
+from pcfg.treebanks.treebank import clean_trees, nltk_treebank, undo
+from pcfg.treebanks.trees import Tree
 
 COST = 0.4
 SETTINGS = [  # v, h, tags annotated, lexicon smoothed

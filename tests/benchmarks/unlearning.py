@@ -20,12 +20,12 @@ import torch
 
 from surgery.progress import silent
 from surgery.unlearning import Bottleneck, Encoder, Rows, unlearn
-from surgery.unlearning.exam import Exam
+from surgery.unlearning.evaluation.baselines import RIVALS, rival
+from surgery.unlearning.evaluation.evaluator import Exam
+from surgery.unlearning.evaluation.membership import RocArea, confidences, likelihood_ratios, masked_share
 from surgery.unlearning.example import digits
-from surgery.unlearning.membership import RocArea, confidences, likelihood_ratios, masked_share
-from surgery.unlearning.ranking import ForgetSet
-from surgery.unlearning.rivals import RIVALS, rival
-from surgery.unlearning.rows import read_rows
+from surgery.unlearning.features.rows import read_rows
+from surgery.unlearning.key_ranking import ForgetSet
 
 CPU = torch.device("cpu")
 SIZES = {

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from surgery import Task, graft
 from surgery.tasks.examples import Example
 from tests.benchmarks.card.measure import Line, faster, within
-from tests.tiny import WORDS, _tokenizer
+from tests.support.tiny import WORDS, _tokenizer
 
 SIZES = {
     "hidden_size": 2048,

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pcfg import Grammar
-from pcfg.pretrain import PretrainRecipe, pretrain
-from pcfg.pretrain_need import pretrain_need
+from pcfg.learning.pretraining import PretrainRecipe, pretrain
+from pcfg.learning.pretraining_memory import pretrain_need
 from surgery import Recipe, graft, tune
-from surgery.grafting.need import graft_need
+from surgery.grafting.memory_need import graft_need
 from surgery.memory import Need, size
-from surgery.tuning_need import tune_need
+from surgery.tuning.memory_need import tune_need
 from tests.benchmarks.card.graft import checkpoints, task
 from tests.benchmarks.card.measure import Line, peak_bytes
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 
-from pcfg import dense_steps
-from pcfg.dense import dense_inside_outside, dense_viterbi, log_partition
-from pcfg.recordings import charts
+from pcfg.dense import steps as dense_steps
+from pcfg.dense.cuda_graphs import charts
+from pcfg.dense.engine import dense_inside_outside, dense_viterbi, log_partition
 from tests.benchmarks.card.measure import Line, faster, holds, peak_bytes, shown, timed, within
 
 DEVICE = "cuda"
@@ -94,7 +94,7 @@ def fused() -> Iterator[Line]:
     """Kernels of Triton against operations of torch, both replayed."""
     given, places = scores(*BEST, torch.float32, DEVICE), dense_steps.FUSED
     used = dense_steps.fused_steps(torch.zeros(1, 1, 1, device=DEVICE), BEST[0]) is not None
-    reasons = "; ".join(getattr(sys.modules.get("pcfg.dense_triton"), "reasons", {}).values())
+    reasons = "; ".join(getattr(sys.modules.get("pcfg.dense.triton_kernels"), "reasons", {}).values())
     yield holds("pcfg: Triton's kernels are used", used, " ".join(reasons.split())[:300])
     ours = timed(lambda: marginals(given))
     charts.forget()

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from pcfg import Grammar
-from pcfg.pretrain import PretrainRecipe, pretrain
+from pcfg.learning.pretraining import PretrainRecipe, pretrain
 from tests.benchmarks.card.measure import Line, holds
 
 BEFORE = 26.0  # steps a second of transformers' trainer with its collator, on an H200

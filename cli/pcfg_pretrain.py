@@ -1,0 +1,96 @@
+"""`surgery pcfg pretrain`: a masked language model trained on a grammar's sentences."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.grammars import load_grammar
+from cli.render import figure, print_json, print_need, progress_bar, say
+from cli.resuming import state_beside
+
+
+def pretrain(
+    grammar: Annotated[
+        Path, typer.Argument(help="Grammar: .json as `surgery pcfg induce` writes it, or a text of rules.")
+    ],
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the RoBERTa.")] = 6,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads in each layer.")] = 6,
+    width: Annotated[int, typer.Option(min=1, help="Size of hidden states, a multiple of --heads.")] = 192,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A RoBERTa config.json in place of --layers, --heads and --width.", show_default=False),
+    ] = None,
+    sentences: Annotated[str, typer.Option(help="Sentences to train on, each seen once; 1e6 will do.")] = "1e6",
+    max_length: Annotated[int, typer.Option(min=2, help="Most words of a sentence.")] = 40,
+    mask: Annotated[float, typer.Option(help="Share of the words that are masked.")] = 0.15,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sentences a step.")] = 64,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    evaluation: Annotated[int, typer.Option(min=10, help="Held-out sentences for the final excess loss.")] = 1000,
+    output: options.NeededOutput = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Train a masked language model on a grammar's sentences, and hold it to the exact posterior of the masked words.
+
+    A run that was stopped goes on where it was.
+    """
+    from pcfg.learning.pretraining import GRAMMAR_FILE, PretrainRecipe, read_config
+    from pcfg.learning.pretraining import pretrain as run
+    from pcfg.learning.pretraining_memory import pretrain_need
+    from surgery.files import check_output
+
+    inputs = [grammar] if config is None else [grammar, config]
+    if not dry_run:
+        check_output(options.need_output(output), overwrite=overwrite, replaces=GRAMMAR_FILE, inputs=inputs)
+    recipe = PretrainRecipe(
+        layers=layers,
+        heads=heads,
+        width=width,
+        sentences=count(sentences, "--sentences"),
+        max_length=max_length,
+        batch_size=batch_size,
+        rate=rate,
+        mask=mask,
+        evaluation=evaluation,
+    )
+    settings = None if config is None else read_config(config)
+    loaded = load_grammar(grammar)
+    if dry_run:
+        print_need(pretrain_need(loaded, recipe, config=settings, seed=seed, device=device), json)
+        return
+    folder = options.need_output(output)
+    with state_beside(folder) as state:
+        with progress_bar() as progress:
+            found = run(loaded, recipe, config=settings, seed=seed, device=device, resume=state, progress=progress)
+        found.save(folder, overwrite=overwrite)
+    report = found.report
+    if json:
+        names = ("parameters", "steps", "words", "loss", "optimum", "excess", "by_position", "by_masks", "history")
+        print_json({"output": str(folder), **{name: report[name] for name in names}, "seconds": report["seconds"]})
+        return
+    excess = report["excess"]
+    say(
+        f"{folder}: {report['parameters']:,} weights, {report['steps']:,} steps in {report['seconds']:.0f} s; loss {figure(report['loss'])}, optimum {figure(report['optimum'])}"
+    )
+    say(f"excess loss {figure(excess['value'])} nats [{figure(excess['low'])}, {figure(excess['high'])}]")
+    groups = ", ".join(f"{entry['masks']}: {figure(entry['value'])}" for entry in report["by_masks"])
+    say(f"by number of masks in the sentence  {groups}; by position in {folder / 'report.json'}")
+    say(f"Next:  surgery probe {folder} --grammar {grammar} -o report/")
+
+
+def count(text: str, option: str) -> int:
+    """A whole number that may be written as 1e6."""
+    from surgery.errors import OptionError
+
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.5
+    if number < 1 or not number.is_integer():
+        raise OptionError(f"{option} {text} must be a whole number of 1 or more, such as 1e6")
+    return int(number)

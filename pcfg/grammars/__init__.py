@@ -1,0 +1,1 @@
+"""Grammars: rules of any shape, checked, made binary, read and written."""

@@ -1,0 +1,328 @@
+"""The unary chains that a binary grammar's rules stand for: the best, the best few, drawn ones; trees with them.
+
+A node of a binary tree stands for its symbol, at the top, and every chain of unary rules from there to the rule over the
+node's children or word. The probability of the node's rule is the sum over these chains (`pcfg.grammars.binarization`).
+"""
+
+import heapq
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float64, Int64
+
+from pcfg.errors import TreebankError
+from pcfg.grammars.binarization import Origin, Places
+from pcfg.treebanks.trees import Tree
+
+if TYPE_CHECKING:
+    from pcfg.grammars.grammar import Grammar
+    from pcfg.sparse.engine import SparseChart
+
+Chain = tuple[int, ...]  # symbols of `Shape`, the top first
+
+
+class Chains:
+    """The chains of a grammar's rules. A pair, everywhere here, is a symbol and a body, as `Shape` numbers them."""
+
+    def __init__(self, grammar: "Grammar", origin: Origin) -> None:
+        self.grammar, self.origin, self.shape = grammar, origin, origin.shape
+        self._best: dict[int, Chain] = {}
+        self._best_few: dict[int, _Few] = {}
+        self._known_steps: dict[int, list[tuple[float, int]]] = {}
+
+    # -- chains --------------------------------------------------------------------------------------------------------
+
+    def best(self, pair: int) -> Chain:
+        """The likeliest chain of a pair."""
+        if pair not in self._best:
+            chain, now, values = [int(self.shape.symbol[pair])], pair, self.origin.bests
+            while values[now] > self.origin.ends[now]:
+                steps = [step for step in self._steps(now) if self.shape.symbol[step[1]] not in chain]
+                now = max(steps, key=lambda step: step[0] * values[step[1]])[1]
+                chain.append(int(self.shape.symbol[now]))
+            self._best[pair] = tuple(chain)
+        return self._best[pair]
+
+    def only(self, pair: int) -> Chain | None:
+        """The chain of a pair that has but one, else None."""
+        chain = [int(self.shape.symbol[pair])]
+        while True:
+            steps = [step[1] for step in self._steps(pair) if step[0] * self.origin.sums[step[1]] > 0]
+            if bool(self.origin.ends[pair] > 0) + len(steps) != 1:
+                return None
+            if not steps:
+                return tuple(chain)
+            pair = steps[0]
+            chain.append(int(self.shape.symbol[pair]))
+
+    def few(self, pair: int) -> "_Few":
+        """A pair's chains with their probabilities, best first, found as they are asked for: there may be no end of them."""
+        if pair not in self._best_few:
+            self._best_few[pair] = _Few(self._all(pair))
+        return self._best_few[pair]
+
+    def _all(self, pair: int) -> Iterator[tuple[float, Chain]]:
+        values, ends, number = self.origin.bests, self.origin.ends, count()
+        # What a beginning can still come to is known exactly, so the first that is whole is the best that is left.
+        heap: list[tuple[float, int, float, int, Chain, bool]] = [
+            (-float(values[pair]), next(number), 1.0, pair, (int(self.shape.symbol[pair]),), False)
+        ]
+        while heap:
+            score, _, before, now, chain, whole = heapq.heappop(heap)
+            if whole:
+                yield -score, chain
+                continue
+            if ends[now] > 0:
+                heapq.heappush(heap, (-before * float(ends[now]), next(number), before, now, chain, True))
+            for p, below in self._steps(now):
+                if p * values[below] > 0:
+                    longer = (*chain, int(self.shape.symbol[below]))
+                    heapq.heappush(
+                        heap, (-before * p * float(values[below]), next(number), before * p, below, longer, False)
+                    )
+
+    def draw(self, pair: int, random: np.random.Generator | Random) -> Chain:
+        """A chain of a pair, as likely as it is among its chains."""
+        chain, sums = [int(self.shape.symbol[pair])], self.origin.sums
+        while steps := self._steps(pair):
+            rest = random.random() * (self.origin.ends[pair] + sum(p * sums[below] for p, below in steps))
+            rest -= self.origin.ends[pair]
+            if rest < 0:
+                break
+            for p, below in steps:
+                if p * sums[below] > 0:
+                    pair = below  # the last one possible stands if rounding leaves a rest
+                    rest -= p * sums[below]
+                    if rest < 0:
+                        break
+            chain.append(int(self.shape.symbol[pair]))
+        return tuple(chain)
+
+    def _steps(self, pair: int) -> list[tuple[float, int]]:
+        """Unary rules that the chains of a pair can go on with: probability, and the pair below."""
+        if pair in self._known_steps:
+            return self._known_steps[pair]
+        symbol, body = int(self.shape.symbol[pair]), int(self.shape.body[pair])
+        found = [
+            (float(self.origin.probs[rule]), self.shape.pair(child, body))
+            for child, rule in self.shape.children.get(symbol, ())
+        ]
+        self._known_steps[pair] = [step for step in found if step[1] >= 0]
+        return self._known_steps[pair]
+
+    # -- trees ---------------------------------------------------------------------------------------------------------
+
+    def labels(self, pair: int, chain: Chain) -> tuple[str, ...]:
+        """What a chain is called in a tree, from the top down."""
+        if not self.shape.spelled[self.shape.body[pair]]:
+            return tuple(label for symbol in chain for label in self.shape.labels[symbol])
+        above = tuple(label for symbol in chain[:-1] for label in self.shape.labels[symbol])
+        return (*above, self.shape.tags[chain[-1]])
+
+    @property
+    def top(self) -> tuple[str, ...]:
+        """The start symbol, where it stands over the grammar's roots."""
+        return (self.shape.start,) if self.shape.folded else ()
+
+    def plain_tree(self, tree: Tree, choose: Callable[[int], Chain] | None = None) -> Tree:
+        """A binary tree in the shape of the rules; `choose` gives the chain of a pair, the best one without it.
+
+        It is asked from the leaves up, left to right. Raises TreebankError for a tree that isn't one of the grammar.
+        """
+        choose, pairs = choose or self.best, iter(self.pairs(tree))
+
+        def build(node: Tree, children: list[Any]) -> list[Tree]:
+            pair = next(pairs)
+            below: tuple[Tree | str, ...] = node.children
+            if not node.is_preterminal:
+                below = tuple(child for group in children for child in group)
+            for label in reversed(self.labels(pair, choose(pair))):
+                below = (Tree(label, below),)
+            return [child for child in below if isinstance(child, Tree)]
+
+        found = tree.fold(build)
+        if len(found) != 1:
+            raise TreebankError(
+                f"the tree's root, {tree.label}, is a node that binarisation made: it isn't a whole parse"
+            )
+        (whole,) = found
+        for label in self.top:
+            whole = Tree(label, (whole,))
+        return whole
+
+    def pairs(self, tree: Tree) -> list[int]:
+        """The pair of each node of a binary tree, from the leaves up, left to right."""
+        found, position, halves = list[int](), count(), self.shape.half_of
+
+        def look(node: Tree, children: list[str]) -> str:
+            names = [node.label] if node.is_preterminal else [node.label, *children]
+            symbols = [halves[name][0] if name in halves else -1 for name in names]
+            if node.is_preterminal:
+                word = self.grammar.words[self.grammar.number_of(str(node.children[0]), next(position))]
+                body = self.shape.body_number(word)
+            else:
+                body = self.shape.body_number((symbols[1], symbols[2])) if len(symbols) == 3 else -1
+            pair = self.shape.pair(symbols[0], body) if min(symbols) >= 0 <= body else -1
+            if pair < 0:
+                raise TreebankError(
+                    f"the tree has {node.label} over {' '.join(children)}, and the grammar doesn't: give a tree in its symbols"
+                )
+            found.append(pair)
+            return node.label
+
+        tree.fold(look)
+        return found
+
+    def best_plain(self, trees: Sequence[tuple[float, Tree]], k: int) -> list[tuple[float, Tree]]:
+        """The k best trees of the rules' own shape.
+
+        Args:
+            trees: the k best binary trees, best first, with the log probabilities of the best trees that they stand for: no
+                tree that stands for any other is among the k best.
+        """
+        pairs = [self.pairs(tree) for _, tree in trees]
+        heap = [(-score, number, 0, (0,) * len(pairs[number])) for number, (score, _) in enumerate(trees)]
+        heapq.heapify(heap)
+        found: list[tuple[float, Tree]] = []
+        while heap and len(found) < k:
+            score, number, last, ranks = heapq.heappop(heap)
+            chosen = iter([self.few(pair)[rank] for pair, rank in zip(pairs[number], ranks, strict=True)])
+            plain = self.plain_tree(trees[number][1], lambda _, chosen=chosen: next(chosen)[1])  # type: ignore[misc]
+            found.append((-score, plain))
+            for node in range(last, len(ranks)):  # each combination is come to in one order only
+                few, rank = self.few(pairs[number][node]), ranks[node] + 1
+                if few.has(rank):
+                    worse = math.log(few[rank - 1][0]) - math.log(few[rank][0])
+                    heapq.heappush(heap, (score + worse, number, node, (*ranks[:node], rank, *ranks[node + 1 :])))
+        return found
+
+    # -- marginals -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def whole(self) -> "Grammar":
+        """The grammar with the symbols that stand in unary chains only: in no tree, but with inside scores of their own."""
+        from pcfg.grammars.grammar import Grammar
+
+        return Grammar(*self.origin.form(whole=True))
+
+    @cached_property
+    def _hits(self) -> tuple[scipy.sparse.csr_array, Float64[np.ndarray, " entries"]]:
+        """The probability that chains from a symbol come to another at all, and that times the steps until they do."""
+        shape, visits, size = self.shape, self.origin.visits, len(self.shape.symbols)
+        own = np.diag(visits)
+        step = np.zeros(visits.shape)
+        parents, children = np.searchsorted(shape.chained, shape.unary[:2])
+        step[parents, children] = self.origin.weights[shape.unary[2]]
+        # With every step weighing z, chains come to X first with F(z) = N(z) / N_XX(z), and N'(1) = N M N.
+        slope = visits @ step @ visits
+        hits, depths = visits / own, (slope * own - visits * np.diag(slope)) / own**2
+        rows, columns = np.nonzero(hits)
+        others = np.setdiff1d(np.arange(size), shape.chained)
+        place = np.append(shape.chained[rows], others), np.append(shape.chained[columns], others)
+        order = np.lexsort(place[::-1])
+        values = np.append(hits[rows, columns], np.ones(len(others)))[order]
+        matrix = scipy.sparse.csr_array((values, (place[0][order], place[1][order])), (size, size))
+        return matrix, np.append(depths[rows, columns], np.zeros(len(others)))[order]
+
+    def marginals(self, chart: "SparseChart", words: Sequence[str]) -> "PlainMarginals":
+        """Of a chart by the grammar `whole`."""
+        places, shape, n = Places(self.shape, self.whole), self.shape, chart.n
+        names = [labels[0] if labels else "" for labels in shape.labels]
+        labels = tuple(sorted({*names, *self.top} - {""}))
+        of_label = np.array([labels.index(name) if name else -1 for name in names], np.int64)
+        items = chart.items
+        symbols, halves = places.symbols[items.symbols], places.halves[items.symbols]
+        divisor = np.where(shape.split[symbols], self.origin.totals[symbols, halves], 1.0)
+        inside = np.full((n, n + 1, len(names)), -np.inf)
+        inside[items.starts, items.ends, symbols] = chart.log_inside + np.log(divisor)
+        direct = self._direct(words)
+        hits, depths = self._hits
+        tops = np.flatnonzero(chart.marginals > 0)
+        counts = np.diff(hits.indptr)[symbols[tops]]
+        item = np.repeat(tops, counts)
+        entry = np.repeat(hits.indptr[symbols[tops]] - np.append(0, np.cumsum(counts)[:-1]), counts) + np.arange(
+            len(item)
+        )
+        i, j, below = items.starts[item], items.ends[item], hits.indices[entry]
+        with np.errstate(invalid="ignore"):
+            ratio = np.exp(inside[i, j, below] - inside[i, j, symbols[item]]) * chart.marginals[item]
+            own = np.where(
+                j - i == 1, direct[i, below] / np.exp(inside[i, j, symbols[item]]) * chart.marginals[item], 0.0
+            )
+        above = np.maximum(np.nan_to_num(ratio - own), 0.0)  # of single words, a chain's last symbol is the tag
+        above[above < 1e-14] = 0.0  # rounding
+        phrases, deep = np.zeros((n, n + 1, len(labels))), np.zeros((n, n + 1, len(labels)))
+        some = of_label[below] >= 0
+        where = i[some], j[some], of_label[below[some]]
+        np.add.at(phrases, where, (hits.data[entry] * above)[some])
+        np.add.at(deep, where, (depths[entry] * above)[some])
+        for label in self.top:
+            phrases[0, n, labels.index(label)], deep[0, n, labels.index(label)] = 1.0, -1.0
+        tags = tuple(sorted(set(shape.tags)))
+        found, single = np.zeros((n, len(tags))), j - i == 1
+        often = hits.data[entry] * self._returns[below]
+        of_tag = np.array([tags.index(name) for name in shape.tags], np.int64)
+        np.add.at(found, (i[single], of_tag[below[single]]), (often * np.nan_to_num(own))[single])
+        return PlainMarginals(labels, tags, phrases, deep, found)
+
+    @cached_property
+    def _returns(self) -> Float64[np.ndarray, " K"]:
+        """How often a chain that is at a symbol is there in all."""
+        found = np.ones(len(self.shape.symbols))
+        found[self.shape.chained] = np.diag(self.origin.visits)
+        return found
+
+    def _direct(self, words: Sequence[str]) -> Float64[np.ndarray, "n K"]:
+        """The probability of each word right under each symbol."""
+        found, shape = np.zeros((len(words), len(self.shape.symbols))), self.shape
+        symbols, bodies, rules = shape.direct
+        for position, word in enumerate(words):
+            number = shape.body_number(self.grammar.words[self.grammar.number_of(word, position)])
+            here: Int64[np.ndarray, " k"] = np.flatnonzero(bodies == number)
+            found[position, symbols[here]] = self.origin.weights[rules[here]]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class PlainMarginals:
+    """How likely the labels of a tree of the rules' own shape are.
+
+    Attributes:
+        labels, tags: over phrases (and in chains over words), and right over words.
+        phrases: the probability that a span bears a label; `depths`: that times its expected place in the span's chain.
+        tag_posteriors: of each word's tag.
+    """
+
+    labels: tuple[str, ...]
+    tags: tuple[str, ...]
+    phrases: Float64[np.ndarray, "n places K"]
+    depths: Float64[np.ndarray, "n places K"]
+    tag_posteriors: Float64[np.ndarray, "n tags"]
+
+
+class _Few:
+    """The beginning of an endless list, kept as far as it was asked for."""
+
+    def __init__(self, chains: Iterator[tuple[float, Chain]]) -> None:
+        self._chains, self._found = chains, list[tuple[float, Chain]]()
+
+    def has(self, rank: int) -> bool:
+        """Whether there are so many more than `rank` (from 0)."""
+        while len(self._found) <= rank:
+            more = next(self._chains, None)
+            if more is None:
+                return False
+            self._found.append(more)
+        return True
+
+    def __getitem__(self, rank: int) -> tuple[float, Chain]:
+        if not self.has(rank):
+            raise IndexError(rank)
+        return self._found[rank]

@@ -1,0 +1,1 @@
+"""Learning: grammars from text and trees, masked language models from grammars."""

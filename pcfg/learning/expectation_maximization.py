@@ -1,0 +1,380 @@
+"""Estimation: rule probabilities from text by expectation-maximisation, from trees by counting; pruning by use."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Integer
+
+from pcfg.devices import Device
+from pcfg.errors import GrammarError, OptionError, TreebankError
+from pcfg.grammars.binarization import Origin
+from pcfg.grammars.branching import Branching
+from pcfg.grammars.grammar import Grammar
+from pcfg.inference.chart import inside_outside
+from pcfg.sentences import check_words
+from pcfg.treebanks.trees import Tree
+
+# Called with what is done, what there is to do, and a line that says what it is and how it goes.
+Progress = Callable[[int, int, str], None]
+# Called after each round with its number from 1, the new grammar, and the log-likelihood that the round began with.
+OnRound = Callable[[int, Grammar, float], None]
+
+_BATCH, _BATCH_BYTES = 64, 64 << 20
+_MOST_RULES = 10_000_000
+# Below this a symbol's expected count has lost bits; it keeps its probabilities.
+_LEAST_COUNT = 1e-200
+# Shares below this become 0: no likelihood in float64 shows the loss, and charts of such numbers underflow, and are slow.
+_LEAST_SHARE = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What `fit` found.
+
+    Attributes:
+        grammar: after the last round.
+        log_likelihoods: of the text (natural logarithm, summed over its sentences) before each round and after the last.
+        left_out: numbers (from 0) of the sentences that have no parse under the grammar that was given.
+        words: number of words of the sentences that have one.
+    """
+
+    grammar: Grammar
+    log_likelihoods: Float64[np.ndarray, " likelihoods"]
+    left_out: tuple[int, ...]
+    words: int
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds were run."""
+        return len(self.log_likelihoods) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Expected uses of roots, binary and lexical rules in some sentences, and the sentences' log-likelihood."""
+
+    start: Float64[np.ndarray, " S"]
+    rules: Float64[np.ndarray, " R"]
+    words: Float64[np.ndarray, " L"]
+    log_likelihood: float
+    left_out: tuple[int, ...]
+
+    def by_nonterminal(self, grammar: Grammar) -> Float64[np.ndarray, " N"]:
+        """Expected number of nodes of each nonterminal."""
+        return np.bincount(grammar.parents, self.rules, len(grammar.nonterminals))
+
+
+def fit(
+    grammar: Grammar,
+    sentences: Sequence[Sequence[str]],
+    rounds: int,
+    *,
+    smoothing: float = 0.0,
+    engine: str = "auto",
+    device: Device | None = None,
+    workers: int = 1,
+    tolerance: float | None = None,
+    on_round: OnRound | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Expectation-maximisation: each round sets probabilities to relative expected counts (Lari & Young 1990).
+
+    No round lowers the likelihood. A rule whose share of its parent's uses falls below 1e-30 gets probability 0. Rounds depend on the grammar alone, so going on from a saved one is as if nothing
+    had come between. Symbols that no parse uses keep their probabilities, and what has probability 0 keeps that. With a
+    smoothed lexicon, roots and binary rules are fitted, words stay; "likelihood" is then the lexicon's score.
+
+    Args:
+        smoothing: added to the expected count of each root and rule of positive probability (a Dirichlet prior of
+            1 + smoothing): the log-likelihood plus smoothing times the sum of their log probabilities never falls.
+        engine, device, workers: as for `inside_outside`; always float64.
+        tolerance: stop when a round has raised the log-likelihood by less than this a word.
+
+    Raises:
+        OptionError: an option out of its range.
+        GrammarError: an unknown word, with its place, or a text of which no sentence has a parse.
+    """
+    _check_options(rounds, smoothing, tolerance)
+    _check_words(grammar, sentences)
+    grammar = _normalised(grammar)
+    likelihoods, left_out, words = list[float](), tuple[int, ...](), 0
+    for number in range(rounds + 1):
+        line = f"log-likelihood {likelihoods[-1]:,.4f}" if likelihoods else "expected counts"
+
+        def tell(done: int, number: int = number, line: str = line) -> None:
+            if progress is not None:
+                progress(number * len(sentences) + done, (rounds + 1) * len(sentences), f"round {number}: {line}")
+
+        counts = expected_counts(grammar, sentences, engine=engine, device=device, workers=workers, on_batch=tell)
+        if not likelihoods:
+            left_out = counts.left_out
+            words = sum(map(len, sentences)) - sum(len(sentences[i]) for i in left_out)
+            if len(left_out) == len(sentences):
+                raise GrammarError("no sentence has a parse, so there is nothing to count: start from another grammar")
+        likelihoods.append(counts.log_likelihood)
+        close = tolerance is not None and number and likelihoods[-1] - likelihoods[-2] < tolerance * words
+        if number == rounds or close:
+            break
+        grammar = maximised(grammar, counts, smoothing)
+        if on_round is not None:
+            on_round(number + 1, grammar, likelihoods[-1])
+    if progress is not None:
+        progress(1, 1, f"{len(likelihoods) - 1} rounds: log-likelihood {likelihoods[-1]:,.4f}")
+    return Fitted(grammar, np.array(likelihoods), left_out, words)
+
+
+def _normalised(grammar: Grammar) -> Grammar:
+    """Sums of exactly 1 where they were 1 within what a grammar is allowed to be off: else the first round could lose."""
+    if grammar.origin is not None:
+        origin = grammar.origin
+        sums = np.bincount(origin.parents, origin.probs)
+        if np.abs(sums - 1).max() < 1e-12:
+            return grammar
+        return _of_origin(grammar, replace(origin, probs=origin.probs / sums[origin.parents]))
+    start = float(grammar.start.sum())
+    rules = np.bincount(grammar.parents, grammar.rule_probs, len(grammar.nonterminals))
+    words = np.bincount(grammar.tags, grammar.word_probs, len(grammar.preterminals))
+    if max(abs(start - 1), *(np.abs(sums - 1).max(initial=0.0) for sums in (rules, words))) < 1e-12:
+        return grammar
+    return grammar.replaced(
+        start=grammar.start / start,
+        rule_probs=grammar.rule_probs / rules[grammar.parents],
+        word_probs=grammar.word_probs / words[grammar.tags],
+    )
+
+
+def expected_counts(
+    grammar: Grammar,
+    sentences: Sequence[Sequence[str]],
+    *,
+    engine: str = "auto",
+    device: Device | None = None,
+    workers: int = 1,
+    on_batch: Callable[[int], None] | None = None,
+) -> Counts:
+    """Expected uses of everything in the parses of the sentences; those without a parse are left out.
+
+    Args:
+        on_batch: called with the number of sentences done.
+    """
+    start, rules, words = (np.zeros(len(x)) for x in (grammar.start, grammar.rule_probs, grammar.word_probs))
+    log_z, done = np.full(len(sentences), -math.inf), 0
+    for batch in _batches(sentences, len(grammar.start)):
+        texts = [sentences[i] for i in batch]
+        chart = inside_outside(grammar, texts, engine=engine, device=device, workers=workers)
+        log_z[batch] = chart.log_z.cpu().double().numpy()
+        start += chart.start_counts()
+        rules += chart.rule_counts()
+        if grammar.lexicon is None:
+            words += chart.word_counts()
+        done += len(batch)
+        if on_batch is not None:
+            on_batch(done)
+    parsed = log_z > -math.inf
+    return Counts(start, rules, words, math.fsum(log_z[parsed]), tuple(np.flatnonzero(~parsed).tolist()))
+
+
+def maximised(grammar: Grammar, counts: Counts, smoothing: float = 0.0) -> Grammar:
+    """The grammar of relative counts; smoothing as for `fit`.
+
+    Of the rules that it was made from, where they are known: what a binary grammar has of them more than once is one.
+    """
+    if grammar.origin is not None and grammar.places is not None:
+        origin = grammar.origin
+        uses = grammar.places.rule_counts(origin, counts)
+        return _of_origin(grammar, replace(origin, probs=_relative(uses, origin.probs, origin.parents, smoothing)))
+    one = np.zeros(len(grammar.start), np.int32)
+    changes = {
+        "start": _relative(counts.start, grammar.start, one, smoothing),
+        "rule_probs": _relative(counts.rules, grammar.rule_probs, grammar.parents, smoothing),
+    }
+    if grammar.lexicon is None:
+        changes["word_probs"] = _relative(counts.words, grammar.word_probs, grammar.tags, smoothing)
+    return grammar.replaced(**changes)
+
+
+def _of_origin(grammar: Grammar, origin: Origin) -> Grammar:
+    """The same grammar of rules with other probabilities."""
+    places = grammar.places
+    made = grammar.replaced(**places.arrays(origin, grammar), origin=origin)  # type: ignore[union-attr]
+    made.__dict__["places"] = places  # they are the same, and take a while
+    return made
+
+
+def from_trees(trees: Sequence[Tree], *, smoothing: float = 0.0) -> Grammar:
+    """Relative frequencies of trees whose nodes have two children or one word: the most likely grammar for them.
+
+    Treebanks are another matter: see `Grammar.from_trees`, which makes their trees so.
+
+    Args:
+        smoothing: added to the count of every rule that the symbols and words of the trees allow, seen or not.
+
+    Raises:
+        TreebankError: no trees, or one with a node of another shape.
+        OptionError: a smoothing below 0, or so many possible rules that no grammar should hold them.
+    """
+    _check_smoothing(smoothing)
+    if not trees:
+        raise TreebankError("there are no trees to read a grammar from")
+    roots, rules, lexical = Counter[str](), Counter[tuple[str, str, str]](), Counter[tuple[str, str]]()
+    for number, tree in enumerate(trees):
+        roots[tree.label] += 1
+        for node in tree.nodes():
+            if node.is_preterminal:
+                lexical[node.label, str(node.children[0])] += 1
+                continue
+            labels = [child.label for child in node.children if isinstance(child, Tree)]
+            if len(labels) != 2 or len(node.children) != 2:
+                raise TreebankError(
+                    f"tree {number + 1} has a node {node.label} of {len(node.children)} children, where two are needed: "
+                    "use Grammar.from_trees, or pcfg.treebanks.treebank.transform first"
+                )
+            rules[node.label, labels[0], labels[1]] += 1
+    if smoothing:
+        _smooth(roots, rules, lexical)
+    return Grammar(_shares(roots, smoothing), _shares(rules, smoothing), _shares(lexical, smoothing))
+
+
+def prune(
+    grammar: Grammar,
+    keep_nonterminals: int,
+    sentences: Sequence[Sequence[str]] | None = None,
+    *,
+    engine: str = "auto",
+    device: Device | None = None,
+    workers: int = 1,
+) -> Grammar:
+    """Only the nonterminals used most: rules with any other go, the rest is renormalised, useless symbols go too.
+
+    Of a grammar made from rules of any shape, these are symbols of its binary form: unary chains aren't known afterwards.
+
+    Args:
+        keep_nonterminals: how many to keep, at most; fewer are left where some need what is gone.
+        sentences: use is the expected number of nodes in their parses. None: in the sentences that the grammar makes;
+            for a grammar read off trees without smoothing, that is as often as in those trees.
+
+    Raises:
+        OptionError: fewer than one to keep, or no sentences.
+        GrammarError: what would be left derives no sentence.
+    """
+    if keep_nonterminals < 1:
+        raise OptionError(f"{keep_nonterminals} nonterminals to keep were asked for: ask for 1 or more")
+    if sentences is None:
+        uses = expected_uses(grammar)
+    else:
+        _check_words(grammar, sentences)
+        counts = expected_counts(grammar, sentences, engine=engine, device=device, workers=workers)
+        uses = counts.by_nonterminal(grammar)
+    kept = np.ones(len(grammar.start), bool)
+    kept[: len(uses)] = False
+    kept[np.argsort(-uses, kind="stable")[:keep_nonterminals]] = True
+    return _restricted(grammar, kept)
+
+
+def expected_uses(grammar: Grammar) -> Float64[np.ndarray, " N"]:
+    """Expected number of nodes of each nonterminal in a sentence that the grammar makes."""
+    grammar.check_proper()
+    reachable = grammar.branching.reachable(grammar.start)
+    kept = np.flatnonzero(reachable[: len(grammar.nonterminals)])
+    means = grammar.branching.matrix(reachable)
+    uses = np.zeros(len(grammar.nonterminals))
+    uses[kept] = np.linalg.solve(np.eye(len(kept)) - means.T, grammar.start[kept])
+    return uses
+
+
+def _restricted(grammar: Grammar, kept: Bool[np.ndarray, " S"]) -> Grammar:
+    """Only some symbols, among which all preterminals, and of them those that derive words, renormalised."""
+    n = len(grammar.nonterminals)
+    inner = kept[grammar.parents] & kept[grammar.left] & kept[grammar.right] & (grammar.rule_probs > 0)
+    columns = (grammar.parents, grammar.left, grammar.right, grammar.rule_probs)
+    kept = kept & Branching(n, len(kept), *(column[inner] for column in columns)).generating()
+    inner &= kept[grammar.parents] & kept[grammar.left] & kept[grammar.right]
+    parents, left, right, probs = (column[inner] for column in columns)
+    start = grammar.start * kept
+    if not start.sum():
+        raise GrammarError("no root that derives a sentence is among the nonterminals kept: keep more")
+    numbers = np.cumsum(kept) - 1
+    return Grammar.of_arrays(
+        nonterminals=(name for name, keep in zip(grammar.nonterminals, kept[:n], strict=True) if keep),
+        preterminals=grammar.preterminals,
+        words=grammar.words,
+        start=(start / start.sum())[kept],
+        parents=numbers[parents],
+        left=numbers[left],
+        right=numbers[right],
+        rule_probs=probs / np.bincount(parents, probs, n)[parents],
+        tags=grammar.tags,
+        tokens=grammar.tokens,
+        word_probs=grammar.word_probs,
+        lexicon=grammar.lexicon,
+        transformed=grammar.transformed,
+    ).pruned()
+
+
+def _relative(
+    counts: Float64[np.ndarray, " K"],
+    old: Float64[np.ndarray, " K"],
+    groups: Integer[np.ndarray, " K"],
+    smoothing: float,
+) -> Float64[np.ndarray, " K"]:
+    """Counts over their group's sum; old probabilities where there is none."""
+    counts = counts + smoothing * (old > 0)
+    totals = np.bincount(groups, counts)[groups]
+    shares = counts / np.where(totals > _LEAST_COUNT, totals, 1.0)
+    return np.where(totals > _LEAST_COUNT, np.where(shares < _LEAST_SHARE, 0.0, shares), old)
+
+
+def _batches(sentences: Sequence[Sequence[str]], symbols: int) -> Iterator[list[int]]:
+    """Numbers of sentences of about the same length, as many as go well together, longest first (so memory is found out)."""
+    order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
+    while order:
+        longest = max(1, len(sentences[order[0]]))
+        size = max(1, min(_BATCH, _BATCH_BYTES // (32 * symbols * longest * (longest + 1))))
+        yield order[:size]
+        order = order[size:]
+
+
+def _check_options(rounds: int, smoothing: float, tolerance: float | None) -> None:
+    if rounds < 1:
+        raise OptionError(f"{rounds} rounds were asked for: ask for 1 or more")
+    if tolerance is not None and not tolerance >= 0:
+        raise OptionError(f"the tolerance is {tolerance}: it must be 0 or more")
+    _check_smoothing(smoothing)
+
+
+def _check_smoothing(smoothing: float) -> None:
+    if not 0 <= smoothing < math.inf:
+        raise OptionError(f"the smoothing is {smoothing}: it must be 0 or more, and finite")
+
+
+def _check_words(grammar: Grammar, sentences: Sequence[Sequence[str]]) -> None:
+    """Find an unknown word before hours are spent on the sentences before it."""
+    if not len(sentences):
+        raise OptionError("there are no sentences to count in: give at least one")
+    check_words(grammar, sentences, "the sentences", unit="sentence")
+
+
+def _smooth(roots: Counter[str], rules: Counter[tuple[str, str, str]], lexical: Counter[tuple[str, str]]) -> None:
+    """Enter every rule that the symbols and words allow, with a count of 0 where there was none."""
+    parents, tags, words = ({key[place] for key in table} for table, place in ((rules, 0), (lexical, 0), (lexical, 1)))
+    symbols = sorted(parents) + sorted(tags)
+    possible = len(parents) * len(symbols) ** 2 + len(tags) * len(words)
+    if possible > _MOST_RULES:
+        raise OptionError(
+            f"smoothing would give weight to {possible:,} rules: use it for smaller grammars, or smooth by 0"
+        )
+    roots.update(dict.fromkeys(symbols, 0))
+    rules.update({(a, b, c): 0 for a in sorted(parents) for b in symbols for c in symbols})
+    lexical.update({(tag, word): 0 for tag in sorted(tags) for word in sorted(words)})
+
+
+def _shares(counts: Counter[Any], smoothing: float) -> dict[Any, float]:
+    """Counts as shares of all with the same parent; of all, for roots."""
+    parents = {key: key[0] if isinstance(key, tuple) else "" for key in counts}
+    totals: Counter[str] = Counter()
+    for key, count in counts.items():
+        totals[parents[key]] += count + smoothing  # type: ignore[assignment]
+    return {key: (count + smoothing) / totals[parents[key]] for key, count in counts.items()}

@@ -1,0 +1,274 @@
+"""Pretraining a masked language model on a grammar's sentences.
+
+Every masked word becomes <mask>; none is kept or swapped for another. Then the loss has an exact lower bound, and the
+model can be held to it: see `excess`.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt64
+
+from pcfg.devices import Device, working_device
+from pcfg.errors import OptionError
+from pcfg.files import hold, new_folder, replace_json
+from pcfg.grammars.grammar import Grammar
+from pcfg.learning.excess_loss import MaskedLoss, MaskedSet, generative, word_ids
+from pcfg.learning.masked_lm import Batches, Trainer
+from pcfg.resuming import Progress, claim, fingerprint, silent, versions
+from pcfg.sampling.sampler import Samples, sample
+from pcfg.sampling.tokenizer import tokenizer
+from surgery.errors import first_line
+from surgery.jsonfile import parse_loose
+
+SCHEMA = 1
+GRAMMAR_FILE = "grammar.pcfg.json"
+HELD_OUT = 1 << 62  # sentences from here on are held out: training has the first ones of the same seed
+_SAVE_SECONDS = 60.0
+_HASHED = 1_000_000  # sentences at once, for memory
+_NOT_YET = "first evaluation at a tenth"
+_SMALL = 200  # sentences of the evaluations on the way
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """What to train, and how. Raises OptionError for a value out of its range.
+
+    Attributes:
+        layers, heads, width: of the RoBERTa encoder; feed-forward layers are four times as wide.
+        sentences: drawn for training, each seen once; `max_length` is the most words of one.
+        mask: share of the words that are masked.
+        rate: peak of the learning rate (AdamW); it rises over the first `warmup` of the steps and falls to 0.
+        evaluation: held-out sentences for the final excess loss.
+    """
+
+    layers: int = 6
+    heads: int = 6
+    width: int = 192
+    sentences: int = 1_000_000
+    max_length: int = 40
+    batch_size: int = 64
+    rate: float = 1e-3
+    warmup: float = 0.05
+    mask: float = 0.15
+    evaluation: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "width", "sentences", "max_length", "batch_size", "rate", "evaluation"):
+            if not getattr(self, name) > 0:
+                raise OptionError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+        if self.width % self.heads:
+            raise OptionError(
+                f"--width {self.width} isn't a multiple of --heads {self.heads}: each head has an equal part"
+            )
+        for name in ("mask", "warmup"):
+            if not 0 < getattr(self, name) < 1:
+                raise OptionError(f"--{name} must lie between 0 and 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A masked language model of a grammar's words, in memory.
+
+    Attributes:
+        loss: what it loses at masked words of held-out sentences, beside the optimum.
+        report: what was done; `history` is the excess loss on the way.
+    """
+
+    grammar: Grammar
+    module: Any
+    tokenizer: Any
+    loss: MaskedLoss
+    report: dict[str, Any]
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """A Hugging Face folder with its tokenizer, the grammar and `report.json`; it appears whole or not at all."""
+        with new_folder(Path(folder), overwrite=overwrite, replaces=GRAMMAR_FILE) as staged, _quiet():
+            self.module.save_pretrained(staged)
+            self.tokenizer.save_pretrained(staged)
+            self.grammar.save(staged / GRAMMAR_FILE)
+            replace_json(staged / "report.json", self.report)
+
+
+def pretrain(
+    grammar: Grammar,
+    recipe: PretrainRecipe | None = None,
+    *,
+    config: dict[str, Any] | None = None,
+    seed: int = 0,
+    device: Device | None = None,
+    resume: str | Path | None = None,
+    progress: Progress = silent,
+) -> Pretrained:
+    """Train a RoBERTa on sentences drawn from a grammar, and hold it to the exact posterior of the masked words.
+
+    Args:
+        config: fields of a `RobertaConfig` in place of the recipe's layers, heads and width; the vocabulary, the special
+            tokens and, if it is too small, the position table are made to fit the grammar.
+        device: default CUDA if there is one. On a CPU the same call gives the same weights, bit for bit; the
+            two devices draw other masks.
+        resume: a folder for the state, saved every minute; a later call with the same arguments goes on from there and
+            ends with the same weights; one with others is refused. The caller deletes it.
+        progress: called with step, steps and the loss beside the optimum.
+
+    Raises:
+        GrammarError: a grammar that makes no sentence within the limit, or sentences without end.
+        OptionError: a configuration that isn't a RoBERTa's, `resume` with the state of another call, or more memory than the
+            device has free.
+    """
+    from transformers import RobertaForMaskedLM, set_seed
+
+    from pcfg.learning.pretraining_memory import check_room, pretrain_need  # which rehearses what is here
+
+    recipe, grammar, began = recipe or PretrainRecipe(), generative(grammar), time.monotonic()
+    place = working_device(device)
+    words, limit = tokenizer(grammar), recipe.max_length
+    settings = configured(recipe, config, words)
+    check_room(settings, recipe, lambda: pretrain_need(grammar, recipe, config=config, seed=seed, device=place), place)
+    call = {"pretrain": asdict(recipe), "config": settings.to_diff_dict(), "seed": seed}
+    drawn = sample(grammar, recipe.sentences, seed=seed, max_length=limit)
+    held_out = [list(s) for s in sample(grammar, recipe.evaluation, seed=seed, max_length=limit, first=HELD_OUT)]
+    small = MaskedSet.draw(grammar, held_out[:_SMALL], seed=seed, share=recipe.mask, device=device, progress=progress)
+    set_seed(seed)
+    with _quiet():
+        module = RobertaForMaskedLM(settings).to(place)
+    ids = word_ids(grammar, words)
+    batches = Batches.of(drawn, ids, words, batch_size=recipe.batch_size, share=recipe.mask, seed=seed, device=place)
+    trainer = Trainer(module, batches, rate=recipe.rate, warmup=recipe.warmup)
+    state = Path(resume) if resume else None
+    with hold(state) if state else nullcontext(), trainer.training():
+        if state:  # once nothing else can be refused, so that a mistake leaves no folder
+            claim(state, {**call, "grammar": fingerprint(grammar), "device": place.type})  # devices draw other masks
+        history = _train(trainer, small, words, state, progress)
+    module = module.eval()
+    masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)
+    loss = masked.measure(module, words)
+    report = {
+        "schema": SCHEMA,
+        "versions": versions(),
+        "call": call,
+        "grammar": fingerprint(grammar),
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "words": len(drawn.words),
+        "steps": trainer.steps,
+        "steps_per_second": trainer.pace,
+        "not_captured": trainer.reason,
+        "history": history,
+        "held_out_seen_in_training": _seen_share(held_out, drawn),
+        **loss.to_json(seed),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    return Pretrained(grammar, module, words, loss, report)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A `config.json`, or that of a model folder. Raises OptionError, naming the file, for anything else."""
+    path = Path(path).expanduser()
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        found = parse_loose(path.read_bytes())
+    except OSError as error:
+        raise OptionError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise OptionError(f"{path} isn't JSON ({error}): name a RoBERTa's config.json") from None
+    if not isinstance(found, dict):
+        raise OptionError(f"{path} isn't a JSON object: name a RoBERTa's config.json")
+    return found
+
+
+def configured(recipe: PretrainRecipe, given: dict[str, Any] | None, words: Any) -> Any:
+    """The `RobertaConfig` of a recipe, or of fields given in its place; OptionError for fields that aren't one's."""
+    from transformers import RobertaConfig
+
+    fields: dict[str, Any] = {
+        "hidden_size": recipe.width,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "intermediate_size": 4 * recipe.width,
+        "hidden_dropout_prob": 0.0,  # no sentence is seen twice, so there is nothing to regularise
+        "attention_probs_dropout_prob": 0.0,
+        "type_vocab_size": 1,
+    }
+    if given is not None:
+        if given.get("model_type", "roberta") != "roberta":
+            raise OptionError(f"the configuration is for {given['model_type']}: give one for a RoBERTa")
+        fields = {key: value for key, value in given.items() if key not in ("architectures", "transformers_version")}
+    needed = recipe.max_length + 3 + words.pad_token_id  # RoBERTa counts positions from the padding's number on
+    fields["max_position_embeddings"] = max(needed, fields.get("max_position_embeddings", needed))
+    fields |= {"vocab_size": len(words), "pad_token_id": words.pad_token_id}
+    fields |= {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id}
+    try:
+        return RobertaConfig(**fields)
+    except Exception as error:  # the library checks fields in ways of its own
+        raise OptionError(f"the configuration isn't a RoBERTa's ({first_line(error)})") from error
+
+
+def _train(
+    trainer: Trainer, small: MaskedSet, words: Any, folder: Path | None, progress: Progress
+) -> list[dict[str, Any]]:
+    """Every step that is left; the excess loss at each tenth of the way. The state is kept in `folder` now and then."""
+    optimum, steps = float(small.entropies.mean()), trainer.steps
+    tenths = {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}
+    history = [] if folder is None else trainer.load(folder)
+    saved = time.monotonic()
+    while trainer.step < steps:
+        trainer.advance()
+        if trainer.step in tenths:
+            trainer.module.eval()
+            excess = float(small.measure(trainer.module, words).excess.mean())
+            trainer.module.train()
+            history.append({"step": trainer.step, "excess": excess})
+        how = f"{history[-1]['excess']:.3f} nats above the optimum of {optimum:.3f}" if history else _NOT_YET
+        if folder is not None and time.monotonic() - saved > _SAVE_SECONDS and trainer.step < steps:
+            trainer.save(folder, history)
+            saved = time.monotonic()
+        progress(trainer.step, steps, f"pretraining: {how}")
+    return history
+
+
+def _seen_share(held_out: list[list[str]], drawn: Samples) -> float:
+    """The share of held-out sentences that training had too; most are told apart by a hash, without making word lists."""
+    numbers = drawn.grammar.word_numbers
+    asked = [np.array([numbers[word] for word in sentence], np.int32) for sentence in held_out]
+    bounds = np.append(0, np.cumsum([len(sentence) for sentence in asked]))
+    wanted, seen = _hashes(np.concatenate(asked), bounds), set()
+    for first in range(0, len(drawn), _HASHED):
+        offsets = drawn.offsets[first : first + _HASHED + 1]
+        hashes = _hashes(drawn.words[offsets[0] : offsets[-1]], offsets - offsets[0])
+        seen |= {tuple(drawn[first + int(number)]) for number in np.flatnonzero(np.isin(hashes, wanted))}
+    return sum(tuple(sentence) in seen for sentence in held_out) / len(held_out)
+
+
+def _hashes(words: Int32[np.ndarray, " W"], offsets: Int64[np.ndarray, " bounds"]) -> UInt64[np.ndarray, " count"]:
+    """A number for each sentence, the same for the same words in the same order."""
+    places = np.arange(len(words), dtype=np.uint64) - np.repeat(offsets[:-1].astype(np.uint64), np.diff(offsets))
+    mixed = (words.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) ^ places * np.uint64(
+        0xC2B2AE3D27D4EB4F
+    )
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    return np.add.reduceat(mixed ^ (mixed >> np.uint64(32)), offsets[:-1])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own messages and bars; what matters is checked and raised here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

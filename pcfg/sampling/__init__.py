@@ -1,0 +1,1 @@
+"""Sampling: sentences and trees drawn from a grammar, in memory or as corpora on disk."""

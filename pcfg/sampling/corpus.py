@@ -1,0 +1,153 @@
+"""Corpora of any size drawn from a grammar into a folder, in shards."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pcfg.errors import OptionError
+from pcfg.files import hold, new_folder, replace_json, take_name
+from pcfg.grammars.grammar import Grammar
+from pcfg.resuming import Progress, fingerprint, read_state, resumable, silent, versions
+from pcfg.sampling.sampler import sample
+from pcfg.sampling.tokenizer import check_spaces, tokenizer, write_dataset, write_jsonl, write_text
+
+SCHEMA = 1
+REPORT = "report.json"
+
+
+class _Drawn(TypedDict):
+    """The report of a shard."""
+
+    parts: dict[str, int]
+    words: int
+    method: str
+    acceptance: float
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What was drawn: how many sentences each part has, by which method, and the share of free draws within the limit."""
+
+    parts: dict[str, int]
+    words: int
+    method: str
+    acceptance: float
+
+
+def write_corpus(
+    grammar: Grammar,
+    folder: str | Path,
+    count: int,
+    *,
+    seed: int,
+    max_length: int | None = None,
+    held_out: float = 0.0,
+    dataset: bool = False,
+    with_tokenizer: bool = False,
+    binary: bool = False,
+    shard_size: int = 50_000,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Corpus:
+    """Draw sentences into a folder: text and JSONL with trees, in shards; goes on where an interrupted call stopped.
+
+    Args:
+        held_out: share of the different sentences that go to a part `test`, none of which is in the part `train`.
+        dataset: also a folder `dataset` for `datasets.load_from_disk`.
+        binary: leave trees in the grammar's symbols, instead of as `Grammar.undo` gives them.
+        with_tokenizer: also a folder `tokenizer` for `AutoTokenizer.from_pretrained`.
+    """
+    folder = Path(folder).resolve()  # the end of a link, which a folder can't be renamed to
+    if count < 1 or shard_size < 1:
+        raise OptionError(f"{min(count, shard_size)} sentences can't be drawn: ask for 1 or more")
+    if not 0 <= held_out < 1:
+        raise OptionError(f"the held-out share is {held_out}: it must be 0 or more, and below 1")
+    shares = {"train": 1 - held_out, "test": held_out} if held_out else {"train": 1.0}
+    sample(grammar, 0, seed=seed, max_length=max_length)  # raises now what would be raised later
+    check_spaces(grammar)
+    words = tokenizer(grammar) if with_tokenizer else None
+    settings = {"count": count, "seed": seed, "max_length": max_length, "held_out": held_out, "shard_size": shard_size}
+    written = {"dataset": dataset, "binary": binary}
+    call = {"what": "sample", "grammar": fingerprint(grammar), **settings, **written}
+    numbers = range(-(-count // shard_size))
+    with resumable(folder, call) as partial:
+        progress(0, count, "sampling")
+        for number in numbers:
+            first = number * shard_size
+            if not (partial / f"{number:05d}").exists():
+                drawn = sample(grammar, min(shard_size, count - first), seed=seed, max_length=max_length, first=first)
+                parts = drawn.split(shares, seed)
+                found = {
+                    "parts": {name: len(part) for name, part in parts.items()},
+                    "words": len(drawn.words),
+                    "method": drawn.method,
+                    "acceptance": drawn.acceptance,
+                }
+                with new_folder(partial / f"{number:05d}") as staged:
+                    for name, part in parts.items():
+                        write_text(part, staged / f"{name}.txt")
+                        write_jsonl(part, staged / f"{name}.jsonl", plain=not binary)
+                    if dataset:
+                        with _quiet_datasets():
+                            write_dataset(parts, staged / "dataset", plain=not binary)
+                    replace_json(staged / REPORT, found)
+            progress(min(first + shard_size, count), count, "sampling")
+        shards = [partial / f"{number:05d}" for number in numbers]
+        corpus = _corpus([read_state(shard / REPORT, _Drawn) for shard in shards])
+        report = {"schema": SCHEMA, "versions": versions(), "call": call, "corpus": vars(corpus)}
+        whole = partial / "whole"
+        shutil.rmtree(whole, ignore_errors=True)
+        with new_folder(whole) as staged:
+            for name in shares:
+                for number, shard in enumerate(shards):
+                    place = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+                    for kind in ("txt", "jsonl"):
+                        _link(shard / f"{name}.{kind}", staged / f"{name}{place}.{kind}")
+            if dataset:
+                _join_datasets([shard / "dataset" for shard in shards], staged / "dataset")
+            if words is not None:
+                words.save_pretrained(staged / "tokenizer")
+            replace_json(staged / REPORT, report)
+        with hold(folder):
+            take_name(whole, folder, overwrite=overwrite, replaces=REPORT)
+    return corpus
+
+
+def _corpus(found: Sequence[Mapping[str, Any]]) -> Corpus:
+    parts = {name: sum(shard["parts"].get(name, 0) for shard in found) for name in found[0]["parts"]}
+    return Corpus(parts, sum(shard["words"] for shard in found), found[0]["method"], found[0]["acceptance"])
+
+
+def _join_datasets(folders: Sequence[Path], output: Path) -> None:
+    from datasets import DatasetDict, concatenate_datasets, load_from_disk
+
+    with _quiet_datasets():
+        shards = [load_from_disk(str(folder)) for folder in folders]
+        parts = {name: concatenate_datasets([shard[name] for shard in shards]) for name in shards[0]}
+        DatasetDict(parts).save_to_disk(str(output))
+
+
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
+    """Without the library's own progress bars."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,254 @@
+"""Loading a checkpoint as a transformers model, and knowing which of its parameters is which tensor of the files."""
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.structure import Kind, counterparts
+from surgery.errors import CheckpointError, OptionError, first_line
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model in memory, in evaluation mode (dropout off), with no parameter trainable.
+
+    Attributes:
+        parameters: the checkpoint's tensor name -> the parameter that holds it.
+    """
+
+    module: Any
+    tokenizer: Any
+    checkpoint: Checkpoint
+    device: torch.device
+    parameters: Mapping[str, nn.Parameter]
+
+    @property
+    def kind(self) -> Kind:
+        """What the model is, which picks the readout."""
+        return self.checkpoint.structure.kind
+
+    @property
+    def pad_id(self) -> int:
+        """A token to pad with. A classifier may look for its own; elsewhere padding is masked, and any token will do."""
+        config = self.module.config
+        own = getattr(config, "pad_token_id", None) if self.kind == "classifier" else None
+        return next(
+            token
+            for token in (own, self.tokenizer.pad_token_id, _first(config, "eos_token_id"), 0)
+            if token is not None
+        )
+
+    @property
+    def wants_types(self) -> bool:
+        """Whether the tokenizer gives token types (first or second text of a pair) and the model takes them."""
+        taken = inspect.signature(self.module.forward).parameters
+        return "token_type_ids" in self.tokenizer.model_input_names and "token_type_ids" in taken
+
+    @cached_property
+    def padding_matters(self) -> bool:
+        """Whether tokens after a text's end, though masked, change what the model says of it.
+
+        They do where something beside attention mixes places: Fourier transforms (FNet), convolutions (ConvBERT, YOSO,
+        Nystromformer, MobileBERT's embeddings), pooling (Funnel), a summary at the last place (XLNet). Tried out on a
+        text of seven tokens, a length that no stride divides. Raises CheckpointError when the model can't be run.
+        """
+        size = getattr(self.module.config.get_text_config(), "vocab_size", None) or len(self.tokenizer)
+        text = [self.pad_id + 1 + number for number in range(0, 42, 6)]
+        row = torch.tensor([[token % size for token in text]], device=self.device)
+        alone = self._try(row, row.shape[1])
+        spread = float(alone.abs().max())
+        exact = alone.dtype in (torch.float32, torch.float64)
+        for more in (1, 8):
+            padded = F.pad(row, (0, more), value=self.pad_id)
+            gap = float((self._try(padded, row.shape[1]) - alone).abs().max())
+            if not gap <= (1e-5 if exact else 0.05) * spread:
+                return True
+        return False
+
+    def _try(self, ids: torch.Tensor, real: int) -> torch.Tensor:
+        """What the model says of the first `real` tokens of one row."""
+        mask = (torch.arange(ids.shape[1], device=self.device) < real).long()[None]
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if self.wants_types:
+            batch["token_type_ids"] = torch.zeros_like(ids)
+        with torch.no_grad():
+            found = run(self.module, batch)
+        if self.kind == "classifier":
+            return found[0]
+        if found.shape[1] != ids.shape[1]:
+            raise CheckpointError(
+                f"{self.checkpoint}: a {type(self.module).__name__} gives {found.shape[1]} states for {ids.shape[1]} tokens: no readout fits it"
+            )
+        return found[0, :real]
+
+    def hold(self, checkpoint: Checkpoint) -> None:
+        """Copy another checkpoint's tensors into this model, one at a time."""
+        with torch.no_grad():
+            for tensor, other in counterparts(self.checkpoint, checkpoint).items():
+                parameter, value = self.parameters[tensor], checkpoint.finite_tensor(other, self.device)
+                if parameter.shape != value.shape:  # embeddings that were resized; `check_alike` lets no others pass
+                    rows = min(len(parameter), len(value))
+                    parameter, value = parameter[:rows], value[:rows]  # type: ignore[assignment]
+                parameter.copy_(value)
+
+
+def run(module: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    """A model's answer to a batch: logits, or the last hidden state of a bare encoder.
+
+    Raises CheckpointError, with the library's own words, for a model that gives none: some need more than text, and
+    some more tokens than there are.
+    """
+    try:
+        output = module(**batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a model's code raises
+        raise CheckpointError(
+            f"a {type(module).__name__} can't be run on text alone, here {batch['input_ids'].shape[1]} tokens ({first_line(error)}): no readout fits it"
+        ) from error
+    found = getattr(output, "logits", None)
+    found = getattr(output, "last_hidden_state", None) if found is None else found
+    if not isinstance(found, torch.Tensor):
+        raise CheckpointError(
+            f"a {type(module).__name__} gives {', '.join(output)}, neither logits nor hidden states: no readout fits it"
+        )
+    return found
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenized: bool = True,
+) -> Model:
+    """Load weights and tokenizer.
+
+    Args:
+        device: as torch names them; default CUDA when there is one, else the CPU.
+        dtype: float32 (default), bfloat16, float16 or float64.
+        tokenized: load the tokenizer too, without which a language model takes token ids only.
+
+    Raises:
+        CheckpointError: tensors that the model needs are missing, or hold NaN or infinity.
+    """
+    place, precision = pick_device(device), pick_dtype(dtype)
+    structure = checkpoint.structure
+    with quiet():
+        try:
+            module, info = structure.model_class.from_pretrained(  # type: ignore[attr-defined]
+                checkpoint.folder,
+                dtype=precision,
+                local_files_only=True,
+                output_loading_info=True,
+                weights_only=True,
+                trust_remote_code=False,
+            )
+        except Exception as error:  # whatever the library raises on files it can't use
+            raise CheckpointError(f"{checkpoint}: transformers can't load it ({first_line(error)})") from error
+        tokenizer = load_tokenizer(checkpoint) if tokenized else None
+    # A bare encoder's pooler isn't read by any readout, and many checkpoints come without one.
+    if missing := [name for name in info["missing_keys"] if structure.kind != "encoder" or "pooler" not in name]:
+        raise CheckpointError(
+            f"{checkpoint} lacks {len(missing)} tensors of a {structure.model_class.__name__}, {min(missing)} first: fetch it again"
+        )
+    module = module.to(place).eval().requires_grad_(False)
+    if structure.kind == "classifier" and getattr(module.config, "pad_token_id", None) is None:
+        pad = getattr(tokenizer, "pad_token_id", None)
+        module.config.pad_token_id = _first(module.config, "eos_token_id") if pad is None else pad
+    named = dict(module.named_parameters(remove_duplicate=False))
+    model = Model(
+        module, tokenizer, checkpoint, place, {tensor: named[name] for tensor, name in structure.parameters.items()}
+    )
+    for tensor, parameter in model.parameters.items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(f"{checkpoint}: tensor {tensor} holds NaN or infinity: fetch or make it again")
+    for tensor in structure.blocks:
+        # The library may rename or fuse tensors while loading; a skill is only right if none of that happened.
+        if not torch.equal(model.parameters[tensor], checkpoint.tensor(tensor, place).to(precision)):
+            raise CheckpointError(
+                f"{checkpoint}: transformers changes tensor {tensor} while loading it, so it can't be grafted"
+            )
+    return model
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever the library raises on files it can't use
+        raise CheckpointError(
+            f"{checkpoint}: no tokenizer can be loaded from it ({first_line(error)}): copy the one of the checkpoint it was tuned from"
+        ) from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        # For some families the library makes up an empty tokenizer when the files are missing.
+        raise CheckpointError(
+            f"{checkpoint}: no tokenizer can be loaded from it (it knows no words): copy the one of the checkpoint it was tuned from, or fetch its files"
+        )
+    return tokenizer
+
+
+def _first(config: Any, name: str) -> int | None:
+    """A config's field that may be missing, a number or a list of numbers."""
+    value = getattr(config, name, None)
+    return value[0] if isinstance(value, list) and value else value if isinstance(value, int) else None
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or CUDA when there is one, else the CPU; raises OptionError for one that isn't here."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if str(device).startswith("meta"):
+        raise OptionError("--device meta computes nothing: try cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"--device {device} can't be used here ({first_line(error)}): try cpu") from None
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """float32 unless another is asked for, by name or as torch's own; raises OptionError for one that models don't run in."""
+    if isinstance(dtype, torch.dtype):
+        dtype = str(dtype).removeprefix("torch.")
+    if dtype is not None and dtype not in _DTYPES:
+        raise OptionError(f"--dtype {dtype} isn't one of {', '.join(_DTYPES)}")
+    return _DTYPES[dtype or "float32"]
+
+
+def steady_attention() -> AbstractContextManager[None]:
+    """Attention without cuDNN's kernels, which are built anew for each shape of a batch: seconds for kernels that run once."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the library's progress bars and loading tables off the terminal; what matters is checked and raised here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,105 @@
+"""What grafting needs of a device's memory: scoring and one slope rehearsed on the longest rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.models import pick_device, pick_dtype
+from surgery.grafting.candidates import Candidates, GraftedModel
+from surgery.grafting.localization import budget, candidate_limit
+from surgery.memory import Need
+from surgery.tasks.readout import collate
+from surgery.tasks.rehearsal import (
+    longest,
+    model_bytes,
+    most_activations,
+    read_one,
+    rehearsed,
+    rehearsed_readout,
+    weight_bytes,
+)
+from surgery.tasks.task import Task
+
+_LOWER = "lower --batch-size, --max-length or the number of weights (--sparsity, --sweep), or give --dtype bfloat16"
+_BESIDE = 4  # numbers for each candidate that locating keeps beside base, tuned, delta and its place
+
+
+def graft_need(
+    base: str | Path | Checkpoint,
+    task: Task,
+    *,
+    sparsity: float | None = None,
+    weights: int | None = None,
+    sweep: Sequence[float] = (),
+    method: str = "averaging",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    batch_size: int = 32,
+) -> Need:
+    """What `graft` with these arguments needs at once, from shapes alone; no weights are read.
+
+    As many candidates are counted as may be kept; where fewer weights moved, it needs less.
+    """
+    checkpoint, place, precision = open_checkpoint(base), pick_device(device), pick_dtype(dtype)
+    names = checkpoint.block_weights(include, exclude)
+    movable = sum(checkpoint.entries[name].size for name in names)
+    ladder = [budget(movable, sparsity, weights), *(budget(movable, share, None) for share in sweep)]
+    count = min(candidate_limit(ladder), movable)
+
+    def peak() -> int:
+        with rehearsed(checkpoint, place, precision) as (model, meter):
+            readout = rehearsed_readout(model, task)
+            read_one(model)
+            tests = longest(readout.encode(task.need("test")), batch_size)
+            with torch.no_grad():
+                readout.logits(model.module, *collate(model, tests))
+            rows = longest(readout.encode(task.need("train")), 32)
+            grafted = GraftedModel(model, readout, _candidates(checkpoint, names, count))
+            kept = [torch.zeros_like(grafted.delta) for _ in range(_BESIDE)]
+            grafted.wear(torch.zeros_like(grafted.delta, dtype=torch.bool))
+            if method != "movement":
+                grafted.slope(rows, torch.zeros(len(rows), dtype=torch.long))
+            del kept
+            return meter.peak
+
+    known = {
+        "weights": model_bytes(checkpoint, precision),
+        "candidates": count * (20 + 4 * _BESIDE),
+        # In locating they are reduced to the candidates one at a time.
+        "the largest tensor's gradient": 0
+        if method == "movement"
+        else precision.itemsize * _largest(checkpoint, names),
+    }
+    return Need.of_peak("grafting", place, known, peak, _LOWER, {"skill": 20 * count})
+
+
+def most_of_grafting(checkpoint: Checkpoint, task: Task, limit: int, batch_size: int, dtype: torch.dtype) -> int:
+    """Bytes that `graft` never exceeds."""
+    everything = weight_bytes(checkpoint, list(checkpoint.structure.parameters), max(4, dtype.itemsize))
+    return 2 * everything + 80 * limit + most_activations(checkpoint, max(16, batch_size), task.max_length)
+
+
+def _largest(checkpoint: Checkpoint, names: Sequence[str]) -> int:
+    return max(checkpoint.entries[name].size for name in names)
+
+
+def _candidates(checkpoint: Checkpoint, names: Sequence[str], count: int) -> Candidates:
+    """So many, in the first tensors, without content; on the CPU, as `Candidates.between` gives them."""
+    sizes = [checkpoint.entries[name].size for name in names]
+    bounds = [0]
+    for number in sizes:
+        bounds.append(min(count, bounds[-1] + number))
+    empty = torch.empty(count)
+    return Candidates(
+        tuple(names),
+        tuple(bounds),
+        torch.empty(count, dtype=torch.long),
+        empty,
+        empty.clone(),
+        movable=sum(sizes),
+        moved=count,
+    )

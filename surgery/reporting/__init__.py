@@ -1,0 +1,1 @@
+"""Reporting: figures, tables and pages that every method shares."""

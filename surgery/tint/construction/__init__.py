@@ -1,0 +1,1 @@
+"""Construction: the simulating transformer's layers, its weights and its size."""

@@ -1,0 +1,254 @@
+"""count: how big the simulating transformer is, piece by piece, by arithmetic alone."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgery.errors import TintError
+from surgery.tint.construction.layout import FLAGS, SLOTS, Layout
+from surgery.tint.shape import Shape
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One kind of layer in a block's set.
+
+    Attributes:
+        weights: allocated. `nonzero`: of those. `read`: those whose input isn't always zero.
+        uses: how often one pass with one inner step runs it in a block, with the second forward pass.
+    """
+
+    name: str
+    weights: int
+    nonzero: int
+    read: int
+    uses: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """The size of the transformer that simulates a model.
+
+    Attributes:
+        pieces: the layers of one block's set; every block of the auxiliary model has a set of its own, which its matrices
+            share and which both forward passes run.
+        prefixes: weights of the prefix embeddings that hold the auxiliary model. `tables`: of word and position embeddings.
+    """
+
+    name: str
+    shape: Shape
+    layout: Layout
+    pieces: tuple[Piece, ...]
+    loss: Piece
+    prefixes: int
+    tables: int
+
+    @property
+    def set_weights(self) -> int:
+        """Of one block's set of layers."""
+        return sum(piece.weights for piece in self.pieces)
+
+    @property
+    def total(self) -> int:
+        """All weights, forward layers re-used by the second pass, layers shared by the matrices of a block."""
+        return self.layer_weights + self.prefixes + self.tables
+
+    @property
+    def layer_weights(self) -> int:
+        """Of the layers: every block's set, and the loss."""
+        return self.shape.layers * self.set_weights + self.loss.weights
+
+    @property
+    def nonzero(self) -> int:
+        """Weights of the layers that aren't zero."""
+        return self.shape.layers * sum(piece.nonzero for piece in self.pieces) + self.loss.nonzero
+
+    @property
+    def read(self) -> int:
+        """Weights of the layers whose input isn't always zero."""
+        return self.shape.layers * sum(piece.read for piece in self.pieces) + self.loss.read
+
+    @property
+    def shared_by_all(self) -> int:
+        """All weights if every block used one and the same set: nothing in it depends on the auxiliary model."""
+        return self.set_weights + self.loss.weights + self.prefixes + self.tables
+
+    @property
+    def unshared(self) -> int:
+        """All weights if every matrix and both forward passes had layers of their own."""
+        each = self.shape.layers * sum(piece.weights * piece.uses for piece in self.pieces)
+        return each + self.loss.weights + self.prefixes + self.tables
+
+    @property
+    def dense(self) -> int:
+        """The same with each layer a plain transformer's: four square matrices of the embedding's size."""
+        runs = self.shape.layers * sum(piece.uses for piece in self.pieces) + 1
+        return 4 * runs * self.layout.embedding**2 + self.prefixes + self.tables
+
+    @property
+    def one_prefix(self) -> int:
+        """A whole matrix in one prefix: one layer's query matrix alone over embeddings of width squared."""
+        return self.shape.width**4
+
+    @property
+    def ratio(self) -> float:
+        """The total over the auxiliary model's weights."""
+        return self.total / self.shape.weights
+
+    @property
+    def summary(self) -> list[str]:
+        """What it comes to, one sentence each."""
+        layers = self.layer_weights
+        return [
+            f"auxiliary model: {self.shape.weights:,} weights, {self.shape.block_weights:,} of them in blocks",
+            f"simulating transformer: {self.total:,} weights, {self.ratio:.1f} times as many "
+            f"({layers:,} in layers, {self.prefixes:,} in prefixes, {self.tables:,} in embeddings)",
+            f"of the layers' weights {self.nonzero / layers:.2%} are non-zero, {self.read / layers:.0%} are ever read",
+            f"one set for all blocks: {self.shared_by_all:,}; no sharing and no re-use: {self.unshared:,}; "
+            f"and with dense square layers: {self.dense:,}",
+        ]
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Columns and rows, for one block's set."""
+        rows = [[p.name, f"{p.weights:,}", f"{p.nonzero:,}", f"{p.read:,}", str(p.uses)] for p in self.pieces]
+        total = [sum(getattr(p, key) for p in self.pieces) for key in ("weights", "nonzero", "read", "uses")]
+        rows.append(["a block's set", *(f"{value:,}" for value in total)])
+        return ["layer", "weights", "non-zero", "read", "uses"], rows
+
+    def content(self) -> dict[str, Any]:
+        """Everything, as JSON."""
+        return {
+            "name": self.name,
+            "auxiliary": self.shape.weights,
+            "total": self.total,
+            "ratio": self.ratio,
+            "layers": self.layer_weights,
+            "nonzero": self.nonzero,
+            "read": self.read,
+            "prefixes": self.prefixes,
+            "tables": self.tables,
+            "shared_by_all": self.shared_by_all,
+            "unshared": self.unshared,
+            "dense": self.dense,
+            "one_prefix_per_matrix": self.one_prefix,
+            "layout": {k: getattr(self.layout, k) for k in ("rows", "prefixes", "embedding", "chunks")},
+            "pieces": [vars(piece) for piece in (*self.pieces, self.loss)],
+        }
+
+
+def count(model: Any, *, tokens: int | None = None, rows: int | None = None) -> Count:
+    """Count the weights of the transformer that simulates a model.
+
+    Args:
+        model: a well-known name such as `opt-125m`, a model folder or hub id, a config, a Hugging Face model, or a Shape.
+        tokens: length of the sequence; only checked against the model's positions.
+        rows: rows of a matrix in one prefix; default as makes the transformer smallest.
+
+    Raises:
+        TintError: a name that isn't known, or a model that can't be simulated, by name.
+    """
+    name, shape = _shape(model)
+    if tokens is not None and tokens > shape.positions:
+        raise TintError(
+            f"a sequence of {tokens} tokens is longer than the {shape.positions} positions of {name}: lower it"
+        )
+    layout = Layout.plan(shape, rows)
+    return Count(name, shape, layout, pieces(layout), loss_piece(layout), prefix_weights(layout), table_weights(shape))
+
+
+def pieces(layout: Layout) -> tuple[Piece, ...]:
+    """The layers of one block's set, as `surgery.tint.construction.transformer.Layers` allocates them."""
+    d, e, s, k = layout.shape.width, layout.embedding, layout.rows, layout.prefixes
+    # Coordinates that are ever other than zero: a matrix on tokens reads these rows of it, whatever follows. No token
+    # has the second flag; a norm's prefix holds two rows and has no number.
+    token, prefix, norm = SLOTS * d + 1, (s + 1) * d + k + FLAGS, 2 * d + FLAGS
+    square, chunks = d * e, layout.chunks
+    linear, learn = 4 + 2 * chunks, 2 + 2 * chunks  # all matrices; all but those of queries and keys
+
+    def bias(reader: int, holder: int) -> tuple[int, int, int]:
+        return 2 * e + 2 * square, 2 + 2 * d, reader + holder + holder * d + square
+
+    none = (0, 0, 0)
+
+    def piece(
+        name: str,
+        weights: int,
+        nonzero: int,
+        read: int,
+        uses: int,
+        bias: tuple[int, int, int] = none,
+        kept: int = e - d,
+        gated: int = token,
+    ) -> Piece:
+        # Every layer has a gate: what of the old embedding stays.
+        return Piece(name, weights + bias[0] + e, nonzero + bias[1] + kept, read + bias[2] + gated, uses)
+
+    across = (s + 2) * square + k * e
+    reading = (token + s * prefix) * d + prefix * k + square
+    scaled = 3 * square + e
+    return (
+        piece("linear, forward", across, (s + 2) * d + k, reading, 2 * linear, bias(token, prefix)),
+        piece("linear, backward", across, (s + 2) * d + k, reading, learn),
+        piece(
+            "linear, descent",
+            across,
+            (s + 2) * d + k,
+            prefix * k + 2 * token * d + s * square,
+            learn,
+            bias(prefix, token),
+            e,
+            prefix,
+        ),
+        piece("norm weights, forward", scaled, 3 * d + 1, (token + norm) * d + norm + square, 4, bias(token, norm)),
+        piece("norm weights, backward", scaled, 3 * d + 1, (token + norm) * d + norm + square, 2),
+        piece("norm weights, descent", scaled, 3 * d + 1, 2 * token * d + norm + square, 2, bias(norm, token), e, norm),
+        piece("attention", 4 * square, 4 * d, 3 * token * d + square, 3),
+        piece("normalising, forward", 2 * square, 2 * d, token * d + square, 4),
+        piece("normalising, backward", 4 * square, 4 * d, 2 * token * d + 2 * square, 2),
+        piece("activation, forward", 2 * square, 2 * d, token * d + square, 2 * chunks),
+        piece("activation, backward", 4 * square, 4 * d, 2 * token * d + 2 * square, chunks),
+        Piece("moves between slots", 4 * square + 4 * e, 8 * d, token * d + 3 * square + 4 * token, 9),
+    )
+
+
+def loss_piece(layout: Layout) -> Piece:
+    """The attention to the vocabulary, once for the whole model."""
+    d, e = layout.shape.width, layout.embedding
+    square, token = d * e, SLOTS * d + 1
+    return Piece("loss and logits", 4 * square + e, 4 * d + e - d, token * d + 2 * d * d + square + token, 2)
+
+
+def module_weights(layout: Layout) -> int:
+    """Of all blocks' sets."""
+    return layout.shape.layers * sum(piece.weights for piece in pieces(layout))
+
+
+def prefix_weights(layout: Layout) -> int:
+    """Of the prefix embeddings: every block's matrices and norms, and the final norm."""
+    a_block = (4 + 2 * layout.chunks) * layout.prefixes + 2
+    return (layout.shape.layers * a_block + 1) * layout.embedding
+
+
+def table_weights(shape: Shape) -> int:
+    """Of word and position embeddings, and of a head that isn't tied."""
+    return shape.weights - shape.block_weights - 2 * shape.width
+
+
+def _shape(model: Any) -> tuple[str, Shape]:
+    if isinstance(model, Shape):
+        return model.family, model
+    if isinstance(model, str | Path):
+        folder = Path(model).expanduser()
+        if not folder.exists():
+            try:
+                return str(model), Shape.named(str(model))
+            except TintError:
+                if "/" not in str(model):
+                    raise
+        from surgery.checkpoints.checkpoint import Checkpoint
+
+        checkpoint = Checkpoint(model)
+        return str(model), Shape.of_config(checkpoint.config, str(model))
+    config = getattr(getattr(model, "module", model), "config", model)
+    table = config if isinstance(config, dict) else config.to_dict()
+    return type(model).__name__, Shape.of_config(table, type(model).__name__)

@@ -1,0 +1,1 @@
+"""Evaluation: the simulation against autograd, perplexity of text, and in-context tasks."""

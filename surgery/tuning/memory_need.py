@@ -1,0 +1,77 @@
+"""What fine-tuning needs of a device's memory: two of its own steps rehearsed on the longest rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.models import pick_device
+from surgery.memory import Need
+from surgery.tasks.rehearsal import (
+    files_bytes,
+    longest,
+    model_bytes,
+    most_activations,
+    rehearsed,
+    rehearsed_readout,
+    weight_bytes,
+)
+from surgery.tasks.task import Task
+from surgery.tuning.finetuning import Pace, Recipe, TrainingLoop, mixed_precision, slope_at_base
+
+_LOWER = "lower --batch-size or --max-length, raise --accumulate, or let fewer tensors move (--include)"
+
+
+def tune_need(
+    base: str | Path | Checkpoint,
+    task: Task,
+    recipe: Recipe | None = None,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    device: str | torch.device | None = None,
+    dtype: str | None = None,
+) -> Need:
+    """What `tune` with these arguments needs at once, from shapes alone; no weights are read.
+
+    Within 15% of the measured peak for models of a hundred megabytes or more; libraries take what they take beside it.
+    """
+    checkpoint, place, recipe = open_checkpoint(base), pick_device(device), recipe or Recipe()
+    names, examples = checkpoint.block_weights(include, exclude), task.need("train")
+    mixed = mixed_precision(place, dtype)
+
+    def peak() -> int:
+        with rehearsed(checkpoint, place, torch.float32) as (model, meter):
+            readout = rehearsed_readout(model, task)
+            rows = longest(readout.encode(examples), max(16, recipe.batch_size))
+            targets = torch.zeros(len(rows), dtype=torch.long)
+            if recipe.needs_slope:
+                slope_at_base(model, readout, names, rows[:16], targets, 0)
+            loop = TrainingLoop(model, readout, recipe, Pace(0.1, 0.1, 2, 0.1), names, "", None)
+            if task.dev:
+                loop.best = {name: weight.detach().clone() for name, weight in loop.weights.items()}
+            for _ in range(2):  # momentum is there from the second on
+                loop.advance(rows, targets, range(min(len(rows), recipe.batch_size)), mixed)
+                loop.step += 1
+            return meter.peak
+
+    moving = weight_bytes(checkpoint, names, 4)
+    optimizer = moving if recipe.optimizer.startswith("sgd") else 2 * moving
+    best = moving if task.dev else 0
+    known = {
+        "weights": model_bytes(checkpoint, torch.float32),
+        "the base's copy": moving,
+        "optimizer": optimizer,
+        "gradients": moving,
+        "the best so far": best,
+    }
+    files = {"checkpoint": files_bytes(checkpoint), "state to go on from": moving + optimizer + best}
+    return Need.of_peak("tuning", place, known, peak, _LOWER, files)
+
+
+def most_of_tuning(checkpoint: Checkpoint, names: Sequence[str], task: Task, recipe: Recipe) -> int:
+    """Bytes that `tune` never exceeds: weights, the base's copy, gradients, the best so far, and AdamW's two states with their root."""
+    everything = weight_bytes(checkpoint, list(checkpoint.structure.parameters), 4)
+    moving = weight_bytes(checkpoint, names, 4)
+    return everything + 6 * moving + most_activations(checkpoint, max(16, recipe.batch_size), task.max_length)

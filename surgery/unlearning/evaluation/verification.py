@@ -1,0 +1,310 @@
+"""verify(): what is gone, what stayed and what an attacker can tell, always beside the bottleneck refitted without the rows."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from surgery.checkpoints.models import pick_device
+from surgery.errors import BottleneckError, OptionError, TaskError
+from surgery.jsonfile import parse_loose
+from surgery.progress import Progress, silent
+from surgery.provenance import provenance
+from surgery.tasks.examples import Columns
+from surgery.unlearning.bottleneck import Bottleneck
+from surgery.unlearning.eraser import Eraser
+from surgery.unlearning.evaluation.baselines import RIVALS, rival
+from surgery.unlearning.evaluation.curves import in_turn, shared_keys, sweep_keys
+from surgery.unlearning.evaluation.evaluator import Exam
+from surgery.unlearning.evaluation.membership import RocArea, confidences, likelihood_ratios, masked_share
+from surgery.unlearning.evaluation.report import Report
+from surgery.unlearning.features.inputs import inputs_of
+from surgery.unlearning.features.reading import read_alike, targets_of
+from surgery.unlearning.features.rows import Rows, encoded, feature_digests
+from surgery.unlearning.key_selection import OPEN
+from surgery.unlearning.remarks import remarks, what_all
+from surgery.unlearning.settings import check_seed
+
+_FEWEST_SHADOWS = 4
+
+
+def verify(
+    bottleneck: Bottleneck,
+    edits: Eraser | Sequence[Eraser],
+    test: Any,
+    *,
+    baselines: bool = True,
+    shadows: int = 16,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Measure an edit, or a chain of them, on test rows.
+
+    Every figure stands beside that of the same keys with values refitted without the forgotten rows: without a class
+    the rest gets easier, so a comparison with "before" flatters.
+
+    Args:
+        bottleneck: as it was before the edits; or, with none at hand, as it is after them: then what needs the forgotten
+            rows (before, membership, relearning, baselines) is left out.
+        edits: an eraser, or several in the order they are applied; may be empty.
+        test: labelled `Rows`, a file that `read_rows` takes, tables with `text` (or `image`) and `label`, or (features,
+            labels). Rows that are training rows too are left out, and counted.
+        baselines: fine-tuning, random labels, NegGrad+, SCRUB and logit masking on the same bottleneck too.
+        shadows: bottlenecks trained for the likelihood-ratio attack, 4 or more; 0 leaves it out. They forget as the edit
+            did, and the refitted bottleneck is attacked by the same ones.
+        device: default CUDA when there is one; `bit_identical` can only be true where values were learnt and refitted on one
+            kind of device.
+
+    Raises:
+        TaskError: test labels missing, or of a class that training never saw; no test row that isn't a training row.
+        BottleneckError: edits that don't follow from the bottleneck.
+        OptionError: too few shadows, a negative seed.
+    """
+    check_options(shadows, seed)
+    place, began = pick_device(device), time.perf_counter()
+    chain = list(edits) if isinstance(edits, Sequence) else [edits]
+    if strange := [edit for edit in chain if not isinstance(edit, Eraser)]:
+        raise BottleneckError(
+            f"an edit is a {type(strange[0]).__name__}: give Erasers, as unlearn() and Eraser.load() return them"
+        )
+    states = [bottleneck]
+    for edit in chain:
+        states.append(edit.apply(states[-1]))
+    before, after = states[0], states[-1]
+    positions = _positions(before, chain)
+    classes = sorted({after.classes.index(name) for edit in after.history for name in edit["forget"]})
+    removed = before.need_training().take(positions) if chain else None
+    rows, known = _strangers(before, _test_rows(after, test, device, progress))
+    exam = Exam(after, rows, classes, removed, place)
+
+    models = {"before": before} if chain else {}
+    seconds: dict[str, float | None] = {"after": sum(edit.report["seconds"] for edit in chain) if chain else None}
+    models["after"] = after
+    timed = time.perf_counter()
+    models["refitted"] = after.refitted(np.arange(len(after.need_training())), device=place)
+    seconds["refitted"] = time.perf_counter() - timed
+    for name in RIVALS if baselines and chain else ():
+        progress(len(models), len(RIVALS) + 3, f"baseline {name}")
+        timed = time.perf_counter()
+        trained = rival(name, before, positions, np.array(classes, np.int64), seed, place)
+        if trained is not None:
+            models[name], seconds[name] = trained, time.perf_counter() - timed
+    points = {name: exam.point(model) | {"seconds": seconds.get(name)} for name, model in models.items()}
+    if chain:
+        _attack(points, models, exam, chain, shadows=shadows, seed=seed, device=place, progress=progress)
+    if removed is not None and classes and points["before"]["forget_accuracy"]:
+        for name in ("after", "refitted"):
+            points[name]["relearn"] = exam.relearn(models[name], removed, points["before"]["forget_accuracy"], seed)
+    identical = np.array_equal(after.values, models["refitted"].values) and bool((after.selector.states == OPEN).all())
+    content: dict[str, Any] = {
+        **provenance(
+            call={"verify": {"baselines": baselines, "shadows": shadows, "edits": [edit.hash for edit in chain]}},
+            inputs={"after": after.fingerprint},  # that of before would let anyone test a guess at the rows
+            seed=seed,
+        ),
+        "forgotten": what_all(after.history),
+        "history": [dict(edit) for edit in after.history],
+        "examples": {
+            "test": len(exam.rows),
+            "test_forgotten": int(exam.forgotten.sum()),
+            "retained": len(after.need_training()),
+            "forgotten": len(positions) if chain else None,
+        },
+        "known_test_rows": known,
+        "class_rows": np.bincount(exam.rows.targets, minlength=len(after.classes)).tolist(),
+        "classes": [str(name) for name in after.classes],
+        "points": points,
+        "probe": exam.probe(seed),
+        "bit_identical": identical,
+        "exact": identical and not any(edit["keys_saw_them"] for edit in after.history),
+    }
+    if chain:
+        content["shared_keys"] = shared_keys(before)
+        last = chain[-1].edit
+        if last["via"] == "activations" and len(chain) == 1:
+            options = {"rank": last["rank"], "answer": last["answer"]}
+            content["sweep"] = sweep_keys(
+                before, positions, exam, **options, seed=seed, device=place, progress=progress
+            )
+        if len(chain) > 1:
+            content["turns"] = in_turn(states, exam, place)
+    content["remarks"] = remarks(content, after)
+    content["total_seconds"] = round(time.perf_counter() - began, 1)
+    return Report(content)
+
+
+def verify_folder(
+    folder: str | Path,
+    data: str | Path | None = None,
+    *,
+    features_file: str | Path | None = None,
+    features: str | None = None,
+    columns: Columns | None = None,
+    encoder: str | Path | None = None,
+    erasers: Sequence[str | Path] | None = None,
+    **options: Any,
+) -> Report:
+    """`verify` of a saved bottleneck after its edits.
+
+    Args:
+        data: labelled test rows as `read_rows` takes them, read by the bottleneck's own encoder.
+        features_file, features, columns: a file of features for these rows, which tensor in it, which columns of the data.
+        encoder: where the bottleneck's encoder lies now, if it has moved.
+        erasers: their folders, in any order; by default those that lie beside `folder` and belong to its history.
+    """
+    check_options(options.get("shadows", 0), options.get("seed", 0))
+    after = Bottleneck.load(folder)
+    chain = _chain(after, Path(folder), erasers)
+    before = after
+    for edit in reversed(chain):
+        before = edit.undo(before)
+    source, beside = (features_file, None) if data is None else (data, features_file)
+    if source is None:
+        raise OptionError("there are no test rows: name them with --data or --features")
+    test = read_alike(
+        after,
+        source,
+        features_file=beside,
+        features=features,
+        columns=columns,
+        encoder=encoder,
+        device=options.get("device"),
+        progress=options.get("progress", silent),
+    )
+    return verify(before, chain, test, **options)
+
+
+def check_options(shadows: int, seed: int) -> None:
+    """Raise OptionError for what `verify` can't use."""
+    if shadows and shadows < _FEWEST_SHADOWS:
+        raise OptionError(f"--shadows {shadows} tells nothing: give 0, or {_FEWEST_SHADOWS} at least")
+    check_seed(seed)
+
+
+def _test_rows(bottleneck: Bottleneck, test: Any, device: str | torch.device | None, progress: Progress) -> Rows:
+    if isinstance(test, Rows):
+        return test
+    if isinstance(test, str | Path):
+        return read_alike(bottleneck, test, device=device, progress=progress)
+    listed = isinstance(test, list | tuple)
+    if listed and test and all(isinstance(row, Mapping) for row in test):
+        inputs = inputs_of(test, bottleneck.encoder["kind"] if bottleneck.encoder else "text")
+        targets_of(bottleneck.classes, inputs.labels)
+        return encoded(bottleneck.need_encoder(device=device), inputs, progress)
+    if listed and len(test) == 2:
+        return Rows.of(*test)
+    raise TaskError(
+        f"test rows can't be a {type(test).__name__} alone: give (features, labels), labelled Rows, a file, or tables with text and label"
+    )
+
+
+def _strangers(bottleneck: Bottleneck, test: Rows) -> tuple[Rows, int]:
+    """The test rows that aren't training rows, by content or by features, and how many are.
+
+    Whoever was trained on is no witness: as a non-member it hides a leak, and it makes accuracies those of training.
+    """
+    targets_of(bottleneck.classes, test.labels)  # refused first: it tells more than which rows are known
+    training = bottleneck.need_training()
+    known = np.isin(test.digests, training.digests)
+    known |= np.isin(feature_digests(test.features), feature_digests(training.features))
+    if known.all():
+        raise TaskError(f"all {len(test):,} test rows are training rows: give rows that training never saw")
+    return (test.take(np.flatnonzero(~known)) if known.any() else test), int(known.sum())
+
+
+def _chain(after: Bottleneck, folder: Path, erasers: Sequence[str | Path] | None) -> list[Eraser]:
+    """The erasers of a bottleneck's history, oldest first, as far back as they are at hand."""
+    wanted = [edit["hash"] for edit in after.history]
+    if erasers is not None:
+        given = {eraser.hash: eraser for eraser in map(Eraser.load, erasers)}
+        if strange := given.keys() - set(wanted):
+            raise BottleneckError(
+                f"eraser {min(strange)[:16]} isn't in the history of {folder}: name the one made with it"
+            )
+    else:
+        given = {}
+        for path in sorted(folder.absolute().parent.glob("*/report.json")):
+            try:
+                if parse_loose(path.read_bytes()).get("hash") in wanted:
+                    eraser = Eraser.load(path.parent)
+                    given[eraser.hash] = eraser
+            except (OSError, ValueError, AttributeError, BottleneckError):
+                continue  # someone else's file
+    chain: list[Eraser] = []
+    for number in reversed(wanted):
+        if number not in given:
+            break
+        chain.insert(0, given[number])
+    if erasers is not None and len(chain) < len(given):
+        raise BottleneckError("an eraser between those given is missing: name all back to the first, or none")
+    return chain
+
+
+def _positions(before: Bottleneck, chain: Sequence[Eraser]) -> Int64[np.ndarray, " R"]:
+    """Forgotten rows of all edits, as numbers of the training rows before the first."""
+    numbers = np.arange(len(before.need_training()))
+    gone = []
+    for edit in chain:
+        gone.append(numbers[edit.positions])
+        numbers = np.delete(numbers, edit.positions)
+    return np.sort(np.concatenate(gone)) if gone else np.empty(0, np.int64)
+
+
+def _attack(
+    points: dict[str, dict[str, Any]],
+    models: dict[str, Bottleneck],
+    exam: Exam,
+    chain: Sequence[Eraser],
+    *,
+    shadows: int,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Add `membership` to each point: the attacks, and how each differs from the same on the refitted bottleneck."""
+    suspects = exam.suspects()
+    if suspects is None:
+        return
+    pool, members = suspects.both, len(suspects.members)
+    area = RocArea(members, len(suspects.others), seed)
+    loss = {name: confidences(model, pool, device) for name, model in models.items()}
+    attacks = {"loss": loss}
+    if (models["after"].selector.states != OPEN).any():
+        attacks["masked_share"] = {"after": masked_share(models["after"], pool.ids)}
+    how = _how(models["before"], chain)
+    if shadows and how is not None:
+        attacks["likelihood_ratio"] = likelihood_ratios(
+            models["before"],
+            models["after"].need_training(),
+            suspects,
+            how,
+            {name: loss[name] for name in ("before", "after", "refitted")},
+            shadows=shadows,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    for attack, scores in attacks.items():
+        for name, score in scores.items():
+            found: dict[str, Any] = area.of(score[:members], score[members:])
+            if "refitted" in scores and name != "refitted":
+                other = scores["refitted"]
+                pairs = [(s[:members], s[members:]) for s in (score, other)]
+                found["against_refitted"] = area.difference(*pairs) | {"beyond": area.beyond(*pairs)}
+            points[name].setdefault("membership", {})[attack] = found
+
+
+def _how(before: Bottleneck, chain: Sequence[Eraser]) -> dict[str, Any] | None:
+    """How shadows are to forget: as the edits did, as large a share as they masked; None where the edits differ in kind."""
+    edits = [eraser.edit for eraser in chain]
+    first = {key: edits[0][key] for key in ("via", "rank", "answer")}
+    if before.history or any({key: edit[key] for key in first} != first for edit in edits):
+        return None
+    part, whole = ("examples", "rows") if first["via"] == "examples" else ("masked", "active")
+    share = sum(edit[part] or 0 for edit in edits) / max(1, sum(edit[whole] for edit in edits))
+    return {**first, "share": min(1.0, share)}

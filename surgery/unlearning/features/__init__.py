@@ -1,0 +1,1 @@
+"""Features: rows of numbers that frozen encoders make of texts and images."""

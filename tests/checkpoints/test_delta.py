@@ -1,0 +1,345 @@
+"""The algebra of sparse deltas, against Python dictionaries of weights and numpy's view of their bits."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.delta import Extent, SparseDelta
+from surgery.errors import SkillError
+from tests.support.tiny import block_names, perturb, raw, weights
+
+FINGERPRINT, DIGESTS = "ab" * 32, ("0123456789abcdef", "fedcba9876543210")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+_UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+_EXPONENT = {torch.float32: 0x7F800000, torch.float16: 0x7C00, torch.bfloat16: 0x7F80, torch.float64: 0x7FF << 52}
+SHAPES = {"a.weight": (3, 4), "b.bias": (7,), "c.scalar": (), "d.cube": (2, 1, 3)}
+
+
+@st.composite
+def patterns(draw, dtype):
+    """One weight's bits: any number or infinity, -0.0 and subnormals among them, but no NaN."""
+    wide, exponent = 8 * dtype.itemsize, _EXPONENT[dtype]
+    mantissa = exponent & -exponent  # one more than the largest mantissa
+    special = [0, 1 << (wide - 1), 1, mantissa - 1, exponent, (1 << (wide - 1)) | 1, exponent - 1]
+    magnitude = st.integers(0, exponent)
+    sign = draw(st.sampled_from([0, 1 << (wide - 1)]))
+    return draw(st.sampled_from(special)) if draw(st.booleans()) else sign | draw(magnitude)
+
+
+def tensor_of(bits, dtype, shape):
+    array = np.array(bits, dtype=_UNSIGNED[dtype.itemsize])
+    return torch.from_numpy(array.view(np.uint8)).view(dtype).reshape(shape).clone()
+
+
+@st.composite
+def bases(draw, mixed=True):
+    """Tensors of a base checkpoint: `{name: tensor}`."""
+    one = draw(st.sampled_from(DTYPES))
+    made = {}
+    for name, shape in SHAPES.items():
+        dtype = draw(st.sampled_from(DTYPES)) if mixed else one
+        size = math.prod(shape)
+        made[name] = tensor_of(draw(st.lists(patterns(dtype), min_size=size, max_size=size)), dtype, shape)
+    return made
+
+
+@st.composite
+def changes(draw, base, at=None):
+    """`{(name, index): tuned bits}` over a base, anywhere or `at` given places."""
+    places = [(name, index) for name, tensor in base.items() for index in range(tensor.numel())] if at is None else at
+    chosen = draw(st.lists(st.sampled_from(places), unique=True, max_size=12)) if places else []
+    return {place: draw(patterns(base[place[0]].dtype)) for place in chosen}
+
+
+def delta_of(base, changed, **fields):
+    """The delta from its definition, made without `from_parts`."""
+    extents, indices, values, base_values = [], [], [], []
+    for name in sorted({name for name, _ in changed}):
+        mine = sorted(index for n, index in changed if n == name)
+        extents.append(Extent(name, base[name].dtype, tuple(base[name].shape), len(indices), len(indices) + len(mine)))
+        indices += mine
+        values.append(tensor_of([changed[name, i] for i in mine], base[name].dtype, len(mine)))
+        base_values.append(base[name].reshape(-1)[mine])
+    rank = [torch.float16, torch.float32, torch.float64]
+    dtypes = {part.dtype for part in values}
+    wide = dtypes.pop() if len(dtypes) == 1 else max(dtypes - {torch.bfloat16} | {torch.float32}, key=rank.index)
+    return SparseDelta(
+        extents=tuple(extents),
+        indices=torch.tensor(indices, dtype=torch.int64),
+        values=torch.cat([part.to(wide) for part in values]) if values else torch.empty(0),
+        base_values=torch.cat([part.to(wide) for part in base_values]) if values else torch.empty(0),
+        **{"movable": 26, "base_fingerprint": FINGERPRINT, "base_digests": DIGESTS, **fields},
+    )
+
+
+def expected_after(base, *changes):
+    """Bits of all tensors with changes written one after another."""
+    made = {name: raw(tensor) for name, tensor in base.items()}
+    for changed in changes:
+        for (name, index), bits in changed.items():
+            made[name][index] = bits
+    return made
+
+
+def applied(base, *deltas, restore=False):
+    """Bits of all tensors after `write_into`, on a copy."""
+    made = {name: tensor.clone() for name, tensor in base.items()}
+    for delta in deltas:
+        delta.write_into(made, restore=restore)
+    return {name: raw(tensor) for name, tensor in made.items()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def content(delta):
+    """A delta as a dictionary: `{(name, index): (base bits, tuned bits)}`."""
+    made = {}
+    for name in delta.tensors:
+        index, tuned, base = delta.part(name)
+        made |= {
+            (name, i): (b, t) for i, b, t in zip(index.tolist(), raw(base).tolist(), raw(tuned).tolist(), strict=True)
+        }
+    return made
+
+
+def equal(left, right):
+    return left.extents == right.extents and content(left) == content(right)
+
+
+pairs = bases().flatmap(lambda base: st.tuples(st.just(base), changes(base)))
+triples = bases().flatmap(lambda base: st.tuples(st.just(base), changes(base), changes(base)))
+
+# -- the algebra -----------------------------------------------------------------------------------------------------
+
+
+@given(pairs)
+def test_apply_writes_the_tuned_bits_and_revert_the_base_bits(pair):
+    base, changed = pair
+    delta = delta_of(base, changed)
+    tuned = expected_after(base, changed)
+    assert delta.weights == len(changed)
+    assert delta.sparsity == len(changed) / 26
+    assert same(applied(base, delta), tuned)
+    assert same(applied(base, delta, delta), tuned)
+    worn = {name: tensor.clone() for name, tensor in base.items()}
+    delta.write_into(worn)
+    delta.write_into(worn, restore=True)
+    assert same({name: raw(tensor) for name, tensor in worn.items()}, expected_after(base))
+
+
+@given(pairs)
+def test_inverse_leads_back_and_its_inverse_forth(pair):
+    base, changed = pair
+    delta = delta_of(base, changed)
+    assert same(applied(base, delta, delta.inverse()), expected_after(base))
+    assert equal(delta.inverse().inverse(), delta)
+    assert delta.inverse().base_fingerprint == ""  # of the tuned checkpoint, which nobody has looked at
+
+
+@given(pairs)
+def test_edits_hold_the_raw_bits(pair):
+    base, changed = pair
+    delta = delta_of(base, changed)
+    for revert in (False, True):
+        edits = delta.edits(revert=revert)
+        assert set(edits) == {name for name, _ in changed}
+        for name, edit in edits.items():
+            mine = sorted(index for n, index in changed if n == name)
+            assert edit.indices.tolist() == mine
+            assert edit.base.tolist() == [int(raw(base[name])[i]) for i in mine]
+            assert edit.tuned.tolist() == [changed[name, i] for i in mine]
+            assert edit.wanted.tolist() == (edit.base if revert else edit.tuned).tolist()
+
+
+@given(triples)
+def test_overlap_against_sets(triple):
+    base, first, second = triple
+    a, b = delta_of(base, first), delta_of(base, second)
+    expected = len(first.keys() & second.keys()) / len(second) if second else 0.0
+    assert a.overlap(b) == expected
+    assert 0 <= a.overlap(b) <= 1
+    assert a.overlap(a) == (1.0 if first else 0.0)
+    assert a.overlap(b) * len(second) == pytest.approx(b.overlap(a) * len(first))
+
+
+@given(triples)
+def test_merge_is_a_union_in_which_the_second_wins(triple):
+    base, first, second = triple
+    merged = delta_of(base, first).merge(delta_of(base, second))
+    assert {place: bits for place, (_, bits) in content(merged).items()} == {**first, **second}
+    assert same(applied(base, merged), expected_after(base, first, second))
+    assert same(applied(base, merged, merged, restore=True), expected_after(base))
+
+
+@given(pairs)
+def test_merge_with_itself_and_with_nothing_changes_nothing(pair):
+    base, changed = pair
+    delta, nothing = delta_of(base, changed), delta_of(base, {})
+    assert equal(delta.merge(delta), delta)
+    assert equal(delta.merge(nothing), delta)
+    assert equal(nothing.merge(delta), delta)
+
+
+@given(triples)
+def test_merge_of_disjoint_deltas_commutes(triple):
+    base, first, second = triple
+    second = {place: bits for place, bits in second.items() if place not in first}
+    a, b = delta_of(base, first, movable=30), delta_of(base, second, movable=40)
+    assert equal(a.merge(b), b.merge(a))
+    assert a.merge(b).movable == b.merge(a).movable == 40
+    assert a.merge(b).weights == len(first) + len(second)
+
+
+def test_merge_needs_one_base():
+    base = {"a.weight": torch.zeros(3)}
+    a = delta_of(base, {("a.weight", 0): 1})
+    with pytest.raises(SkillError, match=r"different bases \(abababababab and cdcdcdcdcdcd\)"):
+        a.merge(replace(a, base_fingerprint="cd" * 32))
+
+
+@given(pairs, st.data())
+def test_keep(pair, data):
+    base, changed = pair
+    delta = delta_of(base, changed)
+    mask = data.draw(st.lists(st.booleans(), min_size=len(changed), max_size=len(changed)))
+    kept = {place for place, stays in zip(sorted(changed), mask, strict=True) if stays}
+    part = delta.keep(torch.tensor(mask, dtype=torch.bool))
+    assert {place: bits for place, (_, bits) in content(part).items()} == {place: changed[place] for place in kept}
+    assert equal(part.merge(delta.keep(~torch.tensor(mask, dtype=torch.bool))), delta)
+
+
+# -- the file --------------------------------------------------------------------------------------------------------
+
+
+@given(pair=pairs)
+def test_file_round_trip(pair, tmp_path_factory):
+    base, changed = pair
+    delta = delta_of(base, changed, metadata={"task": '{"name": "é"}', "note": ""})
+    file = tmp_path_factory.mktemp("delta") / "skill.safetensors"
+    file.write_bytes(delta.to_bytes())
+    loaded = SparseDelta.load(file)
+    assert equal(loaded, delta)
+    for field in ("movable", "base_fingerprint", "base_digests", "metadata"):
+        assert getattr(loaded, field) == getattr(delta, field)
+    assert delta.to_bytes() == delta.to_bytes() == loaded.to_bytes()
+    assert SparseDelta.load(str(file)).inverse().to_bytes() == delta.inverse().to_bytes()
+
+
+def test_file_is_what_the_format_says(tmp_path):
+    base = {"b": torch.zeros(2, 3), "a": torch.ones(4)}
+    delta = delta_of(base, {("b", 5): 1, ("a", 3): 2, ("a", 0): 3}, metadata={"task": "t"})
+    file = tmp_path / "skill.safetensors"
+    file.write_bytes(delta.to_bytes())
+    arrays = load_file(file)
+    assert arrays["indices"].dtype == torch.uint32
+    assert arrays["indices"].tolist() == [0, 3, 5]
+    assert raw(arrays["values"]).tolist() == [3, 2, 1]
+    assert arrays["base_values"].tolist() == [1, 1, 0]
+    assert ["".join(f"{byte:02x}" for byte in row) for row in arrays["digests"].tolist()] == list(DIGESTS)
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    assert json.loads(header.pop("tensors")) == [["a", "F32", [4], 0, 2], ["b", "F32", [2, 3], 2, 3]]
+    assert int(header.pop("checksum"), 16) > 0
+    assert header == {
+        "format": "surgery.sparse-delta",
+        "schema": "1",
+        "movable": "26",
+        "base_fingerprint": FINGERPRINT,
+        "task": "t",
+    }
+
+
+@pytest.mark.parametrize("weights_in_it", [0, 1, 1000, 50_000])
+def test_size_is_twelve_bytes_a_weight_and_a_little(weights_in_it):
+    """At the size of roberta-base: 16 tensors in each of 12 layers, 202 tensors in the base, all of them touched."""
+    names = [
+        f"roberta.encoder.layer.{layer}.attention.output.LayerNorm.{part:06}"
+        for layer in range(12)
+        for part in range(16)
+    ]
+    names.sort()
+    generator = np.random.default_rng(0)
+    places = generator.choice(len(names) * 590_000, weights_in_it, replace=False)
+    extents, indices = [], []
+    for number, name in enumerate(names):
+        mine = np.sort(places[places // 590_000 == number] % 590_000)
+        if len(mine):
+            extents.append(Extent(name, torch.float32, (768, 3072), len(indices), len(indices) + len(mine)))
+            indices += mine.tolist()
+    delta = SparseDelta(
+        extents=tuple(extents),
+        indices=torch.tensor(indices, dtype=torch.int64),
+        values=torch.ones(weights_in_it),
+        base_values=torch.zeros(weights_in_it),
+        movable=85_000_000,
+        base_fingerprint=FINGERPRINT,
+        base_digests=DIGESTS * 101,
+    )
+    assert 12 * weights_in_it <= len(delta.to_bytes()) <= 12 * weights_in_it + 32 * 1024
+
+
+# -- from checkpoints ------------------------------------------------------------------------------------------------
+
+
+def test_between_finds_what_was_changed(tiny, tmp_path, kind):
+    touched = perturb(tiny(kind), tmp_path / "tuned", count=60)
+    base, tuned = Checkpoint(tiny(kind)), Checkpoint(tmp_path / "tuned")
+    delta = SparseDelta.between(base, tuned)
+    before, after = weights(tiny(kind)), weights(tmp_path / "tuned")
+    expected = {
+        (name, i): (int(raw(before[name])[i]), int(raw(after[name])[i]))
+        for name, indices in touched.items()
+        for i in indices
+    }
+    assert content(delta) == expected
+    assert delta.movable == sum(before[name].numel() for name in block_names(tiny(kind)))
+    assert delta.base_fingerprint == base.fingerprint
+    assert delta.base_digests == tuple(base.digests[name] for name in sorted(before))
+    assert same(applied(before, delta), {name: raw(tensor) for name, tensor in after.items()})
+
+
+def test_between_compares_bits_within_the_names_given(copied, tmp_path):
+    name, other = "a", "b"
+    for folder, values in [("base", [0.0, 1.0]), ("tuned", [-0.0, 1.0])]:
+        save_file(
+            {name: torch.tensor(values), other: torch.tensor(values)}, copied("bert", folder) / "model.safetensors"
+        )
+    base, tuned = Checkpoint(tmp_path / "base"), Checkpoint(tmp_path / "tuned")
+    delta = SparseDelta.between(base, tuned, [name])
+    assert content(delta) == {(name, 0): (0, 1 << 31)}
+    assert delta.movable == 2
+    assert SparseDelta.between(base, tuned, ()).sparsity == 0
+    assert SparseDelta.between(base, base, (name, other)).weights == 0
+
+
+def test_from_parts_sorts_casts_and_drops_the_empty(tiny):
+    base = Checkpoint(tiny("bert"))
+    first, second = block_names(tiny("bert"))[:2]
+    parts = {
+        second: (torch.tensor([5, 0, 3]), torch.tensor([5.5, 0.5, 3.5], dtype=torch.float64)),
+        first: (torch.tensor([], dtype=torch.int64), torch.tensor([])),
+    }
+    delta = SparseDelta.from_parts(base, parts, movable=100, metadata={"note": "x"})
+    assert list(delta.tensors) == [second]
+    index, tuned, before = delta.part(second)
+    assert (index.tolist(), tuned.tolist(), tuned.dtype) == ([0, 3, 5], [0.5, 3.5, 5.5], torch.float32)
+    assert torch.equal(before, weights(tiny("bert"))[second].reshape(-1)[[0, 3, 5]])
+    assert (delta.movable, delta.metadata, delta.sparsity) == (100, {"note": "x"}, 0.03)
+
+
+@pytest.mark.parametrize("indices", [[1, 1], [-1, 2], [0, 10**6]], ids=["twice", "negative", "beyond the end"])
+def test_from_parts_refuses_impossible_indices(tiny, indices):
+    name = block_names(tiny("bert"))[0]
+    with pytest.raises((SkillError, IndexError)):
+        SparseDelta.from_parts(Checkpoint(tiny("bert")), {name: (torch.tensor(indices), torch.ones(2))}, movable=9)
