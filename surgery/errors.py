@@ -30,10 +30,11 @@ class OptionError(SurgeryError):
 
 
 class MissingPackageError(SurgeryError):
-    """An optional package isn't installed."""
+    """An optional package isn't installed; `extra` names the group of ours that holds it, where one does."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}: pip install 'surgery[{extra}]'")
+        wanted = f"'surgery[{extra}]'" if extra else package
+        super().__init__(f"{purpose} needs the package {package}: pip install {wanted}")
 
 
 def first_line(error: Exception) -> str:

@@ -21,16 +21,23 @@ ALLOWED = {
         "surgery.tasks",
         "surgery.errors",
         "surgery.files",
-        "surgery.reporting.figures",
         "surgery.jsonfile",
         "surgery.locks",
-        "surgery.reporting.markdown",
+        "surgery.reporting",
         "surgery.progress",
         "surgery.provenance",
     ),
     # What makes files appear whole, holds them against other runs and reads JSON is written once, and so is what adds up
     # memory; none of it knows of checkpoints.
-    "pcfg": ("pcfg", "surgery.files", "surgery.jsonfile", "surgery.locks", "surgery.errors", "surgery.memory"),
+    "pcfg": (
+        "pcfg",
+        "surgery.files",
+        "surgery.jsonfile",
+        "surgery.locks",
+        "surgery.errors",
+        "surgery.memory",
+        "surgery.reporting",
+    ),
     "surgery": ("surgery",),
 }
 METHODS = ("surgery.grafting", "surgery.unlearning", "surgery.tint")
