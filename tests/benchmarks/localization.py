@@ -1,4 +1,4 @@
-"""Fill the tables of the README: tuned and grafted accuracy on real text, by task, seed, method and sparsity.
+"""Fill the tables of `surgery/grafting/README.md`: tuned and grafted accuracy on real text, by task, seed, method and sparsity.
 
     python -m tests.benchmarks.localization few  --shared ../shared/data -o few.jsonl      # MiniLM, 64 a class, three seeds
     python -m tests.benchmarks.localization full --shared ../shared/data -o full.jsonl     # MiniLM, whole training sets

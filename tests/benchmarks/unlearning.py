@@ -1,4 +1,4 @@
-"""Fill the unlearning tables of the README: every class forgotten, each figure beside the refitted bottleneck's.
+"""Fill the unlearning tables of `surgery/unlearning/README.md`: every class forgotten, each figure beside the refitted bottleneck's.
 
     python -m tests.benchmarks.unlearning digits -o digits.jsonl
     python -m tests.benchmarks.unlearning fashion-pixels fashion-features trec --models MODELS --shared ../shared/data -o big.jsonl
