@@ -32,7 +32,7 @@ print(f"loss on the 47 training pairs {float(out.update.losses[0, 0]):.1f}; logi
 whole = TinT.build(model, mode="paper", scale=100.0, materialise=True)
 difference = (whole(ids, train_mask=mask, lr=1e-3).logits - out.logits).abs().max()
 print(
-    f"the transformer itself: {sum(p.numel() for p in whole.machine.parameters()):,} weights; {'agrees' if difference < 1e-3 else 'differs'}"
+    f"the transformer itself: {sum(p.numel() for p in whole.transformer.parameters()):,} weights; {'agrees' if difference < 1e-3 else 'differs'}"
 )
 
 checked = verify(model, ids, sweep=False)

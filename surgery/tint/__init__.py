@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from surgery.tint.evaluation.report import Run
     from surgery.tint.evaluation.verification import Verification, verify
     from surgery.tint.shape import Shape
-    from surgery.tint.simulator import TinT, Update
+    from surgery.tint.simulator import TinT
+    from surgery.tint.update import Update
 
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
@@ -25,7 +26,7 @@ _HOMES = {
     "Run": "surgery.tint.evaluation.report",
     "Shape": "surgery.tint.shape",
     "TinT": "surgery.tint.simulator",
-    "Update": "surgery.tint.simulator",
+    "Update": "surgery.tint.update",
     "Verification": "surgery.tint.evaluation.verification",
     "count": "surgery.tint.construction.counting",
     "run_task": "surgery.tint.evaluation.in_context",

@@ -113,14 +113,14 @@ class Auxiliary:
     ) -> Float[Tensor, "batch tokens width"]:
         """Word embeddings, and position embeddings where the family has a table of them."""
         words = nn.functional.embedding(input_ids, self.module.get_input_embeddings().weight.detach())
-        table = self.places
+        table = self.position_table
         if table is None:
             return words
         # OPT's table starts with two unused rows.
         return words + nn.functional.embedding(positions + (2 if self.shape.family == "opt" else 0), table.detach())
 
     @property
-    def places(self) -> Tensor | None:
+    def position_table(self) -> Tensor | None:
         """The table of position embeddings, where the family has one."""
         if self.shape.family == "gpt2":
             return self.module.transformer.wpe.weight
@@ -163,14 +163,14 @@ def _check_numbers(module: Any, named: Mapping[str, Tensor], sites: tuple[Mappin
     for site in (site for block in sites for site in block.values()):
         if site.parameter not in named:
             raise TintError(f"a {type(module).__name__} here has no parameter {site.parameter}: give the plain model")
-        found = str(named[site.parameter].dtype).removeprefix("torch.")
+        dtype = str(named[site.parameter].dtype).removeprefix("torch.")
         if getattr(module, "is_quantized", False) or not named[site.parameter].is_floating_point():
             raise TintError(
-                f"{site.parameter} is quantised ({found}): load the model in float32, or give model.dequantize()"
+                f"{site.parameter} is quantised ({dtype}): load the model in float32, or give model.dequantize()"
             )
         if named[site.parameter].dtype != kind:
             raise TintError(
-                f"{site.parameter} is {found}, but the head {str(kind).removeprefix('torch.')}: give dtype='float32' to simulate all of it in one precision"
+                f"{site.parameter} is {dtype}, but the head {str(kind).removeprefix('torch.')}: give dtype='float32' to simulate all of it in one precision"
             )
 
 
@@ -214,18 +214,18 @@ def fingerprint_of(model: Any, resume: str | Path | None = None) -> dict[str, st
 
 def _gpt2_sites(shape: Shape, layer: int) -> dict[str, Site]:
     at, d = f"transformer.h.{layer}", shape.width
-    found = {}
+    sites = {}
     for leaf in ("weight", "bias"):
         transposed = leaf == "weight"  # the library's Conv1D holds [in, out]
-        found[f"norm1.{leaf}"] = Site(f"{at}.ln_1.{leaf}")
+        sites[f"norm1.{leaf}"] = Site(f"{at}.ln_1.{leaf}")
         for number, name in enumerate("qkv"):
             rows = slice(number * d, (number + 1) * d)
-            found[f"{name}.{leaf}"] = Site(f"{at}.attn.c_attn.{leaf}", rows, transposed)
-        found[f"o.{leaf}"] = Site(f"{at}.attn.c_proj.{leaf}", transposed=transposed)
-        found[f"norm2.{leaf}"] = Site(f"{at}.ln_2.{leaf}")
-        found[f"up.{leaf}"] = Site(f"{at}.mlp.c_fc.{leaf}", transposed=transposed)
-        found[f"down.{leaf}"] = Site(f"{at}.mlp.c_proj.{leaf}", transposed=transposed)
-    return found
+            sites[f"{name}.{leaf}"] = Site(f"{at}.attn.c_attn.{leaf}", rows, transposed)
+        sites[f"o.{leaf}"] = Site(f"{at}.attn.c_proj.{leaf}", transposed=transposed)
+        sites[f"norm2.{leaf}"] = Site(f"{at}.ln_2.{leaf}")
+        sites[f"up.{leaf}"] = Site(f"{at}.mlp.c_fc.{leaf}", transposed=transposed)
+        sites[f"down.{leaf}"] = Site(f"{at}.mlp.c_proj.{leaf}", transposed=transposed)
+    return sites
 
 
 def _named_sites(at: str, names: Mapping[str, str], biased: Mapping[str, bool]) -> dict[str, Site]:

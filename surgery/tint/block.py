@@ -25,20 +25,32 @@ from surgery.tint.shape import Shape
 
 
 @dataclass(frozen=True, eq=False)
-class Memory:
-    """What a block keeps of its forward pass; every tensor is [batch, tokens, ...]."""
+class Activations:
+    """A block's activations that its backward pass reads, each [batch, tokens, ...].
+
+    Attributes:
+        x: the block's input. `middle`: the residual stream after attention. `..._normalised`: before the norm's weight.
+        attended: what attention gives, before its output projection.
+        preactivation: the input of the activation: `up`'s output, or of gated ones `gate`'s.
+        multiplier: of gated ones `up`'s output, which the activation is multiplied by; else None.
+    """
 
     x: Tensor
     x_normalised: Tensor
     q: Tensor
     k: Tensor
     v: Tensor
-    read: Tensor
+    attended: Tensor
     middle: Tensor
     middle_normalised: Tensor
-    opened: Tensor
-    raised: Tensor | None
+    preactivation: Tensor
+    multiplier: Tensor | None
     activated: Tensor
+
+    @property
+    def inner(self) -> Tensor:
+        """The input of the feed-forward layer's last projection."""
+        return self.activated if self.multiplier is None else self.activated * self.multiplier
 
 
 def forward(
@@ -47,26 +59,28 @@ def forward(
     shape: Shape,
     rotation: Rotation,
     visible: Bool[Tensor, "batch tokens tokens"] | None,
-) -> tuple[Float[Tensor, "batch tokens width"], Memory]:
-    """The block's output, and what its backward pass needs."""
+) -> tuple[Float[Tensor, "batch tokens width"], Activations]:
+    """The block's output, and the activations that its backward pass reads."""
     x_normalised = normalise(x, shape.norm, shape.epsilon)
     a = affine(x_normalised, block, "norm1")
     q, k, v = (linear(a, block, name).unflatten(-1, (-1, shape.head_width)) for name in "qkv")
     q, k = rotate(q, rotation), rotate(k, rotation)
-    read = attend(q, k, v, visible).flatten(2)
-    middle = x + linear(read, block, "o")
+    attended = attend(q, k, v, visible).flatten(2)
+    middle = x + linear(attended, block, "o")
     middle_normalised = normalise(middle, shape.norm, shape.epsilon)
     b = affine(middle_normalised, block, "norm2")
-    opened = linear(b, block, "gate" if shape.gated else "up")
-    raised = linear(b, block, "up") if shape.gated else None
-    activated = activate(opened, shape.activation)
-    out = middle + linear(activated if raised is None else activated * raised, block, "down")
-    return out, Memory(x, x_normalised, q, k, v, read, middle, middle_normalised, opened, raised, activated)
+    preactivation = linear(b, block, "gate" if shape.gated else "up")
+    multiplier = linear(b, block, "up") if shape.gated else None
+    activated = activate(preactivation, shape.activation)
+    kept = Activations(
+        x, x_normalised, q, k, v, attended, middle, middle_normalised, preactivation, multiplier, activated
+    )
+    return middle + linear(kept.inner, block, "down"), kept
 
 
 def backward(
     gradient: Float[Tensor, "batch tokens width"],
-    memory: Memory,
+    kept: Activations,
     layer: int,
     block: Block,
     shape: Shape,
@@ -82,20 +96,20 @@ def backward(
     A tensor is used before it learns: the gradient passes through the weights of the forward pass. Without `inward` the
     gradient at the input isn't needed (no block below learns) and what is returned is of no use.
     """
-    middle = gradient + _feed_backward(gradient, memory, layer, block, shape, arithmetic, learner)
-    g_read = linear_backward(middle, block["o.weight"])
-    _learn(learner, layer, block, "o", middle, memory.read)
+    middle = gradient + _feed_backward(gradient, kept, layer, block, shape, arithmetic, learner)
+    g_attended = linear_backward(middle, block["o.weight"])
+    _learn(learner, layer, block, "o", middle, kept.attended)
     g_q, g_k, g_v = attend_backward(
-        g_read.unflatten(-1, (shape.heads, shape.head_width)),
-        memory.q,
-        memory.k,
-        memory.v,
+        g_attended.unflatten(-1, (shape.heads, shape.head_width)),
+        kept.q,
+        kept.k,
+        kept.v,
         visible,
         scores=arithmetic.scores,
     )
     if g_q is not None and g_k is not None:
         g_q, g_k = rotate(g_q, rotation, back=True), rotate(g_k, rotation, back=True)
-    normed = affine(memory.x_normalised, block, "norm1") if learner is not None else memory.x
+    normed = affine(kept.x_normalised, block, "norm1") if learner is not None else kept.x
     g_a: Tensor | None = None
     for name, g in (("q", g_q), ("k", g_k), ("v", g_v)):
         if g is not None:
@@ -105,15 +119,15 @@ def backward(
             _learn(learner, layer, block, name, flat, normed)
     assert g_a is not None, "values always have a gradient"
     at_norm = g_a * _rows(block["norm1.weight"])
-    _learn_norm(learner, layer, block, "norm1", g_a, memory.x_normalised, arithmetic)
+    _learn_norm(learner, layer, block, "norm1", g_a, kept.x_normalised, arithmetic)
     if not inward:
         return middle
-    return middle + normalise_backward(at_norm, memory.x, memory.x_normalised, shape.norm, shape.epsilon, arithmetic)
+    return middle + normalise_backward(at_norm, kept.x, kept.x_normalised, shape.norm, shape.epsilon, arithmetic)
 
 
 def _feed_backward(
     gradient: Tensor,
-    memory: Memory,
+    kept: Activations,
     layer: int,
     block: Block,
     shape: Shape,
@@ -121,25 +135,24 @@ def _feed_backward(
     learner: Learner | None,
 ) -> Tensor:
     """The feed-forward sublayer's share of the gradient at its input."""
-    inner = memory.activated if memory.raised is None else memory.activated * memory.raised
     g_inner = linear_backward(gradient, block["down.weight"])
-    _learn(learner, layer, block, "down", gradient, inner, arithmetic.down_bias)
-    normed = affine(memory.middle_normalised, block, "norm2")
-    if memory.raised is None:
-        g_opened = activate_backward(g_inner, memory.opened, memory.activated, shape.activation, arithmetic)
-        g_b = linear_backward(g_opened, block["up.weight"])
-        _learn(learner, layer, block, "up", g_opened, normed)
+    _learn(learner, layer, block, "down", gradient, kept.inner, arithmetic.down_bias)
+    normed = affine(kept.middle_normalised, block, "norm2")
+    if kept.multiplier is None:
+        g_preactivation = activate_backward(g_inner, kept.preactivation, kept.activated, shape.activation, arithmetic)
+        g_b = linear_backward(g_preactivation, block["up.weight"])
+        _learn(learner, layer, block, "up", g_preactivation, normed)
     else:
-        g_opened = activate_backward(
-            g_inner * memory.raised, memory.opened, memory.activated, shape.activation, arithmetic
+        g_preactivation = activate_backward(
+            g_inner * kept.multiplier, kept.preactivation, kept.activated, shape.activation, arithmetic
         )
-        g_raised = g_inner * memory.activated
-        g_b = linear_backward(g_opened, block["gate.weight"]) + linear_backward(g_raised, block["up.weight"])
-        _learn(learner, layer, block, "gate", g_opened, normed)
-        _learn(learner, layer, block, "up", g_raised, normed)
+        g_multiplier = g_inner * kept.activated
+        g_b = linear_backward(g_preactivation, block["gate.weight"]) + linear_backward(g_multiplier, block["up.weight"])
+        _learn(learner, layer, block, "gate", g_preactivation, normed)
+        _learn(learner, layer, block, "up", g_multiplier, normed)
     at_norm = g_b * _rows(block["norm2.weight"])
-    _learn_norm(learner, layer, block, "norm2", g_b, memory.middle_normalised, arithmetic)
-    return normalise_backward(at_norm, memory.middle, memory.middle_normalised, shape.norm, shape.epsilon, arithmetic)
+    _learn_norm(learner, layer, block, "norm2", g_b, kept.middle_normalised, arithmetic)
+    return normalise_backward(at_norm, kept.middle, kept.middle_normalised, shape.norm, shape.epsilon, arithmetic)
 
 
 def _learn(

@@ -1,4 +1,4 @@
-"""What becomes of gradients: a step downhill on weights of every row's own, or kept to be looked at."""
+"""Learners, which take the backward pass's gradients: a step of descent on each row's copy of the weights, or a record of them."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def check_rate(lr: float) -> None:
 
 @runtime_checkable
 class Learner(Protocol):
-    """Takes the gradient of each tensor of each block, summed over tokens, as the backward pass finds it."""
+    """Takes the gradient of each tensor of each block, summed over tokens, as the backward pass comes to it."""
 
     def projection(self, layer: int, name: str, gradient: Tensor, x: Tensor) -> None:
         """Of a weight [out, in]: the sum over tokens of gradient [batch, tokens, out] times x [batch, tokens, in]."""
@@ -80,23 +80,23 @@ def check_sums(sums: Float[Tensor, "steps tensors"], names: Sequence[tuple[int, 
 
 
 class Gradients:
-    """The gradients themselves: `found[layer][name]`, [batch, ...]."""
+    """The gradients themselves: `by_block[layer][name]`, [batch, ...]."""
 
     def __init__(self, layers: int) -> None:
-        self.found: tuple[Block, ...] = tuple({} for _ in range(layers))
+        self.by_block: tuple[Block, ...] = tuple({} for _ in range(layers))
 
     def projection(self, layer: int, name: str, gradient: Tensor, x: Tensor) -> None:
         """The outer products' sum."""
-        self.found[layer][name] = torch.bmm(gradient.mT, x)
+        self.by_block[layer][name] = torch.bmm(gradient.mT, x)
 
     def vector(self, layer: int, name: str, gradient: Float[Tensor, "batch width"]) -> None:
         """As it comes."""
-        self.found[layer][name] = gradient
+        self.by_block[layer][name] = gradient
 
     def check(self) -> None:
         """Raise DivergedError, naming the tensor, if a gradient is NaN or infinite."""
-        for layer in reversed(range(len(self.found))):  # from the top, where it came from
-            for name, gradient in self.found[layer].items():
+        for layer in reversed(range(len(self.by_block))):  # from the top, where it came from
+            for name, gradient in self.by_block[layer].items():
                 if not bool(torch.isfinite(gradient).all()):
                     raise DivergedError(
                         f"the gradient of block {layer}'s {name} is NaN or infinite in {str(gradient.dtype).removeprefix('torch.')}: use a dtype of more range, or another scale of differences"

@@ -24,7 +24,7 @@ _LETTERS = 1_500_000
 
 def docstrings(limit: int = _LETTERS) -> str:
     """The documentation strings of the standard library's modules, classes and functions: English that is always there."""
-    found: list[str] = []
+    texts: list[str] = []
     total = 0
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         try:
@@ -33,11 +33,11 @@ def docstrings(limit: int = _LETTERS) -> str:
             continue  # a file that isn't text, of another installation's making
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
-                found.append(text)
+                texts.append(text)
                 total += len(text)
         if total > limit:
             break
-    return "\n\n".join(found)
+    return "\n\n".join(texts)
 
 
 def train_small(
@@ -111,8 +111,8 @@ def run_example(
     cut = int(0.95 * len(text))
     say(f"1. A GPT-2 of 4 blocks, 96 wide, learns from {cut:,} letters of Python's documentation")
     model, tokenizer = train_small(text[:cut], seed=seed, device=device, progress=progress)
-    found = count(model)
-    say(f"2. The transformer that simulates it has {found.total:,} weights, {found.ratio:.0f} times the model's")
+    size = count(model)
+    say(f"2. The transformer that simulates it has {size.total:,} weights, {size.ratio:.0f} times the model's")
     say("3. Every piece of the simulation against the model, every update against autograd")
     checked = verify(model, seed=seed, progress=progress)
     for line in checked.summary:

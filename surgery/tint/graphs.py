@@ -20,7 +20,7 @@ class Captured(NamedTuple):
 
     replay: Callable[[], None]
     inputs: tuple[Tensor | None, ...]
-    found: Any
+    outputs: Any
 
 
 class Graphs:
@@ -68,12 +68,12 @@ class Graphs:
             if len(self._captured) > _KEPT:
                 self._captured.popitem(last=False)
         self._captured.move_to_end(key)
-        replay, static, found = self._captured[key]
+        replay, static, outputs = self._captured[key]
         for mine, theirs in zip(static, inputs, strict=True):
             if mine is not None and theirs is not None:
                 mine.copy_(theirs)
         replay()
-        return copy(found)
+        return copy(outputs)
 
 
 def pays(device: torch.device, weights: int) -> bool:
@@ -93,5 +93,5 @@ def record(function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> Cap
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = function(*static)
-    return Captured(graph.replay, static, found)
+            outputs = function(*static)
+    return Captured(graph.replay, static, outputs)

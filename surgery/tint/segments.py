@@ -67,7 +67,7 @@ class Plan:
             row = int((given & ~real).any(1).long().argmax())
             raise TintError(f"row {row} of train_mask marks padding: mark tokens that attention_mask has as 1")
         train = given if given is not None else torch.ones_like(ids, dtype=torch.bool) if real is None else real
-        positions, visible = layout(ids, parts, real)
+        positions, visible = positions_and_visible(ids, parts, real)
         check_length(positions, shape.positions)
         targets = train[:, :-1] & train[:, 1:]
         if parts is not None:
@@ -83,7 +83,7 @@ class Plan:
             _train_visible(train[:, :last], None if visible is None else visible[:, :last, :last], device),
             last,
             targets.to(device),
-            _places(targets, last).to(device),
+            _pair_numbers(targets, last).to(device),
         )
 
 
@@ -110,12 +110,12 @@ def _train_visible(train: Tensor, visible: Tensor | None, device: torch.device) 
     return None if visible is None else visible.to(device)
 
 
-def _places(targets: Tensor, train_tokens: int) -> Int[Tensor, " pairs"]:
+def _pair_numbers(targets: Tensor, train_tokens: int) -> Int[Tensor, " pairs"]:
     rows, places = targets[:, : train_tokens - 1].nonzero(as_tuple=True)
     return rows * train_tokens + places
 
 
-def layout(
+def positions_and_visible(
     input_ids: Int[Tensor, "batch tokens"],
     segments: Int[Tensor, "batch tokens"] | None,
     attention_mask: Bool[Tensor, "batch tokens"] | None = None,

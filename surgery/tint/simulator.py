@@ -1,111 +1,31 @@
 """TinT: forward, backward and descent of an auxiliary model within one forward pass, and the updated model's logits."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from surgery.checkpoints.checkpoint import rewrite
 from surgery.errors import OptionError
-from surgery.files import check_output, new_folder
 from surgery.tint.auxiliary import Auxiliary, Block
-from surgery.tint.block import Memory, backward, forward
+from surgery.tint.block import Activations, backward, forward
+from surgery.tint.construction.transformer import CONSTANTS, Transformer
 from surgery.tint.descent import Descent, DivergedError, Gradients, Learner, check_rate, check_sums
 from surgery.tint.graphs import Graphs
 from surgery.tint.inputs import as_ids, as_mask, as_segments
 from surgery.tint.modules import Arithmetic, affine, check_mode, cross_entropy, normalise, normalise_backward
-from surgery.tint.segments import Plan, check_length, layout
+from surgery.tint.segments import Plan, check_length, positions_and_visible
+from surgery.tint.update import Output, Update
 
-if TYPE_CHECKING:
-    from surgery.tint.construction.transformer import Machine
-
-Layers = str | Sequence[int]
+BlockNumbers = str | Sequence[int]  # `all`, numbers, or text such as `0,2,8-11`
 
 
-@dataclass(frozen=True, eq=False)
-class Update:
-    """The blocks after the inner training.
-
-    `model()` is the Hugging Face model with a row's weights, to generate with; `save` writes it as a folder.
-
-    Attributes:
-        blocks: each block's tensors; those that learnt are [batch, ...], one copy a row; on the model's device.
-        losses: the summed loss of each row before each step, [steps, batch].
-    """
-
-    auxiliary: Auxiliary
-    blocks: tuple[Block, ...]
-    losses: Float[Tensor, "steps batch"]
-
-    def parameters(self, row: int = 0) -> dict[str, Tensor]:
-        """One row's blocks as parameters of the Hugging Face model, by name."""
-        self._check_row(row)
-        named = dict(self.auxiliary.module.named_parameters(remove_duplicate=False))
-        found: dict[str, Tensor] = {}
-        for block, before, sites in zip(self.blocks, self.auxiliary.blocks, self.auxiliary.sites, strict=True):
-            for name, site in sites.items():
-                whole = found.setdefault(site.parameter, named[site.parameter].detach().clone())
-                learnt = block[name].dim() > before[name].dim()
-                site.view(whole).copy_(block[name][row] if learnt else block[name])
-        return found
-
-    def model(self, row: int = 0) -> Any:
-        """A copy of the Hugging Face model with one row's weights, to generate with or to go on from."""
-        parameters = self.parameters(row)
-        module = copy.deepcopy(self.auxiliary.module).eval()
-        named = dict(module.named_parameters(remove_duplicate=False))
-        with torch.no_grad():
-            for name, tensor in parameters.items():
-                named[name].copy_(tensor)
-        return module
-
-    def save(self, folder: str | Path, row: int = 0, *, overwrite: bool = False) -> Path:
-        """Write one row's weights as a Hugging Face folder.
-
-        A model that came from a folder or hub id keeps its files, tokenizer included, and the precision it was stored in;
-        of a model in memory config and weights are written.
-
-        Raises:
-            OptionError: a row that isn't there; SurgeryError: a folder that can't be written to.
-        """
-        source, folder = self.auxiliary.checkpoint, Path(folder)
-        self._check_row(row)
-        check_output(folder, overwrite=overwrite, replaces="config.json", inputs=[source.folder] if source else [])
-        with new_folder(folder, overwrite=overwrite, replaces="config.json") as staged:
-            if source is None:
-                self.model(row).save_pretrained(staged)
-            else:
-                theirs = {name: tensor for tensor, name in source.structure.parameters.items()}
-                rewrite(source, {theirs[name]: tensor for name, tensor in self.parameters(row).items()}, staged)
-        return folder
-
-    def _check_row(self, row: int) -> None:
-        if not 0 <= row < self.losses.shape[1]:
-            raise OptionError(f"row {row} isn't one of the batch's {self.losses.shape[1]}, counted from 0")
-
-
-@dataclass(frozen=True, eq=False)
-class Output:
-    """What one pass gives.
-
-    Attributes:
-        logits: [batch, tokens, vocabulary], with the updated weights.
-        update: the updated weights and the losses on the way.
-    """
-
-    logits: Float[Tensor, "batch tokens vocabulary"]
-    update: Update
-
-
-class _Found(NamedTuple):
-    """A pass without its checks: what it gives before anything waits for the device."""
+class _Pass(NamedTuple):
+    """The tensors of a pass before its checks, none of which the CPU has read, so that a CUDA graph can hold it."""
 
     blocks: tuple[Block, ...]
     losses: Float[Tensor, "steps batch"]
@@ -113,14 +33,14 @@ class _Found(NamedTuple):
     names: list[tuple[int, str]]
     logits: Float[Tensor, "batch tokens vocabulary"] | None
 
-    def copy(self, before: Sequence[Block]) -> "_Found":
-        """Tensors of its own, but for the model's that didn't learn."""
+    def copy(self, before: Sequence[Block]) -> "_Pass":
+        """A copy that the graph's next replay doesn't overwrite; the model's own tensors (`before`) are shared."""
         blocks = tuple(
             {name: value if value is old[name] else value.clone() for name, value in block.items()}
             for block, old in zip(self.blocks, before, strict=True)
         )
         logits = None if self.logits is None else self.logits.clone()
-        return _Found(blocks, self.losses.clone(), self.sums.clone(), self.names, logits)
+        return _Pass(blocks, self.losses.clone(), self.sums.clone(), self.names, logits)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -131,8 +51,8 @@ class TinT:
     weights of the blocks; embeddings, positions, the final norm and the head stay.
 
     Attributes:
-        machine: the transformer of prefixes and tokens itself, where it was asked for; else the same arithmetic without
-            its zeros.
+        transformer: the transformer of prefixes and tokens itself, where `materialise` asked for it. Else the same
+            arithmetic runs without the zeros of its weight matrices.
     """
 
     auxiliary: Auxiliary
@@ -140,11 +60,11 @@ class TinT:
     mode: str
     steps: int
     layers: tuple[int, ...]
-    machine: "Machine | None" = None
+    transformer: Transformer | None = None
     _graphs: Graphs = field(default_factory=Graphs, init=False)
 
     def __repr__(self) -> str:
-        shape, how = self.auxiliary.shape, "the transformer itself" if self.machine else "fast path"
+        shape, how = self.auxiliary.shape, "the transformer itself" if self.transformer else "fast path"
         return f"TinT(mode={self.mode!r}, steps={self.steps}, {len(self.layers)} of {shape.layers} blocks learn, {how})"
 
     @classmethod
@@ -152,7 +72,7 @@ class TinT:
         cls,
         model: Any,
         steps: int = 1,
-        layers: Layers = "all",
+        layers: BlockNumbers = "all",
         mode: str = "paper",
         *,
         scale: float | None = None,
@@ -178,15 +98,13 @@ class TinT:
         check_mode(mode)
         auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
         arithmetic = Arithmetic.of(mode, auxiliary.dtype, scale)
-        chosen = pick_layers(layers, auxiliary.shape.layers)
-        machine = None
+        chosen = pick_blocks(layers, auxiliary.shape.layers)
+        transformer = None
         if materialise:
-            from surgery.tint.construction.transformer import CONSTANTS, Machine
-
             if mode == "paper" and scale is None:  # the transformer's differences have one N for all
                 arithmetic = Arithmetic.of(mode, auxiliary.dtype, CONSTANTS[auxiliary.dtype])
-            machine = Machine.build(auxiliary, arithmetic, chosen)
-        return cls(auxiliary, arithmetic, mode, steps, chosen, machine)
+            transformer = Transformer.build(auxiliary, arithmetic, chosen)
+        return cls(auxiliary, arithmetic, mode, steps, chosen, transformer)
 
     def __call__(
         self,
@@ -221,12 +139,12 @@ class TinT:
         plan = self._plan(
             input_ids, train_mask, loss_mask=loss_mask, segments=segments, attention_mask=attention_mask, whole=False
         )
-        if self.machine is not None:
-            out = self.machine(self, plan.ids, plan, lr)
+        if self.transformer is not None:
+            out = self.transformer(self.auxiliary, plan, steps=self.steps, lr=lr)
         else:
-            found = self._run(plan, lr, read=True)
-            assert found.logits is not None, "asked to read"
-            out = Output(found.logits, Update(self.auxiliary, found.blocks, found.losses))
+            done = self._run(plan, lr, read=True)
+            assert done.logits is not None, "asked to read"
+            out = Output(done.logits, Update(self.auxiliary, done.blocks, done.losses))
         if not bool(torch.isfinite(out.logits).all()):
             raise DivergedError(
                 f"after step {self.steps} logits are NaN or infinite: lower the learning rate (now {lr:g})"
@@ -248,8 +166,8 @@ class TinT:
         plan = self._plan(
             input_ids, train_mask, loss_mask=loss_mask, segments=segments, attention_mask=attention_mask, whole=True
         )
-        found = self._run(plan, lr, read=False)
-        return Update(self.auxiliary, found.blocks, found.losses)
+        done = self._run(plan, lr, read=False)
+        return Update(self.auxiliary, done.blocks, done.losses)
 
     def gradients(
         self,
@@ -260,7 +178,7 @@ class TinT:
         segments: Any = None,
         attention_mask: Any = None,
     ) -> tuple[Block, ...]:
-        """What one step would move each tensor by, over minus the learning rate: [batch, ...] by block and name.
+        """The gradient of each row's summed loss, [batch, ...] by block and name, by this mode's arithmetic.
 
         Raises:
             TintError: as the pass does; a gradient that is NaN or infinite is named.
@@ -268,11 +186,11 @@ class TinT:
         plan = self._plan(
             input_ids, train_mask, loss_mask=loss_mask, segments=segments, attention_mask=attention_mask, whole=True
         )
-        found = Gradients(self.auxiliary.shape.layers)
+        gradients = Gradients(self.auxiliary.shape.layers)
         with torch.no_grad():
-            self._step(plan, list(self.auxiliary.blocks), found)
-        found.check()
-        return found.found
+            self._step(plan, list(self.auxiliary.blocks), gradients)
+        gradients.check()
+        return gradients.by_block
 
     def hidden(
         self,
@@ -284,7 +202,8 @@ class TinT:
     ) -> Float[Tensor, "batch tokens width"]:
         """The final norm's output, with the blocks of an update or the model's own; logits are its product with the head."""
         ids = as_ids(input_ids, self.auxiliary.shape.vocabulary)
-        positions, visible = layout(ids, as_segments(segments, ids), as_mask(attention_mask, ids, "attention_mask"))
+        parts, real = as_segments(segments, ids), as_mask(attention_mask, ids, "attention_mask")
+        positions, visible = positions_and_visible(ids, parts, real)
         check_length(positions, self.auxiliary.shape.positions)
         device = self.auxiliary.device
         with torch.no_grad():
@@ -298,18 +217,18 @@ class TinT:
     def _plan(self, input_ids: Any, train_mask: Any, **others: Any) -> Plan:
         return Plan.of(input_ids, train_mask, shape=self.auxiliary.shape, device=self.auxiliary.device, **others)
 
-    def _run(self, plan: Plan, lr: float, *, read: bool) -> _Found:
+    def _run(self, plan: Plan, lr: float, *, read: bool) -> _Pass:
         """The pass, by a CUDA graph where that pays, and its checks."""
         inputs = (plan.ids, plan.positions, plan.visible, plan.train_visible, plan.targets, plan.pairs)
-        found = self._graphs.run(
+        done = self._graphs.run(
             (lr, read, plan.train_tokens),
             partial(self._compute, plan.train_tokens, lr, read),
             inputs,
-            lambda found: found.copy(self.auxiliary.blocks),
+            lambda replayed: replayed.copy(self.auxiliary.blocks),
             self.auxiliary.bytes,
         )
-        check_sums(found.sums, found.names, lr)
-        return found
+        check_sums(done.sums, done.names, lr)
+        return done
 
     def _compute(
         self,
@@ -322,7 +241,7 @@ class TinT:
         train_visible: Tensor | None,
         targets: Tensor,
         pairs: Tensor,
-    ) -> _Found:
+    ) -> _Pass:
         """Steps of descent, and the reading; nothing in it waits for the device, so that a graph can hold it."""
         plan = Plan(ids, positions, visible, train_visible, train_tokens, targets, pairs)
         blocks = [dict(block) for block in self.auxiliary.blocks]
@@ -335,7 +254,7 @@ class TinT:
             logits = None
             if read:
                 logits = F.linear(self._read(ids, positions, visible, blocks), self.auxiliary.head)
-        return _Found(tuple(blocks), torch.stack(losses), torch.stack(sums), descent.names, logits)
+        return _Pass(tuple(blocks), torch.stack(losses), torch.stack(sums), descent.names, logits)
 
     def _read(
         self, input_ids: Tensor, positions: Tensor, visible: Tensor | None, blocks: Sequence[Block]
@@ -355,16 +274,16 @@ class TinT:
         ids, positions = plan.ids[:, : plan.train_tokens], plan.positions[:, : plan.train_tokens]
         x = self.auxiliary.embed(ids, positions)
         rotation = self.auxiliary.rotation(x, positions)
-        memories: dict[int, Memory] = {}
+        kept: dict[int, Activations] = {}
         for layer, block in enumerate(blocks):
-            x, memory = forward(x, block, shape, rotation, plan.train_visible)
+            x, activations = forward(x, block, shape, rotation, plan.train_visible)
             if layer >= lowest:
-                memories[layer] = memory
+                kept[layer] = activations
         gradient, losses = self._loss(x, ids, plan)
         for layer in range(shape.layers - 1, lowest - 1, -1):
             gradient = backward(
                 gradient,
-                memories.pop(layer),
+                kept.pop(layer),
                 layer,
                 blocks[layer],
                 shape,
@@ -397,19 +316,19 @@ def check_steps(steps: int) -> None:
         raise OptionError(f"steps {steps} must be at least 1")
 
 
-def pick_layers(layers: Layers, count: int) -> tuple[int, ...]:
-    """The blocks' numbers in order; raises OptionError for none, or for one that isn't there."""
+def pick_blocks(layers: BlockNumbers, count: int) -> tuple[int, ...]:
+    """The numbers of the blocks that learn, in order; raises OptionError for none, or for one that isn't there."""
     if layers == "all":
         return tuple(range(count))
     if isinstance(layers, str):
-        found: set[int] = set()
+        numbers: set[int] = set()
         for part in layers.split(","):
             first, dash, last = part.strip().partition("-")
             if not first.isdigit() or (dash and not last.isdigit()):
                 raise OptionError(f"layers {layers!r} must be all, or numbers and ranges such as 0,2,8-11")
-            found |= set(range(int(first), int(last or first) + 1))
+            numbers |= set(range(int(first), int(last or first) + 1))
     else:
-        found = set(layers)
-    if not found or min(found) < 0 or max(found) >= count:
+        numbers = set(layers)
+    if not numbers or min(numbers) < 0 or max(numbers) >= count:
         raise OptionError(f"layers {layers!r} must name some of the model's {count} blocks, 0 to {count - 1}")
-    return tuple(sorted(found))
+    return tuple(sorted(numbers))

@@ -11,7 +11,7 @@ from surgery.errors import OptionError, SurgeryError, TintError
 from surgery.tint import Layout, Shape, TinT, count
 from surgery.tint.auxiliary import Auxiliary
 from surgery.tint.construction.packing import pack, unpack
-from surgery.tint.construction.transformer import Machine
+from surgery.tint.construction.transformer import Transformer
 from tests.tint.test_arithmetic import model, prefix_mask, tokens  # noqa: F401 (a fixture)
 
 
@@ -98,9 +98,9 @@ def test_count_is_the_built_models(width, layers, inner, family):
     shape = shape_of(width, layers, 2, inner, family=family)
     for rows in (None, 1, 4):
         found = count(shape, rows=rows)
-        machine = Machine(found.layout, 8.0)
-        assert found.total == sum(p.numel() for p in machine.parameters())
-        layers_ = [*machine.blocks.parameters(), *machine.loss.parameters()]
+        transformer = Transformer(found.layout, 8.0)
+        assert found.total == sum(p.numel() for p in transformer.parameters())
+        layers_ = [*transformer.blocks.parameters(), *transformer.loss.parameters()]
         assert found.layer_weights == sum(p.numel() for p in layers_)
         assert found.nonzero == sum(int(p.count_nonzero()) for p in layers_)
         assert found.nonzero < found.read <= found.layer_weights
@@ -145,7 +145,7 @@ def test_count_says_how_many_weights_ever_read_anything(width, heads, inner):
     for parameter in plain.parameters():
         parameter.data.normal_(0, 0.5)
     whole = TinT.build(plain, steps=2, materialise=True)
-    layers, loss = whole.machine.sets[0], whole.machine.loss
+    layers, loss = whole.transformer.sets[0], whole.transformer.loss
     with Inputs([*layers.parameters(), *loss.parameters()]) as inputs:
         whole(torch.randint(23, (2, 12)), prefix_mask(2, 12, 8), lr=0.01)
     # Some of these are used as one minus them, which is no parameter.
@@ -159,9 +159,9 @@ def test_opt_125m_is_simulated_with_fewer_than_two_billion_weights():
     found = count("opt-125m")
     assert found.shape.weights == 125_239_296
     assert found.total < 2e9 < found.unshared < found.dense
-    machine = Machine.sketch(found.layout)
-    assert all(p.is_meta for p in machine.parameters())
-    assert found.total == sum(p.numel() for p in machine.parameters())
+    transformer = Transformer.sketch(found.layout)
+    assert all(p.is_meta for p in transformer.parameters())
+    assert found.total == sum(p.numel() for p in transformer.parameters())
     assert found.total <= min(count("opt-125m", rows=rows).total for rows in (1, 2, 4, 6, 8))
 
 

@@ -1,28 +1,12 @@
-"""count: how big the simulating transformer is, piece by piece, by arithmetic alone."""
+"""count: the size of the simulating transformer, piece by piece, by arithmetic alone."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from surgery.errors import TintError
-from surgery.tint.construction.layout import FLAGS, SLOTS, Layout
+from surgery.tint.construction.layout import Layout, Piece, loss_piece, pieces, prefix_weights, table_weights
 from surgery.tint.shape import Shape
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One kind of layer in a block's set.
-
-    Attributes:
-        weights: allocated. `nonzero`: of those. `read`: those whose input isn't always zero.
-        uses: how often one pass with one inner step runs it in a block, with the second forward pass.
-    """
-
-    name: str
-    weights: int
-    nonzero: int
-    read: int
-    uses: int
 
 
 @dataclass(frozen=True)
@@ -154,84 +138,6 @@ def count(model: Any, *, tokens: int | None = None, rows: int | None = None) -> 
         )
     layout = Layout.plan(shape, rows)
     return Count(name, shape, layout, pieces(layout), loss_piece(layout), prefix_weights(layout), table_weights(shape))
-
-
-def pieces(layout: Layout) -> tuple[Piece, ...]:
-    """The layers of one block's set, as `surgery.tint.construction.transformer.Layers` allocates them."""
-    d, e, s, k = layout.shape.width, layout.embedding, layout.rows, layout.prefixes
-    # Coordinates that are ever other than zero: a matrix on tokens reads these rows of it, whatever follows. No token
-    # has the second flag; a norm's prefix holds two rows and has no number.
-    token, prefix, norm = SLOTS * d + 1, (s + 1) * d + k + FLAGS, 2 * d + FLAGS
-    square, chunks = d * e, layout.chunks
-    linear, learn = 4 + 2 * chunks, 2 + 2 * chunks  # all matrices; all but those of queries and keys
-
-    def bias(reader: int, holder: int) -> tuple[int, int, int]:
-        return 2 * e + 2 * square, 2 + 2 * d, reader + holder + holder * d + square
-
-    none = (0, 0, 0)
-
-    def piece(
-        name: str,
-        weights: int,
-        nonzero: int,
-        read: int,
-        uses: int,
-        bias: tuple[int, int, int] = none,
-        kept: int = e - d,
-        gated: int = token,
-    ) -> Piece:
-        # Every layer has a gate: what of the old embedding stays.
-        return Piece(name, weights + bias[0] + e, nonzero + bias[1] + kept, read + bias[2] + gated, uses)
-
-    across = (s + 2) * square + k * e
-    reading = (token + s * prefix) * d + prefix * k + square
-    scaled = 3 * square + e
-    return (
-        piece("linear, forward", across, (s + 2) * d + k, reading, 2 * linear, bias(token, prefix)),
-        piece("linear, backward", across, (s + 2) * d + k, reading, learn),
-        piece(
-            "linear, descent",
-            across,
-            (s + 2) * d + k,
-            prefix * k + 2 * token * d + s * square,
-            learn,
-            bias(prefix, token),
-            e,
-            prefix,
-        ),
-        piece("norm weights, forward", scaled, 3 * d + 1, (token + norm) * d + norm + square, 4, bias(token, norm)),
-        piece("norm weights, backward", scaled, 3 * d + 1, (token + norm) * d + norm + square, 2),
-        piece("norm weights, descent", scaled, 3 * d + 1, 2 * token * d + norm + square, 2, bias(norm, token), e, norm),
-        piece("attention", 4 * square, 4 * d, 3 * token * d + square, 3),
-        piece("normalising, forward", 2 * square, 2 * d, token * d + square, 4),
-        piece("normalising, backward", 4 * square, 4 * d, 2 * token * d + 2 * square, 2),
-        piece("activation, forward", 2 * square, 2 * d, token * d + square, 2 * chunks),
-        piece("activation, backward", 4 * square, 4 * d, 2 * token * d + 2 * square, chunks),
-        Piece("moves between slots", 4 * square + 4 * e, 8 * d, token * d + 3 * square + 4 * token, 9),
-    )
-
-
-def loss_piece(layout: Layout) -> Piece:
-    """The attention to the vocabulary, once for the whole model."""
-    d, e = layout.shape.width, layout.embedding
-    square, token = d * e, SLOTS * d + 1
-    return Piece("loss and logits", 4 * square + e, 4 * d + e - d, token * d + 2 * d * d + square + token, 2)
-
-
-def module_weights(layout: Layout) -> int:
-    """Of all blocks' sets."""
-    return layout.shape.layers * sum(piece.weights for piece in pieces(layout))
-
-
-def prefix_weights(layout: Layout) -> int:
-    """Of the prefix embeddings: every block's matrices and norms, and the final norm."""
-    a_block = (4 + 2 * layout.chunks) * layout.prefixes + 2
-    return (layout.shape.layers * a_block + 1) * layout.embedding
-
-
-def table_weights(shape: Shape) -> int:
-    """Of word and position embeddings, and of a head that isn't tied."""
-    return shape.weights - shape.block_weights - 2 * shape.width
 
 
 def _shape(model: Any) -> tuple[str, Shape]:

@@ -38,7 +38,7 @@ class Weights(nn.Module):
             self.bias = bias
 
 
-class Layers(nn.Module):
+class LayerSet(nn.Module):
     """One block's set of layers. Slot 0 of a token holds the signal, slot 1 what was just read off prefixes.
 
     Args:
@@ -160,9 +160,9 @@ class Layers(nn.Module):
 
 def reading(layout: Layout, start: int, matrix: Float[Tensor, "read columns"]) -> Float[Tensor, "embedding columns"]:
     """A matrix that reads coordinates from `start` on."""
-    found = matrix.new_zeros(layout.embedding, matrix.shape[1])
-    found[start : start + matrix.shape[0]] = matrix
-    return found
+    reader = matrix.new_zeros(layout.embedding, matrix.shape[1])
+    reader[start : start + matrix.shape[0]] = matrix
+    return reader
 
 
 def flag(layout: Layout, place: int) -> Float[Tensor, " embedding"]:

@@ -14,41 +14,41 @@ Prefixes = dict[str, Float[Tensor, "... _"]]
 
 def pack(layout: Layout, block: Block) -> Prefixes:
     """A block's tensors as prefixes, [prefixes, embedding] a matrix and [1, embedding] a norm."""
-    found: Prefixes = {}
+    prefixes: Prefixes = {}
     for name in layout.matrices:
         weight, bias = _piece(layout, block, name)
-        found[name] = _matrix(layout, weight, bias)
+        prefixes[name] = _matrix(layout, weight, bias)
     for name in ("norm1", "norm2"):
-        found[name] = pack_norm(layout, block[f"{name}.weight"], block[f"{name}.bias"])
-    return found
+        prefixes[name] = pack_norm(layout, block[f"{name}.weight"], block[f"{name}.bias"])
+    return prefixes
 
 
 def pack_norm(
     layout: Layout, weight: Float[Tensor, " width"], bias: Float[Tensor, " width"]
 ) -> Float[Tensor, "1 embedding"]:
     """A norm's weight and bias as one prefix."""
-    d, found = layout.shape.width, weight.new_zeros(1, layout.embedding)
-    found[0, :d] = weight
-    found[0, layout.rows * d : (layout.rows + 1) * d] = bias
-    found[0, layout.one] = found[0, layout.first] = 1
-    return found
+    d, prefix = layout.shape.width, weight.new_zeros(1, layout.embedding)
+    prefix[0, :d] = weight
+    prefix[0, layout.rows * d : (layout.rows + 1) * d] = bias
+    prefix[0, layout.one] = prefix[0, layout.first] = 1
+    return prefix
 
 
 def unpack(layout: Layout, prefixes: Mapping[str, Tensor]) -> Block:
     """The inverse of `pack`, bit for bit; leading batch dimensions stay."""
-    d, inner, found = layout.shape.width, layout.shape.inner, {}
+    d, inner, block = layout.shape.width, layout.shape.inner, {}
     for name in "qkvo":
-        found[f"{name}.weight"], found[f"{name}.bias"] = _read(layout, prefixes[name])
+        block[f"{name}.weight"], block[f"{name}.bias"] = _read(layout, prefixes[name])
     ups = [_read(layout, prefixes[f"up{c}"]) for c in range(layout.chunks)]
     downs = [_read(layout, prefixes[f"down{c}"]) for c in range(layout.chunks)]
-    found["up.weight"] = torch.cat([weight for weight, _ in ups], -2)[..., :inner, :]
-    found["up.bias"] = torch.cat([bias for _, bias in ups], -1)[..., :inner]
-    found["down.weight"] = torch.cat([weight for weight, _ in downs], -1)[..., :inner]
-    found["down.bias"] = downs[0][1]
+    block["up.weight"] = torch.cat([weight for weight, _ in ups], -2)[..., :inner, :]
+    block["up.bias"] = torch.cat([bias for _, bias in ups], -1)[..., :inner]
+    block["down.weight"] = torch.cat([weight for weight, _ in downs], -1)[..., :inner]
+    block["down.bias"] = downs[0][1]
     for name in ("norm1", "norm2"):
-        found[f"{name}.weight"] = prefixes[name][..., 0, :d]
-        found[f"{name}.bias"] = prefixes[name][..., 0, layout.rows * d : (layout.rows + 1) * d]
-    return found
+        block[f"{name}.weight"] = prefixes[name][..., 0, :d]
+        block[f"{name}.bias"] = prefixes[name][..., 0, layout.rows * d : (layout.rows + 1) * d]
+    return block
 
 
 def _piece(layout: Layout, block: Block, name: str) -> tuple[Tensor, Tensor | None]:
@@ -67,16 +67,16 @@ def _matrix(layout: Layout, weight: Tensor, bias: Tensor | None) -> Tensor:
     d = layout.shape.width
     square = weight.new_zeros(d, d)
     square[: weight.shape[0], : weight.shape[1]] = weight
-    found = weight.new_zeros(layout.prefixes, layout.embedding)
-    found[:, : layout.rows * d] = square.view(layout.prefixes, layout.rows * d)
-    found[:, layout.code : layout.code + layout.prefixes] = torch.eye(
+    prefixes = weight.new_zeros(layout.prefixes, layout.embedding)
+    prefixes[:, : layout.rows * d] = square.view(layout.prefixes, layout.rows * d)
+    prefixes[:, layout.code : layout.code + layout.prefixes] = torch.eye(
         layout.prefixes, dtype=weight.dtype, device=weight.device
     )
-    found[:, layout.one] = 1
+    prefixes[:, layout.one] = 1
     if bias is not None:
-        found[0, layout.rows * d : layout.rows * d + len(bias)] = bias
-        found[0, layout.first] = 1
-    return found
+        prefixes[0, layout.rows * d : layout.rows * d + len(bias)] = bias
+        prefixes[0, layout.first] = 1
+    return prefixes
 
 
 def _read(layout: Layout, prefix: Tensor) -> tuple[Tensor, Tensor]:

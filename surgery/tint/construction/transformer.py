@@ -4,29 +4,25 @@ Activations of the forward pass reach the backward one by long skip connections.
 constant N, as in the paper.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from surgery.errors import OptionError
-from surgery.tint.auxiliary import Auxiliary
-from surgery.tint.construction.layers import Layers, Prefix, Tokens, Weights, reading
+from surgery.tint.auxiliary import Auxiliary, Block
+from surgery.tint.construction.layers import LayerSet, Prefix, Tokens, Weights, reading
 from surgery.tint.construction.layout import Layout
 from surgery.tint.construction.packing import Prefixes, pack, pack_norm, unpack
 from surgery.tint.descent import DivergedError
 from surgery.tint.modules import Arithmetic
 from surgery.tint.segments import Plan
-
-if TYPE_CHECKING:
-    from surgery.tint.simulator import Output, TinT
+from surgery.tint.update import Output, Update
 
 CONSTANTS = {torch.float64: 1e6, torch.float32: 300.0}  # N where none is given
 
 
-class Machine(nn.Module):
+class Transformer(nn.Module):
     """A set of layers for each block, the prefixes, the embedding tables and the loss.
 
     Args:
@@ -34,8 +30,8 @@ class Machine(nn.Module):
     """
 
     final: Tensor
-    words: Tensor
-    places: Tensor
+    word_table: Tensor
+    position_table: Tensor
     head: Tensor | None
 
     def __init__(self, layout: Layout, scale: float) -> None:
@@ -43,34 +39,38 @@ class Machine(nn.Module):
         self.layout = layout
         self.learning: tuple[int, ...] = tuple(range(layout.shape.layers))
         d, e, shape = layout.shape.width, layout.embedding, layout.shape
-        self.offset = 2 if shape.family == "opt" else 0
+        self.offset = 2 if shape.family == "opt" else 0  # OPT's table of positions begins with two unused rows
 
         def blank(*sizes: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(sizes, dtype=torch.float64), requires_grad=False)
 
-        self.sets = [Layers(layout, scale) for _ in range(shape.layers)]
-        self.memory = [
+        # Lists for the code to read, with types; the modules below register what is in them.
+        self.sets = [LayerSet(layout, scale) for _ in range(shape.layers)]
+        self.initial = [
             {name: blank(layout.prefixes, e) for name in layout.matrices} | {n: blank(1, e) for n in ("norm1", "norm2")}
             for _ in range(shape.layers)
         ]
         self.blocks = nn.ModuleList(self.sets)
-        self.prefixes = nn.ModuleList(nn.ParameterDict(prefixes) for prefixes in self.memory)
+        self.prefixes = nn.ModuleList(nn.ParameterDict(prefixes) for prefixes in self.initial)
         self.final = blank(1, e)
-        self.words = blank(shape.vocabulary, d)
-        self.places = blank(shape.positions + self.offset, d)
+        self.word_table = blank(shape.vocabulary, d)
+        self.position_table = blank(shape.positions + self.offset, d)
         self.head = None if shape.tied else blank(shape.vocabulary, d)
         signal, out = reading(layout, 0, torch.eye(d)).double(), reading(layout, d, torch.eye(d)).double().T
         self.loss = Weights(q=signal, k=signal.clone(), v=signal.clone(), o=out, gate=1 - out.sum(0))
 
     @classmethod
-    def sketch(cls, layout: Layout) -> "Machine":
-        """Shapes alone, on the meta device: what `count` must agree with."""
+    def sketch(cls, layout: Layout) -> "Transformer":
+        """The parameters' shapes alone, on the meta device, to hold `count` against."""
         with torch.device("meta"):
             return cls(layout, 1.0)
 
     @classmethod
-    def build(cls, auxiliary: Auxiliary, arithmetic: Arithmetic, layers: tuple[int, ...]) -> "Machine":
-        """The transformer that holds this model.
+    def build(cls, auxiliary: Auxiliary, arithmetic: Arithmetic, learning: tuple[int, ...]) -> "Transformer":
+        """The transformer that holds a model in its prefixes, on the model's device and in its dtype.
+
+        Args:
+            learning: the blocks that learn, by number.
 
         Raises:
             TintError: an architecture without a layout. OptionError: arithmetic that isn't the paper's.
@@ -79,74 +79,88 @@ class Machine(nn.Module):
         if arithmetic.scale is None or arithmetic != Arithmetic.of("paper", auxiliary.dtype, arithmetic.scale):
             raise OptionError("materialise builds the paper's construction alone: use mode 'paper' with it")
         layout = Layout.plan(auxiliary.shape)
-        machine = cls(layout, arithmetic.scale).to(auxiliary.device, auxiliary.dtype)
-        machine.learning = layers
-        machine.memory = [dict(prefixes.items()) for prefixes in machine.prefixes]  # type: ignore[operator]
-        for prefixes, block in zip(machine.memory, auxiliary.blocks, strict=True):
+        transformer = cls(layout, arithmetic.scale).to(auxiliary.device, auxiliary.dtype)
+        transformer.learning = learning
+        transformer.initial = [dict(prefixes.items()) for prefixes in transformer.prefixes]  # type: ignore[operator]
+        for prefixes, block in zip(transformer.initial, auxiliary.blocks, strict=True):
             for name, value in pack(layout, block).items():
                 prefixes[name].copy_(value)
-        machine.final.copy_(pack_norm(layout, auxiliary.final["weight"], auxiliary.final["bias"]))
-        machine.words.copy_(auxiliary.module.get_input_embeddings().weight.detach())
-        if auxiliary.places is not None:
-            machine.places.copy_(auxiliary.places.detach())
-        if machine.head is not None:
-            machine.head.copy_(auxiliary.head)
-        return machine
+        transformer.final.copy_(pack_norm(layout, auxiliary.final["weight"], auxiliary.final["bias"]))
+        transformer.word_table.copy_(auxiliary.module.get_input_embeddings().weight.detach())
+        if auxiliary.position_table is not None:
+            transformer.position_table.copy_(auxiliary.position_table.detach())
+        if transformer.head is not None:
+            transformer.head.copy_(auxiliary.head)
+        return transformer
 
-    def forward(self, simulation: "TinT", input_ids: Int[Tensor, "batch tokens"], plan: Plan, lr: float) -> "Output":
-        """Forward, backward and descent over the training tokens, as often as there are steps, then the whole text."""
-        from surgery.tint.simulator import Output, Update
+    def forward(self, auxiliary: Auxiliary, plan: Plan, *, steps: int, lr: float) -> Output:
+        """Forward, backward and descent over the training tokens, as often as there are steps, then the whole text.
 
+        Args:
+            auxiliary: the model that `build` put into the prefixes.
+            lr: learning rate on the summed loss.
+
+        Raises:
+            DivergedError: prefixes that became NaN or infinite, by step, block and name.
+        """
         with torch.no_grad():
-            memory = [{name: prefix.unsqueeze(0) for name, prefix in block.items()} for block in self.memory]
+            blocks = [{name: prefix.unsqueeze(0) for name, prefix in block.items()} for block in self.initial]
             losses = []
-            for step in range(1, simulation.steps + 1):
-                losses.append(self._step(input_ids, plan, memory, lr))
-                _check(memory, step, lr)
-            h, _ = self._read(input_ids, plan.positions, memory, plan.visible)
+            for step in range(1, steps + 1):
+                losses.append(self._step(plan, blocks, lr))
+                _check(blocks, step, lr)
+            h, _ = self._read(plan.ids, plan.positions, blocks, plan.visible)
             logits = (h @ self.loss.q) @ self._output().mT
-        blocks = []
-        for number, (prefixes, before) in enumerate(zip(memory, simulation.auxiliary.blocks, strict=True)):
+        return Output(logits, Update(auxiliary, self._unpacked(blocks, auxiliary, len(plan.ids)), torch.stack(losses)))
+
+    def _unpacked(self, blocks: list[Prefixes], auxiliary: Auxiliary, batch: int) -> tuple[Block, ...]:
+        """Each block's tensors after the update: those that learnt one copy a row, the others the model's own."""
+        tensors = []
+        for number, (prefixes, before) in enumerate(zip(blocks, auxiliary.blocks, strict=True)):
             if number in self.learning:
                 after = unpack(self.layout, prefixes)
-                blocks.append({name: value.expand(len(input_ids), *value.shape[1:]) for name, value in after.items()})
+                tensors.append({name: value.expand(batch, *value.shape[1:]) for name, value in after.items()})
             else:
-                blocks.append(dict(before))
-        return Output(logits, Update(simulation.auxiliary, tuple(blocks), torch.stack(losses)))
+                tensors.append(dict(before))
+        return tuple(tensors)
 
     def _output(self) -> Tensor:
-        return self.words if self.head is None else self.head
+        return self.word_table if self.head is None else self.head
 
     def _read(
-        self, ids: Tensor, positions: Tensor, memory: list[Prefixes], visible: Tensor | None
+        self, ids: Tensor, positions: Tensor, blocks: list[Prefixes], visible: Tensor | None
     ) -> tuple[Tokens, list[dict[str, Tokens]]]:
-        """The auxiliary model's forward pass: the final norm's output in slot 0, and what every block saw on the way."""
-        h = self.words.new_zeros(*ids.shape, self.layout.embedding)
-        h[..., : self.layout.shape.width] = self.words[ids] + self.places[positions + self.offset]
+        """The auxiliary model's forward pass: the final norm's output in slot 0, and the activations of every block."""
+        h = self.word_table.new_zeros(*ids.shape, self.layout.embedding)
+        h[..., : self.layout.shape.width] = self.word_table[ids] + self.position_table[positions + self.offset]
         h[..., self.layout.one] = 1
         visible = _visible(h, visible)
-        seen = []
-        for layers, prefixes in zip(self.sets, memory, strict=True):
+        activations = []
+        for layers, prefixes in zip(self.sets, blocks, strict=True):
             h, kept = _forward(layers, prefixes, h, visible, self.layout.chunks)
-            seen.append(kept)
-        seen.append({"x": h})
+            activations.append(kept)
+        activations.append({"x": h})
         last = self.sets[-1]
-        return last.scaled(last.normalised(h), self.final[None]), seen
+        return last.scaled(last.normalised(h), self.final[None]), activations
 
-    def _step(self, input_ids: Tensor, plan: Plan, memory: list[Prefixes], lr: float) -> Float[Tensor, " batch"]:
+    def _step(self, plan: Plan, blocks: list[Prefixes], lr: float) -> Float[Tensor, " batch"]:
+        """One step of descent, which replaces prefixes in `blocks`; the loss of each row before it."""
         length, last = plan.train_tokens, self.sets[-1]
-        ids = input_ids[:, :length]
-        h, seen = self._read(ids, plan.positions[:, :length], memory, plan.train_visible)
+        ids = plan.ids[:, :length]
+        h, activations = self._read(ids, plan.positions[:, :length], blocks, plan.train_visible)
         h, losses = self._loss(h, F.pad(plan.targets[:, : length - 1], (0, 1)), ids.roll(-1, 1))
-        h = last.normalised_backward(last.scaled_backward(h, self.final[None]), seen[-1]["x"])
+        h = last.normalised_backward(last.scaled_backward(h, self.final[None]), activations[-1]["x"])
         visible = _visible(h, plan.train_visible)
         for number in range(len(self.sets) - 1, min(self.learning) - 1, -1):
             rate = lr if number in self.learning else None
-            h = _backward(self.sets[number], memory[number], h, seen[number], visible, self.layout.chunks, rate)
+            h = _backward(self.sets[number], blocks[number], h, activations[number], visible, self.layout.chunks, rate)
         return losses
 
     def _loss(self, h: Tokens, pairs: Tensor, wanted: Tensor) -> tuple[Tokens, Float[Tensor, " batch"]]:
-        """Softmax attention to the vocabulary, less the embedding of the word that came; who doesn't learn reads nothing."""
+        """The loss's gradient in slot 0, and each row's summed loss: attention to the vocabulary, less the word that came.
+
+        Tokens that aren't the first of a pair to learn (`pairs` 0) read nothing.
+        """
         d, output = self.layout.shape.width, self._output()
         scores = (h @ self.loss.q) @ (output @ self.loss.k[:d]).mT
         p = scores.softmax(-1)
@@ -155,10 +169,10 @@ class Machine(nn.Module):
         return h * self.loss.gate + read @ self.loss.o, losses
 
 
-def _check(memory: list[Prefixes], step: int, lr: float) -> None:
+def _check(blocks: list[Prefixes], step: int, lr: float) -> None:
     """Raise DivergedError, naming the prefixes, if any are NaN or infinite after a step."""
-    for number in reversed(range(len(memory))):  # from the top, where it came from
-        for name, prefix in memory[number].items():
+    for number in reversed(range(len(blocks))):  # from the top, where it came from
+        for name, prefix in blocks[number].items():
             if not bool(torch.isfinite(prefix).all()):
                 raise DivergedError(
                     f"step {step}: the prefixes of block {number}'s {name} are NaN or infinite: lower the learning rate (now {lr:g})"
@@ -171,8 +185,8 @@ def _visible(h: Tokens, visible: Tensor | None) -> Tensor:
     return causal if visible is None else visible
 
 
-def _forward(a: Layers, p: Prefixes, h: Tokens, visible: Tensor, chunks: int) -> tuple[Tokens, dict[str, Tokens]]:
-    """One block of the auxiliary model; what its backward pass will look up."""
+def _forward(a: LayerSet, p: Prefixes, h: Tokens, visible: Tensor, chunks: int) -> tuple[Tokens, dict[str, Tokens]]:
+    """One block of the auxiliary model: its output in slot 0, and the activations that its backward pass reads."""
     kept = {"x": h, "normal1": a.normalised(h)}
     h = kept["scaled1"] = a.scaled(kept["normal1"], p["norm1"])
     q, k, v = (a.linear(h, p[name]) for name in "qkv")
@@ -192,7 +206,7 @@ def _forward(a: Layers, p: Prefixes, h: Tokens, visible: Tensor, chunks: int) ->
 
 
 def _backward(
-    a: Layers, p: Prefixes, g: Tokens, kept: dict[str, Tokens], visible: Tensor, chunks: int, lr: float | None
+    a: LayerSet, p: Prefixes, g: Tokens, kept: dict[str, Tokens], visible: Tensor, chunks: int, lr: float | None
 ) -> Tokens:
     """The gradient at the block's input, in slot 0; prefixes learn after they were read, unless `lr` is None."""
 
@@ -223,8 +237,8 @@ def _backward(
     return a.add(middle, a.normalised_backward(back, kept["x"]))
 
 
-def _total(a: Layers, parts: list[Tokens]) -> Tokens:
-    """Slot 1 of all of them added up."""
+def _total(a: LayerSet, parts: list[Tokens]) -> Tokens:
+    """The sum of slot 1 over several embeddings."""
     total = parts[0]
     for part in parts[1:]:
         total = a.add(part, total, 1)

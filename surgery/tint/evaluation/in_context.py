@@ -24,7 +24,7 @@ from surgery.tint.evaluation.perplexity import load_whole
 from surgery.tint.evaluation.report import Run, best, difference, pick_rates
 from surgery.tint.evaluation.resuming import Found, digest, resumable
 from surgery.tint.modules import check_mode
-from surgery.tint.simulator import Layers, TinT, check_steps
+from surgery.tint.simulator import BlockNumbers, TinT, check_steps
 
 RATES = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 _PACKED = 1024  # tokens of test prompts in one row
@@ -37,7 +37,7 @@ def run_task(
     shots: int = 16,
     lr: float | Sequence[float] | None = None,
     steps: int = 1,
-    layers: Layers = "all",
+    layers: BlockNumbers = "all",
     modes: Sequence[str] = ("paper", "exact"),
     loss: str = "label",
     dev_examples: int = 48,

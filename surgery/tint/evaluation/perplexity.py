@@ -24,7 +24,7 @@ from surgery.tint.evaluation.resuming import Found, digest, resumable
 from surgery.tint.inputs import as_ids
 from surgery.tint.modules import check_mode
 from surgery.tint.segments import check_length
-from surgery.tint.simulator import Layers, TinT, check_steps
+from surgery.tint.simulator import BlockNumbers, TinT, check_steps
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 _WINDOW = 256  # unless the model has fewer positions
@@ -40,7 +40,7 @@ def run_text(
     shares: Sequence[float] = (0.5,),
     lr: float | Sequence[float] | None = None,
     steps: int = 1,
-    layers: Layers = "all",
+    layers: BlockNumbers = "all",
     methods: Sequence[str] = _USUAL,
     window: int | None = None,
     windows: int | None = None,
@@ -180,7 +180,7 @@ class _Work:
         rows: Int[Tensor, "windows tokens"],
         methods: Sequence[str],
         steps: int,
-        layers: Layers,
+        layers: BlockNumbers,
         batch_size: int,
         found: Found,
     ) -> None:

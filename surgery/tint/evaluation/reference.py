@@ -24,13 +24,13 @@ def autograd(auxiliary: Auxiliary, plan: Plan, *, detached: bool = False) -> tup
     """
     parameters = _leaves(auxiliary, range(auxiliary.shape.layers))
     _loss(auxiliary, parameters, plan, detached=detached).backward()
-    found = []
+    by_block = []
     for block, sites in zip(auxiliary.blocks, auxiliary.sites, strict=True):
         gradients = {name: parameters[site.parameter].grad for name, site in sites.items()}
-        found.append(
+        by_block.append(
             {name: torch.zeros_like(block[name]) if g is None else sites[name].view(g) for name, g in gradients.items()}
         )
-    return tuple(found)
+    return tuple(by_block)
 
 
 def dynamic_evaluation(
@@ -63,15 +63,15 @@ def dynamic_evaluation(
     parameters = _leaves(auxiliary, range(auxiliary.shape.layers) if layers is None else layers)
     for step in range(1, steps + 1):
         loss = _loss(auxiliary, parameters, plan)
-        found = torch.autograd.grad(loss, list(parameters.values()))
-        named = zip(parameters, found, strict=True)
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        named = zip(parameters, gradients, strict=True)
         for what, value in (*((f"gradient of {name}", gradient) for name, gradient in named), ("loss", loss)):
             if not bool(torch.isfinite(value).all()):
                 raise DivergedError(
                     f"dynamic evaluation, step {step}: the {what} is NaN or infinite: lower the learning rate (now {lr:g})"
                 )
         with torch.no_grad():
-            for parameter, gradient in zip(parameters.values(), found, strict=True):
+            for parameter, gradient in zip(parameters.values(), gradients, strict=True):
                 parameter -= lr * gradient
     with torch.no_grad():
         logits = plain_logits(auxiliary, plan.ids, plan.positions, plan.visible, parameters)

@@ -72,8 +72,8 @@ class Run:
         methods = list(dict.fromkeys(point["method"] for point in self.points))
         rows = []
         for method in methods:
-            found = {point["share"]: point for point in self.points if point["method"] == method}
-            rows.append([method, *(f"{_interval(found[s], 2)}{_at(found[s])}" for s in shares)])
+            by_share = {point["share"]: point for point in self.points if point["method"] == method}
+            rows.append([method, *(f"{_interval(by_share[s], 2)}{_at(by_share[s])}" for s in shares)])
         return ["", *(f"{share:.0%} for training" for share in shares)], rows
 
     @property

@@ -103,20 +103,20 @@ class Verification:
     def _cells(self, tensor: str) -> list[str]:
         cells: list[str] = []
         for mode, oracle in (("exact", "full"), ("paper", "detached"), ("published", "detached")):
-            found = [
+            entries = [
                 entry
                 for entry in self.content["updates"].get(mode, {}).get(oracle, ())
                 if entry["tensor"] == tensor and entry["cosine"] is not None and entry["learns"]
             ]
             width = {"exact": 1, "paper": 3, "published": 2}[mode]
-            if not found:
+            if not entries:
                 cells += ["-"] * width
                 continue
-            lowest = min(found, key=lambda entry: entry["cosine"])
-            error = f"{max(entry['relative_error'] for entry in found):.1e}"
+            lowest = min(entries, key=lambda entry: entry["cosine"])
+            error = f"{max(entry['relative_error'] for entry in entries):.1e}"
             pair = [
                 f"{lowest['cosine']:.6f}",
-                f"{max(found, key=lambda e: abs(e['norm_ratio'] - 1))['norm_ratio']:.3f}",
+                f"{max(entries, key=lambda e: abs(e['norm_ratio'] - 1))['norm_ratio']:.3f}",
             ]
             cells += [error] if mode == "exact" else [*pair, error][:width]
         return cells
@@ -129,9 +129,9 @@ class Verification:
         lines.append(f"exact against autograd: relative error at most {exact['relative_error']:.1e} ({where})")
         for mode in ("paper", "published"):
             if mode in self.content["updates"]:
-                found, full = self.worst(mode, "detached"), self.worst(mode, "full")
+                detached, full = self.worst(mode, "detached"), self.worst(mode, "full")
                 lines.append(
-                    f"{mode} against autograd with detached scores: cosine at least {found['cosine']:.6f} "
+                    f"{mode} against autograd with detached scores: cosine at least {detached['cosine']:.6f} "
                     f"({self._where(mode, 'detached', 'cosine', min)}); against full autograd, through scores too, at least {full['cosine']:.4f}"
                 )
         return lines
@@ -268,11 +268,11 @@ def load_report(folder: Path, form: str, kind: Any, made: Callable[[dict[str, An
         raise TintError(f"{path} isn't a {form}'s: name a folder that `surgery tint` wrote")
     try:
         conform(content, kind)
-        found = made(content)
-        found.markdown()  # some entries may lack what others refer to
+        report = made(content)
+        report.markdown()  # some entries may lack what others refer to
     except (KeyError, TypeError, ValueError) as error:
         raise TintError(f"{path} is damaged ({error!r}): make it again") from None
-    return found
+    return report
 
 
 def _forward_errors(auxiliary: Auxiliary, plan: Plan) -> tuple[list[dict[str, Any]], float]:
@@ -307,25 +307,26 @@ def _forward_errors(auxiliary: Auxiliary, plan: Plan) -> tuple[list[dict[str, An
         raise TintError(
             f"the model's own logits are NaN or infinite in {str(auxiliary.dtype).removeprefix('torch.')}: use float32"
         )
-    found = []
+    errors = []
     with torch.no_grad():
         x = auxiliary.embed(plan.ids, plan.positions)
         rotation = auxiliary.rotation(x, plan.positions)
         for layer, block in enumerate(auxiliary.blocks):
-            x, memory = forward(x, block, shape, rotation, plan.visible)
-            a, b = affine(memory.x_normalised, block, "norm1"), affine(memory.middle_normalised, block, "norm2")
-            inner = memory.activated if memory.raised is None else memory.activated * memory.raised
-            ours = {"norm1": a, **{name: linear(a, block, name) for name in "qkv"}, "attention": memory.read}
-            ours |= {"o": linear(memory.read, block, "o"), "norm2": b}
-            ours |= {"gate": memory.opened, "up": memory.raised} if shape.gated else {"up": memory.opened}  # type: ignore[dict-item]
-            ours |= {"activation": inner, "down": linear(inner, block, "down")}
+            x, kept = forward(x, block, shape, rotation, plan.visible)
+            a, b = affine(kept.x_normalised, block, "norm1"), affine(kept.middle_normalised, block, "norm2")
+            ours = {"norm1": a, **{name: linear(a, block, name) for name in "qkv"}, "attention": kept.attended}
+            ours |= {"o": linear(kept.attended, block, "o"), "norm2": b}
+            ours["gate" if shape.gated else "up"] = kept.preactivation
+            if kept.multiplier is not None:
+                ours["up"] = kept.multiplier
+            ours |= {"activation": kept.inner, "down": linear(kept.inner, block, "down")}
             for piece, value in ours.items():
                 other = theirs[layer, piece].reshape(value.shape)
                 largest = float(other.abs().max()) or 1.0  # a piece may be all zeros
                 error = float((value - other).abs().max()) / largest
-                found.append({"layer": layer, "piece": piece, "error": error})
+                errors.append({"layer": layer, "piece": piece, "error": error})
         own = F.linear(TinT.build(auxiliary, mode="exact").hidden(plan.ids), auxiliary.head)
-    return found, float((own - logits).abs().max())
+    return errors, float((own - logits).abs().max())
 
 
 def _compare(ours: Sequence[Block], oracle: Sequence[Block]) -> list[dict[str, Any]]:
@@ -333,7 +334,7 @@ def _compare(ours: Sequence[Block], oracle: Sequence[Block]) -> list[dict[str, A
 
     So a tensor whose oracle is zero but for rounding gets no cosine, and its error is relative to its block's largest gradient.
     """
-    found = []
+    entries = []
     for layer, (block, truth) in enumerate(zip(ours, oracle, strict=True)):
         largest = max(float(tensor.norm()) for tensor in truth.values())
         for name, wanted in truth.items():
@@ -354,8 +355,8 @@ def _compare(ours: Sequence[Block], oracle: Sequence[Block]) -> list[dict[str, A
                     "norm_ratio": float(a.norm() / b.norm()),
                     "relative_error": float((a - b).norm() / b.norm()),
                 }
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries
 
 
 def _worst(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -377,18 +378,18 @@ def _each_alone(
         "activations by differences": replace(exact, closed_activations=False, step=paper.step),
         "last bias four times": replace(exact, down_bias=4.0),
     }
-    found = []
+    alone_errors = []
     simulation = TinT.build(auxiliary, mode="exact")
     for name, arithmetic in alone.items():
         entries = _compare(replace(simulation, arithmetic=arithmetic).gradients(ids, mask), full)
-        found.append({"approximation": name, **_worst(entries), "by_tensor": entries})
+        alone_errors.append({"approximation": name, **_worst(entries), "by_tensor": entries})
     tell("approximations")
-    return found
+    return alone_errors
 
 
 def _sweep(auxiliary: Auxiliary, ids: Tensor, mask: Tensor, tell: Any) -> list[dict[str, Any]]:
     """Cosine and error against detached scores by step (ours) and by constant scale (the paper's N), and by dtype."""
-    found = []
+    points = []
     for dtype, kind in _DTYPES.items():
         other = auxiliary
         if kind != auxiliary.dtype:
@@ -405,6 +406,6 @@ def _sweep(auxiliary: Auxiliary, ids: Tensor, mask: Tensor, tell: Any) -> list[d
                 worst = _worst(_compare(ours, oracle))
             except DivergedError:
                 worst = {"cosine": 0.0, "relative_error": 1e9}
-            found.append({"dtype": dtype, **given, **worst})
+            points.append({"dtype": dtype, **given, **worst})
             tell("sweep: differences")
-    return found
+    return points
