@@ -8,59 +8,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32
 from numpy.typing import ArrayLike
 
-from pcfg.errors import GrammarError, PcfgError, TreebankError
+from pcfg.errors import GrammarError, PcfgError
 from pcfg.files import replace_bytes
-from pcfg.grammars.binarization import Origin, Places
-from pcfg.grammars.branching import Branching
-from pcfg.grammars.rules import Rule, Word, checked_rules, format_rules, plain_labels, read_rules
-from pcfg.grammars.serialization import arrays_of_json, to_json
+from pcfg.grammars.arrays import GrammarArrays
+from pcfg.grammars.binarization import Origin
+from pcfg.grammars.json_format import arrays_of_json, json_of_arrays
+from pcfg.grammars.nltk_format import nltk_of_rules, rules_of_nltk
+from pcfg.grammars.pruning import pruned_arrays, pruned_rules
+from pcfg.grammars.random_grammar import random_arrays
+from pcfg.grammars.rules import Rule, Word, checked_rules, plain_labels
+from pcfg.grammars.text_format import format_rules, read_rules
+from pcfg.grammars.unary_chains import Chains
 from pcfg.grammars.validation import check_grammar
 from surgery.jsonfile import JsonError
 
 if TYPE_CHECKING:
     import nltk
 
-    from pcfg.grammars.unary_chains import Chains
     from pcfg.sparse.engine import SparseRules
     from pcfg.treebanks.trees import Tree
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
-class Grammar:
+class Grammar(GrammarArrays):
     """A probabilistic context-free grammar in binary form: `Grammar(roots=..., binary=..., lexical=...)`.
 
-    Symbols are numbered jointly: nonterminals 0..N-1, then preterminals N..N+T-1 (S = N + T). A nonterminal heads
-    binary rules, a preterminal lexical ones; both may be children of binary rules, and roots. So a nonterminal derives
-    two words or more, a preterminal one. Rules of any other shape: `from_text`, `from_nltk`.
-
-    Attributes:
-        nonterminals, preterminals, words: names in the order of their numbers.
-        start: probability of each symbol to be the root.
-        parents, left, right, rule_probs: the binary rules, sorted by parent, left, right.
-        tags, tokens, word_probs: the lexical rules: preterminal number (0..T-1), word number, probability; sorted.
-        lexicon: where given, scores words in place of `word_probs` when a sentence is parsed.
-        transformed: whether symbols are labels of `treebank.transform`, so that `undo` takes trees back.
-        origin: the rules of any shape that it was made from, where they are known: `fit` fits those, and trees of the rules'
-            own shape have their unary chains.
+    A nonterminal heads binary rules, a preterminal lexical ones, so a nonterminal derives two words or more and a
+    preterminal one; `GrammarArrays` says how they are numbered and kept. Rules of any other shape: `from_text`, `from_nltk`.
     """
-
-    nonterminals: tuple[str, ...]
-    preterminals: tuple[str, ...]
-    words: tuple[str, ...]
-    start: Float64[np.ndarray, " S"]
-    parents: Int32[np.ndarray, " R"]
-    left: Int32[np.ndarray, " R"]
-    right: Int32[np.ndarray, " R"]
-    rule_probs: Float64[np.ndarray, " R"]
-    tags: Int32[np.ndarray, " L"]
-    tokens: Int32[np.ndarray, " L"]
-    word_probs: Float64[np.ndarray, " L"]
-    lexicon: Any = None
-    transformed: bool = False
-    origin: Origin | None = None
 
     def __init__(
         self,
@@ -109,9 +86,6 @@ class Grammar:
     def __repr__(self) -> str:
         sizes = f"{len(self.nonterminals):,} nonterminals, {len(self.preterminals):,} preterminals, {len(self.words):,} words"
         return f"Grammar({sizes}, {len(self.parents):,} binary and {len(self.tags):,} lexical rules)"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def of_arrays(
@@ -162,6 +136,9 @@ class Grammar:
         )
         check_grammar(made)
         return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def replaced(self, **changes: Any) -> "Grammar":
         """The same grammar with some attributes changed, checked again: `grammar.replaced(rule_probs=...)`.
@@ -219,29 +196,11 @@ class Grammar:
     @classmethod
     def from_nltk(cls, grammar: "nltk.PCFG") -> "Grammar":
         """From any `nltk.PCFG`, made binary as in `from_text`."""
-        rules = [
-            Rule(
-                str(rule.lhs()),
-                tuple(Word(str(child)) if isinstance(child, str) else str(child) for child in rule.rhs()),
-                float(rule.prob()),
-            )
-            for rule in grammar.productions()
-        ]
-        return cls.from_rules(rules, str(grammar.start()))
+        return cls.from_rules(*rules_of_nltk(grammar))
 
     def to_nltk(self) -> "nltk.PCFG":
         """The same grammar for NLTK, which must be installed."""
-        from nltk import PCFG, Nonterminal, ProbabilisticProduction
-
-        rules = [
-            ProbabilisticProduction(
-                Nonterminal(rule.parent),
-                [child.text if isinstance(child, Word) else Nonterminal(child) for child in rule.children],
-                prob=rule.probability,
-            )
-            for rule in self._rules()
-        ]
-        return PCFG(rules[0].lhs(), rules)
+        return nltk_of_rules(self._rules())
 
     @classmethod
     def random(
@@ -261,8 +220,6 @@ class Grammar:
             temperature: standard deviation of the scores: 0 makes all rules alike, 10 gives most of the weight to few.
             rules: number of binary rules, drawn at random (each nonterminal has one over two preterminals); None: all.
         """
-        from pcfg.grammars.random_grammar import random_arrays
-
         return cls.of_arrays(**random_arrays(nonterminals, preterminals, words, seed, temperature, rules))
 
     @classmethod
@@ -283,76 +240,7 @@ class Grammar:
 
     def save(self, path: str | Path) -> None:
         """Write JSON (usually `*.pcfg.json`), a rule a line; probabilities keep every bit."""
-        replace_bytes(Path(path).expanduser(), to_json(self).encode())
-
-    def emissions(self, sentence: Sequence[str]) -> Float64[np.ndarray, "n T"]:
-        """Probability of each word given each preterminal, or the lexicon's scores where there is one.
-
-        A word that the grammar doesn't know is taken for its bracket (-LRB- for a round one, or back) where the grammar knows
-        that, else for its signature, where the grammar has signatures.
-        Raises GrammarError, naming word and position, for a word that stays unknown.
-        """
-        if isinstance(sentence, str):
-            raise GrammarError("a sentence is a list of words, not a text: split it into words first")
-        if self.lexicon is not None:
-            try:
-                return self.lexicon.scores(sentence)
-            except TreebankError as error:
-                raise GrammarError(str(error)) from None
-        order, bounds = self._by_word
-        found = np.zeros((len(sentence), len(self.preterminals)))
-        for position, word in enumerate(sentence):
-            number = self.number_of(word, position)
-            entries = order[bounds[number] : bounds[number + 1]]
-            found[position, self.tags[entries]] = self.word_probs[entries]
-        return found
-
-    def number_of(self, word: str, position: int) -> int:
-        """The number of a word, of its bracket (-LRB- for a round one, or back) or its signature, at a position (from 0) of its sentence."""
-        number = self.word_numbers.get(word)
-        if number is not None:
-            return number
-        from pcfg.treebanks.lexicon import signatures
-        from pcfg.treebanks.trees import bracket_forms
-
-        for form in bracket_forms(word):
-            if form in self.word_numbers:
-                return self.word_numbers[form]
-        for signature in signatures(word, position):
-            if signature in self.word_numbers:
-                return self.word_numbers[signature]
-        raise GrammarError(
-            f"the word {word!r} (number {position + 1} of its sentence) is unknown: leave the sentence out, "
-            "or use a grammar with signatures for unknown words"
-        )
-
-    @property
-    def symbols(self) -> tuple[str, ...]:
-        """Nonterminals, then preterminals."""
-        return self.nonterminals + self.preterminals
-
-    @property
-    def roots(self) -> dict[str, float]:
-        """The start distribution by name, without its zeros."""
-        return {name: p for name, p in zip(self.symbols, self.start.tolist(), strict=True) if p}
-
-    @property
-    def binary(self) -> dict[tuple[str, str, str], float]:
-        """The binary rules by name."""
-        columns = (self.parents.tolist(), self.left.tolist(), self.right.tolist(), self.rule_probs.tolist())
-        names = self.symbols
-        return {(names[a], names[b], names[c]): p for a, b, c, p in zip(*columns, strict=True)}
-
-    @property
-    def lexical(self) -> dict[tuple[str, str], float]:
-        """The lexical rules by name."""
-        columns = (self.tags.tolist(), self.tokens.tolist(), self.word_probs.tolist())
-        return {(self.preterminals[t], self.words[w]): p for t, w, p in zip(*columns, strict=True)}
-
-    @cached_property
-    def word_numbers(self) -> dict[str, int]:
-        """Each word's number."""
-        return {word: i for i, word in enumerate(self.words)}
+        replace_bytes(Path(path).expanduser(), json_of_arrays(self.__getstate__()).encode())
 
     @cached_property
     def plain_labels(self) -> dict[str, tuple[str, ...]]:
@@ -388,16 +276,17 @@ class Grammar:
         return relabelled(tree, self.plain_labels.__getitem__)
 
     @cached_property
-    def places(self) -> Places | None:
-        """Where its numbers come from among those of the rules that it was made from."""
-        return None if self.origin is None else Places(self.origin.shape, self)
+    def chains(self) -> Chains | None:
+        """The unary chains that its rules stand for, where the rules that it was made from are known."""
+        return None if self.origin is None else Chains(self, self.origin)
 
     @cached_property
-    def chains(self) -> "Chains | None":
-        """The unary chains that its rules stand for, where the rules that it was made from are known."""
-        from pcfg.grammars.unary_chains import Chains
+    def whole(self) -> "Grammar | None":
+        """With the symbols that stand in unary chains only, where the rules that it was made from are known.
 
-        return None if self.origin is None else Chains(self, self.origin)
+        They are in no tree of the binary grammar, but have inside scores of their own here.
+        """
+        return None if self.origin is None else Grammar(*self.origin.form(whole=True))
 
     @cached_property
     def likeliest(self) -> "Grammar":
@@ -409,23 +298,12 @@ class Grammar:
         return made
 
     @cached_property
-    def branching(self) -> Branching:
-        """The binary rules as a branching process."""
-        rules = (self.parents, self.left, self.right, self.rule_probs)
-        return Branching(len(self.nonterminals), len(self.symbols), *rules)
-
-    @cached_property
     def compiled(self) -> "SparseRules":
         """The binary rules as the sparse engine wants them."""
         from pcfg.sparse.engine import SparseRules
 
         columns = (self.parents, self.left, self.right, self.rule_probs)
         return SparseRules.build(len(self.nonterminals), len(self.preterminals), *columns)
-
-    @property
-    def useless(self) -> tuple[str, ...]:
-        """The symbols that no tree over words holds, so that they can go: see `pruned`."""
-        return tuple(name for name, keep in zip(self.symbols, self.useful, strict=True) if not keep)
 
     @cached_property
     def expected_length(self) -> float:
@@ -459,24 +337,9 @@ class Grammar:
         each preterminal, all preterminals stay. The rules of any shape that it was made from are pruned likewise; a symbol
         that had phrases and words, and has one of them now, is one symbol again.
         """
-        from pcfg.grammars.pruning import pruned
-
-        return pruned(self)
-
-    @property
-    def useful(self) -> Bool[np.ndarray, " S"]:
-        """Which symbols are in some tree over words."""
-        generating = self.branching.generating()
-        b, n = self.branching, len(self.nonterminals)
-        ending = generating[b.left] & generating[b.right]
-        rules = (b.parents[ending], b.left[ending], b.right[ending], b.probs[ending])
-        return Branching(n, b.symbols, *rules).reachable(self.start * generating)
-
-    @cached_property
-    def _by_word(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lexical rules ordered by word, and where each word's begin."""
-        order = np.argsort(self.tokens, kind="stable")
-        return order, np.searchsorted(self.tokens[order], np.arange(len(self.words) + 1))
+        if self.origin is None or self.whole is None:
+            return Grammar.of_arrays(**pruned_arrays(self))
+        return Grammar.from_rules(pruned_rules(self.origin, self.whole), self.origin.shape.start)
 
     def _rules(self) -> list[Rule]:
         """The rules that it was made from, or its own, with a new start symbol where a distribution over roots must be told.

@@ -2,24 +2,22 @@
 
 import math
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 
-from pcfg.grammars.grammar import Grammar
+from pcfg.grammars.arrays import GrammarArrays
+from pcfg.grammars.binarization import Origin
 from pcfg.grammars.rules import Children, Rule, Word
 
 
-def pruned(grammar: Grammar) -> Grammar:
-    """`Grammar.pruned`."""
-    if grammar.origin is None:
-        return pruned_form(grammar)
-    start = grammar.origin.shape.start
-    return Grammar.from_rules(_pruned_rules(grammar, grammar.origin.rules, start), start)
+def pruned_rules(origin: Origin, whole: GrammarArrays) -> list[Rule]:
+    """Rules of any shape without those that no tree over words holds; see `Grammar.pruned`.
 
-
-def _pruned_rules(grammar: Grammar, rules: list[Rule], start: str) -> list[Rule]:
-    """The same of the rules of any shape that a grammar was made from."""
-    ends = _ending(grammar)
+    Args:
+        origin: the rules; `whole`: their binary form with the symbols that stand in unary chains only.
+    """
+    rules, start, ends = origin.rules, origin.shape.start, _ending(origin, whole)
     if start not in ends:  # it stands over the grammar's roots
         ends[start] = math.fsum(p * ends[str(children[0])] for parent, children, p in rules if parent == start)
 
@@ -45,20 +43,20 @@ def _pruned_rules(grammar: Grammar, rules: list[Rule], start: str) -> list[Rule]
     return [rule._replace(probability=rule.probability / sums[rule.parent]) for rule in rules]
 
 
-def _ending(grammar: Grammar) -> dict[str, float]:
+def _ending(origin: Origin, whole: GrammarArrays) -> dict[str, float]:
     """The probability that what each symbol of the rules derives ends."""
-    chains = grammar.chains
-    shape, shares = chains.shape, chains.origin.shares  # type: ignore[union-attr]
-    found = dict.fromkeys(shape.symbols, 0.0)
-    whole = chains.whole  # type: ignore[union-attr]
+    shape, ends = origin.shape, dict.fromkeys(origin.shape.symbols, 0.0)
     for name, p in zip(whole.symbols, whole.branching.ending() * whole.branching.generating(), strict=True):
         symbol, half = shape.half_of[name]
-        found[shape.symbols[symbol]] += float(shares[symbol, half] * p)
-    return found
+        ends[shape.symbols[symbol]] += float(origin.shares[symbol, half] * p)
+    return ends
 
 
-def pruned_form(grammar: Grammar) -> Grammar:
-    """The same of the binary grammar alone: its symbols keep their names, and the rules that it was made from go."""
+def pruned_arrays(grammar: GrammarArrays) -> dict[str, Any]:
+    """Keywords for `of_arrays` of a binary grammar without what no tree over words holds; see `Grammar.pruned`.
+
+    Symbols keep their names, and the rules that it was made from go.
+    """
     keep, ends, n = grammar.useful, grammar.branching.ending(), len(grammar.nonterminals)
     if grammar.lexicon is not None:
         keep[n:] = True
@@ -70,18 +68,18 @@ def pruned_form(grammar: Grammar) -> Grammar:
     numbers, words = np.cumsum(keep) - 1, np.searchsorted(used, grammar.tokens[spelled])
     parents, left, right = (column[rules] for column in (grammar.parents, grammar.left, grammar.right))
     start, probs = (grammar.start * ends)[keep], grammar.rule_probs[rules] * ends[left] * ends[right]
-    return Grammar.of_arrays(
-        nonterminals=(name for name, kept in zip(grammar.nonterminals, keep[:n], strict=True) if kept),
-        preterminals=(name for name, kept in zip(grammar.preterminals, keep[n:], strict=True) if kept),
-        words=(grammar.words[i] for i in used),
-        start=start / (start.sum() if (ends[keep] < 1).any() else 1.0),
-        parents=numbers[parents],
-        left=numbers[left],
-        right=numbers[right],
-        rule_probs=probs / np.bincount(parents, probs)[parents] if (ends[keep] < 1).any() else probs,
-        tags=numbers[n:][grammar.tags[spelled]] - keep[:n].sum(),
-        tokens=words,
-        word_probs=grammar.word_probs[spelled],
-        lexicon=grammar.lexicon,
-        transformed=grammar.transformed,
-    )
+    return {
+        "nonterminals": (name for name, kept in zip(grammar.nonterminals, keep[:n], strict=True) if kept),
+        "preterminals": (name for name, kept in zip(grammar.preterminals, keep[n:], strict=True) if kept),
+        "words": (grammar.words[i] for i in used),
+        "start": start / (start.sum() if (ends[keep] < 1).any() else 1.0),
+        "parents": numbers[parents],
+        "left": numbers[left],
+        "right": numbers[right],
+        "rule_probs": probs / np.bincount(parents, probs)[parents] if (ends[keep] < 1).any() else probs,
+        "tags": numbers[n:][grammar.tags[spelled]] - keep[:n].sum(),
+        "tokens": words,
+        "word_probs": grammar.word_probs[spelled],
+        "lexicon": grammar.lexicon,
+        "transformed": grammar.transformed,
+    }

@@ -18,11 +18,11 @@ import scipy.sparse
 from jaxtyping import Float64, Int64
 
 from pcfg.errors import TreebankError
+from pcfg.grammars.arrays import GrammarArrays
 from pcfg.grammars.binarization import Origin, Places
 from pcfg.treebanks.trees import Tree
 
 if TYPE_CHECKING:
-    from pcfg.grammars.grammar import Grammar
     from pcfg.sparse.engine import SparseChart
 
 Chain = tuple[int, ...]  # symbols of `Shape`, the top first
@@ -31,7 +31,7 @@ Chain = tuple[int, ...]  # symbols of `Shape`, the top first
 class Chains:
     """The chains of a grammar's rules. A pair, everywhere here, is a symbol and a body, as `Shape` numbers them."""
 
-    def __init__(self, grammar: "Grammar", origin: Origin) -> None:
+    def __init__(self, grammar: GrammarArrays, origin: Origin) -> None:
         self.grammar, self.origin, self.shape = grammar, origin, origin.shape
         self._best: dict[int, Chain] = {}
         self._best_few: dict[int, _Few] = {}
@@ -206,13 +206,6 @@ class Chains:
     # -- marginals -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def whole(self) -> "Grammar":
-        """The grammar with the symbols that stand in unary chains only: in no tree, but with inside scores of their own."""
-        from pcfg.grammars.grammar import Grammar
-
-        return Grammar(*self.origin.form(whole=True))
-
-    @cached_property
     def _hits(self) -> tuple[scipy.sparse.csr_array, Float64[np.ndarray, " entries"]]:
         """The probability that chains from a symbol come to another at all, and that times the steps until they do."""
         shape, visits, size = self.shape, self.origin.visits, len(self.shape.symbols)
@@ -231,9 +224,9 @@ class Chains:
         matrix = scipy.sparse.csr_array((values, (place[0][order], place[1][order])), (size, size))
         return matrix, np.append(depths[rows, columns], np.zeros(len(others)))[order]
 
-    def marginals(self, chart: "SparseChart", words: Sequence[str]) -> "PlainMarginals":
-        """Of a chart by the grammar `whole`."""
-        places, shape, n = Places(self.shape, self.whole), self.shape, chart.n
+    def marginals(self, whole: GrammarArrays, chart: "SparseChart", words: Sequence[str]) -> "PlainMarginals":
+        """Labels' marginals of a sentence, from its chart by the grammar `Grammar.whole`."""
+        places, shape, n = Places(self.shape, whole), self.shape, chart.n
         names = [labels[0] if labels else "" for labels in shape.labels]
         labels = tuple(sorted({*names, *self.top} - {""}))
         of_label = np.array([labels.index(name) if name else -1 for name in names], np.int64)

@@ -250,14 +250,14 @@ class Chart:
 
     def _mbr_with_chains(self, cost: float) -> list[Tree | None]:
         """By the sparse engine: it has the inside scores of the symbols in chains."""
-        chains = self.grammar.chains
-        whole = inside_outside(chains.whole, self.sentences, engine="sparse", workers=self.workers)  # type: ignore[union-attr]
+        chains, whole = self.grammar.chains, self.grammar.whole
+        charts = inside_outside(whole, self.sentences, engine="sparse", workers=self.workers)  # type: ignore[arg-type]
         found: list[Tree | None] = []
-        for words, chart in zip(self.sentences, whole._charts, strict=True):
+        for words, chart in zip(self.sentences, charts._charts, strict=True):
             if chart.log_z == -math.inf:
                 found.append(None)
                 continue
-            plain = chains.marginals(chart, words)  # type: ignore[union-attr]
+            plain = chains.marginals(whole, chart, words)  # type: ignore[union-attr, arg-type]
             tags = [plain.tags[best] for best in plain.tag_posteriors.argmax(axis=1)]
             found.append(mbr_tree(words, tags, plain.phrases, plain.labels, cost, plain.depths))
         return found

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pcfg.errors import GrammarError
 from pcfg.grammars.binarization import Origin
 from pcfg.grammars.grammar import Grammar
-from pcfg.grammars.pruning import pruned_form
+from pcfg.grammars.pruning import pruned_arrays
 from pcfg.inference.chart import inside_outside
 from pcfg.sparse import engine as sparse
 from pcfg.sparse.engine import SparseChart
@@ -64,7 +64,7 @@ def prefix_log_z(grammar: Grammar, prefixes: Sequence[Sequence[str]]) -> Float64
     ends = grammar.branching.ending()
     ending = math.log(grammar.start @ ends)
     # Given that trees end, whatever stands to the right of the prefix has probability 1.
-    proper = pruned_form(grammar)
+    proper = Grammar.of_arrays(**pruned_arrays(grammar))
     tags = [grammar.preterminals.index(name) for name in proper.preterminals]
     corners, rules = _LeftCorners(proper), proper.compiled
     found = np.full(len(prefixes), ending)

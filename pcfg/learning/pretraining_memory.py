@@ -11,7 +11,7 @@ from pcfg.grammars.grammar import Grammar
 from pcfg.inference.chart import chart_numbers
 from pcfg.learning.excess_loss import generative
 from pcfg.learning.masked_lm import Batch, Batches, Trainer
-from pcfg.learning.pretraining import PretrainRecipe, configured
+from pcfg.learning.pretraining_recipe import PretrainRecipe, configured
 from pcfg.sampling.sampler import sample
 from pcfg.sampling.tokenizer import tokenizer
 from pcfg.sentences import MOST_NUMBERS, MOST_SENTENCES
@@ -76,7 +76,7 @@ def pretrain_need(
     )
 
 
-def check_room(settings: Any, recipe: PretrainRecipe, find: Callable[[], Need], place: torch.device) -> None:
+def check_memory(settings: Any, recipe: PretrainRecipe, find: Callable[[], Need], place: torch.device) -> None:
     """Refuse what the device's memory can't hold, by `find`, which isn't asked where a bound from the sizes is free.
 
     Raises OptionError, with both sizes and what to lower.

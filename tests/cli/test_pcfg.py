@@ -18,7 +18,8 @@ import pcfg.inference.parsing
 import pcfg.learning.resumable_fit
 import pcfg.sampling.corpus
 from pcfg.grammars.grammar import Grammar
-from pcfg.grammars.rules import Word, read_rules
+from pcfg.grammars.rules import Word
+from pcfg.grammars.text_format import read_rules
 from pcfg.inference.parsing import read_spans
 from pcfg.treebanks.trees import NO_PARSE, Tree, read_trees
 from tests.support.tiny import hashes

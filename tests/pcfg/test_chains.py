@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 from pcfg.errors import GrammarError, TreebankError
 from pcfg.files import replace_json
 from pcfg.grammars.grammar import Grammar
-from pcfg.grammars.rules import Rule, Word, read_rules
+from pcfg.grammars.rules import Rule, Word
+from pcfg.grammars.text_format import read_rules
 from pcfg.inference.chart import inside_outside
 from pcfg.inference.parsing import parse
 from pcfg.inference.queries import kl
@@ -154,7 +155,7 @@ def test_the_start_symbol_stands_over_sampled_trees_too():
 def test_marginals_of_labels_count_whole_chains(rules, words):
     trees = rule_trees(rules, "A", words, 7)
     grammar, total = Grammar.from_rules(rules, "A"), math.fsum(p for _, p, _ in trees)
-    chart = inside_outside(grammar.chains.whole, [words], engine="sparse")
+    chart = inside_outside(grammar.whole, [words], engine="sparse")
     phrases, tags = defaultdict(float), defaultdict(float)
     if not trees:
         assert chart.mbr_trees() == [None]
@@ -164,7 +165,7 @@ def test_marginals_of_labels_count_whole_chains(rules, words):
             phrases[span] += p / total
         for i, tag in enumerate(tree.tags()):
             tags[i, tag] += p / total
-    found = grammar.chains.marginals(chart._charts[0], words)
+    found = grammar.chains.marginals(grammar.whole, chart._charts[0], words)
     lost = 20 * (1 - total / math.exp(float(chart.log_z[0]))) + 1e-9  # by the limit of the enumeration
     for k, label in enumerate(found.labels):
         for i in range(len(words)):

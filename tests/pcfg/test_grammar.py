@@ -16,7 +16,8 @@ from pcfg.errors import GrammarError, OptionError
 from pcfg.files import new_folder, replace_json
 from pcfg.grammars.binarization import to_binary
 from pcfg.grammars.grammar import Grammar
-from pcfg.grammars.rules import Rule, Word, read_rules
+from pcfg.grammars.rules import Rule, Word
+from pcfg.grammars.text_format import read_rules
 from pcfg.inference.chart import inside_outside
 from pcfg.inference.parsing import parse
 from pcfg.sampling.corpus import write_corpus

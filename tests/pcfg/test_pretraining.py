@@ -15,7 +15,8 @@ from pcfg.errors import OptionError, PcfgError
 from pcfg.inference.masked_words import masked_posteriors
 from pcfg.learning.excess_loss import MaskedLoss, MaskedSet, generative, masked_log_probs, word_ids
 from pcfg.learning.masked_lm import Batches, Trainer
-from pcfg.learning.pretraining import GRAMMAR_FILE, PretrainRecipe, _seen_share, pretrain, read_config
+from pcfg.learning.pretraining import GRAMMAR_FILE, _seen_share, pretrain
+from pcfg.learning.pretraining_recipe import PretrainRecipe, read_config
 from pcfg.sampling.tokenizer import tokenizer
 from pcfg.treebanks.treebank import induce
 from pcfg.treebanks.trees import Tree

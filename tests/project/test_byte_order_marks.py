@@ -8,7 +8,7 @@ import pytest
 
 from cli.grammars import load_grammar
 from pcfg.grammars.grammar import Grammar
-from pcfg.learning.pretraining import read_config
+from pcfg.learning.pretraining_recipe import read_config
 from pcfg.sentences import read_sentences
 from pcfg.treebanks.treebank import nltk_treebank
 from pcfg.treebanks.trees import read_trees

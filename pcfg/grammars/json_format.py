@@ -2,8 +2,9 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -13,29 +14,25 @@ from pcfg.grammars.binarization import Origin, OriginJson
 from pcfg.treebanks.lexicon import LexiconJson, SmoothedLexicon
 from surgery.jsonfile import JsonError, KindError, load_json
 
-if TYPE_CHECKING:
-    from pcfg.grammars.grammar import Grammar
-
 SCHEMA = 1
 
 
-def to_json(grammar: "Grammar") -> str:
-    """What `arrays_of_json` reads back."""
-    symbols = grammar.symbols
-    binary = (x.tolist() for x in (grammar.parents, grammar.left, grammar.right, grammar.rule_probs))
-    lexical = (x.tolist() for x in (grammar.tags, grammar.tokens, grammar.word_probs))
+def json_of_arrays(arrays: Mapping[str, Any]) -> str:
+    """What `arrays_of_json` reads back, of the attributes of a `GrammarArrays` by name."""
+    preterminals, words = arrays["preterminals"], arrays["words"]
+    symbols = (*arrays["nonterminals"], *preterminals)
+    binary = (arrays[name].tolist() for name in ("parents", "left", "right", "rule_probs"))
+    lexical = (arrays[name].tolist() for name in ("tags", "tokens", "word_probs"))
     tables = {
-        "start": zip(symbols, grammar.start.tolist(), strict=True),
+        "start": zip(symbols, arrays["start"].tolist(), strict=True),
         "binary": ((symbols[a], symbols[b], symbols[c], p) for a, b, c, p in zip(*binary, strict=True)),
-        "lexical": ((grammar.preterminals[t], grammar.words[w], p) for t, w, p in zip(*lexical, strict=True)),
+        "lexical": ((preterminals[t], words[w], p) for t, w, p in zip(*lexical, strict=True)),
     }
-    head: dict[str, Any] = {name: getattr(grammar, name) for name in ("nonterminals", "preterminals", "words")}
-    head |= {
-        "lexicon": None if grammar.lexicon is None else grammar.lexicon.to_json(),
-        "transformed": grammar.transformed,
-    }
-    if grammar.origin is not None:
-        head["origin"] = grammar.origin.to_json()
+    head: dict[str, Any] = {name: arrays[name] for name in ("nonterminals", "preterminals", "words")}
+    lexicon, origin = arrays["lexicon"], arrays["origin"]
+    head |= {"lexicon": None if lexicon is None else lexicon.to_json(), "transformed": arrays["transformed"]}
+    if origin is not None:
+        head["origin"] = origin.to_json()
     parts = [f'"schema": {SCHEMA}', *(f'"{name}": {_dump(value)}' for name, value in head.items())]
     for name, rows in tables.items():
         parts.append(f'"{name}": [\n' + ",\n".join(_dump(row) for row in rows) + "\n]")
@@ -56,7 +53,7 @@ class _GrammarFile(msgspec.Struct):
 
 
 def arrays_of_json(path: Path) -> dict[str, Any]:
-    """Keywords for `Grammar.of_arrays`.
+    """Keywords for `GrammarArrays.of_arrays` from a file.
 
     Raises OSError; GrammarError for what isn't a grammar file; KindError or KeyError for one that is damaged.
     """
