@@ -73,8 +73,8 @@ def graft(
     """
     from surgery.errors import OptionError
     from surgery.files import check_output
+    from surgery.grafting.budget import parse_sweep
     from surgery.grafting.localization import graft as run
-    from surgery.grafting.localization import parse_sweep
     from surgery.grafting.memory_need import graft_need
 
     if base is None:

@@ -53,9 +53,9 @@ def tune(
     """
 
     from surgery.files import check_output
-    from surgery.tuning.finetuning import Recipe
     from surgery.tuning.finetuning import tune as run
     from surgery.tuning.memory_need import tune_need
+    from surgery.tuning.recipe import Recipe
 
     if not dry_run:
         check_output(options.need_output(output), overwrite=overwrite, inputs=[base, data, dev])

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
     from surgery.grafting.skill import Skill
     from surgery.tasks.scoring import Score, score
     from surgery.tasks.task import Task
-    from surgery.tuning.finetuning import Recipe, Tuned, tune
+    from surgery.tuning.finetuning import Tuned, tune
+    from surgery.tuning.recipe import Recipe
 
 # Loaded on first use: torch and transformers take seconds, and `surgery --help` needs neither.
 _HOMES = {
     "Checkpoint": "surgery.checkpoints.checkpoint",
-    "Recipe": "surgery.tuning.finetuning",
+    "Recipe": "surgery.tuning.recipe",
     "Score": "surgery.tasks.scoring",
     "Skill": "surgery.grafting.skill",
     "SparseDelta": "surgery.checkpoints.delta",

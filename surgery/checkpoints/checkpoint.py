@@ -9,7 +9,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,15 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from surgery.checkpoints.copies import NOT_CONTENT, other_copies
+from surgery.checkpoints.folder import ModelFolder
 from surgery.checkpoints.formats import check_readable, no_model
 from surgery.checkpoints.hub import hub_folder
 from surgery.checkpoints.patching import digests
+from surgery.checkpoints.structure import Structure
 from surgery.checkpoints.tensorfile import Entry, read_header
 from surgery.errors import CheckpointError
 from surgery.jsonfile import parse_loose
-
-if TYPE_CHECKING:
-    from surgery.checkpoints.structure import Structure
 
 JOURNAL = ".surgery-journal.json"
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -34,7 +33,7 @@ _OLD_SINGLE, _OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.spm", "bpe.codes", "dict.txt", "emoji*")
 
 
-class Checkpoint:
+class Checkpoint(ModelFolder):
     """A folder in Hugging Face layout, or the id of one on the hub.
 
     The weights lie in one or several safetensors files; `pytorch_model.bin` is read too, with code execution in
@@ -50,7 +49,7 @@ class Checkpoint:
 
     def __init__(self, source: "str | Path | Checkpoint", *, half_patched: bool = False) -> None:
         self.source = str(source)
-        self.folder: Path = source.folder if isinstance(source, Checkpoint) else _resolve(source)
+        self.folder = source.folder if isinstance(source, Checkpoint) else _resolve(source)
         if (self.folder / JOURNAL).exists() and not half_patched:
             raise CheckpointError(
                 f"{self.folder} is half patched: an in-place run was interrupted; complete it with "
@@ -58,15 +57,12 @@ class Checkpoint:
             )
         if not (self.folder / "config.json").exists():
             raise CheckpointError(no_model(self.folder))
-        self.config: dict[str, Any] = _read_json(self.folder / "config.json")
+        self.config = _read_json(self.folder / "config.json")
         self._pickled = not any((self.folder / name).exists() for name in (_SINGLE, _INDEX))
         self._shards: dict[Path, dict[str, Tensor]] = {}
         self._finite: set[str] = set()
         self.files = self._weight_files()
-        self.entries: Mapping[str, Entry] = self._read_entries()
-
-    def __str__(self) -> str:
-        return self.source
+        self.entries = self._read_entries()
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.source!r}, {len(self.entries)} tensors)"
@@ -112,10 +108,8 @@ class Checkpoint:
         return fingerprint(self.entries, self.digests)
 
     @cached_property
-    def structure(self) -> "Structure":
+    def structure(self) -> Structure:
         """What the architecture says of the tensors: blocks, ties, the kind of model. Builds the model without weights."""
-        from surgery.checkpoints.structure import Structure
-
         return Structure.of(self)
 
     def check_readable(self) -> None:

@@ -22,8 +22,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.counterparts import check_pair, counterparts
 from surgery.checkpoints.patching import Edit, bits
-from surgery.checkpoints.structure import check_pair, counterparts
 from surgery.checkpoints.tensorfile import DTYPES
 from surgery.checkpoints.traits import Traits
 from surgery.errors import SkillError

@@ -5,13 +5,11 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from surgery.checkpoints.folder import ModelFolder
 from surgery.checkpoints.tensorfile import read_header
 from surgery.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from surgery.checkpoints.checkpoint import Checkpoint
 
 ADAPTER = "adapter_config.json"  # of the library peft
 # Where quantisers that came before transformers' own field say what they did.
@@ -28,7 +26,7 @@ _WAY_OUT = (
 )
 
 
-def check_plain(checkpoint: "Checkpoint") -> None:
+def check_plain(checkpoint: ModelFolder) -> None:
     """Refuse a folder whose tensors aren't the numbers that the model computes with.
 
     Raises CheckpointError for a quantised checkpoint (bitsandbytes, GPTQ, AWQ, fp8 with scales, MXFP4 and so on) and
@@ -42,7 +40,7 @@ def check_plain(checkpoint: "Checkpoint") -> None:
         )
 
 
-def check_readable(checkpoint: "Checkpoint") -> None:
+def check_readable(checkpoint: ModelFolder) -> None:
     """Refuse what transformers would load as something else than the folder says, for those who only run the model.
 
     A quantised checkpoint is fine there, but not codes that nothing in config.json declares: these would be read as
@@ -56,7 +54,7 @@ def check_readable(checkpoint: "Checkpoint") -> None:
                 check_weight(checkpoint, name)
 
 
-def _check_no_adapter(checkpoint: "Checkpoint") -> None:
+def _check_no_adapter(checkpoint: ModelFolder) -> None:
     # What transformers makes of both depends on what is installed.
     if (checkpoint.folder / ADAPTER).exists():
         raise CheckpointError(
@@ -65,7 +63,7 @@ def _check_no_adapter(checkpoint: "Checkpoint") -> None:
         )
 
 
-def _check_no_kernels(checkpoint: "Checkpoint") -> None:
+def _check_no_kernels(checkpoint: ModelFolder) -> None:
     # transformers fetches and runs code by such a name, whatever `trust_remote_code` says.
     for config in _configs(checkpoint):
         for field in ("attn_implementation", "experts_implementation"):
@@ -78,7 +76,7 @@ def _check_no_kernels(checkpoint: "Checkpoint") -> None:
                     )
 
 
-def check_weight(checkpoint: "Checkpoint", name: str) -> None:
+def check_weight(checkpoint: ModelFolder, name: str) -> None:
     """Refuse a tensor that isn't stored in floating point of 16 bits or more."""
     dtype = checkpoint.entries[name].dtype
     if not dtype.is_floating_point or dtype.itemsize < 2:
@@ -88,7 +86,7 @@ def check_weight(checkpoint: "Checkpoint", name: str) -> None:
         )
 
 
-def code_of_its_own(checkpoint: "Checkpoint", name: str) -> str:
+def code_of_its_own(checkpoint: ModelFolder, name: str) -> str:
     """Why a model with an `auto_map` is refused, as a sentence."""
     return (
         f"{checkpoint}: a {name} needs code of its own (auto_map in config.json), which is never run here: "
@@ -96,7 +94,7 @@ def code_of_its_own(checkpoint: "Checkpoint", name: str) -> str:
     )
 
 
-def without_tensor(checkpoint: "Checkpoint", model: str, parameter: str, instead: Sequence[str]) -> str:
+def without_tensor(checkpoint: ModelFolder, model: str, parameter: str, instead: Sequence[str]) -> str:
     """Why a checkpoint without a tensor for a parameter of the blocks is refused, as a sentence.
 
     Args:
@@ -118,7 +116,7 @@ def without_tensor(checkpoint: "Checkpoint", model: str, parameter: str, instead
     return f"{told} but others in its place ({held}): save it with transformers as a plain {model}"
 
 
-def _fused(checkpoint: "Checkpoint", parameter: str) -> bool:
+def _fused(checkpoint: ModelFolder, parameter: str) -> bool:
     """Whether transformers makes a parameter out of several tensors of the files."""
     from transformers import conversion_mapping
 
@@ -132,7 +130,7 @@ def _fused(checkpoint: "Checkpoint", parameter: str) -> bool:
     return any(target.strip("^$") in parameter for target in targets)
 
 
-def quantisation(checkpoint: "Checkpoint") -> str:
+def quantisation(checkpoint: ModelFolder) -> str:
     """The quantisation method that a folder declares; empty for none."""
     for config in _configs(checkpoint):
         for field in ("quantization_config", "compression_config"):
@@ -141,7 +139,7 @@ def quantisation(checkpoint: "Checkpoint") -> str:
     return next((file for file in _QUANTISERS if (checkpoint.folder / file).exists()), "")
 
 
-def _configs(checkpoint: "Checkpoint") -> list[dict[str, Any]]:
+def _configs(checkpoint: ModelFolder) -> list[dict[str, Any]]:
     """The config and those of its parts."""
     return [checkpoint.config, *(part for part in checkpoint.config.values() if isinstance(part, dict))]
 

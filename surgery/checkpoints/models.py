@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from surgery.checkpoints.checkpoint import Checkpoint
-from surgery.checkpoints.structure import Kind, counterparts
+from surgery.checkpoints.counterparts import counterparts
+from surgery.checkpoints.structure import Kind
 from surgery.errors import CheckpointError, OptionError, first_line
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}

@@ -4,8 +4,8 @@ import shlex
 
 from surgery.checkpoints import configs
 from surgery.checkpoints.checkpoint import Checkpoint, tokenizer_files
+from surgery.checkpoints.counterparts import check_pair, counterparts
 from surgery.checkpoints.models import load_tokenizer
-from surgery.checkpoints.structure import check_pair, counterparts
 from surgery.errors import CheckpointError
 
 

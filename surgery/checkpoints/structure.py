@@ -4,16 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from surgery.checkpoints.folder import ModelFolder
 from surgery.checkpoints.formats import check_plain, check_weight, code_of_its_own, without_tensor
 from surgery.errors import CheckpointError, OptionError
-
-if TYPE_CHECKING:
-    from surgery.checkpoints.checkpoint import Checkpoint
 
 Kind = Literal["masked", "causal", "classifier", "encoder"]
 
@@ -44,7 +42,7 @@ class Structure:
     prefix: str
 
     @classmethod
-    def of(cls, checkpoint: "Checkpoint") -> "Structure":
+    def of(cls, checkpoint: ModelFolder) -> "Structure":
         """Build the model on the meta device (shapes, no weights) and read it."""
         check_plain(checkpoint)
         if checkpoint.config.get("is_encoder_decoder"):
@@ -112,35 +110,6 @@ class Structure:
         return tuple(kept)
 
 
-def counterparts(base: "Checkpoint", tuned: "Checkpoint") -> dict[str, str]:
-    """Each tensor of the base -> the tensor of the tuned checkpoint that plays its part; those without one are left out.
-
-    Names may differ by the body's prefix (`encoder.layer.0...` and `bert.encoder.layer.0...`), and of tied parameters
-    (an embedding and the output matrix) each side may store another one.
-    """
-    ours, others = base.structure, tuned.structure
-    theirs = {name.removeprefix(others.prefix): tensor for tensor, name in others.parameters.items()}
-    found = {}
-    for tensor, name in ours.parameters.items():
-        # The parameter itself first: a checkpoint may store several that are tied.
-        names = [mate.removeprefix(ours.prefix) for mate in (name, *ours.mates(name))]
-        if held := [theirs[mate] for mate in names if mate in theirs]:
-            found[tensor] = held[0]
-    return found
-
-
-def check_pair(base: "Checkpoint", name: str, tuned: "Checkpoint", other: str) -> None:
-    """Refuse two tensors that can't be compared weight by weight, by name."""
-    for checkpoint, tensor in ((base, name), (tuned, other)):
-        if tensor not in checkpoint.entries:
-            raise CheckpointError(f"{checkpoint} has no tensor for {name} of {base}: both must be one architecture")
-        check_weight(checkpoint, tensor)
-    if (ours := base.entries[name].shape) != (theirs := tuned.entries[other].shape):
-        raise CheckpointError(
-            f"tensor {name} is {ours} in {base}, but {theirs} in {tuned}: both must be one architecture"
-        )
-
-
 def block_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters in a model's repeated blocks.
 
@@ -197,18 +166,18 @@ def _is_composite(stack: nn.ModuleList) -> bool:
     )
 
 
-def body_tensors(checkpoint: "Checkpoint", like: "Checkpoint") -> dict[str, str]:
+def body_tensors(checkpoint: ModelFolder, like: ModelFolder) -> dict[str, str]:
     """A checkpoint's tensors that belong to the body of another one's model -> the parameter's name there.
 
     Raises CheckpointError for a parameter of the blocks without a tensor.
     """
-    model = skeleton(like, like.structure.model_class)
+    model = skeleton(like, _model_class(like))
     matched = {tensor: name for tensor, name in _names(checkpoint, model).items() if name.startswith(_body(model)[0])}
     _check_blocks(checkpoint, model, matched)
     return matched
 
 
-def _names(checkpoint: "Checkpoint", model: nn.Module) -> dict[str, str]:
+def _names(checkpoint: ModelFolder, model: nn.Module) -> dict[str, str]:
     """Tensor name -> parameter name, by name alone; tensors that are no parameters are left out."""
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
@@ -223,7 +192,7 @@ def _names(checkpoint: "Checkpoint", model: nn.Module) -> dict[str, str]:
     return matched
 
 
-def _match(checkpoint: "Checkpoint", model: nn.Module) -> dict[str, str]:
+def _match(checkpoint: ModelFolder, model: nn.Module) -> dict[str, str]:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     matched = _names(checkpoint, model)
     for tensor, name in matched.items():
@@ -236,7 +205,7 @@ def _match(checkpoint: "Checkpoint", model: nn.Module) -> dict[str, str]:
     return matched
 
 
-def _check_blocks(checkpoint: "Checkpoint", model: nn.Module, matched: Mapping[str, str]) -> None:
+def _check_blocks(checkpoint: ModelFolder, model: nn.Module, matched: Mapping[str, str]) -> None:
     missing = {name for name in block_parameters(model) if name not in matched.values()}
     if missing:
         # What lies in the parameter's place tells why: other tensors of the same block.
@@ -246,7 +215,7 @@ def _check_blocks(checkpoint: "Checkpoint", model: nn.Module, matched: Mapping[s
         raise CheckpointError(without_tensor(checkpoint, type(model).__name__, min(missing), instead))
 
 
-def skeleton(checkpoint: "Checkpoint", model_class: type) -> nn.Module:
+def skeleton(checkpoint: ModelFolder, model_class: type) -> nn.Module:
     """The model on the meta device: shapes and no weights."""
     from transformers import AutoConfig
 
@@ -262,7 +231,7 @@ def skeleton(checkpoint: "Checkpoint", model_class: type) -> nn.Module:
         ) from error
 
 
-def _model_class(checkpoint: "Checkpoint") -> Any:
+def _model_class(checkpoint: ModelFolder) -> Any:
     import transformers
 
     named = checkpoint.config.get("architectures") or []
@@ -281,7 +250,7 @@ def _model_class(checkpoint: "Checkpoint") -> Any:
     return found
 
 
-def _bare(checkpoint: "Checkpoint") -> str:
+def _bare(checkpoint: ModelFolder) -> str:
     """The class of a checkpoint's kind without a head, such as `BertModel`."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.counterparts import counterparts
 from surgery.checkpoints.models import Model
-from surgery.checkpoints.structure import counterparts
 from surgery.grafting.candidates import Candidates
 
 Baseline = Literal["movement", "random", "random moved", "biases and norms", "zero outside"]

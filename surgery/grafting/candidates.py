@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.counterparts import check_pair, counterparts
 from surgery.checkpoints.models import Model, steady_attention
-from surgery.checkpoints.structure import check_pair, counterparts
 from surgery.errors import CheckpointError
 from surgery.tasks.readout import Encoded, Readout, alike, collate
 

@@ -1,18 +1,16 @@
 """The model card that travels with a skill."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from surgery.checkpoints.delta import SparseDelta
 from surgery.grafting.remarks import carries, remarks
 from surgery.reporting.markdown import code, inline
-
-if TYPE_CHECKING:
-    from surgery.grafting.skill import Skill
+from surgery.tasks.task import Task
 
 
-def model_card(skill: "Skill", figures: Sequence[str]) -> str:
+def model_card(delta: SparseDelta, task: Task, report: Mapping[str, Any], figures: Sequence[str]) -> str:
     """Markdown with the metadata block that model hubs read."""
-    report, delta, task = skill.report, skill.delta, skill.task
     source = report.get("call", {}).get("graft", {})
     does = "that carry" if carries(report) else "which don't carry"
     lines = [

@@ -3,14 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from surgery.checkpoints.delta import SparseDelta
 from surgery.reporting.figures import COLOURS, MARKERS, figure
-
-if TYPE_CHECKING:
-    from surgery.grafting.skill import Skill
 
 _LABELS = {
     "averaging": "graft (saliency averaging)",
@@ -23,9 +21,8 @@ _LABELS = {
 }
 
 
-def draw(skill: "Skill", folder: Path) -> list[Path]:
+def draw(delta: SparseDelta, report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw what the report has material for, into `folder`; returns the files in the order to show them."""
-    report = skill.report
     made = []
     if len(report.get("points", ())) > 1:
         made.append(folder / "sparsity.png")
@@ -34,7 +31,7 @@ def draw(skill: "Skill", folder: Path) -> list[Path]:
         made.append(folder / "reliability.png")
         _reliability(report, made[-1])
     made.append(folder / "where.png")
-    _where({extent.name: extent.weights for extent in skill.delta.extents}, made[-1])
+    _where({extent.name: extent.weights for extent in delta.extents}, made[-1])
     return made
 
 

@@ -1,7 +1,6 @@
 """graft(): from a base and a tuned checkpoint to a skill with its evidence."""
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,27 +13,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.counterparts import counterparts
 from surgery.checkpoints.delta import SparseDelta
 from surgery.checkpoints.models import Model, load_model, pick_device, pick_dtype
 from surgery.checkpoints.pairing import check_alike
-from surgery.checkpoints.structure import counterparts
 from surgery.errors import OptionError
 from surgery.grafting.baselines import BASELINES, wear_baseline
+from surgery.grafting.budget import budget, candidate_limit
 from surgery.grafting.candidates import Candidates, GraftedModel
+from surgery.grafting.memory_need import graft_need, most_of_grafting
 from surgery.grafting.methods import METHODS, Evidence, averaging, movement, sigmoid
 from surgery.grafting.skill import Skill
 from surgery.memory import check_before
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.calibration import fit_bias, softmax
+from surgery.tasks.classifier_heads import check_one_order
 from surgery.tasks.examples import Example
 from surgery.tasks.gradients import check_gradients
-from surgery.tasks.labels import check_one_order
 from surgery.tasks.readout import Encoded, PhraseReadout, Readout, pick_readout, readout_file
 from surgery.tasks.scoring import Score, predict
 from surgery.tasks.task import Task
 
-_CANDIDATES_PER_WEIGHT, _FEWEST_CANDIDATES = 16, 1 << 20
 _EXAMPLES = 1024
 
 
@@ -76,8 +76,6 @@ def graft(
         OptionError: a sparsity outside (0, 1], more weights than are movable, or more memory than the device has free.
         TaskError: no training or no test examples, or a task that doesn't fit the model.
     """
-    from surgery.grafting.memory_need import graft_need, most_of_grafting  # which rehearses what is here
-
     began = time.monotonic()
     before, after = open_checkpoint(base), open_checkpoint(tuned)
     names = before.block_weights(include, exclude)
@@ -184,40 +182,6 @@ def graft(
     return Skill(
         delta, task, report, readout.to_bytes() if isinstance(readout, PhraseReadout) and not inherited else None
     )
-
-
-def candidate_limit(ladder: Sequence[int]) -> int:
-    """How many candidates are kept at most to choose so many weights from, each in turn."""
-    return max(_FEWEST_CANDIDATES, _CANDIDATES_PER_WEIGHT * max(ladder))
-
-
-def budget(movable: int, sparsity: float | None, weights: int | None) -> int:
-    """The number of weights a graft may have; raises OptionError when it is out of range."""
-    if sparsity is not None and weights is not None:
-        raise OptionError("give --sparsity or --weights, not both")
-    if weights is not None:
-        if not 1 <= weights <= movable:
-            raise OptionError(f"--weights {weights} must lie between 1 and the {movable:,} movable weights")
-        return weights
-    share = 1e-4 if sparsity is None else sparsity
-    if not 0 < share <= 1:
-        raise OptionError(f"--sparsity {share:g} must lie above 0 and be at most 1")
-    return max(1, int(share * movable))
-
-
-def parse_sweep(text: str) -> list[float]:
-    """`1e-5:1e-2` as sparsities from the first to the second, two a decade; or a comma-separated list of them."""
-    try:
-        if ":" not in text:
-            return [float(part) for part in text.split(",")]
-        low, high = (float(part) for part in text.split(":"))
-        if not 0 < low < high <= 1:
-            raise ValueError
-    except ValueError:
-        raise OptionError(
-            f"--sweep {text!r} must be LOW:HIGH with 0 < LOW < HIGH <= 1, such as 1e-5:1e-2, or sparsities with commas"
-        ) from None
-    return np.geomspace(low, high, max(2, round(2 * math.log10(high / low)) + 1)).tolist()
 
 
 def gain_interval(base: Score, tuned: Score, other: Score) -> tuple[float, float] | None:

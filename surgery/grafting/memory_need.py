@@ -1,4 +1,4 @@
-"""What grafting needs of a device's memory: scoring and one slope rehearsed on the longest rows."""
+"""What grafting needs of a device's memory: scoring and one gradient rehearsed on the longest rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ import torch
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoints.models import pick_device, pick_dtype
+from surgery.grafting.budget import budget, candidate_limit
 from surgery.grafting.candidates import Candidates, GraftedModel
-from surgery.grafting.localization import budget, candidate_limit
 from surgery.memory import Need
 from surgery.tasks.readout import collate
 from surgery.tasks.rehearsal import (

@@ -12,6 +12,7 @@ from surgery.checkpoints.hub import located
 from surgery.errors import CheckpointError, OptionError, SkillError, TaskError
 from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.grafting.card import model_card
+from surgery.grafting.figures import draw
 from surgery.grafting.schema import check_report
 from surgery.jsonfile import JsonError, load_json, parse_json
 from surgery.progress import Progress, silent
@@ -39,16 +40,17 @@ class Skill:
 
     def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
         """Write `skill.safetensors`, `report.json`, a model card and figures."""
-        from surgery.grafting.figures import draw
-
         content = self.delta_bytes()
         with new_folder(Path(folder), overwrite=overwrite) as staged:
             replace_bytes(staged / SKILL_FILE, content)
             if self.readout:
                 replace_bytes(staged / readout_file(self.task), self.readout)
             replace_json(staged / "report.json", {**self.report, "bytes": len(content)})
-            drawn = draw(self, staged) if figures else []
-            replace_bytes(staged / "README.md", model_card(self, [path.name for path in drawn]).encode())
+            drawn = draw(self.delta, self.report, staged) if figures else []
+            replace_bytes(
+                staged / "README.md",
+                model_card(self.delta, self.task, self.report, [path.name for path in drawn]).encode(),
+            )
         return Path(folder)
 
     @classmethod

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from surgery.checkpoints.models import Model, run
 from surgery.errors import CheckpointError, TaskError
+from surgery.tasks.classifier_heads import head_names, head_order
 from surgery.tasks.examples import Example
-from surgery.tasks.labels import head_names, head_order
 from surgery.tasks.task import Task
 
 _EXACT = (torch.float32, torch.float64)

@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from surgery.tuning.finetuning import Recipe, Tuned, tune
+    from surgery.tuning.finetuning import Tuned, tune
+    from surgery.tuning.recipe import Recipe
 
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
-    "Recipe": "surgery.tuning.finetuning",
+    "Recipe": "surgery.tuning.recipe",
     "Tuned": "surgery.tuning.finetuning",
     "tune": "surgery.tuning.finetuning",
 }

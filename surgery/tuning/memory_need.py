@@ -18,7 +18,8 @@ from surgery.tasks.rehearsal import (
     weight_bytes,
 )
 from surgery.tasks.task import Task
-from surgery.tuning.finetuning import Pace, Recipe, TrainingLoop, mixed_precision, slope_at_base
+from surgery.tuning.recipe import Pace, Recipe
+from surgery.tuning.training import TrainingLoop, gradient_norm_at_base, mixed_precision
 
 _LOWER = "lower --batch-size or --max-length, raise --accumulate, or let fewer tensors move (--include)"
 
@@ -46,8 +47,8 @@ def tune_need(
             readout = rehearsed_readout(model, task)
             rows = longest(readout.encode(examples), max(16, recipe.batch_size))
             targets = torch.zeros(len(rows), dtype=torch.long)
-            if recipe.needs_slope:
-                slope_at_base(model, readout, names, rows[:16], targets, 0)
+            if recipe.needs_gradient_norm:
+                gradient_norm_at_base(model, readout, names, rows[:16], targets, 0)
             loop = TrainingLoop(model, readout, recipe, Pace(0.1, 0.1, 2, 0.1), names, "", None)
             if task.dev:
                 loop.best = {name: weight.detach().clone() for name, weight in loop.weights.items()}

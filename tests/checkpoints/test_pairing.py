@@ -8,9 +8,9 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from surgery import Checkpoint, SparseDelta, graft, score
+from surgery.checkpoints.counterparts import counterparts
 from surgery.checkpoints.models import load_model
 from surgery.checkpoints.pairing import check_alike
-from surgery.checkpoints.structure import counterparts
 from surgery.errors import CheckpointError
 from surgery.grafting.heads import with_tuned_head
 from tests.checkpoints.test_structure import configure, rename

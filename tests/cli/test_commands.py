@@ -197,7 +197,7 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, data,
 
 
 def test_an_interrupted_tune_goes_on(work, run, data, tiny, tmp_path, monkeypatch):
-    from surgery.tuning import finetuning as tuning
+    from surgery.tuning import training as tuning
 
     command = ("tune", tiny("gpt2"), "--task", "sst2", "--data", data, "--steps", 12, "--device", "cpu", "-o")
     real, calls = tuning.TrainingLoop.advance, []

@@ -14,12 +14,14 @@ from surgery import Checkpoint, Skill, graft, score
 from surgery.checkpoints.models import load_model
 from surgery.errors import CheckpointError, OptionError, TaskError
 from surgery.grafting.baselines import BASELINES, wear_baseline
+from surgery.grafting.budget import budget, parse_sweep
 from surgery.grafting.candidates import Candidates, GraftedModel
-from surgery.grafting.localization import budget, gain_interval, parse_sweep
+from surgery.grafting.localization import gain_interval
 from surgery.grafting.methods import Evidence, averaging, movement, sigmoid
 from surgery.tasks.readout import Encoded, pick_readout
 from surgery.tasks.scoring import Score
-from surgery.tuning.finetuning import Recipe, tune
+from surgery.tuning.finetuning import tune
+from surgery.tuning.recipe import Recipe
 from tests.support.tiny import block_names, change, hashes, perturb, raw, weights
 from tests.tuning.test_tuning import ROWS, task
 

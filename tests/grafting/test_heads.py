@@ -196,7 +196,7 @@ def test_the_card_does_not_claim_what_the_figures_deny(tiny, tmp_path):
         (0.9, "that carry the task"),
     ):
         report = {**skill.report, "graft": {**skill.report["graft"], "gain_recovered": gain}}
-        card = model_card(Skill(skill.delta, skill.task, report), [])
+        card = model_card(skill.delta, skill.task, report, [])
         assert does in card and carries(report) == (gain == 0.9)
         assert all(f"> {remark}" in card for remark in remarks(report)) and bool(remarks(report)) == (gain != 0.9)
 

@@ -19,8 +19,8 @@ from surgery.grafting.memory_need import graft_need
 from surgery.memory import Meter, Need
 from surgery.tasks.examples import Example
 from surgery.tasks.rehearsal import rehearsed
-from surgery.tuning.finetuning import Recipe
 from surgery.tuning.memory_need import most_of_tuning, tune_need
+from surgery.tuning.recipe import Recipe
 from tests.support import tiny
 from tests.support.measuring import resident_peak
 
@@ -55,7 +55,7 @@ def free(monkeypatch):
 
 def code(call):
     return (
-        "from pathlib import Path\nfrom surgery import tune, graft\nfrom surgery.tuning.finetuning import Recipe\n"
+        "from pathlib import Path\nfrom surgery import tune, graft\nfrom surgery.tuning.recipe import Recipe\n"
         f"from tests.project.test_memory_needs import task\n{call}"
     )
 

@@ -241,7 +241,8 @@ class Skills(Format):
         from surgery.grafting.card import model_card
         from surgery.grafting.skill import Skill
 
-        model_card(Skill.load(self.folder), [])
+        skill = Skill.load(self.folder)
+        model_card(skill.delta, skill.task, skill.report, [])
         show(self.folder, json=False)
         show(self.folder, json=True)
 
@@ -601,7 +602,8 @@ class TuneStates(Format):
     def make(self):
         from surgery.tasks.examples import Example
         from surgery.tasks.task import Task
-        from surgery.tuning.finetuning import Recipe, tune
+        from surgery.tuning.finetuning import tune
+        from surgery.tuning.recipe import Recipe
         from tests.support.tiny import build
 
         self.base = build("bert", self.folder.parent / "tune-base")

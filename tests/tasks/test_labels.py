@@ -7,8 +7,8 @@ import transformers
 
 from surgery.errors import TaskError
 from surgery.grafting.localization import graft
+from surgery.tasks.classifier_heads import head_order
 from surgery.tasks.examples import Example
-from surgery.tasks.labels import head_order
 from surgery.tasks.scoring import score
 from surgery.tasks.task import Task
 from tests.support.tiny import perturb

@@ -14,7 +14,9 @@ from surgery.errors import OptionError, SurgeryError
 from surgery.tasks.examples import Example
 from surgery.tasks.scoring import score
 from surgery.tasks.task import Task
-from surgery.tuning.finetuning import Recipe, _batches, pull_towards, tune
+from surgery.tuning.finetuning import tune
+from surgery.tuning.recipe import Recipe
+from surgery.tuning.training import batches, pull_towards
 from tests.support.tiny import block_names, change, hashes, raw, weights
 
 GOOD, BAD = ("great", "wonderful", "fun", "good"), ("awful", "boring", "bad", "terrible")
@@ -57,7 +59,7 @@ def test_default_recipe_equals_a_plain_loop(tiny, kind):
     base = {name: parameter.detach().clone() for name, parameter in named.items()}
     speed = {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     words = [tokenizer.convert_tokens_to_ids(word) for word in ("terrible", "great")]
-    for step, numbers in enumerate(_batches(len(ROWS), 4, 3, 0, 7)):
+    for step, numbers in enumerate(batches(len(ROWS), 4, 3, 0, 7)):
         model.zero_grad()
         loss = 0.0
         for number in numbers:
@@ -188,7 +190,7 @@ def test_an_interruption_within_an_update_leaves_no_half_done_state(tiny, tmp_pa
         return pull_towards(*arguments)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("surgery.tuning.finetuning.pull_towards", interrupted)
+        patched.setattr("surgery.tuning.training.pull_towards", interrupted)
         tune(tiny("bert"), task(), recipe, device="cpu", resume=tmp_path)
     again = tune(tiny("bert"), task(), recipe, device="cpu", resume=tmp_path)
     assert all((raw(again.tensors[name]) == raw(whole.tensors[name])).all() for name in whole.tensors)

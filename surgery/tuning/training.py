@@ -1,0 +1,241 @@
+"""The training loop: batches, steps, the proximal pull, early stopping, and the state that survives a kill."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from surgery.checkpoints.models import Model, steady_attention
+from surgery.errors import OptionError, SurgeryError, first_line
+from surgery.files import replace_bytes
+from surgery.jsonfile import parse_json
+from surgery.progress import Progress
+from surgery.tasks.readout import Encoded, Readout, alike, collate
+from surgery.tasks.scoring import score_model
+from surgery.tasks.task import Task
+from surgery.tuning.recipe import Pace, Recipe
+
+_SAVE_SECONDS = 30.0
+
+
+class _Scored(TypedDict):
+    step: int
+    value: float
+    ece: float
+
+
+class TrainingLoop:
+    """The weights being trained, the optimiser's state, and the file they survive in."""
+
+    def __init__(
+        self,
+        model: Model,
+        readout: Readout,
+        recipe: Recipe,
+        pace: Pace,
+        names: Sequence[str],
+        identity: str,
+        folder: Path | None,
+    ) -> None:
+        self.model, self.readout, self.recipe, self.pace = model, readout, recipe, pace
+        for name in names:
+            model.parameters[name].requires_grad_(True)
+        self.weights = {name: model.parameters[name] for name in names}
+        self.base = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.identity = identity
+        self.file = folder / "state.safetensors" if folder else None
+        self.step = 0
+        self._whole = True  # no update is half done
+        self.losses: list[float] = []
+        self.dev: list[Any] = []
+        self.best: dict[str, Tensor] = {}
+        parameters: list[nn.Parameter] = list(self.weights.values())
+        if recipe.optimizer.startswith("sgd"):
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=pace.rate, momentum=recipe.momentum)
+        else:
+            self.optimizer = torch.optim.AdamW(parameters, lr=pace.rate, weight_decay=0.0)
+        if self.file and self.file.exists():
+            self._load()
+
+    def run(
+        self, rows: Sequence[Encoded], targets: Tensor, seed: int, task: Task, autocast: Any, progress: Progress
+    ) -> dict[str, Any]:
+        """Train to the end, or until dev examples say stop; the best weights, or the last, are in `weights` after."""
+        every = max(1, self.pace.steps // self.recipe.evaluations)
+        saved = time.monotonic()
+        try:
+            for numbers in batches(len(rows), self.recipe.batch_size, seed, self.step, self.pace.steps):
+                loss = self.advance(rows, targets, numbers, autocast)
+                self.losses.append(round(loss, 5))
+                self.step += 1
+                self._whole = True
+                if task.dev and (self.step % every == 0 or self.step == self.pace.steps) and self._evaluate(task):
+                    break
+                dev = f", dev {self.dev[-1]['value']:.3f}" if self.dev else ""
+                progress(self.step, self.pace.steps, f"tuning: loss {np.mean(self.losses[-20:]):.3f}{dev}")
+                if self.file and time.monotonic() - saved > _SAVE_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            if self.file and self._whole:  # else the last half minute is lost, but nothing is wrong
+                self._save()
+            raise
+        with torch.no_grad():
+            for name, tensor in self.best.items():
+                self.weights[name].copy_(tensor)
+        return {"losses": self.losses, "dev": self.dev, "stopped_at": self.step}
+
+    def advance(self, rows: Sequence[Encoded], targets: Tensor, numbers: Sequence[int], autocast: Any) -> float:
+        """Make one step on the examples of these numbers; their mean loss."""
+        total = 0.0
+        pieces = np.array_split(np.asarray(numbers), self.recipe.accumulate)
+        for piece in (part for numbered in pieces for part in alike(self.model, rows, numbered.tolist())):
+            batch, positions = collate(self.model, [rows[number] for number in piece])
+            with autocast, steady_attention():
+                scores = self.readout.logits(self.model.module, batch, positions)
+            loss = F.cross_entropy(scores, targets[piece].to(self.model.device)) * (len(piece) / len(numbers))
+            loss.backward()
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            raise SurgeryError(
+                f"the loss became {total} at step {self.step + 1}: lower --rate (now {self.pace.rate:g})"
+            )
+        rate = self.pace.rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.recipe.clip)
+        self._whole = False
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.pace.l1:
+            pull_towards(self.weights, self.base, rate * self.pace.l1)
+        return total
+
+    def _evaluate(self, task: Task) -> bool:
+        """Score the dev examples, keep the weights if they are the best so far, and say whether to stop."""
+        result = score_model(self.model, self.readout, task, task.dev)
+        self.dev.append({"step": self.step, "value": result.value, "ece": result.ece})
+        values = [entry["value"] for entry in self.dev]
+        best = int(np.argmax(values))
+        if best == len(values) - 1:
+            self.best = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        return len(values) - 1 - best >= self.recipe.patience
+
+    def _save(self) -> None:
+        assert self.file is not None
+        tensors = {f"weight/{name}": weight.detach() for name, weight in self.weights.items()}
+        tensors |= {f"best/{name}": weight for name, weight in self.best.items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"state/{number}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+        header = {
+            "identity": self.identity,
+            "step": str(self.step),
+            "losses": json.dumps(self.losses),
+            "dev": json.dumps(self.dev),
+            "pace": json.dumps(self.pace),
+        }
+        replace_bytes(
+            self.file, save({key: value.contiguous().cpu() for key, value in tensors.items()}, metadata=header)
+        )
+
+    def _load(self) -> None:
+        try:
+            self._take_up()
+        except (
+            SafetensorError,
+            KeyError,
+            ValueError,
+            RuntimeError,
+            TypeError,
+            OSError,
+            AttributeError,
+            IndexError,
+        ) as error:
+            raise OptionError(f"{self.file} can't be read ({first_line(error)}): delete it to begin anew") from None
+
+    def _take_up(self) -> None:
+        with safe_open(self.file, "pt") as opened:
+            header = opened.metadata()
+            if header["identity"] != self.identity:
+                raise OptionError(
+                    f"{self.file} is the state of another run (other data, base or options): delete it to begin anew"
+                )
+            state: dict[int, dict[str, Tensor]] = {}
+            with torch.no_grad():
+                for key in opened.keys():  # noqa: SIM118 (not a dict)
+                    what, _, name = key.partition("/")
+                    tensor = opened.get_tensor(key)
+                    number, _, field = name.partition("/")
+                    like = (
+                        self.optimizer.param_groups[0]["params"][int(number)] if what == "state" else self.weights[name]
+                    )
+                    if tensor.shape != like.shape and not (what == "state" and not tensor.dim()):
+                        raise ValueError(f"{key} has shape {tuple(tensor.shape)}")
+                    if what == "weight":
+                        self.weights[name].copy_(tensor)
+                    elif what == "best":
+                        self.best[name] = tensor.to(self.model.device)
+                    else:
+                        state.setdefault(int(number), {})[field] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        # As it was then: on some devices the gradient it came from isn't the same to the last bit.
+        self.pace = parse_json(header["pace"], Pace)
+        self.step = int(header["step"])
+        self.losses, self.dev = parse_json(header["losses"], list[float]), parse_json(header["dev"], list[_Scored])
+
+
+def gradient_norm_at_base(
+    model: Model, readout: Readout, names: Sequence[str], rows: Sequence[Encoded], targets: Tensor, seed: int
+) -> float:
+    """The norm of the gradient at the base, over 64 training examples."""
+    weights = [model.parameters[name].requires_grad_(True) for name in names]
+    numbers = np.random.default_rng(seed).permutation(len(rows))[:64]
+    pieces = np.array_split(numbers, math.ceil(len(numbers) / 16))
+    for piece in (part for numbered in pieces for part in alike(model, rows, numbered.tolist())):
+        batch, positions = collate(model, [rows[number] for number in piece])
+        with steady_attention():
+            scores = readout.logits(model.module, batch, positions)
+        (F.cross_entropy(scores, targets[piece].to(model.device), reduction="sum") / len(numbers)).backward()
+    norm = float(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
+    for weight in weights:
+        weight.grad = None
+    return norm
+
+
+def pull_towards(weights: dict[str, nn.Parameter], base: dict[str, Tensor], threshold: float) -> None:
+    """Soft thresholding of the differences: the proximal step of threshold * L1 norm.
+
+    What falls to zero takes the base's exact value, bit for bit.
+    """
+    with torch.no_grad():
+        for name, weight in weights.items():
+            delta = F.softshrink(weight - base[name], threshold)
+            weight.copy_(torch.where(delta == 0, base[name], base[name] + delta))
+
+
+def batches(examples: int, size: int, seed: int, first: int, steps: int) -> Iterator[list[int]]:
+    """The example numbers of steps `first` to `steps`: each pass is a permutation of its own, by seed and pass."""
+    size = min(size, examples)
+    each = examples // size
+    for step in range(first, steps):
+        order = np.random.default_rng([seed, step // each]).permutation(examples)
+        yield order[(step % each) * size : (step % each + 1) * size].tolist()
+
+
+def mixed_precision(device: torch.device, dtype: str | None) -> Any:
+    """The context in which a model runs: bfloat16 where that is asked for, or by default on CUDA that has it."""
+    if dtype not in (None, "float32", "bfloat16"):
+        raise OptionError(f"--dtype {dtype} isn't for training: float32 or bfloat16")
+    if dtype == "bfloat16" or (dtype is None and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
