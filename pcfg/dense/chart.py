@@ -13,12 +13,11 @@ by end has width u at index n - u, which makes right children run the same way a
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
-
-from pcfg.dense.steps import Loops, Tensors, fused_steps, times
 
 # Of left children and products over splits, which the outside pass and rule counts need again: on a CPU, and elsewhere.
 KEPT_BYTES, KEPT_ON_CARD = 64 << 20, 1 << 30
@@ -104,13 +103,41 @@ def floor_of(scores: Scores, dtype: torch.dtype) -> float:
     return 8.0 * torch.finfo(dtype).tiny * symbols * symbols * scores.emissions.shape[1]
 
 
-class Inside:
-    """Inside scores of a batch; `settle` is what is done to every freshly summed entry (drop what is too small).
+@runtime_checkable
+class Steps(Protocol):
+    """What both passes do with the spans of one width, and how: `pcfg.dense.steps` and `triton_kernels` have the ways."""
 
-    `steps` is the way in which this pass and the outside one are computed.
+    def weigh(
+        self, inside: "Inside", width: int
+    ) -> tuple[Num[Tensor, "spans B splits"], Float[Tensor, "spans B"], Num[Tensor, "spans B N"]]:
+        """Weight of each split relative to the best of its span; the logarithm of that; sums over splits with a word."""
+
+    def add_pairs(self, inside: "Inside", width: int, raw: Num[Tensor, "spans B N"]) -> None:
+        """Add what splits between nonterminals give to a width's spans, from 4."""
+
+    def scale(
+        self, inside: "Inside", width: int, raw: Num[Tensor, "spans B N"], best: Float[Tensor, "spans B"]
+    ) -> None:
+        """Divide each span's sums by the largest of them, into the chart."""
+
+    def receive(self, outside: "Outside", width: int, here: Num[Tensor, "spans B N"]) -> None:
+        """Fill in the outside scores of a width's rules, and give the siblings of words theirs."""
+
+    def pass_on(self, outside: "Outside", width: int, here: Num[Tensor, "spans B N"]) -> None:
+        """Give the children of splits between nonterminals theirs."""
+
+
+class Inside:
+    """Inside scores of a batch.
+
+    Args:
+        settle: what is done to every freshly summed entry (what is too small is dropped).
+        steps: chooses the way in which this pass and the outside one are computed.
     """
 
-    def __init__(self, potentials: Potentials, nonterminals: int, settle: Settle, steps: Tensors | None = None) -> None:
+    def __init__(
+        self, potentials: Potentials, nonterminals: int, settle: Settle, steps: Callable[["Inside"], Steps]
+    ) -> None:
         self.potentials, self.settle = potentials, settle
         self.start, self.tags = settle(potentials.start), settle(potentials.tags)
         self.nonterminals, self.preterminals = nonterminals, self.tags.shape[2]
@@ -131,16 +158,10 @@ class Inside:
         kept = spans * batch * (entries + n * self.nonterminals // 3) * self.tags.element_size() <= most
         self.products = self.tags.new_empty(spans, batch, entries) if kept else None
         self.lefts: dict[int, Tensor] = {}
-        self.steps = steps or self._steps()
+        self.steps = steps(self)
         with full_precision(self.tags):
             for width in range(2, n + 1):
                 self._fill(width)
-
-    def _steps(self) -> Tensors:
-        """The fastest that can be used."""
-        if Loops.pay(self.tags, self.nonterminals):
-            return Loops(self)
-        return fused_steps(self.tags, self.nonterminals) or Tensors()
 
     def _contract_words(self) -> None:
         """Rules with a word as left child: [n, B, N, S] over the right; as right child: [n, B, N, N] over the left."""
@@ -336,9 +357,25 @@ def both_ways(
     return memory[n : 2 * n], by_end
 
 
+def by_end(by_width: Float[Tensor, "B n widths *N"]) -> Float[Tensor, "B n n1 *N"]:
+    """From (first word, width) to (first word, end); 0 for spans of one word or none."""
+    n = by_width.shape[1]
+    first = torch.arange(n, device=by_width.device)[:, None]
+    width = torch.arange(n + 1, device=by_width.device) - first
+    found = by_width[:, first, width.clamp(min=0)]
+    return found.masked_fill((width < 2).reshape(n, n + 1, *[1] * (by_width.dim() - 3)), 0.0)
+
+
 def full_precision(like: Tensor) -> torch.autocast:
     """No half precision in here, whatever the training loop around it does."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+def times(rows: Num[Tensor, "m B x"], matrix: Num[Tensor, "*B x y"]) -> Num[Tensor, "m B y"]:
+    """Rows of each sentence times its matrix, or the one they share."""
+    if matrix.dim() == 2:
+        return rows @ matrix
+    return torch.bmm(rows.transpose(0, 1), matrix).transpose(0, 1).contiguous()
 
 
 def _outer(one: Num[Tensor, "m B x"], two: Num[Tensor, "m B y"], shared: bool) -> Num[Tensor, "*B x y"]:

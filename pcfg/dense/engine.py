@@ -7,9 +7,9 @@ sentence of one word has a preterminal for its root. Scores of the start and of 
 a first axis for the sentences. Everything runs where its scores are, and results are there; lengths may be elsewhere.
 
 The same scores give the same bits from call to call; a card and a CPU agree to rounding, and in best trees and their scores
-to the bit. On a card, what comes again in the same sizes is recorded and replayed (`recordings`).
+to the bit. On a card, what comes again in the same sizes is recorded and replayed (`cuda_graphs`).
 
-Charts are scaled (`dense_chart`), and each sentence is proven to have lost nothing to underflow before its numbers are
+Charts are scaled (`chart`), and each sentence is proven to have lost nothing to underflow before its numbers are
 given out: either no entry comes near the smallest number; or the same pass with what could have been lost added to
 every entry finds the same Z. The outside pass is held to giving every word exactly one preterminal. Sentences that
 fail are done again in float64, then in log-space, and one warning says so.
@@ -29,9 +29,12 @@ from torch.autograd.function import once_differentiable
 from pcfg.dense.chart import Scores
 from pcfg.dense.checks import alarms, complain, fitted, masked
 from pcfg.dense.k_best import best_trees
-from pcfg.dense.log_space import best, best_chart, drawn, pick_trees, root_scores
+from pcfg.dense.log_space import Logs
 from pcfg.dense.passes import is_recorded, run_best
-from pcfg.dense.precision import Logs, Scaled, merge, solve
+from pcfg.dense.precision import merge, solve
+from pcfg.dense.scaled import Scaled
+from pcfg.dense.tree_walk import best, drawn, pick_trees, root_scores
+from pcfg.dense.viterbi import best_chart
 from pcfg.devices import Dtype
 from pcfg.errors import OptionError
 

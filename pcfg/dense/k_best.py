@@ -6,7 +6,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from pcfg.dense.chart import Scores
-from pcfg.dense.log_space import Nodes, choices_of, root_scores, unfold
+from pcfg.dense.tree_walk import Nodes, choices_of, root_scores, unfold
 from pcfg.sparse.forest import Best, Edges
 
 
@@ -15,7 +15,7 @@ def best_trees(
 ) -> list[tuple[float, Int64[np.ndarray, "nodes 3"]]]:
     """The `count` best trees of one sentence, or all if there are fewer: log scores, and rows `(symbol, first word, end)`.
 
-    `chart`: of `dense_logs.best_chart`. Vertices are numbered by first word, width and symbol; the last is the root.
+    `chart`: of `viterbi.best_chart`. Vertices are numbered by first word, width and symbol; the last is the root.
     """
     length, inner, symbols = int(scores.lengths[0]), scores.symbols[0], sum(scores.symbols)
     binary = scores.binary if scores.binary.dim() == 3 else scores.binary[0]

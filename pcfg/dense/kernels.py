@@ -1,4 +1,4 @@
-"""Loops over the spans of a width, compiled: what `dense_steps.Tensors` does with some thirty operations of torch.
+"""Loops over the spans of a width, compiled: what `steps.TensorSteps` does with some thirty operations of torch.
 
 Charts are [n, batch, width, symbols], by first word. Sums may be reordered, without which these loops use no SIMD; NaN and
 infinity stay what they are.

@@ -1,6 +1,5 @@
-"""The dense engine in log-space: exact whatever the scores, slower; and the walk down a chart that picks trees."""
+"""Inside-Outside in log-space, one sentence at a time: exact whatever the scores, and slower than scaled charts."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +7,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pcfg.dense.chart import Scores
-
-ROOM = 1 << 23  # entries that a step may hold at once (64 MB in float64)
+from pcfg.dense.chart import Scores, by_end
 
 
 def log_sum(scores: Tensor, dim: int) -> Tensor:
@@ -65,189 +62,72 @@ def _log_fill(binary: Tensor, emissions: Tensor, *chart: Tensor) -> Tensor:
     return log_sum(torch.stack(parts), 0)
 
 
-def best_chart(scores: Scores) -> tuple[Float[Tensor, " B"], Float[Tensor, "B n widths N"]]:
-    """Scores of the best tree and of the best subtree of each span, by first word and width."""
-    nonterminals, _ = scores.symbols
-    batch, n = scores.emissions.shape[:2]
-    binary = scores.binary if scores.binary.dim() == 4 else scores.binary[None]
-    tags = scores.emissions
-    left = torch.stack(
-        [(binary[:, :, nonterminals:] + tags[:, i, None, :, None]).amax(2) for i in range(n)], 1
-    )  # [B, n, N, S]
-    right = torch.stack(
-        [(binary[:, :, :nonterminals, nonterminals:] + tags[:, i, None, None]).amax(3) for i in range(n)], 1
+class Logs:
+    """Sentences of a batch in log-space, one after the other; posteriors are derivatives."""
+
+    def __init__(self, rows: Int64[Tensor, " r"], scores: Scores) -> None:
+        self.rows, self.scores = rows, scores
+        found = [self._differentiate(row) for row in range(len(rows))]
+        self.log_z = torch.stack([log_z for log_z, _, _ in found])
+        self._counts = [counts for _, counts, _ in found]
+        self.log_inside = torch.stack([chart for _, _, chart in found])
+        self.tags = torch.stack([counts[2] for counts in self._counts])
+        self.labels = by_end(torch.stack([counts[3] for counts in self._counts]))
+        self.spans = self.labels.sum(3)
+
+    def leaves(self, row: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scores of one sentence in float64, and zeros to add to its spans, all to be differentiated by."""
+        scores, n, nonterminals = self.scores, self.scores.emissions.shape[1], self.scores.symbols[0]
+        start = scores.start[row] if scores.start.dim() == 2 else scores.start
+        binary = scores.binary[row] if scores.binary.dim() == 4 else scores.binary
+        found = (start, binary, scores.emissions[row], binary.new_zeros(n, n + 1, nonterminals))
+        return tuple(x.detach().double().requires_grad_() for x in found)  # type: ignore[return-value]
+
+    def run(self, row: int, leaves: tuple[Tensor, Tensor, Tensor, Tensor]) -> LogInside:
+        """The differentiable inside pass of one sentence."""
+        length = int(self.scores.lengths[row])
+        return LogInside.of(leaves[0], leaves[1], leaves[2][:length], leaves[3][:length])
+
+    def _differentiate(self, row: int) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+        leaves = self.leaves(row)
+        with torch.enable_grad():
+            inside = self.run(row, leaves)
+            counts = _gradients(inside.log_z, leaves)
+        chart = torch.full_like(leaves[3], -torch.inf, requires_grad=False)
+        for width, scores in enumerate(inside.chart):
+            chart[: len(scores), width] = scores.detach()
+        return inside.log_z.detach(), counts, chart
+
+    def start_counts(self) -> Float64[Tensor, "r S"]:
+        """Posterior of each symbol at the root."""
+        return torch.stack([counts[0] for counts in self._counts])
+
+    def binary_counts(self, weights: Float[Tensor, " r"] | None) -> Float64[Tensor, "*r N S S"]:
+        """Expected uses of each rule, summed over sentences times `weights` where they share the rules."""
+        if self.scores.binary.dim() == 4:
+            return torch.stack([counts[1] for counts in self._counts])
+        shares = [1.0] * len(self.rows) if weights is None else weights.double()
+        return sum(share * counts[1] for share, counts in zip(shares, self._counts, strict=True))
+
+    def slopes(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> Float64[Tensor, " r"]:
+        """Slope of each sentence's log Z along `ways`: its expected counts times them."""
+        found = torch.zeros(len(self.rows), dtype=torch.float64, device=self.rows.device)
+        for row, counts in enumerate(self._counts):
+            for count, way in zip(counts[:3], ways, strict=True):
+                found[row] += (count * (way[row] if way.dim() > count.dim() else way).double()).sum()
+        return found
+
+    def turned(self, row: int, ways: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Slope of one sentence's log Z along `ways`, and of its counts."""
+        leaves = self.leaves(row)[:4]
+        with torch.enable_grad():
+            counts = _gradients(self.run(row, leaves).log_z, leaves[:3], create_graph=True)
+            slope = sum((count * way.double()).sum() for count, way in zip(counts, ways, strict=True))
+            return slope.detach(), _gradients(slope, leaves[:3])  # type: ignore[union-attr, arg-type]
+
+
+def _gradients(value: Tensor, leaves: tuple[Tensor, ...], create_graph: bool = False) -> tuple[Tensor, ...]:
+    found = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+    return tuple(
+        torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, found, strict=True)
     )
-    chart = tags.new_full((batch, n, n + 1, nonterminals), -torch.inf)
-    first, word, width_on, _ = chart.stride()
-    at_once = 1 if chart.device.type == "cpu" else ROOM
-    for width in range(2, n + 1):
-        spans = n - width + 1
-        if width == 2:
-            found = (left[:, :-1, :, nonterminals:] + tags[:, 1:, None]).amax(3)
-        else:
-            found = (left[:, :spans, :, :nonterminals] + chart[:, 1 : spans + 1, width - 1, None]).amax(3)
-            found = found.maximum((right[:, width - 1 :] + chart[:, :spans, width - 1, None]).amax(3))
-        if width > 3:
-            # A cache holds what is added for one split or symbol; a card would rather start few large steps.
-            step = max(1, at_once // (batch * spans * nonterminals**2))
-            pairs = chart.new_full((batch, spans, nonterminals, nonterminals), -torch.inf)
-            for k in range(2, width - 1, step):
-                some = (batch, spans, min(step, width - 1 - k), nonterminals)
-                lefts = chart[:, :spans, k : k + some[2]]
-                # The right child of split k begins k words later and is k words narrower.
-                rights = chart.as_strided(some, (first, word, word - width_on, 1), k * word + (width - k) * width_on)
-                both = lefts[..., None] + rights[..., None, :]
-                torch.maximum(pairs, both[:, :, 0] if step == 1 else both.amax(2), out=pairs)
-            inner = binary[:, None, :, :nonterminals, :nonterminals]
-            for symbol in range(0, nonterminals, step):  # all symbols at once may hold N times the memory
-                these = slice(symbol, symbol + step)
-                scored = (inner[:, :, these] + pairs[:, :, None]).amax((3, 4))
-                found[:, :, these] = found[:, :, these].maximum(scored)
-        chart[:, :spans, width] = found
-    roots = root_scores(scores, chart)
-    return roots.amax(1), chart
-
-
-def root_scores(scores: Scores, chart: Float[Tensor, "B n widths N"]) -> Float[Tensor, "B S"]:
-    """Log scores of each symbol over the whole sentence, the start's included."""
-    row = torch.arange(len(chart), device=chart.device)
-    single = (scores.lengths == 1)[:, None]
-    whole = chart[row, 0, scores.lengths].masked_fill(single, -torch.inf)
-    word = scores.emissions[:, 0].masked_fill(~single, -torch.inf)
-    return torch.cat([whole, word], 1) + scores.start
-
-
-Pick = Callable[[Float[Tensor, "nodes choices"]], Int64[Tensor, " nodes"]]
-
-
-def best(choices: Float[Tensor, "nodes choices"]) -> Int64[Tensor, " nodes"]:
-    """The choice with the highest score; the first of equals."""
-    return choices.argmax(1)
-
-
-def drawn(generator: torch.Generator | None) -> Pick:
-    """Draws a choice with probability proportional to exp(score)."""
-
-    def pick(choices: Float[Tensor, "nodes choices"]) -> Int64[Tensor, " nodes"]:
-        sums = (choices - choices.amax(1, keepdim=True)).exp().double().cumsum(1)
-        points = torch.rand(len(sums), 1, dtype=sums.dtype, device=sums.device, generator=generator)
-        # right=True: the first sum above the point, so that a choice of weight 0 is never drawn.
-        return torch.searchsorted(sums, points * sums[:, -1:], right=True)[:, 0].clamp(max=sums.shape[1] - 1)
-
-    return pick
-
-
-@dataclass(frozen=True, eq=False)
-class Nodes:
-    """Nodes of trees still to be expanded: the tree, the place in its preorder, the sentence, first word and symbol."""
-
-    tree: Int64[Tensor, " nodes"]
-    place: Int64[Tensor, " nodes"]
-    row: Int64[Tensor, " nodes"]
-    first: Int64[Tensor, " nodes"]
-    symbol: Int64[Tensor, " nodes"]
-
-    def __getitem__(self, which: slice | Tensor) -> "Nodes":
-        return Nodes(*(getattr(self, name)[which] for name in self.__annotations__))
-
-    @classmethod
-    def joined(cls, parts: list["Nodes"]) -> "Nodes":
-        """All of them together."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__annotations__))
-
-
-def pick_trees(
-    scores: Scores, chart: Float[Tensor, "B n widths N"], count: int, pick: Pick
-) -> Int64[Tensor, "B count nodes 4"]:
-    """Trees picked from the root down, all nodes of a width together: rows of `(symbol, first word, end, split)` in preorder.
-
-    A tree of a sentence of n words has 2 n - 1 rows, the rest is 0; a preterminal's split is -1. Sentences without a
-    parse hold 0 throughout.
-    """
-    batch, n = scores.emissions.shape[:2]
-    device = chart.device
-    trees = torch.zeros(batch * count, 2 * n - 1, 4, dtype=torch.int64, device=device)
-    roots = root_scores(scores, chart)
-    rows = torch.arange(batch, device=device)[(roots > -torch.inf).any(1)].repeat_interleave(count)
-    tree = rows * count + torch.arange(len(rows), device=device) % count
-    zero = torch.zeros_like(rows)
-    nodes = Nodes(tree, zero, rows, zero, pick(roots[rows]) if len(rows) else zero)
-    pending: list[list[Nodes]] = [[] for _ in range(n + 1)]
-    for width in range(1, n + 1):
-        pending[width].append(nodes[scores.lengths[rows] == width])
-    nonterminals, preterminals = scores.symbols
-    for width in range(n, 1, -1):
-        nodes = Nodes.joined(pending[width])
-        step = max(
-            1,
-            ROOM
-            // (
-                nonterminals * nonterminals * (width - 3) + 2 * nonterminals * preterminals
-                if width > 2
-                else preterminals * preterminals
-            ),
-        )
-        for at in range(0, len(nodes.tree), step):
-            some = nodes[at : at + step]
-            split, left, right = unfold(scores, width, pick(choices_of(scores, chart, some, width)))
-            _write(trees, some, width, some.first + split)
-            by_split = split.argsort(stable=True)
-            some, split, left, right = some[by_split], split[by_split], left[by_split], right[by_split]
-            lefts = Nodes(some.tree, some.place + 1, some.row, some.first, left)
-            rights = Nodes(some.tree, some.place + 2 * split, some.row, some.first + split, right)
-            begin = 0
-            for k, number in enumerate(split.bincount(minlength=width).tolist()):
-                if number:
-                    pending[k].append(lefts[begin : begin + number])
-                    pending[width - k].append(rights[begin : begin + number])
-                begin += number
-    words = Nodes.joined(pending[1])
-    _write(trees, words, 1, torch.full_like(words.tree, -1))
-    return trees.view(batch, count, 2 * n - 1, 4)
-
-
-def _write(trees: Tensor, nodes: Nodes, width: int, split: Tensor) -> None:
-    trees[nodes.tree, nodes.place] = torch.stack([nodes.symbol, nodes.first, nodes.first + width, split], 1)
-
-
-def choices_of(scores: Scores, chart: Tensor, nodes: Nodes, width: int) -> Float[Tensor, "nodes choices"]:
-    """Scores of every split and pair of children of nodes of one width: word left, word right, then the inner splits."""
-    nonterminals, _ = scores.symbols
-    rules = scores.binary[nodes.row, nodes.symbol] if scores.binary.dim() == 4 else scores.binary[nodes.symbol]
-    first = scores.emissions[nodes.row, nodes.first, :, None]
-    last = scores.emissions[nodes.row, nodes.first + width - 1, None]
-    if width == 2:
-        return (rules[:, nonterminals:, nonterminals:] + first + last).flatten(1)
-    right = chart[nodes.row, nodes.first + 1, width - 1, None]
-    left = chart[nodes.row, nodes.first, width - 1, :, None]
-    parts = [
-        (rules[:, nonterminals:, :nonterminals] + first + right).flatten(1),
-        (rules[:, :nonterminals, nonterminals:] + left + last).flatten(1),
-    ]
-    if width > 3:
-        k = torch.arange(2, width - 1, device=chart.device)
-        lefts = chart[nodes.row[:, None], nodes.first[:, None], k]
-        rights = chart[nodes.row[:, None], nodes.first[:, None] + k, width - k]
-        parts.append((rules[:, None, :nonterminals, :nonterminals] + lefts[..., None] + rights[:, :, None]).flatten(1))
-    return torch.cat(parts, 1)
-
-
-def unfold(scores: Scores, width: int, choice: Int64[Tensor, " nodes"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Width of the left child, left and right symbol of choices numbered as `choices_of` does."""
-    nonterminals, preterminals = scores.symbols
-    if width == 2:
-        return torch.ones_like(choice), nonterminals + choice // preterminals, nonterminals + choice % preterminals
-    second, third = choice - preterminals * nonterminals, choice - 2 * preterminals * nonterminals
-    bounds = [choice < preterminals * nonterminals, choice < 2 * preterminals * nonterminals]
-    split = torch.where(bounds[0], 1, torch.where(bounds[1], width - 1, 2 + third // (nonterminals * nonterminals)))
-    left = torch.where(
-        bounds[0],
-        nonterminals + choice // nonterminals,
-        torch.where(bounds[1], second // preterminals, third // nonterminals % nonterminals),
-    )
-    right = torch.where(
-        bounds[0],
-        choice % nonterminals,
-        torch.where(bounds[1], nonterminals + second % preterminals, third % nonterminals),
-    )
-    return split, left, right

@@ -6,21 +6,24 @@ as many as makes 1, 2, 3, 4, 6, 8, 12, ... So a model that is trained on batches
 
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from pcfg.dense.chart import Inside, Outside, Potentials, Scores, Settle, floor_of
+from pcfg.dense.chart import Inside, Outside, Potentials, Scores, Settle, Steps, floor_of
 from pcfg.dense.checks import alarms, masked, within_chart
 from pcfg.dense.cuda_graphs import Once, Replayed, charts
+from pcfg.dense.steps import LoopSteps, TensorSteps
 from pcfg.dense.viterbi import best_of
 
 # Words' posteriors must sum to 1 within this many roundings, lest the outside pass has lost something.
 ROUNDINGS = 64
 WORDS = 4  # a chart on a card is of a multiple of so many
 RECORDED = ("cuda",)  # kinds of devices where charts are recorded
+FUSED = ("cuda",)  # kinds of devices for which there are kernels of Triton
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,7 @@ def run_turned(scores: Scores, ways: tuple[Tensor, Tensor, Tensor], outside: boo
 
 
 def run_best(scores: Scores) -> Once | Replayed:
-    """Scores, charts and trees of `dense_walk.best_of`."""
+    """Scores, charts and trees of `viterbi.best_of`."""
     return _run(scores, _best, ())
 
 
@@ -126,7 +129,7 @@ def _passes(dtype: torch.dtype, outside: bool, checks: bool, *given: Tensor) -> 
         found_wrong.append(alarms(masked(scores)))
         scores = masked(within_chart(scores))
     floor, eps = floor_of(scores, dtype), torch.finfo(dtype).eps
-    inside = Inside(Potentials.of(scores, dtype), scores.symbols[0], drop(floor))
+    inside = _inside(scores, dtype, drop(floor))
     doubted = inside.faint(scores, floor / eps)
     if not outside:
         wrong = torch.zeros_like(doubted)
@@ -139,18 +142,36 @@ def _passes(dtype: torch.dtype, outside: bool, checks: bool, *given: Tensor) -> 
     return Passes(inside, found, doubted, wrong, floor, _some(doubted, wrong, found_wrong))
 
 
+def _inside(
+    scores: Scores, dtype: torch.dtype, settle: Settle, tangent: tuple[Tensor, Tensor, Tensor] | None = None
+) -> Inside:
+    return Inside(Potentials.of(scores, dtype, tangent), scores.symbols[0], settle, fastest_steps)
+
+
+def fastest_steps(inside: Inside) -> Steps:
+    """Compiled loops for a small batch on a CPU, kernels of Triton on a card where it is installed, else operations of torch."""
+    if LoopSteps.suits(inside.tags, inside.nonterminals):
+        return LoopSteps(inside)
+    if inside.tags.device.type in FUSED and find_spec("triton"):
+        from pcfg.dense.triton_kernels import TritonSteps
+
+        if TritonSteps.suits(inside.tags, inside.nonterminals):
+            return TritonSteps(inside)
+    return TensorSteps(inside)
+
+
 def _some(doubted: Tensor, wrong: Tensor, more: list[Tensor]) -> Bool[Tensor, " flags"]:
     return torch.cat([torch.stack([doubted, wrong]).any(1), *more])
 
 
 def _upper(dtype: torch.dtype, floor: float, *given: Tensor) -> Tensor:
     scores = Scores(*given)
-    return Inside(Potentials.of(scores, dtype), scores.symbols[0], lambda entries: entries + 2 * floor).log_z
+    return _inside(scores, dtype, lambda entries: entries + 2 * floor).log_z
 
 
 def _parsed(dtype: torch.dtype, *given: Tensor) -> Tensor:
     scores = Scores(*given).support()
-    return Inside(Potentials.of(scores, dtype), scores.symbols[0], lambda entries: (entries > 0).to(dtype)).total > 0
+    return _inside(scores, dtype, lambda entries: (entries > 0).to(dtype)).total > 0
 
 
 def _turned(outside: bool, *given: Tensor) -> Turned:
@@ -160,8 +181,7 @@ def _turned(outside: bool, *given: Tensor) -> Turned:
     largest = torch.stack([way.abs().amax() for way in ways]).amax().double()
     step = 1e-20 / torch.where(largest > 0, largest, 1.0)
     tangent = (ways[0].double() * step, ways[1].double() * step, ways[2].double() * step)
-    potentials = Potentials.of(scores, torch.complex128, tangent)
-    inside = Inside(potentials, scores.symbols[0], drop(floor_of(scores, torch.float64)))
+    inside = _inside(scores, torch.complex128, drop(floor_of(scores, torch.float64)), tangent)
     some = inside.total.real > 0
     slope = torch.where(some, inside.total.imag / torch.where(some, inside.total.real, 1.0), 0.0) / step
     return Turned(slope, step, inside, Outside(inside) if outside else None)

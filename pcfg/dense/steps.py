@@ -1,34 +1,31 @@
 """What the dense passes do with the spans of one width, but for the products with the rules: tensors or compiled loops.
 
-`Tensors` runs anywhere and on complex numbers. In a small batch on a CPU its operations are so small that starting them
-takes longer than the arithmetic; `Loops` does the same, to rounding, in two calls a pass and width. Neither holds the
+`TensorSteps` runs anywhere and on complex numbers. In a small batch on a CPU its operations are so small that starting them
+takes longer than the arithmetic; `LoopSteps` does the same, to rounding, in two calls a pass and width. Neither holds the
 `Inside` that holds it: charts must go as soon as nobody needs them.
 """
-
-from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from pcfg.dense import kernels as dense_kernels
-
-if TYPE_CHECKING:
-    from pcfg.dense.chart import Inside, Outside
+from pcfg.dense import kernels
+from pcfg.dense.chart import Inside, Outside, times
 
 # Sentences times words times nonterminals, and nonterminals, up to which loops on one core are faster than tensors on two
 # (1.1 to 1.7 times): the more symbols, the more of the time goes to products with the rules.
 MOST = 1 << 14
 MOST_SYMBOLS = 128
-FUSED = ("cuda",)  # kinds of devices for which kernels are compiled
 
 
-class Tensors:
+class TensorSteps:
     """Steps as operations of torch."""
 
+    def __init__(self, inside: Inside) -> None:
+        """Nothing of the pass is kept."""
+
     def weigh(
-        self, inside: "Inside", width: int
+        self, inside: Inside, width: int
     ) -> tuple[Num[Tensor, "spans B splits"], Float[Tensor, "spans B"], Num[Tensor, "spans B N"]]:
         """Weight of each split relative to the best of its span; the logarithm of that; sums over splits with a word."""
         n, batch, spans = inside.n, inside.batch, inside.n - width + 1
@@ -45,16 +42,14 @@ class Tensors:
         raw = raw.baddbmm_(inside.right_flat[(width - 1) * batch :], left.view(spans * batch, -1, 1))
         return weights, best, raw.view(spans, batch, -1)
 
-    def scale(
-        self, inside: "Inside", width: int, raw: Num[Tensor, "spans B N"], best: Float[Tensor, "spans B"]
-    ) -> None:
+    def scale(self, inside: Inside, width: int, raw: Num[Tensor, "spans B N"], best: Float[Tensor, "spans B"]) -> None:
         """Divide each span's sums by the largest of them, into the chart."""
         spans, peak = len(raw), raw.real.amax(2)
         divisor = torch.clamp(peak, min=inside.tiny, out=inside.peaks[:spans, :, width])
         torch.div(raw, divisor[:, :, None], out=inside.by_start[:spans, :, width])
         torch.add(peak.double().log_(), best, out=inside.scales[:spans, :, width])
 
-    def receive(self, outside: "Outside", width: int, here: Num[Tensor, "spans B N"]) -> None:
+    def receive(self, outside: Outside, width: int, here: Num[Tensor, "spans B N"]) -> None:
         """Fill in the outside scores of a width's rules, and give the siblings of words theirs.
 
         An entry without inside score has no part in Z, so none in what the outside pass counts.
@@ -74,11 +69,11 @@ class Tensors:
             outside.by_start[1 : spans + 1, :, width - 1].add_(to_right.view(spans, batch, -1))
             outside.by_start[:spans, :, width - 1].add_(to_left.view(spans, batch, -1))
 
-    def add_pairs(self, inside: "Inside", width: int, raw: Num[Tensor, "spans B N"]) -> None:
+    def add_pairs(self, inside: Inside, width: int, raw: Num[Tensor, "spans B N"]) -> None:
         """Add what splits between nonterminals give to a width's spans, from 4."""
         raw += times(inside.pairs(width), inside.inner.mT)
 
-    def pass_on(self, outside: "Outside", width: int, here: Num[Tensor, "spans B N"]) -> None:
+    def pass_on(self, outside: Outside, width: int, here: Num[Tensor, "spans B N"]) -> None:
         """Give the children of splits between nonterminals theirs."""
         inside, symbols = outside.inside, outside.inside.nonterminals
         lefts, rights = inside.children(width)
@@ -88,7 +83,7 @@ class Tensors:
 
     def spread(
         self,
-        outside: "Outside",
+        outside: Outside,
         width: int,
         to_left: Num[Tensor, "spans B splits N"],
         to_right: Num[Tensor, "spans B splits N"],
@@ -99,66 +94,48 @@ class Tensors:
         outside.by_end[width:, :, n - width + 2 : n - 1].add_(to_right)
 
 
-class Loops(Tensors):
+class LoopSteps(TensorSteps):
     """The same steps in compiled loops over the same memory, for real numbers on a CPU."""
 
-    def __init__(self, inside: "Inside") -> None:
+    def __init__(self, inside: Inside) -> None:
         self.chart, self.scales, self.peaks = inside.by_start.numpy(), inside.scales.numpy(), inside.peaks.numpy()
         self.words = (inside.left_words.numpy(), inside.right_words.numpy())
         self.tags = inside.tags.contiguous().numpy()  # each layout is another kernel to compile
 
     @staticmethod
-    def pay(tags: Num[Tensor, "n B T"], nonterminals: int) -> bool:
+    def suits(tags: Num[Tensor, "n B T"], nonterminals: int) -> bool:
         """Whether they can run, and are faster than tensors."""
         small = tags.shape[:2].numel() * nonterminals <= MOST and nonterminals <= MOST_SYMBOLS
         return small and tags.device.type == "cpu" and not tags.is_complex()
 
     def weigh(
-        self, inside: "Inside", width: int
+        self, inside: Inside, width: int
     ) -> tuple[Num[Tensor, "spans B splits"], Float[Tensor, "spans B"], Num[Tensor, "spans B N"]]:
-        """As `Tensors.weigh`."""
+        """As `TensorSteps.weigh`."""
         batch, spans = inside.batch, inside.n - width + 1
         weights, best = inside.tags.new_empty(spans, batch, width - 1), inside.scales.new_empty(spans, batch)
         raw = inside.tags.new_empty(spans, batch, inside.nonterminals)
         filled = (weights.numpy(), best.numpy(), raw.numpy())
-        dense_kernels.weigh(width, self.chart, self.scales, *self.words, self.tags, *filled)
+        kernels.weigh(width, self.chart, self.scales, *self.words, self.tags, *filled)
         return weights, best, raw
 
-    def scale(
-        self, inside: "Inside", width: int, raw: Num[Tensor, "spans B N"], best: Float[Tensor, "spans B"]
-    ) -> None:
-        """As `Tensors.scale`."""
-        dense_kernels.scale(width, raw.numpy(), best.numpy(), inside.tiny, self.chart, self.scales, self.peaks)
+    def scale(self, inside: Inside, width: int, raw: Num[Tensor, "spans B N"], best: Float[Tensor, "spans B"]) -> None:
+        """As `TensorSteps.scale`."""
+        kernels.scale(width, raw.numpy(), best.numpy(), inside.tiny, self.chart, self.scales, self.peaks)
 
-    def receive(self, outside: "Outside", width: int, here: Num[Tensor, "spans B N"]) -> None:
-        """As `Tensors.receive`."""
+    def receive(self, outside: Outside, width: int, here: Num[Tensor, "spans B N"]) -> None:
+        """As `TensorSteps.receive`."""
         filled = (x.numpy() for x in (outside.by_start, outside.at_left, outside.at_right, here))
         weights, tiny = outside.inside.weights[width - 2].numpy(), outside.inside.tiny
-        dense_kernels.receive(width, self.chart, self.peaks, tiny, *self.words, weights, *filled)
+        kernels.receive(width, self.chart, self.peaks, tiny, *self.words, weights, *filled)
 
     def spread(
         self,
-        outside: "Outside",
+        outside: Outside,
         width: int,
         to_left: Num[Tensor, "spans B splits N"],
         to_right: Num[Tensor, "spans B splits N"],
     ) -> None:
-        """As `Tensors.spread`."""
+        """As `TensorSteps.spread`."""
         weights = outside.inside.weights[width - 2].numpy()
-        dense_kernels.spread(width, weights, to_left.numpy(), to_right.numpy(), outside.by_start.numpy())
-
-
-def fused_steps(tags: Num[Tensor, "n B T"], nonterminals: int) -> Tensors | None:
-    """Steps in kernels of Triton (`dense_triton`), where it is installed and they can be used."""
-    if tags.device.type not in FUSED or find_spec("triton") is None:
-        return None
-    from pcfg.dense.triton_kernels import Fused
-
-    return Fused() if Fused.pay(tags, nonterminals) else None
-
-
-def times(rows: Num[Tensor, "m B x"], matrix: Num[Tensor, "*B x y"]) -> Num[Tensor, "m B y"]:
-    """Rows of each sentence times its matrix, or the one they share."""
-    if matrix.dim() == 2:
-        return rows @ matrix
-    return torch.bmm(rows.transpose(0, 1), matrix).transpose(0, 1).contiguous()
+        kernels.spread(width, weights, to_left.numpy(), to_right.numpy(), outside.by_start.numpy())

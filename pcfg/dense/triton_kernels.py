@@ -1,4 +1,4 @@
-"""The steps of `dense_steps` fused into few kernels for a card, in Triton, where it is installed.
+"""The steps of `steps.TensorSteps` fused into few kernels for a card, in Triton, where it is installed.
 
 A pass over a chart is so many small operations that each costs more than its arithmetic; here a width takes three kernels
 and a product each way. One program does a span of a sentence. No two programs of a kernel write the same place: what
@@ -7,7 +7,7 @@ spans give to left children and to right ones is added by two kernels, in this o
 
 import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, no_type_check
+from typing import Any, no_type_check
 
 import torch
 import triton
@@ -15,10 +15,8 @@ import triton.language as tl
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from pcfg.dense.steps import Tensors, times
-
-if TYPE_CHECKING:
-    from pcfg.dense.chart import Inside, Outside
+from pcfg.dense.chart import Inside, Outside, Potentials, Scores, times
+from pcfg.dense.steps import TensorSteps
 
 MOST_SYMBOLS = 64  # nonterminals: a program holds a matrix of them
 SPLITS = 16  # at once
@@ -211,22 +209,22 @@ def _to_right(
             tl.store(to, tl.load(to, both, other=0.0) + found, both)
 
 
-class Fused(Tensors):
+class TritonSteps(TensorSteps):
     """The steps in kernels of Triton, for float32 on a card."""
 
     latest: Tensor | None = None  # sums over splits between nonterminals, of the width at hand
 
     @staticmethod
-    def pay(tags: Num[Tensor, "n B T"], nonterminals: int) -> bool:
+    def suits(tags: Num[Tensor, "n B T"], nonterminals: int) -> bool:
         """Whether they can run here."""
         if tags.dtype != torch.float32 or nonterminals > MOST_SYMBOLS:
             return False
         return works(tags.device, _padded(nonterminals))
 
     def weigh(
-        self, inside: "Inside", width: int
+        self, inside: Inside, width: int
     ) -> tuple[Num[Tensor, "spans B splits"], Float[Tensor, "spans B"], Num[Tensor, "spans B N"]]:
-        """As `Tensors.weigh`, and the sums over splits between nonterminals."""
+        """As `TensorSteps.weigh`, and the sums over splits between nonterminals."""
         if width == 2:
             return super().weigh(inside, width)
         n, batch, nonterminals = inside.n, inside.batch, inside.nonterminals
@@ -243,8 +241,8 @@ class Fused(Tensors):
         self.latest = pairs
         return weights, best, raw
 
-    def add_pairs(self, inside: "Inside", width: int, raw: Num[Tensor, "spans B N"]) -> None:
-        """As `Tensors.add_pairs`."""
+    def add_pairs(self, inside: Inside, width: int, raw: Num[Tensor, "spans B N"]) -> None:
+        """As `TensorSteps.add_pairs`."""
         pairs, self.latest = self.latest, None
         assert pairs is not None
         if inside.inner.dim() == 2:
@@ -252,10 +250,8 @@ class Fused(Tensors):
         else:
             raw.transpose(0, 1).baddbmm_(pairs.transpose(0, 1), inside.inner.mT)
 
-    def scale(
-        self, inside: "Inside", width: int, raw: Num[Tensor, "spans B N"], best: Float[Tensor, "spans B"]
-    ) -> None:
-        """As `Tensors.scale`."""
+    def scale(self, inside: Inside, width: int, raw: Num[Tensor, "spans B N"], best: Float[Tensor, "spans B"]) -> None:
+        """As `TensorSteps.scale`."""
         given = (raw.contiguous(), best, inside.by_start, inside.scales, inside.peaks, inside.tiny)
         nonterminals = inside.nonterminals
         grid = (raw.shape[:2].numel(),)
@@ -263,8 +259,8 @@ class Fused(Tensors):
             *given, inside.n, inside.batch, width, symbols=nonterminals, side=_padded(nonterminals), num_warps=1
         )
 
-    def receive(self, outside: "Outside", width: int, here: Num[Tensor, "spans B N"]) -> None:
-        """As `Tensors.receive`, but that siblings of words are given theirs with the others."""
+    def receive(self, outside: Outside, width: int, here: Num[Tensor, "spans B N"]) -> None:
+        """As `TensorSteps.receive`, but that siblings of words are given theirs with the others."""
         inside = outside.inside
         given = (inside.by_start, inside.peaks, inside.weights[width - 2], outside.by_start, here)
         grid, sizes = (here.shape[:2].numel(),), (inside.n, inside.batch, width)
@@ -273,11 +269,11 @@ class Fused(Tensors):
         if width == 3:
             self._give(outside, width, here, here)
 
-    def pass_on(self, outside: "Outside", width: int, here: Num[Tensor, "spans B N"]) -> None:
-        """As `Tensors.pass_on`."""
+    def pass_on(self, outside: Outside, width: int, here: Num[Tensor, "spans B N"]) -> None:
+        """As `TensorSteps.pass_on`."""
         self._give(outside, width, here, times(here, outside.inside.inner))
 
-    def _give(self, outside: "Outside", width: int, here: Tensor, rules: Tensor) -> None:
+    def _give(self, outside: Outside, width: int, here: Tensor, rules: Tensor) -> None:
         inside = outside.inside
         given = (inside.by_start, inside.weights[width - 2], rules, here)
         grid, sizes = (here.shape[:2].numel(),), (inside.n, inside.batch, width)
@@ -294,8 +290,6 @@ def _padded(size: int) -> int:
 @lru_cache
 def works(device: torch.device, size: int) -> bool:
     """Whether kernels for so many nonterminals compile on this device, and find what operations of torch do."""
-    from pcfg.dense.chart import Inside, Outside, Potentials, Scores
-
     draw = torch.Generator().manual_seed(0)
     shapes = ((size + 2,), (size, size + 2, size + 2), (3, TRIED, 2))
     start, binary, words = (torch.randn(shape, generator=draw).to(device) for shape in shapes)
@@ -304,7 +298,7 @@ def works(device: torch.device, size: int) -> bool:
         found = []
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a compiler's, of its own settings
-            for steps in (Tensors(), Fused()):
+            for steps in (TensorSteps, TritonSteps):
                 inside = Inside(Potentials.of(scores, torch.float32), size, torch.Tensor.relu, steps)
                 found.append((inside.log_z, Outside(inside).binary_counts()))
         for one, two in zip(*found, strict=True):

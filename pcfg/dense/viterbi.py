@@ -1,7 +1,8 @@
-"""Viterbi trees in steps that depend on sizes alone, so that they can be recorded: the walk down a chart that waits for nobody.
+"""Charts of best subtrees, and best trees found in steps that depend on sizes alone, so that they can be recorded.
 
-Spans of one width in a tree don't overlap, so one of width w from word i has the slot i // w among those of its width to
-itself: a tree's nodes of each width fit n // w slots, and which of them are used is only a number on the card.
+`walk` goes down a chart without waiting for anybody. Spans of one width in a tree don't overlap, so one of width w from word
+i has the slot i // w among those of its width to itself: a tree's nodes of each width fit n // w slots, and which of them
+are used is only a number on the card.
 """
 
 import torch
@@ -9,7 +10,50 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pcfg.dense.chart import Scores
-from pcfg.dense.log_space import ROOM, Nodes, best, best_chart, choices_of, root_scores, unfold
+from pcfg.dense.tree_walk import MOST_ENTRIES, Nodes, best, choices_of, root_scores, unfold
+
+
+def best_chart(scores: Scores) -> tuple[Float[Tensor, " B"], Float[Tensor, "B n widths N"]]:
+    """Scores of the best tree and of the best subtree of each span, by first word and width."""
+    nonterminals, _ = scores.symbols
+    batch, n = scores.emissions.shape[:2]
+    binary = scores.binary if scores.binary.dim() == 4 else scores.binary[None]
+    tags = scores.emissions
+    left = torch.stack(
+        [(binary[:, :, nonterminals:] + tags[:, i, None, :, None]).amax(2) for i in range(n)], 1
+    )  # [B, n, N, S]
+    right = torch.stack(
+        [(binary[:, :, :nonterminals, nonterminals:] + tags[:, i, None, None]).amax(3) for i in range(n)], 1
+    )
+    chart = tags.new_full((batch, n, n + 1, nonterminals), -torch.inf)
+    first, word, width_on, _ = chart.stride()
+    at_once = 1 if chart.device.type == "cpu" else MOST_ENTRIES
+    for width in range(2, n + 1):
+        spans = n - width + 1
+        if width == 2:
+            found = (left[:, :-1, :, nonterminals:] + tags[:, 1:, None]).amax(3)
+        else:
+            found = (left[:, :spans, :, :nonterminals] + chart[:, 1 : spans + 1, width - 1, None]).amax(3)
+            found = found.maximum((right[:, width - 1 :] + chart[:, :spans, width - 1, None]).amax(3))
+        if width > 3:
+            # A cache holds what is added for one split or symbol; a card would rather start few large steps.
+            step = max(1, at_once // (batch * spans * nonterminals**2))
+            pairs = chart.new_full((batch, spans, nonterminals, nonterminals), -torch.inf)
+            for k in range(2, width - 1, step):
+                some = (batch, spans, min(step, width - 1 - k), nonterminals)
+                lefts = chart[:, :spans, k : k + some[2]]
+                # The right child of split k begins k words later and is k words narrower.
+                rights = chart.as_strided(some, (first, word, word - width_on, 1), k * word + (width - k) * width_on)
+                both = lefts[..., None] + rights[..., None, :]
+                torch.maximum(pairs, both[:, :, 0] if step == 1 else both.amax(2), out=pairs)
+            inner = binary[:, None, :, :nonterminals, :nonterminals]
+            for symbol in range(0, nonterminals, step):  # all symbols at once may hold N times the memory
+                these = slice(symbol, symbol + step)
+                scored = (inner[:, :, these] + pairs[:, :, None]).amax((3, 4))
+                found[:, :, these] = found[:, :, these].maximum(scored)
+        chart[:, :spans, width] = found
+    roots = root_scores(scores, chart)
+    return roots.amax(1), chart
 
 
 def best_of(scores: Scores) -> tuple[Float[Tensor, " B"], Float[Tensor, "B n widths N"], Int64[Tensor, "B nodes 4"]]:
@@ -28,7 +72,7 @@ def walk(scores: Scores, chart: Float[Tensor, "B n widths N"]) -> Int64[Tensor, 
     for width in range(n, 1, -1):
         nodes = slots.take(width)
         symbols = scores.symbols
-        size = max(1, ROOM // (sum(symbols) ** 2 + symbols[0] ** 2 * width))
+        size = max(1, MOST_ENTRIES // (sum(symbols) ** 2 + symbols[0] ** 2 * width))
         step = [nodes[at : at + size] for at in range(0, len(nodes.row), size)]
         choice = torch.cat([best(choices_of(scores, chart, some, width)) for some in step])
         split, left, right = unfold(scores, width, choice)

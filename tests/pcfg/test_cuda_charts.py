@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 
-from pcfg.dense import passes as dense_runs
+from pcfg.dense import passes
 from pcfg.dense.cuda_graphs import Recordings, Replayed
 from pcfg.dense.engine import dense_inside_outside, dense_k_best, dense_sample, dense_viterbi, log_partition
 
@@ -38,9 +38,9 @@ def recordings(monkeypatch):
 
 def twice(given, ask):
     """What is asked of a chart that was computed kernel by kernel, and of its replay."""
-    dense_runs.charts.enabled = False
+    passes.charts.enabled = False
     plain = ask(dense_inside_outside(*given))
-    dense_runs.charts.enabled = True
+    passes.charts.enabled = True
     dense_inside_outside(*given), dense_inside_outside(*given)
     result = dense_inside_outside(*given)
     assert isinstance(result.parts[0].run, Replayed)
@@ -68,7 +68,7 @@ def test_as_a_cpu_in_double_precision_whatever_the_lengths(dtype, error, own):
             value = getattr(found, name)
             assert value.is_cuda
             torch.testing.assert_close(value.cpu().double(), getattr(exact, name), atol=error, rtol=error)
-    assert len(dense_runs.charts.kept) == 2, "three batches of 5 to 7 sentences of 10 to 12 words are of two sizes"
+    assert len(passes.charts.kept) == 2, "three batches of 5 to 7 sentences of 10 to 12 words are of two sizes"
 
 
 def test_one_result_after_another(recordings):
@@ -91,7 +91,7 @@ def test_gradients_and_second_derivatives():
             found.append([x.detach().cpu() for x in (*slopes, *second)])
         for one, two in zip(*found, strict=True):
             torch.testing.assert_close(one, two, atol=1e-9, rtol=1e-9)
-    assert len(dense_runs.charts.kept) == 2
+    assert len(passes.charts.kept) == 2
 
 
 def test_what_underflows_is_promoted():
@@ -169,29 +169,29 @@ def test_a_failed_recording_leaves_the_card_usable():
     code = """
 import warnings
 import torch
-from pcfg import dense_runs
+from pcfg.dense import passes
 from pcfg.dense.engine import dense_inside_outside
 from tests.pcfg.test_cuda_charts import scores
 
-given, passes = scores(), dense_runs._passes
+given, run_passes = scores(), passes._passes
 plain = dense_inside_outside(*given).log_z
 
 def waiting(dtype, outside, checks, *tensors):
     float(tensors[0].sum())  # may not be captured
-    return passes(dtype, outside, checks, *tensors)
+    return run_passes(dtype, outside, checks, *tensors)
 
-dense_runs._passes = waiting
+passes._passes = waiting
 dense_inside_outside(*given)
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     assert torch.equal(dense_inside_outside(*given).log_z, plain)
 assert "couldn't be recorded as a CUDA graph" in str(caught[0].message), caught
-assert len(dense_runs.charts.failures) == 1
-dense_runs._passes = passes
-dense_runs.charts.failures.clear()
+assert len(passes.charts.failures) == 1
+passes._passes = run_passes
+passes.charts.failures.clear()
 for _ in range(3):
     assert torch.equal(dense_inside_outside(*given).log_z, plain)
-assert dense_runs.charts.kept
+assert passes.charts.kept
 print("usable")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pcfg.dense import passes as dense_runs
-from pcfg.dense import precision as dense_parts
+from pcfg.dense import chart, passes, scaled
 from pcfg.dense.chart import Scores
 from pcfg.dense.cuda_graphs import Once, Recordings, Replayed
 from pcfg.dense.engine import dense_inside_outside, dense_k_best, dense_viterbi, log_partition
@@ -64,15 +63,15 @@ def test_passes_neither_wait_for_the_card_nor_touch_the_cpu(elsewhere, n, own):
     with NoWaiting() as seen, torch.inference_mode():
         for dtype, outside in itertools.product((torch.float32, torch.float64), (False, True)):
             for checks in (False, True):
-                dense_runs._passes(dtype, outside, checks, *given)
-            dense_runs._turned(outside, *given, *ways)
-            dense_runs._upper(dtype, 1e-30, *given)
-            dense_runs._parsed(dtype, *given)
-            dense_runs._best(*given)
-            passes = dense_runs._passes(torch.float32, True, True, *given)
+                passes._passes(dtype, outside, checks, *given)
+            passes._turned(outside, *given, *ways)
+            passes._upper(dtype, 1e-30, *given)
+            passes._parsed(dtype, *given)
+            passes._best(*given)
+            found = passes._passes(torch.float32, True, True, *given)
             for whole in (False, True):
-                dense_parts._gradients_of(passes, torch.ones_like(passes.inside.total), whole)
-            dense_parts.by_end(dense_parts._labels(passes))
+                scaled._gradients_of(found, torch.ones_like(found.inside.total), whole)
+            chart.by_end(scaled._labels(found))
     assert seen.count > 100
 
 
@@ -247,16 +246,15 @@ def test_batches_of_many_lengths_need_few_recordings(eager):
         dense_inside_outside(*scores(batch, n))
     assert len(eager.kept) == 10
     sizes = [
-        dense_runs.padded_size(Scores(*scores(batch, n)))
-        for batch, n in ((1, 1), (2, 4), (3, 5), (5, 8), (9, 9), (64, 40))
+        passes.padded_size(Scores(*scores(batch, n))) for batch, n in ((1, 1), (2, 4), (3, 5), (5, 8), (9, 9), (64, 40))
     ]
     assert sizes == [(1, 4), (2, 4), (3, 8), (6, 8), (12, 12), (64, 40)]
 
 
 def test_doubts_are_settled_by_what_the_whole_batch_could_have_lost(eager, monkeypatch):
-    floors, plain = [], dense_runs._upper
-    monkeypatch.setattr(dense_runs, "_upper", lambda *given: floors.append(given[1]) or plain(*given))
-    dense_runs._upper.__name__ = "_upper"
+    floors, plain = [], passes._upper
+    monkeypatch.setattr(passes, "_upper", lambda *given: floors.append(given[1]) or plain(*given))
+    passes._upper.__name__ = "_upper"
     start, binary, words, _ = scores(3, 30, torch.float64)
     words[
         2, 0, :2
@@ -264,7 +262,7 @@ def test_doubts_are_settled_by_what_the_whole_batch_could_have_lost(eager, monke
     binary[1, 4, :] = -math.inf
     given = Scores(start, binary, words, torch.tensor([30, 30, 4]))
     dense_inside_outside(start, binary, words, given.lengths)
-    assert floors and min(floors) >= dense_runs.floor_of(given, torch.float64)
+    assert floors and min(floors) >= passes.floor_of(given, torch.float64)
 
 
 def test_a_padded_chart_is_that_of_the_batch(eager):
@@ -272,9 +270,9 @@ def test_a_padded_chart_is_that_of_the_batch(eager):
         given = scores(batch, 6, torch.float64, own=own)
         eager.enabled = True
         replayed = dense_inside_outside(*given)
-        plain_device, dense_runs.RECORDED = dense_runs.RECORDED, ()
+        plain_device, passes.RECORDED = passes.RECORDED, ()
         plain = dense_inside_outside(*given)
-        dense_runs.RECORDED = plain_device
+        passes.RECORDED = plain_device
         weights = [torch.randn(x.shape, dtype=x.dtype) for x in (given[0], given[1], given[2])]
         for name in ("log_z", "label_marginals", "rule_expectations", "tag_posteriors", "log_inside"):
             torch.testing.assert_close(getattr(replayed, name), getattr(plain, name), atol=1e-13, rtol=1e-13)
@@ -285,8 +283,8 @@ def test_a_padded_chart_is_that_of_the_batch(eager):
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("room", [1, 1 << 23])
 def test_best_trees_are_those_of_the_plain_walk(eager, monkeypatch, own, room):
-    for module in ("dense_logs", "dense_walk"):
-        monkeypatch.setattr(f"pcfg.{module}.ROOM", room)
+    for module in ("tree_walk", "viterbi"):
+        monkeypatch.setattr(f"pcfg.dense.{module}.MOST_ENTRIES", room)
     for seed, n in enumerate((1, 2, 3, 4, 9, 13)):
         start, binary, words, lengths = scores(5, n, seed=seed, own=own)
         words[3, 0] = -math.inf  # without a parse

@@ -15,7 +15,7 @@ from scipy import stats
 from pcfg.dense.cuda_graphs import Once
 from pcfg.dense.engine import dense_inside_outside, dense_sample, dense_viterbi, log_partition
 from pcfg.dense.log_space import LogInside
-from pcfg.dense.steps import Loops
+from pcfg.dense.steps import LoopSteps
 from pcfg.errors import GrammarError, OptionError
 from tests.support.replaying import Eager
 
@@ -314,9 +314,9 @@ def test_charts_go_with_the_result():
 
 def test_loops_are_for_small_batches_of_real_numbers_on_a_cpu():
     small = torch.zeros(20, 8, 45)
-    assert Loops.pay(small, 20)
-    assert not Loops.pay(small, 200) and not Loops.pay(torch.zeros(20, 64, 45), 20)
-    assert not Loops.pay(small.to(torch.complex128), 20) and not Loops.pay(small.to("meta"), 20)
+    assert LoopSteps.suits(small, 20)
+    assert not LoopSteps.suits(small, 200) and not LoopSteps.suits(torch.zeros(20, 64, 45), 20)
+    assert not LoopSteps.suits(small.to(torch.complex128), 20) and not LoopSteps.suits(small.to("meta"), 20)
 
 
 @pytest.mark.usefixtures("steps")

@@ -11,9 +11,7 @@ if DEVICE == "cpu":
 
 triton = pytest.importorskip("triton", reason="Triton isn't installed: its kernels aren't tested here")
 
-from pcfg.dense import chart as dense_chart  # noqa: E402
-from pcfg.dense import steps as dense_steps  # noqa: E402
-from pcfg.dense import triton_kernels as dense_triton  # noqa: E402
+from pcfg.dense import chart, passes, steps, triton_kernels  # noqa: E402
 from pcfg.dense.engine import dense_inside_outside, log_partition  # noqa: E402
 
 # The interpreter computes with numpy, which warns of the logarithm of 0.
@@ -31,9 +29,9 @@ def scores(batch, n, tops, tags, own=False, seed=0):
 
 @pytest.fixture
 def fused(monkeypatch):
-    monkeypatch.setattr(dense_steps, "FUSED", (DEVICE,))
-    monkeypatch.setattr(dense_steps, "MOST", 0)
-    monkeypatch.setattr(dense_triton, "works", lambda device, size: True)
+    monkeypatch.setattr(passes, "FUSED", (DEVICE,))
+    monkeypatch.setattr(steps, "MOST", 0)
+    monkeypatch.setattr(triton_kernels, "works", lambda device, size: True)
     return monkeypatch
 
 
@@ -41,15 +39,15 @@ def fused(monkeypatch):
 @pytest.mark.parametrize("kept", [0, 1 << 30])
 @pytest.mark.parametrize(("batch", "n", "tops", "tags"), [(2, 1, 3, 2), (3, 2, 2, 3), (2, 6, 3, 4)])
 def test_charts_are_those_of_double_precision(fused, own, kept, batch, n, tops, tags):
-    fused.setattr(dense_chart, "KEPT_BYTES", kept)
-    fused.setattr(dense_chart, "KEPT_ON_CARD", kept)
+    fused.setattr(chart, "KEPT_BYTES", kept)
+    fused.setattr(chart, "KEPT_ON_CARD", kept)
     given = scores(batch, n, tops, tags, own)
     check(given)
 
 
 def test_more_splits_and_symbols_than_a_program_takes_at_once(fused):
     if DEVICE == "cpu":
-        fused.setattr(dense_triton, "SPLITS", 2)  # too few for a card
+        fused.setattr(triton_kernels, "SPLITS", 2)  # too few for a card
     check(scores(1, 20 if DEVICE == "cuda" else 7, 3, 2))
     check(scores(1, 5, 17, 2))
 
@@ -59,7 +57,7 @@ def check(given):
     given[2][1:, 0] = -torch.inf  # without a parse
     given[1][..., 0, 1, :] = -torch.inf
     found = dense_inside_outside(*given)
-    assert type(found.parts[0].run.state.inside.steps) is dense_triton.Fused
+    assert type(found.parts[0].run.state.inside.steps) is triton_kernels.TritonSteps
     exact = dense_inside_outside(*(x.double() if x.is_floating_point() else x for x in given))
     for name in NAMES:
         torch.testing.assert_close(getattr(found, name).double(), getattr(exact, name), rtol=1e-4, atol=2e-5, msg=name)
@@ -82,18 +80,20 @@ def test_the_same_bits_from_call_to_call(fused):
 
 def test_kernels_are_tried_before_they_are_used(monkeypatch):
     device = torch.device(DEVICE)
-    monkeypatch.setattr(dense_triton, "TRIED", 5)
-    dense_triton.works.cache_clear()
-    assert dense_triton.works(device, 16), dense_triton.reasons
-    dense_triton.works.cache_clear()
-    plain = dense_triton.Fused.scale
+    monkeypatch.setattr(triton_kernels, "TRIED", 5)
+    triton_kernels.works.cache_clear()
+    assert triton_kernels.works(device, 16), triton_kernels.reasons
+    triton_kernels.works.cache_clear()
+    plain = triton_kernels.TritonSteps.scale
     monkeypatch.setattr(
-        dense_triton.Fused, "scale", lambda self, inside, width, raw, best: plain(self, inside, width, raw * 2, best)
+        triton_kernels.TritonSteps,
+        "scale",
+        lambda self, inside, width, raw, best: plain(self, inside, width, raw * 2, best),
     )
-    assert not dense_triton.works(device, 16)
-    assert "AssertionError" in dense_triton.reasons.pop((device, 16))
-    assert not dense_triton.Fused.pay(torch.zeros(2, 2, 2, device=device), 3)
-    dense_triton.works.cache_clear()
+    assert not triton_kernels.works(device, 16)
+    assert "AssertionError" in triton_kernels.reasons.pop((device, 16))
+    assert not triton_kernels.TritonSteps.suits(torch.zeros(2, 2, 2, device=device), 3)
+    triton_kernels.works.cache_clear()
 
 
 def test_what_they_are_not_made_for_is_left_to_tensors():
@@ -102,4 +102,4 @@ def test_what_they_are_not_made_for_is_left_to_tensors():
         (torch.zeros(2, 2, 2, dtype=torch.complex128), 3),
         (torch.zeros(2, 2, 2), 65),
     ):
-        assert not dense_triton.Fused.pay(tags, nonterminals)
+        assert not triton_kernels.TritonSteps.suits(tags, nonterminals)

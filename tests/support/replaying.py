@@ -42,7 +42,7 @@ def spoil(state, kept):
             spoil(part, kept)
     elif isinstance(state, dict):
         spoil(list(state.values()), kept)
-    elif type(state).__module__.startswith("pcfg.dense_") and not callable(state):
+    elif type(state).__module__.startswith("pcfg.dense.") and not callable(state):
         spoil({name: part for name, part in vars(state).items() if name not in ("inside", "steps")}, kept)
         if "inside" in vars(state) and "outside" in vars(state):
             spoil(state.inside, kept)

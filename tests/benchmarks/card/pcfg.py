@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from pcfg.dense import steps as dense_steps
+from pcfg.dense import passes
 from pcfg.dense.cuda_graphs import charts
 from pcfg.dense.engine import dense_inside_outside, dense_viterbi, log_partition
 from tests.benchmarks.card.measure import Line, faster, holds, peak_bytes, shown, timed, within
@@ -92,17 +92,18 @@ def lines() -> Iterator[Line]:
 
 def fused() -> Iterator[Line]:
     """Kernels of Triton against operations of torch, both replayed."""
-    given, places = scores(*BEST, torch.float32, DEVICE), dense_steps.FUSED
-    used = dense_steps.fused_steps(torch.zeros(1, 1, 1, device=DEVICE), BEST[0]) is not None
+    given, places = scores(*BEST, torch.float32, DEVICE), passes.FUSED
+    steps = dense_inside_outside(*given).parts[0].run.state.inside.steps
+    used = type(steps).__name__ == "TritonSteps"  # by name: Triton may not be installed
     reasons = "; ".join(getattr(sys.modules.get("pcfg.dense.triton_kernels"), "reasons", {}).values())
     yield holds("pcfg: Triton's kernels are used", used, " ".join(reasons.split())[:300])
     ours = timed(lambda: marginals(given))
     charts.forget()
-    dense_steps.FUSED = ()
+    passes.FUSED = ()
     try:
         plain = timed(lambda: marginals(given))
     finally:
-        dense_steps.FUSED = places
+        passes.FUSED = places
         charts.forget()
     yield faster("pcfg 20+45, batch 64, n 40: Triton's kernels; torch's", ours, plain, 1.0 if used else 0.0)
 
