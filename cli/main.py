@@ -37,12 +37,11 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run; a mistake of the user's ends with one sentence on stderr and status 2."""
-    from pcfg.errors import PcfgError
     from surgery.errors import SurgeryError
 
     try:
         app()
-    except (SurgeryError, PcfgError) as error:
+    except SurgeryError as error:
         print_error(str(error))
         sys.exit(2)
     except RuntimeError as error:

@@ -138,8 +138,8 @@ def trees(
 ) -> None:
     """Trees as they are scored on, and their sentences by --text: a treebank's without traces and functions, or benepar's parses."""
     from pcfg.errors import OptionError
-    from pcfg.files import replace_bytes
     from pcfg.treebanks.trees import format_trees
+    from surgery.files import replace_bytes
 
     file = need_file(output, overwrite, source, raw)
     if text is not None:

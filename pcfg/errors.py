@@ -1,8 +1,10 @@
-"""What goes wrong on the user's side: every message is one sentence that says what, where and what to do."""
+"""What goes wrong with grammars and trees on the user's side; every other error is the toolkit's own (`surgery.errors`)."""
 
+from surgery.errors import MissingPackageError, OptionError, SurgeryError
 
-class PcfgError(Exception):
-    """Something the user can mend; the command line prints it and exits with status 2."""
+__all__ = ["GrammarError", "MissingPackageError", "OptionError", "PcfgError", "SurgeryError", "TreebankError"]
+
+PcfgError = SurgeryError  # one family, by the name that this package's callers catch
 
 
 class GrammarError(PcfgError):
@@ -11,14 +13,3 @@ class GrammarError(PcfgError):
 
 class TreebankError(PcfgError):
     """Trees that can't be read, or that don't fit together."""
-
-
-class OptionError(PcfgError):
-    """An option out of its range."""
-
-
-class MissingPackageError(PcfgError):
-    """An optional package isn't installed."""
-
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}: pip install 'surgery[{extra}]'")

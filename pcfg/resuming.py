@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from pcfg.errors import OptionError, PcfgError
-from pcfg.files import discard, hold, recover, replace_bytes
 from pcfg.grammars.grammar import Grammar
+from surgery.files import discard, recover, replace_bytes
 from surgery.jsonfile import JsonError, load_json
+from surgery.locks import hold
 
 Progress = Callable[[int, int, str], None]  # what is done, what there is to do, and a line that says what it is
 

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pcfg.errors import GrammarError, PcfgError
-from pcfg.files import replace_bytes
 from pcfg.grammars.arrays import GrammarArrays
 from pcfg.grammars.binarization import Origin
 from pcfg.grammars.json_format import arrays_of_json, json_of_arrays
@@ -22,6 +21,7 @@ from pcfg.grammars.rules import Rule, Word, checked_rules, plain_labels
 from pcfg.grammars.text_format import format_rules, read_rules
 from pcfg.grammars.unary_chains import Chains
 from pcfg.grammars.validation import check_grammar
+from surgery.files import replace_bytes
 from surgery.jsonfile import JsonError
 
 if TYPE_CHECKING:

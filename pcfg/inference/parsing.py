@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from pcfg.errors import OptionError, PcfgError
-from pcfg.files import new_folder, replace_bytes
 from pcfg.grammars.grammar import Grammar
 from pcfg.resuming import Progress, fingerprint, nearest, resumable, silent, sync, text_fingerprint
 from pcfg.sentences import batches
 from pcfg.treebanks.trees import NO_PARSE, Tree, format_trees
+from surgery.files import new_folder, replace_bytes
 
 if TYPE_CHECKING:
     from pcfg.devices import Device, Dtype

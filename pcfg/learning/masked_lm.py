@@ -22,9 +22,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pcfg.errors import OptionError
-from pcfg.files import replace_bytes
 from pcfg.sampling.sampler import Samples
 from surgery.errors import first_line
+from surgery.files import replace_bytes
 from surgery.jsonfile import parse_json
 
 STATE = "state.safetensors"

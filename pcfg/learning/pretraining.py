@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 
 from pcfg.devices import Device, working_device
-from pcfg.files import hold, new_folder, replace_json
 from pcfg.grammars.grammar import Grammar
 from pcfg.learning.excess_loss import MaskedLoss, MaskedSet, generative, word_ids
 from pcfg.learning.masked_lm import Batches, Trainer
@@ -26,6 +25,8 @@ from pcfg.learning.pretraining_recipe import PretrainRecipe, configured
 from pcfg.resuming import Progress, claim, fingerprint, silent, versions
 from pcfg.sampling.sampler import Samples, sample
 from pcfg.sampling.tokenizer import tokenizer
+from surgery.files import new_folder, replace_json
+from surgery.locks import hold
 
 SCHEMA = 1
 GRAMMAR_FILE = "grammar.pcfg.json"

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from pcfg.devices import Device, working_device
-from pcfg.errors import OptionError
 from pcfg.grammars.grammar import Grammar
 from pcfg.inference.chart import chart_numbers
 from pcfg.learning.excess_loss import generative
@@ -15,7 +14,6 @@ from pcfg.learning.pretraining_recipe import PretrainRecipe, configured
 from pcfg.sampling.sampler import sample
 from pcfg.sampling.tokenizer import tokenizer
 from pcfg.sentences import MOST_NUMBERS, MOST_SENTENCES
-from surgery.errors import SurgeryError
 from surgery.memory import Meter, Need, check_before
 
 _LOWER = "lower --batch-size, --max-length, --width or --layers, or --sentences for what is drawn"
@@ -87,7 +85,4 @@ def check_memory(settings: Any, recipe: PretrainRecipe, find: Callable[[], Need]
     layer = 40 * width + 8 * inner + 8 * settings.num_attention_heads * length
     states = recipe.batch_size * length * (settings.num_hidden_layers * layer + 8 * words)
     most = 20 * weights + 4 * states + 56 * recipe.sentences * recipe.max_length + 16 * MOST_NUMBERS
-    try:
-        check_before(most, find, place)
-    except SurgeryError as error:
-        raise OptionError(str(error)) from None
+    check_before(most, find, place)

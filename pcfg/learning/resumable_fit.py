@@ -8,10 +8,10 @@ import numpy as np
 
 from pcfg.devices import Device
 from pcfg.errors import OptionError
-from pcfg.files import new_folder, replace_json
 from pcfg.grammars.grammar import Grammar
 from pcfg.learning.expectation_maximization import Fitted, expected_counts, fit
 from pcfg.resuming import Progress, fingerprint, read_state, resumable, silent, text_fingerprint
+from surgery.files import new_folder, replace_json
 
 _GRAMMAR, _STATE = "grammar.pcfg.json", "state.json"
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from pcfg.errors import OptionError
-from pcfg.files import hold, new_folder, replace_json, take_name
 from pcfg.grammars.grammar import Grammar
 from pcfg.resuming import Progress, fingerprint, read_state, resumable, silent, versions
 from pcfg.sampling.sampler import sample
 from pcfg.sampling.tokenizer import check_spaces, tokenizer, write_dataset, write_jsonl, write_text
+from surgery.files import new_folder, replace_json, take_name
+from surgery.locks import hold
 
 SCHEMA = 1
 REPORT = "report.json"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pcfg.errors import GrammarError
-from pcfg.files import new_folder, replace_bytes
 from pcfg.grammars.grammar import Grammar
 from pcfg.sampling.sampler import Samples
+from surgery.files import new_folder, replace_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

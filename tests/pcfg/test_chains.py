@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from pcfg.errors import GrammarError, TreebankError
-from pcfg.files import replace_json
 from pcfg.grammars.grammar import Grammar
 from pcfg.grammars.rules import Rule, Word
 from pcfg.grammars.text_format import read_rules
@@ -22,6 +21,7 @@ from pcfg.learning.expectation_maximization import fit
 from pcfg.resuming import fingerprint
 from pcfg.sampling.sampler import sample
 from pcfg.treebanks.trees import Tree
+from surgery.files import replace_json
 from tests.support.enumeration import rule_trees
 
 COMPETING = """

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcfg.errors import GrammarError, OptionError
-from pcfg.files import new_folder, replace_json
 from pcfg.grammars.binarization import to_binary
 from pcfg.grammars.grammar import Grammar
 from pcfg.grammars.rules import Rule, Word
@@ -25,6 +24,7 @@ from pcfg.sampling.sampler import sample
 from pcfg.sampling.tokenizer import tokenizer, write_text
 from pcfg.sentences import read_sentences
 from pcfg.treebanks.trees import Tree
+from surgery.files import new_folder, replace_json
 
 ROOTS = {"S": 0.75, "N": 0.25}
 BINARY = {("S", "N", "VP"): 0.5, ("S", "S", "VP"): 0.5, ("VP", "V", "N"): 1.0}

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from pcfg.errors import PcfgError
-from pcfg.files import hold as pcfg_hold
 from surgery.checkpoints.applying import patch_folder, write_patched
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.delta import SparseDelta
@@ -280,11 +279,11 @@ def test_states_of_long_work_are_held(tiny, tmp_path, run, data):
     assert sorted(path.name for path in tmp_path.glob("*out*")) == ["out"]
 
 
-def test_the_packages_have_their_own_errors(tmp_path):
+def test_who_catches_the_errors_of_grammars_catches_those_of_their_files(tmp_path):
     with (
         hold(tmp_path / "x"),
         pytest.raises(PcfgError, match="is being written by another run"),
-        pcfg_hold(tmp_path / "x"),
+        hold(tmp_path / "x"),
     ):
         pass
 
