@@ -150,7 +150,7 @@ def undo(
     from surgery.errors import OptionError
     from surgery.files import check_output
     from surgery.unlearning.bottleneck import Bottleneck
-    from surgery.unlearning.card import what
+    from surgery.unlearning.descriptions import what
     from surgery.unlearning.eraser import Eraser
 
     folder = options.need_output(output)
@@ -303,7 +303,7 @@ def _fitted(bottleneck: "Bottleneck", folder: Path, seconds: float, json: bool) 
     training = bottleneck.need_training()
     right = float((bottleneck.answer_ids(training.ids).targets == training.targets).mean())
     if json:
-        print_json({**_summary(bottleneck), "training_accuracy": right, "output": str(folder), "seconds": seconds})
+        print_json({**_content(bottleneck), "training_accuracy": right, "output": str(folder), "seconds": seconds})
         return
     codebooks, keys, d = bottleneck.selector.keys.shape
     written = sum(path.stat().st_size for path in folder.iterdir())
@@ -318,70 +318,32 @@ def _fitted(bottleneck: "Bottleneck", folder: Path, seconds: float, json: bool) 
     say(f"Next:  surgery unlearn {folder} --forget CLASS -o forgot/")
 
 
-def _summary(bottleneck: "Bottleneck") -> dict[str, Any]:
-    import numpy as np
-
-    from surgery.unlearning.card import placed_by
-    from surgery.unlearning.key_selection import CLOSED, OPEN, SILENT
-
-    training, states = bottleneck.training, bottleneck.selector.states
-    codebooks, keys, d = bottleneck.selector.keys.shape
-    rows = None if training is None else np.bincount(training.targets, minlength=len(bottleneck.classes)).tolist()
-    return {
-        "kind": "bottleneck",
-        "fingerprint": bottleneck.fingerprint,
-        "codebooks": codebooks,
-        "keys": keys,
-        "key_dim": d,
-        "width": len(bottleneck.selector.center),
-        "pairs": {
-            name: int((states == state).sum())
-            for name, state in (("open", OPEN), ("closed", CLOSED), ("silent", SILENT))
-        },
-        "classes": list(bottleneck.classes),
-        "training_rows": rows,
-        "placed_by": placed_by(bottleneck),
-        "settings": dict(bottleneck.settings),
-        "encoder": bottleneck.encoder and dict(bottleneck.encoder),
-        "history": [dict(edit) for edit in bottleneck.history],
-    }
+def _content(bottleneck: "Bottleneck") -> dict[str, Any]:
+    return {"kind": "bottleneck", "fingerprint": bottleneck.fingerprint, **bottleneck.facts.content()}
 
 
 def _show_bottleneck(bottleneck: "Bottleneck", json: bool) -> None:
-    from surgery.unlearning.card import edit_line, promises, values_how
-
-    found = _summary(bottleneck)
+    facts = bottleneck.facts
     if json:
-        print_json(found)
+        print_json(_content(bottleneck))
         return
-    masked, rows = found["pairs"]["closed"] + found["pairs"]["silent"], found["training_rows"]
-    total = f"{sum(rows):,} training rows" if rows else "without its training rows: it answers, but can't be edited"
-    say(
-        f"bottleneck {found['fingerprint'][:16]}: {found['codebooks']:,} codebooks of {found['keys']:,} keys in "
-        f"{found['key_dim']} dimensions, {masked:,} of {found['codebooks'] * found['keys']:,} pairs masked"
-    )
-    source = (
-        found["encoder"] and f"{found['encoder']['source']} ({found['encoder']['kind']}, {found['encoder']['pooling']})"
-    )
-    say(f"encoder {source or 'none: fitted on features'}, {found['width']:,} features a row; {total}")
-    say(
-        f"keys placed by {found['placed_by']}; values {values_how(bottleneck.settings)}; seed {bottleneck.settings['seed']}"
-    )
-    counts = [f"{number:,}" for number in rows] if rows else [""] * len(bottleneck.classes)
-    cells = [[str(name), number] for name, number in zip(bottleneck.classes, counts, strict=True)]
+    size_line, *others = facts.made
+    say(f"bottleneck {bottleneck.fingerprint[:16]}: {size_line}")
+    for line in others:
+        say(line)
+    counts = [f"{number:,}" for number in facts.training_rows or ()] or [""] * len(facts.classes)
+    cells = [[str(name), number] for name, number in zip(facts.classes, counts, strict=True)]
     print_table("", ["class", "training rows"], cells[:_LISTED])
     if len(cells) > _LISTED:
         say(f"... and {len(cells) - _LISTED:,} more classes")
-    for number, edit in enumerate(bottleneck.history, 1):
-        say(f"edit {number}: {edit_line(edit)}")
-    for promise in promises(bottleneck.history, counted=bottleneck.counted):
-        say(promise)
+    for line in facts.edits:
+        say(line)
 
 
 def _show_eraser(eraser: "Eraser", json: bool) -> None:
     import numpy as np
 
-    from surgery.unlearning.card import edit_line, promises
+    from surgery.unlearning.descriptions import edit_line, promises
 
     edit, codebooks = eraser.edit, eraser.rows.ids.shape[1]
     touched = np.bincount(eraser.pairs // (edit["of_pairs"] // codebooks), minlength=codebooks)

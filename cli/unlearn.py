@@ -181,7 +181,7 @@ def _positions(before: "Bottleneck", source: str, feature: str | None, column: l
 def _report(
     edit: "Eraser", before: "Bottleneck", after: "Bottleneck", source: Path, folder: Path, aside: Path, json: bool
 ) -> None:
-    from surgery.unlearning.card import promises, what
+    from surgery.unlearning.descriptions import promises, what
 
     done, seconds, effect = edit.edit, edit.report["seconds"], edit.effect(before, after)
     if json:

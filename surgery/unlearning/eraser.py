@@ -19,6 +19,7 @@ from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.card import eraser_card
 from surgery.unlearning.schema import EraserReport
 from surgery.unlearning.storage import (
+    check_arrays,
     hash_arrays,
     read_arrays,
     read_json,
@@ -167,27 +168,20 @@ class Eraser:
         """Raise ValueError unless the parts fit together."""
         pairs, rows, classes = len(self.pairs), len(self.positions), self.old_entries.shape[-1]
         _, codebooks, top = self.source.ids.shape
-        wanted: dict[str, tuple[NDArray, Any, tuple[int, ...]]] = {
-            "pairs": (self.pairs, np.int64, (pairs,)),
-            "old_entries": (self.old_entries, self.new_entries.dtype, (pairs, classes)),
-            "new_entries": (
-                self.new_entries,
-                np.int32 if self.old_entries.dtype.kind == "i" else np.float32,
-                (pairs, classes),
-            ),
-            "old_states": (self.old_states, np.uint8, (pairs,)),
-            "new_states": (self.new_states, np.uint8, (pairs,)),
-            "positions": (self.positions, np.int64, (rows,)),
-            "salt": (self.salt, np.uint8, (32,)),
-            "features": (self.source.features, np.float32, (rows, self.source.features.shape[-1])),
-            "ids": (self.source.ids, np.uint16, (rows, codebooks, top)),
-            "targets": (self.source.targets, np.int64, (rows,)),
-            "digests": (self.source.digests, np.uint64, (rows,)),
-            "placed": (self.source.placed, np.uint64, (len(self.source.placed),)),
+        values = np.int32 if self.old_entries.dtype.kind == "i" else np.float32
+        expected: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "pairs": (np.int64, (pairs,)),
+            "old_entries": (values, (pairs, classes)),
+            "new_entries": (values, (pairs, classes)),
+            "old_states": (np.uint8, (pairs,)),
+            "new_states": (np.uint8, (pairs,)),
+            "positions": (np.int64, (rows,)),
+            "salt": (np.uint8, (32,)),
         }
-        for name, (array, dtype, shape) in wanted.items():
-            if array.dtype != dtype or array.shape != shape:
-                raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
+        check_arrays({name: getattr(self, name) for name in _ARRAYS}, expected)
+        check_arrays(self.source.arrays(), self.source.expected(self.source.features.shape[-1], codebooks, top))
+        if len(self.source) != rows:
+            raise ValueError(f"{rows} positions of {len(self.source)} rows")
         of = self.edit["of_pairs"]
         for name, numbers, limit in (("pairs", self.pairs, of), ("positions", self.positions, 1 << 53)):
             if len(numbers) and not (numbers[0] >= 0 and numbers[-1] < limit and (np.diff(numbers) > 0).all()):
@@ -238,15 +232,14 @@ class Eraser:
     def write(self, folder: Path) -> None:
         """Write the files into an empty folder."""
         write_arrays(folder / ERASER_FILE, self._arrays())
-        head = {
-            "format": _FORMAT,
-            "hash": self.hash,
-            "bottleneck": self.bottleneck,
-            "previous": self.previous,
-            "edit": dict(self.edit),
-        }
-        write_table(folder / "report.json", {**head, **self.report})
-        replace_bytes(folder / "README.md", eraser_card(self).encode())
+        write_table(folder / "report.json", self.content)
+        replace_bytes(folder / "README.md", eraser_card(self.content).encode())
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What `report.json` says of it, without its arrays."""
+        head = {"format": _FORMAT, "hash": self.hash, "bottleneck": self.bottleneck, "previous": self.previous}
+        return {**head, "edit": dict(self.edit), **self.report}
 
     @classmethod
     def load(cls, folder: str | Path) -> "Eraser":
@@ -289,7 +282,4 @@ class Eraser:
 
     def _arrays(self) -> dict[str, NDArray]:
         own = {name: getattr(self, name) for name in _ARRAYS}
-        rows = {
-            f"rows.{name}": getattr(self.rows, name) for name in ("features", "ids", "targets", "digests", "placed")
-        }
-        return own | rows
+        return own | {f"rows.{name}": array for name, array in self.rows.arrays().items()}

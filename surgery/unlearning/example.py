@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from surgery.unlearning.features.rows import Rows
 from surgery.unlearning.forgetting import unlearn
 
 FOLDER = "surgery-unlearning-example"
-SIZES = {"codebooks": 64, "keys": 256, "key_dim": 14}
+SIZES: dict[str, Any] = {"codebooks": 64, "keys": 256, "key_dim": 14}
 _FORGET = 3
 
 

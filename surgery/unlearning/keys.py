@@ -1,7 +1,5 @@
 """Where a bottleneck's keys lie: fixed projections of the features, and points in them found without labels."""
 
-from typing import Literal
-
 import numpy as np
 import torch
 from jaxtyping import Float32
@@ -23,7 +21,6 @@ from surgery.unlearning.key_placement import (
 )
 from surgery.unlearning.key_selection import MOST_KEYS, Selector, as_products, nearest_keys
 
-KeyMethod = Literal["kmeans", "ema", "sample"]
 KEY_METHODS = ("kmeans", "ema", "sample")
 
 
@@ -67,7 +64,7 @@ def fit_keys(
     projections: Float32[np.ndarray, "C D d"],
     keys: int,
     *,
-    method: KeyMethod = "kmeans",
+    method: str = "kmeans",
     seed: int = 0,
     device: torch.device | None = None,
     sent: Float32[Tensor, "N D"] | None = None,

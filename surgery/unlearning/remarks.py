@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from surgery.unlearning.bottleneck import Bottleneck
-from surgery.unlearning.card import listed, promises
+from surgery.unlearning.descriptions import listed, promises
 from surgery.unlearning.evaluation.membership import ATTACKS
 
 _FEW = 10  # members below which resampling them says little

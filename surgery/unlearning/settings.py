@@ -1,14 +1,14 @@
 """What a fit is asked for, checked as far as it can be before anything is encoded."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from surgery.checkpoints.models import pick_device
 from surgery.errors import OptionError, TaskError
 from surgery.unlearning.keys import KEY_METHODS, check_keys, check_width
+from surgery.unlearning.values import Sgd
 
 PROJECTIONS, VALUES = ("random", "segments"), ("sgd", "counts")
 
@@ -24,6 +24,7 @@ class Settings:
     projection: str = "random"
     key_init: str = "kmeans"
     values: str = "sgd"
+    sgd: Sgd | None = None
     seed: int = 0
     device: str | torch.device | None = None
 
@@ -43,10 +44,10 @@ class Settings:
                 raise OptionError(f"{name} {given} isn't one of {', '.join(known)}")
         pick_device(self.device)
 
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Settings":
-        """Those that are among other keyword arguments."""
-        return cls(**{field.name: given[field.name] for field in fields(cls) if field.name in given})
+    @property
+    def recipe(self) -> Sgd | None:
+        """How values are learnt by SGD; None where they are counted."""
+        return (self.sgd or Sgd()) if self.values == "sgd" else None
 
     def check_width(self, width: int) -> None:
         """Raise OptionError where a row has too few features."""

@@ -81,11 +81,19 @@ def hash_arrays(arrays: Mapping[str, NDArray], start: bytes = b"") -> Any:
     return total
 
 
+def check_arrays(arrays: Mapping[str, NDArray], expected: Mapping[str, tuple[Any, tuple[int, ...]]]) -> None:
+    """Raise ValueError, naming the first array whose type or shape isn't the expected one."""
+    for name, (dtype, shape) in expected.items():
+        array = arrays[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
+
+
 def _table_checksum(content: Mapping[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-def _compare(path: Path, told: Any, found: str) -> bool:
-    if told != found:
+def _compare(path: Path, told: Any, actual: str) -> bool:
+    if told != actual:
         raise BottleneckError(f"{path} is damaged, or was changed since it was written: make or fetch it again")
     return True

@@ -1,7 +1,8 @@
 """The training rows that a bottleneck remembers: what its values can be refitted from, and rows taken out of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt16, UInt64
@@ -35,6 +36,21 @@ class TrainingRows:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def arrays(self) -> dict[str, NDArray]:
+        """Everything in them by name, as it is saved."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def expected(self, width: int, codebooks: int, top: int) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        """Type and shape that each array must have for so many features, codebooks and keys that answer."""
+        rows = len(self)
+        return {
+            "features": (np.float32, (rows, width)),
+            "ids": (np.uint16, (rows, codebooks, top)),
+            "targets": (np.int64, (rows,)),
+            "digests": (np.uint64, (rows,)),
+            "placed": (np.uint64, (len(self.placed),)),
+        }
 
     def selections(self, keys: int) -> Int32[np.ndarray, "C K"]:
         """How many rows select each pair."""

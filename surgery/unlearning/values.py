@@ -14,6 +14,7 @@ from surgery.errors import OptionError
 from surgery.unlearning.key_selection import OPEN
 
 _ROWS, _GPU_ROWS = 1 << 10, 1 << 14  # answered at once
+_BELOW = np.float32(-1e-6)  # what a class without rows scores at most
 _SCRATCH, _GPU_SCRATCH = 1 << 22, 1 << 26  # floats copied at once while values are changed
 
 
@@ -134,8 +135,8 @@ class Table:
             self._rows.index_add_(0, pairs, change)
 
     def _pairs(self, ids: Tensor) -> Tensor:
-        found = (ids + self._first).flatten(1)
-        return found if self._closed is None else found.masked_fill(self._closed[found], self._none)
+        pairs = (ids + self._first).flatten(1)
+        return pairs if self._closed is None else pairs.masked_fill(self._closed[pairs], self._none)
 
     def _mean(self, pairs: Tensor) -> Tensor:
         # A sum that never builds B x C x classes, each row's in order. "No answer" adds 0; torch's own padding_idx is ten
@@ -195,15 +196,39 @@ def learn_values(
         return table.values
 
 
+def fit_table(
+    ids: UInt16[np.ndarray, "N C top"],
+    targets: Int64[np.ndarray, " N"],
+    keys: int,
+    classes: int,
+    recipe: Sgd | None,
+    seed: int = 0,
+    device: torch.device | None = None,
+) -> Float32[np.ndarray, "C K Y"] | Int32[np.ndarray, "C K Y"]:
+    """The table that rows give from the ids of the keys that they select, with all keys open.
+
+    Args:
+        recipe: how values are learnt by SGD; None to count classes instead.
+    """
+    if recipe is None:
+        return count(ids, targets, keys, classes)
+    all_open = np.full((ids.shape[1], keys), OPEN, np.uint8)
+    table = learn_values(ids, targets, all_open, classes, recipe, seed, device)
+    absent = np.bincount(targets, minlength=classes) == 0
+    # Or they would tie where no row is left to say anything, and the first class would be answered.
+    table[:, :, absent] = np.minimum(table[:, :, absent], _BELOW)
+    return table
+
+
 def count(
     ids: UInt16[np.ndarray, "N C top"], targets: Int64[np.ndarray, " N"], keys: int, classes: int
 ) -> Int32[np.ndarray, "C K Y"]:
     """How many rows of each class select each pair."""
-    found = np.empty((ids.shape[1], keys * classes), np.int32)
-    for codebook in range(len(found)):
+    counts = np.empty((ids.shape[1], keys * classes), np.int32)
+    for codebook in range(len(counts)):
         cells = ids[:, codebook].astype(np.intp) * classes + targets[:, None]
-        found[codebook] = np.bincount(cells.reshape(-1), minlength=keys * classes)
-    return found.reshape(-1, keys, classes)
+        counts[codebook] = np.bincount(cells.reshape(-1), minlength=keys * classes)
+    return counts.reshape(-1, keys, classes)
 
 
 def from_counts(

@@ -376,7 +376,7 @@ class Bottlenecks(Checked):
         from surgery.unlearning.card import bottleneck_card
 
         loaded = Bottleneck.load(self.folder)
-        bottleneck_card(loaded)
+        bottleneck_card(loaded.facts)
         loaded.predict(np.ones((2, 6), np.float32))
         show(self.folder, json=True)
         show(self.folder, json=False)
@@ -413,7 +413,7 @@ class Erasers(Checked):
         from surgery.unlearning.card import eraser_card
 
         eraser = Eraser.load(self.folder)
-        eraser_card(eraser)
+        eraser_card(eraser.content)
         repr(eraser)
         show(self.folder, json=True)
         show(self.folder, json=False)

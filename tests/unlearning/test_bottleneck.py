@@ -420,7 +420,7 @@ def test_cards_name_an_encoder_without_saying_where_it_lies(bottleneck):
         ("../models/bert", "bert"),
         ("org/bert", "org/bert"),
     ):
-        card = bottleneck_card(replace(bottleneck, encoder={**spec, "source": source}))
+        card = bottleneck_card(replace(bottleneck, encoder={**spec, "source": source}).facts)
         assert f"encoder: `{shown}` (text" in card and "models" not in card
 
 

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from surgery.errors import BottleneckError, OptionError, TaskError
 from surgery.reporting.figures import figure
 from surgery.unlearning import Bottleneck, Report, Rows, unlearn, verify
-from surgery.unlearning.card import promises
+from surgery.unlearning.descriptions import promises
 from surgery.unlearning.evaluation.curves import in_turn, shared_keys, sweep_keys
 from surgery.unlearning.evaluation.evaluator import Exam
 from surgery.unlearning.evaluation.figures import _areas, _in_turn, _sweep

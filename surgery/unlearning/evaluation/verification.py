@@ -23,7 +23,7 @@ from surgery.unlearning.evaluation.evaluator import Exam
 from surgery.unlearning.evaluation.membership import RocArea, confidences, likelihood_ratios, masked_share
 from surgery.unlearning.evaluation.report import Report
 from surgery.unlearning.features.inputs import inputs_of
-from surgery.unlearning.features.reading import read_alike, targets_of
+from surgery.unlearning.features.reading import targets_of
 from surgery.unlearning.features.rows import Rows, encoded, feature_digests
 from surgery.unlearning.key_selection import OPEN
 from surgery.unlearning.remarks import remarks, what_all
@@ -166,8 +166,7 @@ def verify_folder(
     source, beside = (features_file, None) if data is None else (data, features_file)
     if source is None:
         raise OptionError("there are no test rows: name them with --data or --features")
-    test = read_alike(
-        after,
+    test = after.read(
         source,
         features_file=beside,
         features=features,
@@ -190,7 +189,7 @@ def _test_rows(bottleneck: Bottleneck, test: Any, device: str | torch.device | N
     if isinstance(test, Rows):
         return test
     if isinstance(test, str | Path):
-        return read_alike(bottleneck, test, device=device, progress=progress)
+        return bottleneck.read(test, device=device, progress=progress)
     listed = isinstance(test, list | tuple)
     if listed and test and all(isinstance(row, Mapping) for row in test):
         inputs = inputs_of(test, bottleneck.encoder["kind"] if bottleneck.encoder else "text")

@@ -46,7 +46,7 @@ def find_rows(
 
 
 def _read(bottleneck: Bottleneck, source: str | Path, columns: Columns | None, features: str | None) -> Rows | Inputs:
-    columns, features = as_fitted(bottleneck, source, columns, features)
+    columns, features = as_fitted(bottleneck.settings.get("read_as", {}), source, columns, features)
     if Path(source).suffix.lower() in FEATURE_FILES:
         return read_rows(source, features=features, columns=columns, labels_needed=False)
     return read_inputs(source, _kind(bottleneck), columns, labels_needed=False)

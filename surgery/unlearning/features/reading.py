@@ -1,58 +1,35 @@
-"""Reading rows as a bottleneck's own were read: the same columns, the same tensor, the same encoder, which is loaded last."""
+"""What a fit reads, and how later rows are read like its own: the same columns, the same tensor, known classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
-from surgery.errors import TaskError
-from surgery.progress import Progress, silent
+from surgery.errors import OptionError, TaskError
 from surgery.tasks.examples import Columns
-from surgery.unlearning.features.inputs import read_inputs
-from surgery.unlearning.features.rows import FEATURE_FILES, Rows, encoded, read_rows
-
-if TYPE_CHECKING:
-    from surgery.unlearning.bottleneck import Bottleneck
+from surgery.unlearning.features.inputs import Inputs, inputs_of, read_inputs
+from surgery.unlearning.features.rows import FEATURE_FILES
 
 
-def read_alike(
-    bottleneck: "Bottleneck",
-    source: str | Path,
-    *,
-    features_file: str | Path | None = None,
-    columns: Columns | None = None,
-    features: str | None = None,
-    encoder: str | Path | None = None,
-    labels_needed: bool = True,
-    device: str | torch.device | None = None,
-    progress: Progress = silent,
-) -> Rows:
-    """Rows of a file, out of features files or by the bottleneck's encoder.
-
-    Args:
-        features_file, columns, features: as `read_rows` takes them; by default as in the fit.
-        encoder: where the bottleneck's encoder lies now, if it has moved.
-        labels_needed: refuse rows without labels, and labels that training never saw.
+def training_inputs(
+    given: str | Path | Sequence[Mapping[str, Any]], kind: str, columns: Columns | None, *, labels_needed: bool = True
+) -> Inputs:
+    """What an encoder of this kind (`text` or `image`) is to read: of a file, or tables in memory.
 
     Raises:
-        TaskError, OptionError, CheckpointError: as `read_rows` and `Encoder.from_spec` do.
+        TaskError: as `read_inputs` and `inputs_of` do. OptionError: a file that holds features already.
     """
-    beside = features_file is not None
-    columns, features = as_fitted(bottleneck, source, columns, features, beside=beside)
-    options: dict[str, Any] = {"columns": columns, "labels_needed": labels_needed}
-    if beside or bottleneck.encoder is None or Path(source).suffix.lower() in FEATURE_FILES:
-        return read_rows(source, features=features, features_file=features_file, **options)
-    inputs = read_inputs(source, bottleneck.encoder["kind"], **options)
-    if labels_needed:
-        targets_of(bottleneck.classes, inputs.labels)
-    return encoded(bottleneck.need_encoder(encoder, device=device), inputs, progress)
+    if not isinstance(given, str | Path):
+        return inputs_of(given, kind, labels_needed=labels_needed)
+    if Path(given).suffix.lower() in FEATURE_FILES:
+        raise OptionError(f"{given} holds features already: leave out --encoder")
+    return read_inputs(given, kind, columns, labels_needed=labels_needed)
 
 
 def as_fitted(
-    bottleneck: "Bottleneck",
+    read_as: Mapping[str, str],
     source: str | Path,
     columns: Columns | None,
     features: str | None,
@@ -62,9 +39,10 @@ def as_fitted(
     """Columns and tensor by which to read a file: those given, else those of the fit.
 
     Args:
+        read_as: those of the fit; earlier versions kept none.
         beside: features lie in a file of their own, beside `source`.
     """
-    kept = dict(bottleneck.settings.get("read_as", {}))  # earlier versions kept none
+    kept = dict(read_as)
     tensor = kept.pop("features", None)
     alone = Path(source).suffix.lower() in FEATURE_FILES
     if columns is not None or (kept and not alone):
