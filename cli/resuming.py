@@ -1,4 +1,4 @@
-"""Where the state of long work lies until its output is saved."""
+"""How a command keeps the state of long work beside its output, and tells who interrupts it how to go on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,9 @@ from cli.render import print_error
 @contextmanager
 def told_how_to_go_on(output: Path) -> Iterator[Path]:
     """Yield `<output>.partial`; who interrupts the block when it holds something is told so."""
-    state = output.absolute().with_name(f"{output.absolute().name}.partial")
+    from surgery.resuming import state_folder
+
+    state = state_folder(output)
     try:
         yield state
     except KeyboardInterrupt:

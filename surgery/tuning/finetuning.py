@@ -5,11 +5,8 @@ few weights carry the skill, and grafting can find them. AdamW without L1 moves 
 localise (Panigrahi et al. 2023, section 5.2).
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +17,10 @@ from torch import Tensor
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint, rewrite
 from surgery.checkpoints.models import load_model, pick_device
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
-from surgery.locks import hold
 from surgery.memory import check_before
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
+from surgery.resuming import digest, resumable
 from surgery.tasks.gradients import check_gradients
 from surgery.tasks.readout import PhraseReadout, pick_readout, readout_file
 from surgery.tasks.task import Task
@@ -79,7 +76,7 @@ def tune(
         include, exclude: patterns over tensor names, as `Checkpoint.block_weights` takes them.
         dtype: float32, or bfloat16 for mixed precision over float32 weights; default bfloat16 where CUDA has it.
         resume: a folder for the state, saved every half minute and when interrupted; a later call with the same
-            arguments goes on from there. The caller deletes it.
+            arguments goes on from there (`surgery.resuming`). The caller deletes it.
         progress: called with step, steps and a line on how it goes.
 
     Raises:
@@ -98,35 +95,22 @@ def tune(
     )
     model = load_model(checkpoint, device=place)
     readout = pick_readout(model, task)
-    movable = sum(checkpoint.entries[name].size for name in names)
     rows, targets = readout.encode(examples), torch.tensor(task.targets(examples))
     check_gradients(model, readout, names, rows[0])
     norm = gradient_norm_at_base(model, readout, names, rows, targets, seed) if recipe.needs_gradient_norm else 0.0
+    movable = sum(checkpoint.entries[name].size for name in names)
     pace = recipe.pace(model.kind, movable, len(examples), norm)
-    about = {
-        "base": checkpoint.fingerprint,
-        "task": task.spec(),
-        "recipe": asdict(recipe),
-        "seed": seed,
-        "tensors": names,
-    }
-    identity = _digest({**about, "examples": examples, "dev": task.dev})
-    state = Path(resume) if resume else None
-    with hold(state) if state else nullcontext():
-        loop = TrainingLoop(model, readout, recipe, pace, names, identity, state)
+    with resumable(resume, _identity(checkpoint, task, recipe, seed, names)) as state:
+        loop = TrainingLoop(model, readout, recipe, pace, names, state)
         history = loop.run(rows, targets, seed, task, mixed, progress)
-    # What is counted is what the files will hold: in 16 bits a small difference may round to none.
-    tensors = {name: loop.weights[name].detach().to(checkpoint.entries[name].dtype) for name in names}
-    trained = sum(int((loop.weights[name] != loop.base[name]).sum()) for name in names)
-    moved = sum(int((tensors[name] != loop.base[name].to(tensors[name].dtype)).sum()) for name in names)
+    tensors, counts = _as_stored(checkpoint, loop)
     call = {"base": str(checkpoint), "dtype": dtype, "include": list(include), "exclude": list(exclude)}
     report = {
         **provenance(call={"tune": call}, inputs={"base": checkpoint.fingerprint}, seed=seed),
         "task": task.spec(),
         "examples": {"train": len(task.train), "dev": len(task.dev), "dev_in_train": task.repeated("dev")},
         "recipe": {**asdict(recipe), **loop.pace._asdict()},
-        "moved": moved,
-        "rounded_away": trained - moved,
+        **counts,
         "movable": movable,
         **history,
         "seconds": round(time.monotonic() - began, 2),
@@ -134,5 +118,22 @@ def tune(
     return Tuned(checkpoint, tensors, task, readout if isinstance(readout, PhraseReadout) else None, report)
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=list).encode()).hexdigest()
+def _identity(checkpoint: Checkpoint, task: Task, recipe: Recipe, seed: int, names: Sequence[str]) -> dict[str, Any]:
+    """What decides the tuned weights, but for the device, on which a run may go on that began on another."""
+    return {
+        "what": "tune",
+        "base": checkpoint.fingerprint,
+        "task": task.spec(),
+        "examples": digest([task.train, task.dev]),
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "tensors": digest(names),
+    }
+
+
+def _as_stored(checkpoint: Checkpoint, loop: TrainingLoop) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The tuned tensors as the files will hold them, and how many weights moved: in 16 bits a small difference may round to none."""
+    tensors = {name: weight.detach().to(checkpoint.entries[name].dtype) for name, weight in loop.weights.items()}
+    trained = sum(int((weight != loop.base[name]).sum()) for name, weight in loop.weights.items())
+    moved = sum(int((tensor != loop.base[name].to(tensor.dtype)).sum()) for name, tensor in tensors.items())
+    return tensors, {"moved": moved, "rounded_away": trained - moved}

@@ -49,7 +49,7 @@ def tune_need(
             targets = torch.zeros(len(rows), dtype=torch.long)
             if recipe.needs_gradient_norm:
                 gradient_norm_at_base(model, readout, names, rows[:16], targets, 0)
-            loop = TrainingLoop(model, readout, recipe, Pace(0.1, 0.1, 2, 0.1), names, "", None)
+            loop = TrainingLoop(model, readout, recipe, Pace(0.1, 0.1, 2, 0.1), names, None)
             if task.dev:
                 loop.best = {name: weight.detach().clone() for name, weight in loop.weights.items()}
             for _ in range(2):  # momentum is there from the second on

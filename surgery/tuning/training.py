@@ -20,6 +20,7 @@ from surgery.errors import OptionError, SurgeryError, first_line
 from surgery.files import replace_bytes
 from surgery.jsonfile import parse_json
 from surgery.progress import Progress
+from surgery.resuming import damaged
 from surgery.tasks.readout import Encoded, Readout, alike, collate
 from surgery.tasks.scoring import score_model
 from surgery.tasks.task import Task
@@ -44,16 +45,14 @@ class TrainingLoop:
         recipe: Recipe,
         pace: Pace,
         names: Sequence[str],
-        identity: str,
-        folder: Path | None,
+        state: Path | None,
     ) -> None:
         self.model, self.readout, self.recipe, self.pace = model, readout, recipe, pace
         for name in names:
             model.parameters[name].requires_grad_(True)
         self.weights = {name: model.parameters[name] for name in names}
         self.base = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.identity = identity
-        self.file = folder / "state.safetensors" if folder else None
+        self.file = state / "state.safetensors" if state else None
         self.step = 0
         self._whole = True  # no update is half done
         self.losses: list[float] = []
@@ -138,7 +137,6 @@ class TrainingLoop:
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"state/{number}/{key}": value for key, value in state.items() if isinstance(value, Tensor)}
         header = {
-            "identity": self.identity,
             "step": str(self.step),
             "losses": json.dumps(self.losses),
             "dev": json.dumps(self.dev),
@@ -161,15 +159,12 @@ class TrainingLoop:
             AttributeError,
             IndexError,
         ) as error:
-            raise OptionError(f"{self.file} can't be read ({first_line(error)}): delete it to begin anew") from None
+            assert self.file is not None
+            raise damaged(self.file, first_line(error)) from None
 
     def _take_up(self) -> None:
         with safe_open(self.file, "pt") as opened:
             header = opened.metadata()
-            if header["identity"] != self.identity:
-                raise OptionError(
-                    f"{self.file} is the state of another run (other data, base or options): delete it to begin anew"
-                )
             state: dict[int, dict[str, Tensor]] = {}
             with torch.no_grad():
                 for key in opened.keys():  # noqa: SIM118 (not a dict)

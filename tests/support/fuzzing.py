@@ -536,18 +536,20 @@ class ProbeStates(Format):
 
 class TintStates(Format):
     def make(self):
-        from surgery.tint.evaluation.resuming import resumable
+        from surgery.resuming import Memo, resumable
 
-        with resumable(self.folder, {"call": 1}) as found:
+        with resumable(self.folder, {"call": 1}) as state:
+            known = Memo(state / "figures.jsonl")
             for key in ("a", "b", "c"):
-                found.get((key, 0.5), lambda: [1.0, 2.0])
+                known.get((key, 0.5), lambda: [1.0, 2.0])
 
     def use(self):
-        from surgery.tint.evaluation.resuming import resumable
+        from surgery.resuming import Memo, resumable
 
-        with resumable(self.folder, {"call": 1}) as found:
+        with resumable(self.folder, {"call": 1}) as state:
+            known = Memo(state / "figures.jsonl")
             for key in ("a", "b", "c"):
-                assert found.get((key, 0.5), lambda: [1.0, 2.0]) == [1.0, 2.0]
+                assert known.get((key, 0.5), lambda: [1.0, 2.0]) == [1.0, 2.0]
 
 
 class FitStates(Format):

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from surgery.errors import OptionError, TaskError, TintError
 from surgery.progress import Progress, silent
-from surgery.provenance import package_version, provenance
+from surgery.provenance import provenance
+from surgery.resuming import Memo, digest, resumable
 from surgery.tasks.examples import Example
 from surgery.tasks.readout import WordReadout
 from surgery.tasks.task import Task
@@ -22,7 +23,6 @@ from surgery.tint.auxiliary import Auxiliary, Block, fingerprint_of, name_of
 from surgery.tint.descent import DivergedError
 from surgery.tint.evaluation.perplexity import load_whole
 from surgery.tint.evaluation.report import Run, best, difference, pick_rates
-from surgery.tint.evaluation.resuming import Found, digest, resumable
 from surgery.tint.modules import check_mode
 from surgery.tint.simulator import BlockNumbers, TinT, check_steps
 
@@ -105,8 +105,9 @@ def run_task(
     targets = np.array(task.targets(test))
     points: list[dict[str, Any]] = []
     plain: dict[bool, NDArray] = {}  # which answers are right without learning, by whether demonstrations are read
-    with resumable(resume, {**asked, **inputs, "surgery": package_version("surgery")}) as found:
-        place = _Place(auxiliary, readout, task, demonstrations, loss, found)
+    with resumable(resume, {**asked, **inputs}) as state:
+        known = Memo(state and state / "figures.jsonl")
+        place = _Place(auxiliary, readout, task, demonstrations, loss, known)
         for number, (shown, mode) in enumerate(ways):
             name = f"{'few' if shown else 'zero'}-shot" + (f", TinT {mode}" if mode else "")
             progress(number, len(ways), name)
@@ -151,7 +152,7 @@ class _Place:
     task: Task
     demonstrations: Sequence[Example]
     loss: str
-    found: Found = field(default_factory=lambda: Found({}))
+    known: Memo = field(default_factory=lambda: Memo(None))
 
     def shown_ids(self, *, together: bool) -> tuple[list[int], list[int], list[int]]:
         """The demonstrations: ids, which of them are labels, and which demonstration each belongs to.
@@ -196,7 +197,7 @@ class _Place:
         prompts = [self._inner(e.ids) if context else e.ids for e in self.readout.encode(examples)]
         for number, group in enumerate(_groups(prompts)):
             find = partial(self._row, blocks, context, group)
-            found += find() if key is None else self.found.get([*key, number], find)
+            found += find() if key is None else self.known.get([*key, number], find)
         return np.array(found, dtype=np.float32)
 
     def _row(self, blocks: Sequence[Block], context: list[int], group: list[list[int]]) -> list[list[float]]:
@@ -221,7 +222,7 @@ class _Place:
                 return math.inf
             return float(F.cross_entropy(logits, torch.tensor(self.task.targets(dev))))
 
-        return self.found.get(["dev", simulation.mode, shown, lr], find)
+        return self.known.get(["dev", simulation.mode, shown, lr], find)
 
     def _inner(self, ids: list[int]) -> list[int]:
         """A prompt within a text: without the token that starts one."""

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from surgery.errors import OptionError, TintError
 from surgery.progress import Progress, silent
-from surgery.provenance import package_version, provenance
+from surgery.provenance import provenance
+from surgery.resuming import Memo, digest, resumable
 from surgery.tint.auxiliary import Auxiliary, fingerprint_of, load_named, name_of
 from surgery.tint.descent import DivergedError
 from surgery.tint.evaluation.reference import dynamic_evaluation
 from surgery.tint.evaluation.report import Run, best, difference, pick_rates
-from surgery.tint.evaluation.resuming import Found, digest, resumable
 from surgery.tint.inputs import as_ids
 from surgery.tint.modules import check_mode
 from surgery.tint.segments import check_length
@@ -121,8 +121,9 @@ def run_text(
     }
     inputs = {**fingerprint_of(model, resume), "tokens": digest(rows.tolist())}
     points = []
-    with resumable(resume, {**asked, **inputs, "surgery": package_version("surgery")}) as found:
-        work = _Work(auxiliary, rows, methods, steps, layers, batch_size, found)
+    with resumable(resume, {**asked, **inputs}) as state:
+        known = Memo(state and state / "figures.jsonl")
+        work = _Work(auxiliary, rows, methods, steps, layers, batch_size, known)
         costs = [len(rows) - held if method == "frozen" else len(rates) * held + len(rows) - held for method in methods]
         total, done = len(shares) * sum(costs), 0
         for share in shares:
@@ -182,13 +183,13 @@ class _Work:
         steps: int,
         layers: BlockNumbers,
         batch_size: int,
-        found: Found,
+        known: Memo,
     ) -> None:
         self.auxiliary = auxiliary
         self.rows = rows
         self.steps = steps
         self.batch_size = batch_size
-        self.found = found
+        self.known = known
         self.plain = TinT.build(auxiliary, steps, layers, "exact")
         # Built, and refused, before any work is spent.
         self.simulations = {
@@ -216,7 +217,7 @@ class _Work:
         for first in windows[:: 1 if method == "dynamic evaluation" else self.batch_size]:
             last = min(first + (1 if method == "dynamic evaluation" else self.batch_size), windows.stop)
             find = partial(self._find, method, first, last, boundary, lr, dev)
-            losses += self.found.get((method, boundary, lr, first), find)
+            losses += self.known.get((method, boundary, lr, first), find)
             tell(last - first)
         return np.array(losses)
 

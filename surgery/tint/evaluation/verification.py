@@ -16,11 +16,11 @@ from surgery.jsonfile import conform, load_json
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.reporting.markdown import table
+from surgery.resuming import digest
 from surgery.tint.auxiliary import Auxiliary, Block, fingerprint_of, load_named, name_of
 from surgery.tint.block import forward
 from surgery.tint.descent import DivergedError
 from surgery.tint.evaluation.reference import autograd, plain_logits
-from surgery.tint.evaluation.resuming import digest
 from surgery.tint.inputs import as_ids, as_mask
 from surgery.tint.modules import Arithmetic, affine, linear
 from surgery.tint.segments import Plan
