@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from surgery.checkpoints.checkpoint import JOURNAL, Checkpoint, fingerprint
 from surgery.checkpoints.delta import SparseDelta
@@ -18,6 +20,50 @@ from surgery.locks import hold
 from surgery.progress import Progress, silent
 
 Direction = Literal["apply", "revert"]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A change of a checkpoint's weights, and of small files beside them.
+
+    Attributes:
+        delta: every weight that may change, and the base that the checkpoint must be of.
+        edits: what these weights hold and what they are to hold.
+        direction: whether skills go in or come out; going in stops at whatever would be left without them.
+        name: names the patch while it is under way in place; one name for both directions.
+        journal: what else the journal is to say then.
+        add: files to write; a file that is there already must have this content.
+        own: files of ours to write, over older ones.
+        drop: files to delete if this is their content.
+    """
+
+    delta: SparseDelta
+    edits: Mapping[str, Edit]
+    direction: Direction
+    name: str
+    journal: Mapping[str, Any] = field(default_factory=dict)
+    add: Mapping[str, bytes] = field(default_factory=dict)
+    own: Mapping[str, bytes] = field(default_factory=dict)
+    drop: Mapping[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        delta: SparseDelta,
+        direction: Direction,
+        add: Mapping[str, bytes] | None = None,
+        drop: Mapping[str, bytes] | None = None,
+    ) -> "Patch":
+        """The patch that applies a delta, adding files, or reverts it, dropping files."""
+        applies = direction == "apply"
+        return cls(
+            delta,
+            delta.edits(revert=not applies),
+            direction,
+            delta_name(delta),
+            add=(add or {}) if applies else {},
+            drop={} if applies else (drop or {}),
+        )
 
 
 def write_patched(
@@ -46,26 +92,37 @@ def write_patched(
         SkillError: the checkpoint isn't the delta's base, naming what differs: a field of the config, the tokenizer, or
             fingerprints and the first differing tensor.
     """
-    edits = delta.edits(revert=direction == "revert")
+    patch = Patch.of(delta, direction, add, drop)
+    return write_patch(patch, checkpoint, folder, overwrite=overwrite, progress=progress)
+
+
+def write_patch(
+    patch: Patch,
+    checkpoint: Checkpoint,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> Path:
+    """`write_patched` of any patch."""
     check_apart(Path(folder), checkpoint.folder)
-    if direction == "apply":
-        _check_extras(checkpoint.folder, add)
+    _check_extras(checkpoint.folder, patch.add)
     with new_folder(Path(folder), overwrite=overwrite, replaces="config.json") as staged:
-        check_shapes(delta, checkpoint)
-        _check_traits(delta, checkpoint)
+        check_shapes(patch.delta, checkpoint)
+        _check_traits(patch.delta, checkpoint)
         source = checkpoint.as_safetensors(staged)
         if source is not checkpoint:  # converted into the new folder already: patch it there
-            _check_base(delta, source, edits, checkpoint)
-            patch_in_place(source.entries.values(), edits)
+            _check_base(patch, source, checkpoint)
+            patch_in_place(source.entries.values(), patch.edits)
         else:
             checkpoint.copy_other_files(staged)
             try:
-                found = _copy_patched(checkpoint, edits, staged, progress)
+                found = _copy_patched(checkpoint, patch.edits, staged, progress)
             except WrongBaseError as error:
-                raise _wrong_base(delta, checkpoint, edits) from error
-            if not _is_base(delta, checkpoint, found):
-                raise _wrong_base(delta, checkpoint, edits)
-        _change_extras(staged, add if direction == "apply" else None, drop if direction == "revert" else None)
+                raise _wrong_base(patch, checkpoint) from error
+            if not _is_base(patch.delta, checkpoint, found):
+                raise _wrong_base(patch, checkpoint)
+        _change_extras(staged, patch)
     return Path(folder)
 
 
@@ -89,21 +146,23 @@ def patch_folder(
         CheckpointError: the weights aren't safetensors, or the skill would go into them and not into other copies that
             lie there too.
     """
+    with hold_checkpoint(folder) as held:
+        patch_held(Patch.of(delta, direction, add, drop), held)
+    return held
+
+
+@contextmanager
+def hold_checkpoint(folder: str | Path) -> Iterator[Path]:
+    """Hold a checkpoint's folder against other runs while it is patched in place."""
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: only a checkpoint on this disk can be patched in place")
     with hold(folder):
-        _patch(delta, folder, direction, add, drop)
-    return folder
+        yield folder
 
 
-def _patch(
-    delta: SparseDelta,
-    folder: Path,
-    direction: Direction,
-    add: Mapping[str, bytes] | None,
-    drop: Mapping[str, bytes] | None,
-) -> None:
+def patch_held(patch: Patch, folder: Path) -> None:
+    """`patch_folder` of any patch, in a folder that the caller holds."""
     checkpoint = Checkpoint(folder, half_patched=True)
     if linked := [file for file in checkpoint.files if file.is_symlink() or file.stat().st_nlink > 1]:
         raise CheckpointError(
@@ -113,30 +172,28 @@ def _patch(
         raise CheckpointError(
             f"{folder} holds pickled weights, which can't be patched in place: apply into a new folder"
         )
-    check_shapes(delta, checkpoint)
+    check_shapes(patch.delta, checkpoint)
     if readonly := [file for file in checkpoint.files if not os.access(file, os.W_OK)]:
         raise CheckpointError(f"{readonly[0]} can't be written to: apply into a new folder")
-    journal = folder / JOURNAL
-    name = _name(delta)
-    if journal.exists() and (begun := _read_journal(journal)) != name:
+    begun = read_journal(folder)
+    if begun and begun["delta"] != patch.name:
         raise SkillError(
-            f"{folder} is half patched by another skill ({begun}), not by this one ({name}): apply or revert that one first"
+            f"{folder} is half patched by another skill ({begun['delta']}), not by this one ({patch.name}): apply or revert that one first"
         )
-    if direction == "apply" and not journal.exists() and checkpoint.other_copies:
+    if patch.direction == "apply" and not begun and checkpoint.other_copies:
         raise CheckpointError(
             f"{folder} also holds {', '.join(checkpoint.other_copies)}, copies of the weights that other tools may load and "
             "that wouldn't be patched: move them away, or apply into a new folder"
         )
-    if not journal.exists():  # else what is half done would stay so
-        _check_traits(delta, checkpoint)
-    edits = delta.edits(revert=direction == "revert")
-    _check_base(delta, checkpoint, edits)
-    if direction == "apply":
-        _check_extras(folder, add)  # before the first write: else it would be half done for good
-    replace_bytes(journal, json.dumps({"delta": name, "direction": direction}).encode())
-    patch_in_place(checkpoint.entries.values(), edits)
-    _change_extras(folder, add if direction == "apply" else None, drop if direction == "revert" else None)
-    journal.unlink()
+    if not begun:  # else what is half done would stay so
+        _check_traits(patch.delta, checkpoint)
+    _check_base(patch, checkpoint)
+    _check_extras(folder, patch.add)  # before the first write: else it would be half done for good
+    note = {"delta": patch.name, "direction": patch.direction, **patch.journal}
+    replace_bytes(folder / JOURNAL, json.dumps(note).encode())
+    patch_in_place(checkpoint.entries.values(), patch.edits)
+    _change_extras(folder, patch)
+    (folder / JOURNAL).unlink()
 
 
 def check_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> None:
@@ -187,29 +244,26 @@ def _copy_patched(
     return found
 
 
-def _check_base(
-    delta: SparseDelta, checkpoint: Checkpoint, edits: Mapping[str, Edit], shown: Checkpoint | None = None
-) -> None:
+def _check_base(patch: Patch, checkpoint: Checkpoint, shown: Checkpoint | None = None) -> None:
     try:
-        found = digests(checkpoint.entries.values(), edits)
+        found = digests(checkpoint.entries.values(), patch.edits)
     except WrongBaseError as error:
-        raise _wrong_base(delta, checkpoint, edits, shown) from error
-    if not _is_base(delta, checkpoint, found):
-        raise _wrong_base(delta, checkpoint, edits, shown)
+        raise _wrong_base(patch, checkpoint, shown) from error
+    if not _is_base(patch.delta, checkpoint, found):
+        raise _wrong_base(patch, checkpoint, shown)
 
 
 def _is_base(delta: SparseDelta, checkpoint: Checkpoint, found: Mapping[str, str]) -> bool:
     return not delta.base_fingerprint or fingerprint(checkpoint.entries, found) == delta.base_fingerprint
 
 
-def _wrong_base(
-    delta: SparseDelta, checkpoint: Checkpoint, edits: Mapping[str, Edit], shown: Checkpoint | None = None
-) -> SkillError:
+def _wrong_base(patch: Patch, checkpoint: Checkpoint, shown: Checkpoint | None = None) -> SkillError:
     """Says what differs; `shown` is the checkpoint to name where `checkpoint` is only a converted copy of it."""
+    delta = patch.delta
     expected = delta.base_fingerprint[:16] or "one that holds the skill's values"
     return SkillError(
         f"{shown or checkpoint} is not the skill's base: fingerprint {checkpoint.fingerprint[:16]} instead of {expected}, "
-        f"first differing tensor {_first_difference(delta, checkpoint, edits)}; apply the skill to the checkpoint it was made from"
+        f"first differing tensor {_first_difference(delta, checkpoint, patch.edits)}; apply the skill to the checkpoint it was made from"
     )
 
 
@@ -228,26 +282,32 @@ def _first_difference(delta: SparseDelta, checkpoint: Checkpoint, edits: Mapping
     return "unknown, since only names or shapes differ"
 
 
-def _read_journal(journal: Path) -> str:
+def read_journal(folder: Path) -> dict[str, Any] | None:
+    """What is half done in a folder, `delta` naming the patch; None where nothing is."""
+    journal = folder / JOURNAL
+    if not journal.exists():
+        return None
     try:
-        return str(parse_loose(journal.read_bytes())["delta"])
+        found = parse_loose(journal.read_bytes())
+        return {**found, "delta": str(found["delta"])}
     except (ValueError, TypeError, KeyError):
         raise CheckpointError(f"{journal} can't be read, so this folder is half patched by no one knows what") from None
 
 
-def _check_extras(folder: Path, add: Mapping[str, bytes] | None) -> None:
-    for name, content in (add or {}).items():
+def _check_extras(folder: Path, add: Mapping[str, bytes]) -> None:
+    for name, content in add.items():
         if (folder / name).exists() and (folder / name).read_bytes() != content:
             raise SkillError(f"{folder / name} is there already, and isn't the skill's: move it away and apply again")
 
 
-def _change_extras(folder: Path, add: Mapping[str, bytes] | None, drop: Mapping[str, bytes] | None) -> None:
-    for name, content in (add or {}).items():
+def _change_extras(folder: Path, patch: Patch) -> None:
+    for name, content in {**patch.add, **patch.own}.items():
         replace_bytes(folder / name, content)
-    for name, content in (drop or {}).items():
+    for name, content in patch.drop.items():
         if (folder / name).exists() and (folder / name).read_bytes() == content:
             (folder / name).unlink()
 
 
-def _name(delta: SparseDelta) -> str:
+def delta_name(delta: SparseDelta) -> str:
+    """Sixteen hex digits that name a delta, by the content of its file."""
     return hashlib.sha256(delta.to_bytes()).hexdigest()[:16]

@@ -10,8 +10,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
+from itertools import accumulate
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ SCHEMA = 1
 _Natural = Annotated[int, Meta(ge=0, le=1 << 62)]
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _COUNTABLE = 1 << 32  # weights of one tensor: indices are kept as U32
-_Row = tuple[str, str, list[_Natural], _Natural, _Natural]  # name, type, shape, start and stop of a tensor
+_TableRow = tuple[str, str, list[_Natural], _Natural, _Natural]  # name, type, shape, start and stop of a tensor
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -56,6 +57,17 @@ class Extent:
     def size(self) -> int:
         """How many weights this tensor has."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+
+class Row(NamedTuple):
+    """One tensor's weights, to make a delta of: `indices` ascend, values are in the tensor's `dtype`."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    indices: Tensor
+    values: Tensor
+    base_values: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,32 +109,37 @@ class SparseDelta:
         metadata: Mapping[str, str] | None = None,
     ) -> "SparseDelta":
         """From `{tensor name: (indices, tuned values)}`; base values are read from `base`. Empty parts are left out."""
-        extents: list[Extent] = []
-        indices: list[Tensor] = []
-        values: list[Tensor] = []
-        base_values: list[Tensor] = []
-        start = 0
-        for name in sorted(parts):
-            index, tuned = parts[name]
-            if not len(index):
-                continue
+        rows = []
+        for name, (index, tuned) in parts.items():
             entry = base.entries[name]
             index, order = index.to("cpu", torch.int64).sort()
-            extents.append(Extent(name, entry.dtype, entry.shape, start, start + len(index)))
-            indices.append(index)
-            values.append(tuned.detach().to("cpu", entry.dtype)[order])
-            base_values.append(base.tensor(name).reshape(-1)[index])
-            start += len(index)
-        return cls(
-            extents=tuple(extents),
-            indices=torch.cat(indices) if indices else torch.empty(0, dtype=torch.int64),
-            values=_concatenate(values),
-            base_values=_concatenate(base_values),
+            before = base.tensor(name).reshape(-1)[index] if len(index) else torch.empty(0, dtype=entry.dtype)
+            rows.append(
+                Row(name, entry.dtype, entry.shape, index, tuned.detach().to("cpu", entry.dtype)[order], before)
+            )
+        return cls.from_rows(
+            rows,
             movable=movable,
             base_fingerprint=base.fingerprint,
             base_digests=tuple(base.digests.values()),
             traits=Traits.of(base),
             metadata=metadata or {},
+        )
+
+    @classmethod
+    def from_rows(cls, rows: Iterable["Row"], **fields: Any) -> "SparseDelta":
+        """From each tensor's weights, in any order; those without any are left out. `fields` are the other attributes."""
+        kept = sorted((row for row in rows if len(row.indices)), key=lambda row: row.name)
+        stops = list(accumulate(len(row.indices) for row in kept))
+        return cls(
+            extents=tuple(
+                Extent(row.name, row.dtype, row.shape, stop - len(row.indices), stop)
+                for row, stop in zip(kept, stops, strict=True)
+            ),
+            indices=torch.cat([row.indices for row in kept]) if kept else torch.empty(0, dtype=torch.int64),
+            values=_concatenate([row.values for row in kept]),
+            base_values=_concatenate([row.base_values for row in kept]),
+            **fields,
         )
 
     @classmethod
@@ -139,7 +156,7 @@ class SparseDelta:
             check_pair(base, name, tuned, other)
             before = base.tensor(name).reshape(-1)
             after = tuned.tensor(other).reshape(-1).to(before.dtype)
-            index = (_as_integers(before) != _as_integers(after)).nonzero().reshape(-1)
+            index = (as_integers(before) != as_integers(after)).nonzero().reshape(-1)
             parts[name] = (index, after[index])
         return cls.from_parts(base, parts, movable=sum(base.entries[name].size for name in names))
 
@@ -188,44 +205,6 @@ class SparseDelta:
         )
         return shared / other.weights if other.weights else 0.0
 
-    def merge(self, other: "SparseDelta") -> "SparseDelta":
-        """Both deltas' weights together; where they touch the same weight, `other`'s value stands.
-
-        Raises SkillError unless both start from the same base.
-        """
-        if self.base_fingerprint != other.base_fingerprint:
-            raise SkillError(
-                f"the skills start from different bases ({self.base_fingerprint[:12]} and {other.base_fingerprint[:12]}): merge skills of one base"
-            )
-        if self.traits and other.traits and (difference := self.traits.difference(other.traits)):
-            raise SkillError(
-                f"the skills start from different bases: the second's {difference}: merge skills of one base"
-            )
-        extents, indices, values, base_values = [], [], [], []
-        start = 0
-        for name in sorted(self.tensors.keys() | other.tensors.keys()):
-            sides = [delta.part(name) for delta in (self, other) if name in delta.tensors]
-            extent = self.tensors.get(name) or other.tensors[name]
-            if len(sides) == 2:
-                mine = ~torch.isin(sides[0][0], sides[1][0])
-                sides[0] = (sides[0][0][mine], sides[0][1][mine], sides[0][2][mine])
-            index, order = torch.cat([side[0] for side in sides]).sort()
-            indices.append(index)
-            values.append(torch.cat([side[1] for side in sides])[order])
-            base_values.append(torch.cat([side[2] for side in sides])[order])
-            extents.append(replace(extent, start=start, stop=start + len(index)))
-            start += len(index)
-        return replace(
-            self,
-            extents=tuple(extents),
-            indices=torch.cat(indices) if indices else self.indices,
-            values=_concatenate(values),
-            base_values=_concatenate(base_values),
-            movable=max(self.movable, other.movable),
-            traits=self.traits or other.traits,
-            metadata={},
-        )
-
     # -- use -------------------------------------------------------------------------------------------------------
 
     def write_into(self, named: Mapping[str, Tensor], *, restore: bool = False) -> None:
@@ -236,17 +215,17 @@ class SparseDelta:
                 target = named[name]
                 target.view(-1)[index.to(target.device)] = (base if restore else tuned).to(target.device, target.dtype)
 
-    def changes(self, checkpoint: Checkpoint, *, revert: bool = False) -> int:
-        """How many of the checkpoint's weights applying (or reverting) would change; none where that was done already."""
+    def changes(self, checkpoint: Checkpoint, *, revert: bool = False, edits: Mapping[str, Edit] | None = None) -> int:
+        """How many of the checkpoint's weights applying (or reverting, or `edits`) would change; none where that is done."""
         count = 0
-        for name, edit in self.edits(revert=revert).items():
+        for name, edit in (self.edits(revert=revert) if edits is None else edits).items():
             entry = checkpoint.entries.get(name)
             if entry is None or (entry.shape, entry.dtype) != (self.tensors[name].shape, self.tensors[name].dtype):
                 continue
             if entry.file.suffix == ".safetensors":  # mapped: only the pages that hold them are read
                 held = np.memmap(entry.file, edit.wanted.dtype, "r", entry.start, (entry.size,))[edit.indices]
             else:
-                held = _as_integers(checkpoint.tensor(name).reshape(-1)).numpy().view(edit.wanted.dtype)[edit.indices]
+                held = as_integers(checkpoint.tensor(name).reshape(-1)).numpy().view(edit.wanted.dtype)[edit.indices]
             count += int((held != edit.wanted).sum())
         return count
 
@@ -317,7 +296,7 @@ class SparseDelta:
             delta = cls(
                 extents=tuple(
                     Extent(name, DTYPES[code], tuple(shape), start, stop)
-                    for name, code, shape, start, stop in parse_json(header["tensors"], list[_Row])
+                    for name, code, shape, start, stop in parse_json(header["tensors"], list[_TableRow])
                 ),
                 indices=arrays["indices"].to(torch.int64),
                 values=arrays["values"],
@@ -403,7 +382,8 @@ def _widest(dtypes: Sequence[torch.dtype]) -> torch.dtype:
         raise SkillError(f"tensors of {' and '.join(sorted(set(map(str, dtypes))))} can't share one skill") from None
 
 
-def _as_integers(tensor: Tensor) -> Tensor:
+def as_integers(tensor: Tensor) -> Tensor:
+    """The tensor's bits, as integers of the same size."""
     return tensor.contiguous().view(_INTEGERS[tensor.dtype.itemsize])
 
 

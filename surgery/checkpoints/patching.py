@@ -1,6 +1,6 @@
 """One pass over tensor bytes: hash them, check and replace single weights, copy what is left alone.
 
-A weight that a skill touches may hold its base value or its tuned value, and nothing else. Each pass first restores
+A weight that a skill touches may hold its base value, its tuned value or what is wanted, and nothing else. Each pass first restores
 the base value in its buffer, hashes, then writes the value that is wanted. So one loop serves to fingerprint, to
 apply, to revert, to do either twice, and to finish what a killed run left half done; and the hash is the base's
 whichever state the file is in.
@@ -26,8 +26,9 @@ _CHUNK = 1 << 20  # bytes; stays in the processor's cache between reading, hashi
 class Edit:
     """Replace single weights of one tensor.
 
-    `indices` count elements of the flattened tensor, ascending; `base` and `tuned` are their two possible values and
-    `wanted` one of them, all three as raw bits in an unsigned integer of the tensor's item size.
+    `indices` count elements of the flattened tensor, ascending; `base` and `tuned` are the values that they may hold and
+    `wanted` what they are to hold, which they may hold already; all three as raw bits in an unsigned integer of the
+    tensor's item size.
     """
 
     indices: NDArray[np.int64]
@@ -37,7 +38,7 @@ class Edit:
 
 
 class WrongBaseError(SkillError):
-    """A touched weight holds neither its base value nor its tuned value."""
+    """A touched weight holds none of the values that it may hold."""
 
     def __init__(self, entry: Entry, index: int) -> None:
         super().__init__(
@@ -74,8 +75,8 @@ def hash_and_patch(source: BinaryIO, entry: Entry, edit: Edit | None, target: Bi
                 weights = view.view(bits(item))
                 local = edit.indices[low:high] - first
                 held = weights[local]
-                unknown = np.flatnonzero((held != edit.base[low:high]) & (held != edit.tuned[low:high]))
-                if len(unknown):
+                known = [values[low:high] for values in (edit.base, edit.tuned, edit.wanted)]
+                if len(unknown := np.flatnonzero(np.all([held != values for values in known], axis=0))):
                     raise WrongBaseError(entry, int(edit.indices[low + unknown[0]]))
                 weights[local] = edit.base[low:high]
                 wanted = edit.wanted[low:high]

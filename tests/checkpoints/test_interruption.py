@@ -174,7 +174,7 @@ def test_an_unreadable_journal_is_refused(folder, skill, content):
 
 KILLED = """
 import os, signal, sys
-from surgery import applying
+from surgery.checkpoints import applying
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.delta import SparseDelta
 

@@ -12,6 +12,7 @@ from surgery.checkpoints.applying import patch_folder, unchecked, write_patched
 from surgery.checkpoints.checkpoint import JOURNAL, Checkpoint
 from surgery.checkpoints.delta import SparseDelta
 from surgery.errors import SkillError
+from surgery.grafting.algebra import merge
 from surgery.grafting.skill import Skill
 from surgery.tasks.task import Task
 from tests.support.tiny import block_names, hashes, perturb
@@ -251,5 +252,5 @@ def test_skills_of_one_set_of_weights_and_two_configs_are_not_merged(tiny, tmp_p
     second = loaded(other(tiny("bert"), tmp_path / "other", lambda config: config.update(hidden_act="relu")))
     assert first.base_fingerprint == second.base_fingerprint
     with pytest.raises(SkillError, match=r'the second\'s config\.json says hidden_act "relu" instead of "gelu"'):
-        first.merge(second)
-    assert first.merge(first).traits == first.traits == first.inverse().traits
+        merge([first, second])
+    assert merge([first, first]).traits == first.traits == first.inverse().traits
