@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from probes.activations import ProbedModel
     from probes.experiment import probe_spans, probe_trees
+    from probes.probed_model import ProbedModel
     from probes.report import ProbeReport
 
 # Loaded on first use: torch and scikit-learn take seconds.
 _HOMES = {
     "ProbeReport": "probes.report",
-    "ProbedModel": "probes.activations",
+    "ProbedModel": "probes.probed_model",
     "probe_spans": "probes.experiment",
     "probe_trees": "probes.experiment",
 }

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from probes.activations import ProbedModel, pad
 from probes.alignment import Encoded
 from probes.intervals import bootstrap, ratio
 from probes.linear import PairRegression
+from probes.probed_model import ProbedModel, pad
 from surgery.progress import Progress, silent
 
 if TYPE_CHECKING:

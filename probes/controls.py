@@ -6,27 +6,27 @@ from collections import Counter
 import numpy as np
 from jaxtyping import Float32, Int8, Int64
 
-from probes.material import Material
-from probes.trees import depth_classes, gap_rows
+from probes.dataset import Dataset
+from probes.depths import depth_classes, gap_rows
 
 _MOST_WORDS, _MOST_PLACES, _CLASSES = 512, 40, 10
 
 
-def word_identity(material: Material) -> Int8[np.ndarray, "words kinds"]:
+def word_identity(dataset: Dataset) -> Int8[np.ndarray, "words kinds"]:
     """Which word it is, a column a word; all but the most frequent of the training sentences share the last."""
-    words = [word for sentence in material.sentences for word in sentence]
-    counts = Counter(word for i in material.train for word in material.sentences[i])
+    words = [word for sentence in dataset.sentences for word in sentence]
+    counts = Counter(word for i in dataset.train for word in dataset.sentences[i])
     common = sorted(counts, key=lambda word: (-counts[word], word))[: _MOST_WORDS - 1]
     numbers = {word: i for i, word in enumerate(common)}
     return _columns(np.array([numbers.get(word, len(common)) for word in words]), len(common) + 1)
 
 
-def neighbour_identity(material: Material) -> Int8[np.ndarray, "words kinds"]:
+def neighbour_identity(dataset: Dataset) -> Int8[np.ndarray, "words kinds"]:
     """Which words stand left and right, for a word that is masked."""
-    own = word_identity(material)
+    own = word_identity(dataset)
     found = np.zeros((len(own), 2 * own.shape[1] + 2), np.int8)
     edges = np.zeros((len(own), 2), bool)
-    edges[material.bounds[:-1], 0] = edges[material.bounds[1:] - 1, 1] = True
+    edges[dataset.bounds[:-1], 0] = edges[dataset.bounds[1:] - 1, 1] = True
     found[1:, : own.shape[1]] = own[:-1]
     found[:-1, own.shape[1] : -2] = own[1:]
     found[edges[:, 0], : own.shape[1]] = 0
@@ -35,18 +35,18 @@ def neighbour_identity(material: Material) -> Int8[np.ndarray, "words kinds"]:
     return found
 
 
-def positions(material: Material) -> Int8[np.ndarray, "words places"]:
+def positions(dataset: Dataset) -> Int8[np.ndarray, "words places"]:
     """Where a word stands, counted from both ends of its sentence; far places share a column."""
-    from_start = np.concatenate([np.arange(n) for n in material.lengths])
-    from_end = np.concatenate([np.arange(n)[::-1] for n in material.lengths])
+    from_start = np.concatenate([np.arange(n) for n in dataset.lengths])
+    from_end = np.concatenate([np.arange(n)[::-1] for n in dataset.lengths])
     both = [_columns(np.minimum(places, _MOST_PLACES - 1), _MOST_PLACES) for places in (from_start, from_end)]
     return np.concatenate(both, 1)
 
 
-def length_only(material: Material) -> Float32[np.ndarray, "spans outputs"]:
+def length_only(dataset: Dataset) -> Float32[np.ndarray, "spans outputs"]:
     """For each test span, the mean of the training spans of its length."""
-    seen, asked = material.span_lengths(material.train), material.span_lengths(material.test)
-    targets = material.targets[material.span_rows(material.train)]
+    seen, asked = dataset.span_lengths(dataset.train), dataset.span_lengths(dataset.test)
+    targets = dataset.targets[dataset.span_rows(dataset.train)]
     most = int(max(seen.max(), asked.max())) + 1
     counts = np.bincount(seen, minlength=most)
     sums = np.stack([np.bincount(seen, column, most) for column in targets.T.astype(np.float64)], 1)
@@ -54,30 +54,30 @@ def length_only(material: Material) -> Float32[np.ndarray, "spans outputs"]:
     return means[asked].astype(np.float32)
 
 
-def control_spans(material: Material, seed: int) -> Float32[np.ndarray, "spans one"]:
+def control_spans(dataset: Dataset, seed: int) -> Float32[np.ndarray, "spans one"]:
     """A control task for spans: words get random classes, and each pair of classes a marginal drawn from the real ones."""
-    classes = _word_classes(material, seed)
-    left, right = material.ends(np.arange(len(material.sentences)))
-    real = material.targets[material.span_rows(material.train), 0]
+    classes = _word_classes(dataset, seed)
+    left, right = dataset.ends(np.arange(len(dataset.sentences)))
+    real = dataset.targets[dataset.span_rows(dataset.train), 0]
     table = np.random.default_rng(seed).choice(real, (_CLASSES, _CLASSES))
     return table[classes[left], classes[right]][:, None].astype(np.float32)
 
 
-def control_depths(material: Material, numbers: Int64[np.ndarray, " some"], seed: int) -> Int64[np.ndarray, " gaps"]:
+def control_depths(dataset: Dataset, numbers: Int64[np.ndarray, " some"], seed: int) -> Int64[np.ndarray, " gaps"]:
     """A control task for depths: each pair of word classes gets a class drawn from the real ones."""
-    classes, rows = _word_classes(material, seed), gap_rows(material, numbers)
-    table = np.random.default_rng(seed).choice(depth_classes(material, material.train), (_CLASSES, _CLASSES))
+    classes, rows = _word_classes(dataset, seed), gap_rows(dataset, numbers)
+    table = np.random.default_rng(seed).choice(depth_classes(dataset, dataset.train), (_CLASSES, _CLASSES))
     return table[classes[rows], classes[rows + 1]]
 
 
-def _word_classes(material: Material, seed: int) -> Int64[np.ndarray, " words"]:
+def _word_classes(dataset: Dataset, seed: int) -> Int64[np.ndarray, " words"]:
     """A random class for each different word, the same wherever it stands."""
     known: dict[str, int] = {}
-    for sentence in material.sentences:
+    for sentence in dataset.sentences:
         for word in sentence:
             if word not in known:
                 known[word] = int.from_bytes(hashlib.sha256(f"{seed} {word}".encode()).digest()[:8], "big") % _CLASSES
-    return np.array([known[word] for sentence in material.sentences for word in sentence], np.int64)
+    return np.array([known[word] for sentence in dataset.sentences for word in sentence], np.int64)
 
 
 def _columns(numbers: Int64[np.ndarray, " words"], count: int) -> Int8[np.ndarray, "words kinds"]:

@@ -12,17 +12,18 @@ import numpy as np
 
 from pcfg.devices import Device
 from probes import controls
-from probes.activations import Activations, ProbedModel
+from probes.activations import Activations
 from probes.causal import Head, remove_directions, score_heads
+from probes.dataset import Dataset, check_pairs
 from probes.decoding import minimum_risk
 from probes.errors import ProbeError
 from probes.intervals import Measure, ratio
 from probes.linear import PairRegression
-from probes.material import Material, check_pairs
+from probes.masked_words import MaskedWords
+from probes.probed_model import ProbedModel
 from probes.report import Example, ProbeReport
 from probes.scorer import Scorer, Settings
 from probes.spans import fit_spans, predict_spans
-from probes.words import MaskedWords
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.files import replace_json
 from surgery.jsonfile import JsonError, load_json
@@ -81,9 +82,9 @@ def probe_spans(
     if isinstance(sentences, int):
         limit = min(max_length or 40, probed.most_tokens - 2)
         sentences = sample(grammar, sentences, seed=seed, max_length=limit, first=HELD_OUT)
-    material = Material.of_grammar(grammar, sentences, seed=seed, device=device, progress=progress)
+    dataset = Dataset.of_grammar(grammar, sentences, seed=seed, device=device, progress=progress)
     inputs = {"model": probed.fingerprint, "grammar": fingerprint(grammar)}
-    return _probe(model, probed, material, chosen, settings, "probe_spans", inputs)
+    return _probe(model, probed, dataset, chosen, settings, "probe_spans", inputs)
 
 
 def probe_trees(
@@ -118,8 +119,8 @@ def probe_trees(
     kept = [tree for tree in trees if len(tree.words()) <= max_length]
     probed = ProbedModel.load(model, device=device)
     chosen = probed.check_layers(layers)
-    material = Material.of_trees(kept, seed=seed)
-    return _probe(model, probed, material, chosen, settings, "probe_trees", {"model": probed.fingerprint})
+    dataset = Dataset.of_trees(kept, seed=seed)
+    return _probe(model, probed, dataset, chosen, settings, "probe_trees", {"model": probed.fingerprint})
 
 
 def _settings(
@@ -137,7 +138,7 @@ def _settings(
 def _probe(
     source: "str | Path | Checkpoint",
     model: ProbedModel,
-    material: Material,
+    dataset: Dataset,
     layers: Sequence[int],
     settings: Settings,
     call: str,
@@ -148,14 +149,14 @@ def _probe(
     began, progress = time.monotonic(), settings.progress
     chosen = tuple(sorted({0, *layers}))
     about = {"layers": list(chosen), "seeds": settings.seeds, "model": model.name}
-    inputs["sentences"] = text_fingerprint(material.sentences)
-    inputs["trees"] = text_fingerprint([[str(tree)] for tree in material.trees])
-    scorer, notes = Scorer(material, settings), [model.note] if model.note else []
+    inputs["sentences"] = text_fingerprint(dataset.sentences)
+    inputs["trees"] = text_fingerprint([[str(tree)] for tree in dataset.trees])
+    scorer, notes = Scorer(dataset, settings), [model.note] if model.note else []
     measures = scorer.without_model()
     words = None
-    if material.grammar is not None and not model.causal:
-        words = MaskedWords.draw(material, seed=settings.seed, device=settings.device, progress=progress)
-    elif material.grammar is None:
+    if dataset.grammar is not None and not model.causal:
+        words = MaskedWords.draw(dataset, seed=settings.seed, device=settings.device, progress=progress)
+    elif dataset.grammar is None:
         notes.append("there is no grammar, so masked words have no exact posterior and nothing is said of them")
     untrained = ProbedModel.load(source, device=settings.device, untrained=settings.seed)
     few = tuple(sorted({chosen[0], chosen[len(chosen) // 2], chosen[-1]}))  # random layers hardly differ
@@ -172,7 +173,7 @@ def _probe(
         folder = settings.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgery-probe-")))
         own = None
         for name, some, these in (("model", model, chosen), ("untrained", untrained, few)):
-            states = Activations.collect(some, material.sentences, folder, these, progress=progress)
+            states = Activations.collect(some, dataset.sentences, folder, these, progress=progress)
             if settings.resume:  # once the sentences are aligned, so that a mistake leaves no folder
                 claim(settings.resume, {**about, "inputs": inputs, "seed": settings.seed, "device": settings.device})
             own = own or states
@@ -181,8 +182,8 @@ def _probe(
                 step(f"{name}, layer {layer}")
                 measures += _measures(scorer, name, layer, states.layer(layer), masked.get(layer), words)
         for name, features in (
-            ("word identity", controls.word_identity(material)),
-            ("position", controls.positions(material)),
+            ("word identity", controls.word_identity(dataset)),
+            ("position", controls.positions(dataset)),
         ):
             step(name)
             measures += _measures(scorer, name, None, features)
@@ -190,22 +191,22 @@ def _probe(
             measures += _word_controls(scorer, words, model)
         assert own is not None
         best = best_layer(measures)
-        examples = _examples(material, own.layer(best), best)
-        loss, removals = _loss(model, material, own, chosen, settings)
-    if not model.head and material.grammar is not None:
+        examples = _examples(dataset, own.layer(best), best)
+        loss, removals = _loss(model, dataset, own, chosen, settings)
+    if not model.head and dataset.grammar is not None:
         notes.append("the model has no trained head for words, so its loss and the causal check are left out")
     heads: tuple[Head, ...] = ()
     if model.bridge is not None:
         heads = score_heads(
-            model, [material.trees[i] for i in material.test[:_CAUSAL]], seed=settings.seed, progress=progress
+            model, [dataset.trees[i] for i in dataset.test[:_CAUSAL]], seed=settings.seed, progress=progress
         )
     origin = provenance(call={call: about}, inputs=inputs, seed=settings.seed)
     origin["libraries"] |= {name: package_version(name) for name in ("transformer-lens", "scikit-learn", "scipy")}
     return ProbeReport(
         provenance=origin,
         model={"name": model.name, "layers": model.layers, "heads": model.heads, "width": model.width},
-        counts=_counts(material),
-        exact=material.exact,
+        counts=_counts(dataset),
+        exact=dataset.exact,
         layers=chosen,
         best_layer=best,
         measures=tuple(measures),
@@ -257,55 +258,55 @@ def best_layer(measures: Sequence[Measure]) -> int:
 
 def _word_controls(scorer: Scorer, words: MaskedWords, model: ProbedModel) -> list[Measure]:
     """What neighbours and positions say of a masked word, and what the model's own head predicts."""
-    material, found = scorer.material, list[Measure]()
-    rows = material.bounds[words.sentence] + words.position
+    dataset, found = scorer.dataset, list[Measure]()
+    rows = dataset.bounds[words.sentence] + words.position
     for name, features in (
-        ("word identity", controls.neighbour_identity(material)),
-        ("position", controls.positions(material)),
+        ("word identity", controls.neighbour_identity(dataset)),
+        ("position", controls.positions(dataset)),
     ):
         found += scorer.words(name, None, features[rows], words)
     if model.head:
-        test = words.rows(material.test)
+        test = words.rows(dataset.test)
         stats = scorer.per_sentence(words.sentence[test], words.model_kl(model, test))
         found.append(scorer.measure("none", "model", None, "kl", stats[None], ratio))
     return found
 
 
-def _examples(material: Material, features: np.ndarray, layer: int) -> tuple[Example, ...]:
+def _examples(dataset: Dataset, features: np.ndarray, layer: int) -> tuple[Example, ...]:
     """A few test sentences with exact and predicted marginals and the trees of both."""
-    probe = fit_spans("two-layer", features, material, material.train, material.targets, 0)
-    fitting = [i for i in material.test if 6 <= material.lengths[i] <= _LONGEST_SHOWN]
+    probe = fit_spans("two-layer", features, dataset, dataset.train, dataset.targets, 0)
+    fitting = [i for i in dataset.test if 6 <= dataset.lengths[i] <= _LONGEST_SHOWN]
     chosen = np.array(
-        sorted(fitting, key=lambda i: -material.lengths[i])[:: max(1, len(fitting) // _SHOWN)][:_SHOWN], np.int64
+        sorted(fitting, key=lambda i: -dataset.lengths[i])[:: max(1, len(fitting) // _SHOWN)][:_SHOWN], np.int64
     )
     if not len(chosen):
         return ()
-    tables = material.full(chosen, predict_spans(probe, features, material, chosen)[:, 0])
-    exact = material.full(chosen, material.targets[material.span_rows(chosen), 0])
+    tables = dataset.full(chosen, predict_spans(probe, features, dataset, chosen)[:, 0])
+    exact = dataset.full(chosen, dataset.targets[dataset.span_rows(chosen), 0])
     found = []
     for i, wanted, predicted in zip(chosen, exact, tables, strict=True):
         trees = [tuple(map(tuple, minimum_risk([table])[0].tolist())) for table in (wanted, predicted)]
         rounded = [tuple(tuple(round(x, 4) for x in row) for row in table.tolist()) for table in (wanted, predicted)]
-        found.append(Example(material.sentences[i], layer, rounded[0], rounded[1], trees[0], trees[1]))
+        found.append(Example(dataset.sentences[i], layer, rounded[0], rounded[1], trees[0], trees[1]))
     return tuple(found)
 
 
 def _loss(
-    model: ProbedModel, material: Material, states: Activations, layers: Sequence[int], settings: Settings
+    model: ProbedModel, dataset: Dataset, states: Activations, layers: Sequence[int], settings: Settings
 ) -> tuple[dict[str, Any] | None, tuple[Any, ...]]:
     """The model's excess loss on the test sentences, and what it loses without the probed directions of each layer."""
-    if material.grammar is None or model.causal or not model.head:
+    if dataset.grammar is None or model.causal or not model.head:
         return None, ()
     from pcfg.learning.excess_loss import MaskedSet
 
-    sentences = [material.sentences[i] for i in material.test]
-    masked = MaskedSet.draw(material.grammar, sentences, seed=settings.seed, device=settings.device)
+    sentences = [dataset.sentences[i] for i in dataset.test]
+    masked = MaskedSet.draw(dataset.grammar, sentences, seed=settings.seed, device=settings.device)
     loss = masked.measure(model.module, model.tokenizer).to_json(settings.seed)
     if model.bridge is None:
         return loss, ()
-    few = MaskedSet.draw(material.grammar, sentences[:_CAUSAL], seed=settings.seed, device=settings.device)
-    left, right = material.ends(material.train)
-    targets, removals = material.targets[material.span_rows(material.train)], []
+    few = MaskedSet.draw(dataset.grammar, sentences[:_CAUSAL], seed=settings.seed, device=settings.device)
+    left, right = dataset.ends(dataset.train)
+    targets, removals = dataset.targets[dataset.span_rows(dataset.train)], []
     for number, layer in enumerate(layers):
         settings.progress(number, len(layers), "causal check")
         probe = PairRegression.fit(states.layer(layer), left, right, targets, seed=settings.seed)
@@ -313,10 +314,10 @@ def _loss(
     return loss, tuple(removals)
 
 
-def _counts(material: Material) -> dict[str, int]:
+def _counts(dataset: Dataset) -> dict[str, int]:
     return {
-        "train": len(material.train),
-        "test": len(material.test),
-        "words": int(material.bounds[-1]),
-        "spans": len(material.targets),
+        "train": len(dataset.train),
+        "test": len(dataset.test),
+        "words": int(dataset.bounds[-1]),
+        "spans": len(dataset.targets),
     }

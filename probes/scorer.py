@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from probes import controls
+from probes.dataset import Dataset
 from probes.decoding import Reference, branching, minimum_risk
+from probes.depths import depth_classes, depth_trees, fit_depths
+from probes.distances import DistanceProbe, distance_correlations, distance_trees
 from probes.errors import ProbeError
 from probes.intervals import Measure, bootstrap, pearson, r_squared, ratio, spearman, squares
-from probes.material import Material
+from probes.masked_words import MaskedWords
 from probes.spans import KINDS, description_length, entropy_bits, fit_spans, predict_spans
-from probes.trees import DistanceProbe, depth_classes, depth_trees, distance_correlations, distance_trees, fit_depths
-from probes.words import MaskedWords, fit_words
+from probes.word_posteriors import fit_words
 from surgery.errors import OptionError
 from surgery.progress import Progress
 
@@ -43,13 +45,13 @@ class Scorer:
     Raises ProbeError for test sentences that no probe could be told apart on.
     """
 
-    def __init__(self, material: Material, settings: Settings) -> None:
-        self.material, self.settings = material, settings
-        self.references = [Reference.of(material.trees[i], punctuation=material.exact) for i in material.test]
-        self.rows = material.span_rows(material.test)
-        self.owners = material.owners(material.test)
-        self.wanted = material.targets[self.rows]
-        exact = minimum_risk(material.full(material.test, self.wanted[:, 0]))
+    def __init__(self, dataset: Dataset, settings: Settings) -> None:
+        self.dataset, self.settings = dataset, settings
+        self.references = [Reference.of(dataset.trees[i], punctuation=dataset.exact) for i in dataset.test]
+        self.rows = dataset.span_rows(dataset.test)
+        self.owners = dataset.owners(dataset.test)
+        self.wanted = dataset.targets[self.rows]
+        exact = minimum_risk(dataset.full(dataset.test, self.wanted[:, 0]))
         self.ceiling = self.f1s(exact)
         if self.wanted[:, 0].std() < _NOTHING or not self.ceiling[:, 0].any():
             raise ProbeError(
@@ -58,7 +60,7 @@ class Scorer:
 
     def train_for(self, seed: int) -> np.ndarray:
         """The training sentences that one seed sees."""
-        train = self.material.train
+        train = self.dataset.train
         random = np.random.default_rng([self.settings.seed, seed])
         return np.sort(random.choice(train, max(2, round(_KEPT * len(train))), replace=False))
 
@@ -96,9 +98,9 @@ class Scorer:
         self, probe: str, source: str, layer: int | None, predicted: Sequence[np.ndarray]
     ) -> list[Measure]:
         """R^2, Pearson, Spearman of any label: all spans, and by length; R^2 of each label."""
-        material, count = self.material, len(self.material.test)
+        dataset, count = self.dataset, len(self.dataset.test)
         about = (probe, source, layer)
-        lengths = np.minimum(material.span_lengths(material.test), 10)
+        lengths = np.minimum(dataset.span_lengths(dataset.test), 10)
         found = []
         groups = [
             ("", np.ones(len(lengths), bool)),
@@ -112,7 +114,7 @@ class Scorer:
             found.append(self.measure(*about, "pearson", stats, pearson, group))
             ranks = tuple(spearman(p[some, 0], self.wanted[some, 0]) for p in predicted)
             found.append(Measure(*about, "spearman", group, float(np.mean(ranks)), None, None, ranks))
-        for column, label in enumerate(material.labels, 1):
+        for column, label in enumerate(dataset.labels, 1):
             if self.wanted[:, column].std() > _NOTHING:
                 stats = np.stack([squares(p[:, column], self.wanted[:, column], self.owners, count) for p in predicted])
                 found.append(self.measure(*about, "r2", stats, r_squared, label))
@@ -120,25 +122,25 @@ class Scorer:
 
     def spans(self, source: str, layer: int | None, features: np.ndarray) -> list[Measure]:
         """Span probes of both kinds, their trees, their control task, and the description length."""
-        material, found = self.material, list[Measure]()
+        dataset, found = self.dataset, list[Measure]()
         for kind in KINDS:
             probe, predicted, control = f"span-{kind}", list[np.ndarray](), list[np.ndarray]()
             for seed in range(self.settings.seeds):
                 train = self.train_for(seed)
-                fitted = fit_spans(kind, features, material, train, material.targets, seed)
-                predicted.append(predict_spans(fitted, features, material, material.test))
+                fitted = fit_spans(kind, features, dataset, train, dataset.targets, seed)
+                predicted.append(predict_spans(fitted, features, dataset, dataset.test))
                 if source == "model":
-                    task = controls.control_spans(material, seed)
-                    fitted = fit_spans(kind, features, material, train, task, seed)
-                    values = predict_spans(fitted, features, material, material.test)
-                    control.append(squares(values[:, 0], task[self.rows, 0], self.owners, len(material.test)))
+                    task = controls.control_spans(dataset, seed)
+                    fitted = fit_spans(kind, features, dataset, train, task, seed)
+                    values = predict_spans(fitted, features, dataset, dataset.test)
+                    control.append(squares(values[:, 0], task[self.rows, 0], self.owners, len(dataset.test)))
             found += self.marginal_measures(probe, source, layer, predicted)
-            trees = [minimum_risk(material.full(material.test, p[:, 0])) for p in predicted]
+            trees = [minimum_risk(dataset.full(dataset.test, p[:, 0])) for p in predicted]
             found += self.tree_measures(probe, source, layer, trees)
             if control:
                 real = next(m for m in found if (m.probe, m.metric, m.group) == (probe, "r2", ""))
                 found += self.selectivity(real, "control r2", np.stack(control), r_squared)
-        bits = description_length(features, material, material.targets, self.settings.seed)
+        bits = description_length(features, dataset, dataset.targets, self.settings.seed)
         found.append(Measure("span-two-layer", source, layer, "bits", "", bits, None, None, (bits,)))
         return found
 
@@ -157,9 +159,9 @@ class Scorer:
 
     def trees(self, source: str, layer: int | None, features: np.ndarray) -> list[Measure]:
         """Relative depths with their control task, distances, and the trees of both."""
-        material, test = self.material, self.material.test
-        wanted = depth_classes(material, test)
-        owners = np.repeat(np.arange(len(test)), material.lengths[test] - 1)
+        dataset, test = self.dataset, self.dataset.test
+        wanted = depth_classes(dataset, test)
+        owners = np.repeat(np.arange(len(test)), dataset.lengths[test] - 1)
 
         def hits(classes: np.ndarray, right: np.ndarray) -> np.ndarray:
             sums = [np.bincount(owners, values, len(test)) for values in (classes == right, np.ones(len(right)))]
@@ -168,17 +170,17 @@ class Scorer:
         real, control, depths, ranks, apart = [], [], [], [], []
         for seed in range(self.settings.seeds):
             train = self.train_for(seed)
-            probe = fit_depths(features, material, train, depth_classes(material, train), seed)
-            classes, some = depth_trees(probe, features, material, test)
+            probe = fit_depths(features, dataset, train, depth_classes(dataset, train), seed)
+            classes, some = depth_trees(probe, features, dataset, test)
             real.append(hits(classes, wanted))
             depths.append(some)
             if source == "model":
-                task = controls.control_depths(material, train, seed)
-                probe = fit_depths(features, material, train, task, seed)
-                classes, _ = depth_trees(probe, features, material, test)
-                control.append(hits(classes, controls.control_depths(material, test, seed)))
-            far = DistanceProbe.fit(features, material, train, seed=seed).predict(features, material, test)
-            correlations = distance_correlations(material, test, far)
+                task = controls.control_depths(dataset, train, seed)
+                probe = fit_depths(features, dataset, train, task, seed)
+                classes, _ = depth_trees(probe, features, dataset, test)
+                control.append(hits(classes, controls.control_depths(dataset, test, seed)))
+            far = DistanceProbe.fit(features, dataset, train, seed=seed).predict(features, dataset, test)
+            correlations = distance_correlations(dataset, test, far)
             ranks.append(np.stack([correlations, np.ones(len(test))], 1))
             apart.append(distance_trees(far))
         accuracy = self.measure("depth", source, layer, "accuracy", np.stack(real), ratio)
@@ -190,7 +192,7 @@ class Scorer:
 
     def words(self, source: str, layer: int | None, features: np.ndarray, words: MaskedWords) -> list[Measure]:
         """Divergence of a probe's masked-word posterior from the exact one."""
-        stats, test = [], words.rows(self.material.test)
+        stats, test = [], words.rows(self.dataset.test)
         for seed in range(self.settings.seeds):
             kl = fit_words(features, words, words.rows(self.train_for(seed)), test, seed)
             stats.append(self.per_sentence(words.sentence[test], kl))
@@ -198,21 +200,21 @@ class Scorer:
 
     def per_sentence(self, sentence: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Sums and counts of values for each test sentence."""
-        owner = np.searchsorted(self.material.test, sentence)
-        count = len(self.material.test)
+        owner = np.searchsorted(self.dataset.test, sentence)
+        count = len(self.dataset.test)
         return np.stack([np.bincount(owner, values, count), np.bincount(owner, minlength=count).astype(float)], 1)
 
     def without_model(self) -> list[Measure]:
         """Trees that nothing was trained for, the ceiling, and what length alone says of marginals."""
-        material, count = self.material, self.settings.seeds
+        dataset, count = self.dataset, self.settings.seeds
         random = [np.random.default_rng([self.settings.seed, seed]) for seed in range(count)]
-        lengths = material.lengths[material.test].tolist()
+        lengths = dataset.lengths[dataset.test].tolist()
         found = self.tree_measures(
-            "none", "ceiling", None, [minimum_risk(material.full(material.test, self.wanted[:, 0]))]
+            "none", "ceiling", None, [minimum_risk(dataset.full(dataset.test, self.wanted[:, 0]))]
         )
         for kind in ("left", "right", "random"):
             each = random if kind == "random" else random[:1]
             found += self.tree_measures("none", kind, None, [[branching(n, kind, r) for n in lengths] for r in each])
-        found += self.marginal_measures("none", "length", None, [controls.length_only(material)])
-        bits = entropy_bits(material.targets[material.span_rows(material.train), 0].astype(np.float64))
+        found += self.marginal_measures("none", "length", None, [controls.length_only(dataset)])
+        bits = entropy_bits(dataset.targets[dataset.span_rows(dataset.train), 0].astype(np.float64))
         return [*found, Measure("none", "ceiling", None, "bits", "", bits, None, None, (bits,))]

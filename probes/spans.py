@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor, nn
 
+from probes.dataset import Dataset
 from probes.linear import PairRegression, Scale
-from probes.material import Material
 
 KINDS = ("linear", "two-layer")
 _HIDDEN, _EPOCHS, _RATE, _DECAY = 64, 20, 1e-2, 0.3
@@ -22,7 +22,7 @@ _FLOOR = 1e-4
 def fit_spans(
     kind: str,
     features: np.ndarray,
-    material: Material,
+    dataset: Dataset,
     numbers: Int64[np.ndarray, " train"],
     targets: np.ndarray,
     seed: int,
@@ -30,21 +30,21 @@ def fit_spans(
     """A span probe of one kind, from the spans of some sentences.
 
     Args:
-        targets: a row for each span of all the material, as `material.targets`.
+        targets: a row for each span of all the dataset, as `dataset.targets`.
     """
     if kind == "linear":
-        left, right = material.ends(numbers)
-        return PairRegression.fit(features, left, right, targets[material.span_rows(numbers)], seed=seed)
-    return TwoLayer.fit(features, material, numbers, targets, seed=seed)
+        left, right = dataset.ends(numbers)
+        return PairRegression.fit(features, left, right, targets[dataset.span_rows(numbers)], seed=seed)
+    return TwoLayer.fit(features, dataset, numbers, targets, seed=seed)
 
 
 def predict_spans(
-    probe: "PairRegression | TwoLayer", features: np.ndarray, material: Material, numbers: Int64[np.ndarray, " test"]
+    probe: "PairRegression | TwoLayer", features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " test"]
 ) -> Float32[np.ndarray, "rows outputs"]:
     """Predicted marginals, within 0 and 1, of the spans of some sentences in turn."""
     if isinstance(probe, TwoLayer):
-        return probe.predict(features, material, numbers)
-    left, right = material.ends(numbers)
+        return probe.predict(features, dataset, numbers)
+    left, right = dataset.ends(numbers)
     return np.clip(probe(features, left, right), 0.0, 1.0).astype(np.float32)
 
 
@@ -73,62 +73,62 @@ class TwoLayer:
     def fit(
         cls,
         features: np.ndarray,
-        material: Material,
+        dataset: Dataset,
         numbers: Int64[np.ndarray, " train"],
         targets: np.ndarray,
         *,
         seed: int,
     ) -> "TwoLayer":
         """AdamW, with a rate that falls to 0; the seed decides weights and order."""
-        scale, random = Scale.fit(features, material.word_rows(numbers)), np.random.default_rng(seed)
+        scale, random = Scale.fit(features, dataset.word_rows(numbers)), np.random.default_rng(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = _Net(features.shape[1], targets.shape[1])
-        epochs = [material.batches(numbers, random) for _ in range(_EPOCHS)]
+        epochs = [dataset.batches(numbers, random) for _ in range(_EPOCHS)]
         steps = sum(map(len, epochs))
         optimizer = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=_DECAY, fused=True)
         for step, batch in enumerate(batch for epoch in epochs for batch in epoch):
             for group in optimizer.param_groups:
                 group["lr"] = _RATE * (1 - step / steps)
             some = numbers[batch]
-            wanted = torch.from_numpy(targets[material.span_rows(some)])
-            loss = F.binary_cross_entropy_with_logits(net(*_inputs(scale, features, material, some)), wanted)
+            wanted = torch.from_numpy(targets[dataset.span_rows(some)])
+            loss = F.binary_cross_entropy_with_logits(net(*_inputs(scale, features, dataset, some)), wanted)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         return cls(scale, net.eval())
 
     def predict(
-        self, features: np.ndarray, material: Material, numbers: Int64[np.ndarray, " test"]
+        self, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " test"]
     ) -> Float32[np.ndarray, "rows outputs"]:
         """Predicted marginals of the spans of some sentences in turn."""
         with torch.no_grad():
             found = [
-                torch.sigmoid(self.net(*_inputs(self.scale, features, material, numbers[batch]))).numpy()
-                for batch in material.batches(numbers)
+                torch.sigmoid(self.net(*_inputs(self.scale, features, dataset, numbers[batch]))).numpy()
+                for batch in dataset.batches(numbers)
             ]
         return np.concatenate(found)
 
 
 def description_length(
-    features: np.ndarray, material: Material, targets: np.ndarray, seed: int, portions: int = 4
+    features: np.ndarray, dataset: Dataset, targets: np.ndarray, seed: int, portions: int = 4
 ) -> float:
     """Bits a span to send the marginals by online coding with a two-layer probe (Voita & Titov 2020, section 2.2.2).
 
     Each portion of the sentences, as large as all before together, is coded by a probe trained on those before; the first
     by one bit a span. A marginal p costs the cross-entropy of p and the prediction.
     """
-    numbers = np.random.default_rng(seed).permutation(material.train)
+    numbers = np.random.default_rng(seed).permutation(dataset.train)
     ends = [max(4, math.ceil(len(numbers) / 2**power)) for power in range(portions, -1, -1)]
     ends = sorted({min(end, len(numbers)) for end in ends})
-    bits = float(len(material.span_rows(numbers[: ends[0]])))
+    bits = float(len(dataset.span_rows(numbers[: ends[0]])))
     for begin, end in pairwise(ends):
-        probe = TwoLayer.fit(features, material, numbers[:begin], targets[:, :1], seed=seed)
-        coded = probe.predict(features, material, numbers[begin:end])[:, 0].astype(np.float64)
+        probe = TwoLayer.fit(features, dataset, numbers[:begin], targets[:, :1], seed=seed)
+        coded = probe.predict(features, dataset, numbers[begin:end])[:, 0].astype(np.float64)
         coded = np.clip(coded, _FLOOR, 1 - _FLOOR)
-        wanted = targets[material.span_rows(numbers[begin:end]), 0].astype(np.float64)
+        wanted = targets[dataset.span_rows(numbers[begin:end]), 0].astype(np.float64)
         bits -= float((wanted * np.log2(coded) + (1 - wanted) * np.log2(1 - coded)).sum())
-    return bits / len(material.span_rows(numbers))
+    return bits / len(dataset.span_rows(numbers))
 
 
 def entropy_bits(targets: Float64[np.ndarray, " spans"]) -> float:
@@ -138,8 +138,8 @@ def entropy_bits(targets: Float64[np.ndarray, " spans"]) -> float:
 
 
 def _inputs(
-    scale: Scale, features: np.ndarray, material: Material, numbers: Int64[np.ndarray, " some"]
+    scale: Scale, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " some"]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """States of the words of some sentences, and the first and last words of their spans."""
-    rows, left, right = material.flat(numbers)
+    rows, left, right = dataset.flat(numbers)
     return torch.from_numpy(scale(features[rows])), torch.from_numpy(left), torch.from_numpy(right)

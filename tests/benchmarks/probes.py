@@ -19,10 +19,11 @@ from pcfg.learning.expectation_maximization import prune
 from pcfg.learning.pretraining import HELD_OUT, PretrainRecipe, pretrain
 from pcfg.treebanks.treebank import clean_trees, induce, nltk_treebank
 from probes import controls
-from probes.activations import Activations, ProbedModel
+from probes.activations import Activations
+from probes.dataset import Dataset
 from probes.decoding import minimum_risk
 from probes.intervals import Measure, r_squared, squares
-from probes.material import Material
+from probes.probed_model import ProbedModel
 from probes.scorer import Scorer, Settings
 from probes.spans import KINDS, description_length, fit_spans, predict_spans
 from surgery.progress import silent
@@ -51,17 +52,17 @@ def train(grammar, folder, layers, heads):
 
 def spans(scorer, source, layer, features):
     """R^2, F1 and its share of the ceiling by both span probes, and bits a span."""
-    material, found = scorer.material, []
+    dataset, found = scorer.dataset, []
     for kind in KINDS:
         predicted = []
         for seed in range(SEEDS):
-            fitted = fit_spans(kind, features, material, scorer.train_for(seed), material.targets, seed)
-            predicted.append(predict_spans(fitted, features, material, material.test))
-        stats = [squares(p[:, 0], scorer.wanted[:, 0], scorer.owners, len(material.test)) for p in predicted]
+            fitted = fit_spans(kind, features, dataset, scorer.train_for(seed), dataset.targets, seed)
+            predicted.append(predict_spans(fitted, features, dataset, dataset.test))
+        stats = [squares(p[:, 0], scorer.wanted[:, 0], scorer.owners, len(dataset.test)) for p in predicted]
         found.append(scorer.measure(f"span-{kind}", source, layer, "r2", np.stack(stats), r_squared))
-        trees = [minimum_risk(material.full(material.test, p[:, 0])) for p in predicted]
+        trees = [minimum_risk(dataset.full(dataset.test, p[:, 0])) for p in predicted]
         found += scorer.tree_measures(f"span-{kind}", source, layer, trees)
-    bits = description_length(features, material, material.targets, 0)
+    bits = description_length(features, dataset, dataset.targets, 0)
     return [*found, Measure("span-two-layer", source, layer, "bits", "", bits, None, None, (bits,))]
 
 
@@ -75,11 +76,11 @@ def kept(file, make):
 
 def probe(scorer, folder, layers):
     """Measures of all layers, and of random weights after the last."""
-    material, found = scorer.material, []
+    dataset, found = scorer.dataset, []
     with TemporaryDirectory() as work:
         for source, seed, some in (("model", None, range(layers + 1)), ("untrained", 0, [layers])):
             model = ProbedModel.load(folder, untrained=seed)
-            states = Activations.collect(model, material.sentences, Path(work) / source, some)
+            states = Activations.collect(model, dataset.sentences, Path(work) / source, some)
             for layer in some:
                 found += spans(scorer, source, layer, states.layer(layer))
     return found
@@ -100,9 +101,9 @@ def best(measures):
 def main():
     folder = Path(sys.argv[1])
     grammar = english(folder / "english.pcfg.json")
-    material = Material.of_grammar(grammar, sample(grammar, PROBED, seed=0, max_length=LENGTH, first=HELD_OUT), seed=0)
-    scorer, numbers = Scorer(material, Settings(SEEDS, 0, None, None, silent)), folder / "light"
-    features = (("word identity", controls.word_identity(material)), ("position", controls.positions(material)))
+    dataset = Dataset.of_grammar(grammar, sample(grammar, PROBED, seed=0, max_length=LENGTH, first=HELD_OUT), seed=0)
+    scorer, numbers = Scorer(dataset, Settings(SEEDS, 0, None, None, silent)), folder / "light"
+    features = (("word identity", controls.word_identity(dataset)), ("position", controls.positions(dataset)))
     without = kept(numbers / "controls.json", lambda: [m for f in features for m in spans(scorer, f[0], None, f[1])])
     rows, base = [], kept(numbers / "base.json", scorer.without_model)
     print(

@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from probes.activations import Activations, ProbedModel, pad
+from probes.activations import Activations
 from probes.causal import Whitening, random_directions, smallest_spans, word_attention
 from probes.errors import ProbeError
+from probes.probed_model import ProbedModel, pad
 from surgery.errors import CheckpointError, OptionError, SurgeryError
 from tests.support import architectures
 from tests.support.tiny import BLOCK, KINDS, WORDS, change

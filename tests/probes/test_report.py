@@ -22,9 +22,9 @@ from pcfg.learning.pretraining import HELD_OUT, PretrainRecipe, pretrain
 from pcfg.resuming import text_fingerprint
 from pcfg.treebanks.trees import Tree, format_trees
 from probes import ProbeReport, probe_spans, probe_trees
+from probes.dataset import Dataset
 from probes.errors import ProbeError
 from probes.intervals import r_squared, squares
-from probes.material import Material
 from probes.page import text_example
 from probes.report import Measure, summary
 from probes.scorer import Scorer, Settings
@@ -313,9 +313,9 @@ def test_trees_without_a_span_to_find(shape, tiny):
 
 def test_a_control_task_that_never_changes_is_left_out(grammar):
     """A few short test sentences may have one class of words alone: its R^2 is no number, which no JSON holds."""
-    material = Material.of_grammar(grammar, sample(grammar, 80, seed=0, max_length=8))
-    scorer = Scorer(material, Settings(1, 0, None, None, silent))
-    real, count = Measure("span-linear", "model", 0, "r2", "", 0.5, 0.4, 0.6, (0.5,)), len(material.test)
+    dataset = Dataset.of_grammar(grammar, sample(grammar, 80, seed=0, max_length=8))
+    scorer = Scorer(dataset, Settings(1, 0, None, None, silent))
+    real, count = Measure("span-linear", "model", 0, "r2", "", 0.5, 0.4, 0.6, (0.5,)), len(dataset.test)
     for task, found in ((np.ones(9), 0), (np.arange(9.0), 2)):
         stats = squares(np.linspace(0, 1, 9), task, np.arange(9) % count, count)
         assert len(scorer.selectivity(real, "control r2", stats[None], r_squared)) == found

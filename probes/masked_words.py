@@ -4,18 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Float64, Int64
-from torch import nn
 
 from pcfg.devices import Device
 from pcfg.learning.excess_loss import MaskedSet, masked_log_probs, word_ids, word_table
-from probes.activations import ProbedModel, pad
-from probes.linear import Scale
-from probes.material import Material
+from probes.dataset import Dataset
+from probes.probed_model import ProbedModel, pad
 from surgery.progress import Progress, silent
 
-_COPIES, _EPOCHS, _BATCH, _RATE = 3, 15, 64, 1e-2
+_COPIES, _BATCH = 3, 64
 _FLOOR = 1e-12
 
 
@@ -24,12 +21,12 @@ class MaskedWords:
     """Sentences with one word masked, and the exact posterior of that word.
 
     Attributes:
-        sentence: number in the material of each row's sentence; `position` of its mask.
+        sentence: number in the dataset of each row's sentence; `position` of its mask.
         masked: the exact posteriors, one mask a row.
         table: P(word | tag).
     """
 
-    material: Material
+    dataset: Dataset
     sentence: Int64[np.ndarray, " rows"]
     position: Int64[np.ndarray, " rows"]
     masked: MaskedSet
@@ -37,17 +34,17 @@ class MaskedWords:
 
     @classmethod
     def draw(
-        cls, material: Material, *, seed: int, device: Device | None = None, progress: Progress = silent
+        cls, dataset: Dataset, *, seed: int, device: Device | None = None, progress: Progress = silent
     ) -> "MaskedWords":
-        """Mask one word in copies of each sentence; the material must have a grammar."""
-        grammar = material.grammar
+        """Mask one word in copies of each sentence; the dataset must have a grammar."""
+        grammar = dataset.grammar
         assert grammar is not None
-        numbers = np.repeat(np.arange(len(material.sentences)), _COPIES)
+        numbers = np.repeat(np.arange(len(dataset.sentences)), _COPIES)
         masked = MaskedSet.draw(
-            grammar, [material.sentences[i] for i in numbers], seed=seed, count=1, device=device, progress=progress
+            grammar, [dataset.sentences[i] for i in numbers], seed=seed, count=1, device=device, progress=progress
         )
         position = np.array([places[0] for places in masked.masks], np.int64)
-        return cls(material, numbers, position, masked, word_table(grammar))
+        return cls(dataset, numbers, position, masked, word_table(grammar))
 
     def rows(self, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " rows"]:
         """Rows of some sentences."""
@@ -64,7 +61,7 @@ class MaskedWords:
         ids_of = word_ids(self.masked.grammar, model.tokenizer)
         mask_id = model.tokenizer.mask_token_id
         assert len(ids_of)
-        encoded = model.encode(self.material.sentences)
+        encoded = model.encode(self.dataset.sentences)
         found = {layer: np.zeros((len(self.sentence), model.width), np.float32) for layer in layers}
         order = np.argsort([-len(encoded[i].ids) for i in self.sentence], kind="stable")
         for batch in np.array_split(order, -(-len(order) // _BATCH)):
@@ -81,48 +78,11 @@ class MaskedWords:
         grammar = self.masked.grammar
         ids, found = word_ids(grammar, model.tokenizer), np.zeros(len(rows))
         for some in np.array_split(np.arange(len(rows)), -(-len(rows) // _BATCH)):
-            sentences = [self.material.sentences[self.sentence[row]] for row in rows[some]]
+            sentences = [self.dataset.sentences[self.sentence[row]] for row in rows[some]]
             places = [[int(self.position[row])] for row in rows[some]]
             logs = masked_log_probs(model.module, model.tokenizer, sentences, places, grammar, ids)
             found[some] = divergence(self.posterior(rows[some]), logs)
         return found
-
-
-def fit_words(
-    features: np.ndarray,
-    words: MaskedWords,
-    train: Int64[np.ndarray, " train"],
-    test: Int64[np.ndarray, " test"],
-    seed: int,
-) -> Float64[np.ndarray, " test"]:
-    """A linear probe with a softmax, trained on exact posteriors: KL(exact || predicted) at each test row, in nats.
-
-    It starts from the mean posterior, which is what a probe without features predicts.
-    """
-    scale, random = Scale.fit(features, train), np.random.default_rng(seed)
-    wanted = torch.from_numpy(words.posterior(train))
-    states = torch.from_numpy(scale(features[train]))
-    layer = nn.Linear(states.shape[1], wanted.shape[1])
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.copy_(wanted.mean(0).clamp_min(1e-8).log())
-    optimizer = torch.optim.Adam(layer.parameters(), lr=_RATE, weight_decay=1e-5, fused=True)
-    size = min(_BATCH, len(train))
-    steps = _EPOCHS * (len(train) // size)
-    for step in range(steps):
-        if step % (len(train) // size) == 0:
-            order = torch.from_numpy(random.permutation(len(train)))
-        for group in optimizer.param_groups:
-            group["lr"] = _RATE * (1 - step / steps)
-        first = size * (step % (len(train) // size))
-        some = order[first : first + size]
-        loss = -(wanted[some] * torch.log_softmax(layer(states[some]), -1)).sum(1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    with torch.no_grad():
-        logs = torch.log_softmax(layer(torch.from_numpy(scale(features[test]))), -1).double().numpy()
-    return divergence(words.posterior(test), logs)
 
 
 def divergence(wanted: np.ndarray, logs: np.ndarray) -> Float64[np.ndarray, " rows"]:

@@ -24,7 +24,7 @@ _BATCH = 48
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
+class Dataset:
     """Sentences with targets for every span of two words or more that isn't the whole sentence.
 
     A sentence's spans come in the order of `spans_of(n)`; those of all sentences lie one after another.
@@ -58,7 +58,7 @@ class Material:
         seed: int = 0,
         device: Device | None = None,
         progress: Progress = silent,
-    ) -> "Material":
+    ) -> "Dataset":
         """Exact marginals of a grammar's sentences.
 
         The true tree is the one that a sentence was drawn with; where only sentences are given, a draw from the posterior
@@ -104,7 +104,7 @@ class Material:
         return _whole(words, drawn, names, found, True, seed, grammar)
 
     @classmethod
-    def of_trees(cls, trees: Sequence["Tree"], *, seed: int = 0) -> "Material":
+    def of_trees(cls, trees: Sequence["Tree"], *, seed: int = 0) -> "Dataset":
         """Spans of annotated trees, as `pcfg.treebanks.treebank.clean_trees` leaves them: 1 where there is one, else 0."""
         names = _labels(trees)
         found = []
@@ -253,7 +253,7 @@ def _whole(
     exact: bool,
     seed: int,
     grammar: "Grammar | None",
-) -> Material:
+) -> Dataset:
     """Split: a sentence that comes several times goes to one side with all its repetitions."""
     usable = [i for i, sentence in enumerate(words) if len(sentence) > 2]
     different = sorted({words[i] for i in usable})
@@ -267,7 +267,7 @@ def _whole(
     train = np.array([number for number, i in enumerate(usable) if words[i] not in held_out], np.int64)
     kept = tuple(tree for i in usable if (tree := trees[i]) is not None)
     targets = np.concatenate([found[i] for i in usable])
-    return Material(tuple(words[i] for i in usable), kept, names, targets, exact, train, test, grammar)
+    return Dataset(tuple(words[i] for i in usable), kept, names, targets, exact, train, test, grammar)
 
 
 def _ranges(bounds: Int64[np.ndarray, " bounds"], numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " rows"]:

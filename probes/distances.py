@@ -1,4 +1,4 @@
-"""Tree probes: relative depth of the lowest common ancestor, and distances in the tree."""
+"""Distances of words in the tree (Hewitt & Manning 2019), and the tree that splits where neighbours are farthest apart."""
 
 from dataclasses import dataclass
 
@@ -7,47 +7,12 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from probes.decoding import lca_depths, split_at_gaps, tree_distances
-from probes.linear import PairClassifier, Scale
-from probes.material import Material
+from probes.dataset import Dataset
+from probes.decoding import split_at_gaps, tree_distances
+from probes.linear import Scale
 
-_MOST_STEP = 5  # differences of depth beyond this are one class
 # With a quarter of the epochs, what later layers hold in mixed directions is hardly found: layer 0 then looks too good beside them.
 _RANK, _EPOCHS, _RATE = 32, 40, 3e-2
-
-
-def depth_classes(material: Material, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " gaps"]:
-    """Depth of the lowest common ancestor of each two neighbouring words, relative to the two before.
-
-    The first of a sentence is absolute (Vilares et al. 2020, section 3; Arps et al. 2022, section 3.2).
-    """
-    found = [np.diff(lca_depths(material.trees[i]), prepend=0) for i in numbers]
-    return np.clip(np.concatenate(found), -_MOST_STEP, _MOST_STEP)
-
-
-def gap_rows(material: Material, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " gaps"]:
-    """Rows of the words before each gap."""
-    return np.concatenate([np.arange(material.bounds[i], material.bounds[i + 1] - 1) for i in numbers])
-
-
-def fit_depths(
-    features: np.ndarray,
-    material: Material,
-    numbers: Int64[np.ndarray, " train"],
-    classes: Int64[np.ndarray, " gaps"],
-    seed: int,
-) -> PairClassifier:
-    """A linear classifier of relative depths from the two words' states; `classes` as `depth_classes` of the numbers."""
-    return PairClassifier.fit(features, gap_rows(material, numbers), classes, seed=seed)
-
-
-def depth_trees(
-    probe: PairClassifier, features: np.ndarray, material: Material, numbers: Int64[np.ndarray, " test"]
-) -> tuple[Int64[np.ndarray, " gaps"], list[Int64[np.ndarray, "_ 2"]]]:
-    """Predicted classes, and the trees that they spell: each span splits where the ancestor is highest."""
-    classes = probe(features, gap_rows(material, numbers))
-    parts = np.split(classes, np.cumsum(material.lengths[numbers] - 1)[:-1])
-    return classes, [split_at_gaps(-np.cumsum(part).astype(np.float64)) for part in parts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,22 +24,22 @@ class DistanceProbe:
 
     @classmethod
     def fit(
-        cls, features: np.ndarray, material: Material, numbers: Int64[np.ndarray, " train"], *, seed: int
+        cls, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " train"], *, seed: int
     ) -> "DistanceProbe":
         """Least absolute error, each sentence's divided by the square of its length, as there."""
-        scale, random = Scale.fit(features, material.word_rows(numbers)), np.random.default_rng(seed)
-        distances, weights = _wanted(material, numbers)
+        scale, random = Scale.fit(features, dataset.word_rows(numbers)), np.random.default_rng(seed)
+        distances, weights = _wanted(dataset, numbers)
         generator = torch.Generator().manual_seed(seed)
         width = features.shape[1]
         projection = torch.randn(width, min(_RANK, width), generator=generator) / width
         projection.requires_grad_(True)
         optimizer = torch.optim.Adam([projection], lr=_RATE, fused=True)
-        epochs = [material.batches(numbers, random) for _ in range(_EPOCHS)]
+        epochs = [dataset.batches(numbers, random) for _ in range(_EPOCHS)]
         steps = sum(map(len, epochs))
         for step, batch in enumerate(batch for epoch in epochs for batch in epoch):
             for group in optimizer.param_groups:
                 group["lr"] = _RATE * (1 - step / steps)
-            found = _distances(projection, scale, features, material, numbers[batch])
+            found = _distances(projection, scale, features, dataset, numbers[batch])
             wanted = torch.from_numpy(np.concatenate([distances[i] for i in batch]))
             share = torch.from_numpy(np.concatenate([weights[i] for i in batch]))
             loss = ((found - wanted).abs() * share).sum() / len(batch)
@@ -84,15 +49,15 @@ class DistanceProbe:
         return cls(scale, projection.detach())
 
     def predict(
-        self, features: np.ndarray, material: Material, numbers: Int64[np.ndarray, " test"]
+        self, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " test"]
     ) -> list[Float64[np.ndarray, "_ _"]]:
         """Distances of all words of some sentences."""
         found = []
-        for batch in material.batches(numbers):
+        for batch in dataset.batches(numbers):
             some = numbers[batch]
-            values = _distances(self.projection, self.scale, features, material, some).numpy().astype(np.float64)
+            values = _distances(self.projection, self.scale, features, dataset, some).numpy().astype(np.float64)
             first = 0
-            for n in material.lengths[some].tolist():
+            for n in dataset.lengths[some].tolist():
                 table, pairs = np.zeros((n, n)), n * (n - 1) // 2
                 table[np.triu_indices(n, 1)] = values[first : first + pairs]
                 found.append(table + table.T)
@@ -110,16 +75,16 @@ def distance_trees(distances: list[Float64[np.ndarray, "_ _"]]) -> list[Int64[np
 
 
 def _wanted(
-    material: Material, numbers: Int64[np.ndarray, " some"]
+    dataset: Dataset, numbers: Int64[np.ndarray, " some"]
 ) -> tuple[list[Float32[np.ndarray, " _"]], list[Float32[np.ndarray, " _"]]]:
     """Distances of each two words of each sentence, and what each counts for."""
-    tables = [tree_distances(material.trees[i]) for i in numbers]
+    tables = [tree_distances(dataset.trees[i]) for i in numbers]
     distances = [table[np.triu_indices(len(table), 1)].astype(np.float32) for table in tables]
     return distances, [np.full(len(d), 2 / len(t) ** 2, np.float32) for d, t in zip(distances, tables, strict=True)]
 
 
 def distance_correlations(
-    material: Material, numbers: Int64[np.ndarray, " test"], distances: list[np.ndarray]
+    dataset: Dataset, numbers: Int64[np.ndarray, " test"], distances: list[np.ndarray]
 ) -> np.ndarray:
     """Spearman's correlation of predicted and true distances, a number a sentence, mean over its words (DSpr.)."""
     from scipy.stats import rankdata
@@ -128,9 +93,7 @@ def distance_correlations(
     for i, table in zip(numbers, distances, strict=True):
         n = len(table)
         others = ~np.eye(n, dtype=bool)
-        ranks = [
-            rankdata(rows[others].reshape(n, n - 1), axis=1) for rows in (tree_distances(material.trees[i]), table)
-        ]
+        ranks = [rankdata(rows[others].reshape(n, n - 1), axis=1) for rows in (tree_distances(dataset.trees[i]), table)]
         a, b = (rank - rank.mean(1, keepdims=True) for rank in ranks)
         size = np.sqrt((a * a).sum(1) * (b * b).sum(1))
         found.append(float(np.where(size > 0, (a * b).sum(1) / np.where(size > 0, size, 1), 0.0).mean()))
@@ -138,10 +101,10 @@ def distance_correlations(
 
 
 def _distances(
-    projection: Tensor, scale: Scale, features: np.ndarray, material: Material, numbers: Int64[np.ndarray, " some"]
+    projection: Tensor, scale: Scale, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " some"]
 ) -> Tensor:
     """Distances of each two words of each sentence, in turn."""
-    rows, left, right = material.flat(numbers, every=True)
+    rows, left, right = dataset.flat(numbers, every=True)
     states = torch.from_numpy(scale(features[rows])) @ projection
     apart = states.index_select(0, torch.from_numpy(left)) - states.index_select(0, torch.from_numpy(right))
     return apart.square().sum(1)

@@ -1,0 +1,141 @@
+"""Loading a model to probe, its tokenizer, and TransformerLens' view of it, with every way they fail named."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probes.errors import ProbeError
+from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.errors import CheckpointError, MissingPackageError, first_line
+
+
+def load_module(checkpoint: Checkpoint, untrained: int | None, device: torch.device) -> tuple[Any, bool, bool]:
+    """The model, whether it has a trained head, and whether it is causal."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    checkpoint.check_readable()
+    causal = _predicts_next(checkpoint.config)
+    family = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+    with _quiet():
+        try:
+            if untrained is not None:
+                torch.manual_seed(untrained)
+                config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+                fresh = family.from_config(
+                    config, trust_remote_code=False, attn_implementation="eager", dtype=torch.float32
+                )
+                return fresh.to(device).eval().requires_grad_(False), False, causal
+            module, info = family.from_pretrained(
+                checkpoint.folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                output_loading_info=True,
+                weights_only=True,
+                trust_remote_code=False,
+            )
+        except Exception as error:  # whatever the library raises on files it can't use
+            raise CheckpointError(
+                f"{checkpoint} can't be loaded as a language model or an encoder ({first_line(error)}): name one such as BERT, RoBERTa, GPT-2, OPT or LLaMA"
+            ) from error
+    prefix = f"{module.base_model_prefix}."
+    inner = [name for name in info["missing_keys"] if name.startswith(prefix) and "pooler" not in name]
+    if inner:
+        raise CheckpointError(f"{checkpoint} lacks {len(inner)} tensors, {min(inner)} first: fetch it again")
+    return module.to(device).eval().requires_grad_(False), not info["missing_keys"], causal
+
+
+def _predicts_next(config: Mapping[str, Any]) -> bool:
+    """Whether a model is, or its family's language model is, one of next words; a bare body or a classifier goes by the latter."""
+    from transformers.models.auto import modeling_auto as auto
+
+    tables = (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    masked, following = (table.get(str(config.get("model_type"))) for table in tables)
+    own = str((config.get("architectures") or ["?"])[0])
+    if own in (masked, following) and masked != following:
+        return own == following
+    alone = masked is None or config.get("is_decoder") or config.get("causal")  # XLM has one class for both
+    return following is not None and bool(alone)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The tokenizer; raises CheckpointError for none, ProbeError for one that gives no offsets of characters."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever the library raises on files it can't use
+        raise CheckpointError(f"{checkpoint}: no tokenizer can be loaded from it ({first_line(error)})") from error
+    if not found.is_fast:
+        raise ProbeError(f"{checkpoint} has a tokenizer that doesn't say which characters a token is: use a fast one")
+    return found
+
+
+def some_tokens(module: Any) -> tuple[Tensor, Tensor]:
+    """A sentence of 12 tokens that every vocabulary has, and its mask, to try a model with."""
+    ids = torch.arange(12, device=module.device)[None] % len(module.get_input_embeddings().weight)
+    return ids, torch.ones_like(ids)
+
+
+def own_states(checkpoint: Checkpoint, module: Any) -> Sequence[Tensor]:
+    """Transformers' own hidden states of some tokens."""
+    ids, mask = some_tokens(module)
+    try:
+        with torch.no_grad():
+            output = module.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        states = tuple(state.clone() for state in output.hidden_states)
+    except Exception as error:  # whatever a model's code raises that wants more than tokens, or gives no states
+        raise CheckpointError(
+            f"{checkpoint} gives no hidden states for tokens alone ({first_line(error)}): name a decoder or an encoder of text"
+        ) from error
+    if {state.shape for state in states} != {(*ids.shape, states[0].shape[-1])}:
+        raise CheckpointError(
+            f"{checkpoint} has layers of different widths or lengths, which can't be compared: name a model of one width"
+        )
+    return states
+
+
+def load_bridge(checkpoint: Checkpoint, module: Any, tokenizer: Any, device: torch.device) -> tuple[Any, str]:
+    """TransformerLens' view of a model; or None, and why."""
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError:
+        raise MissingPackageError("transformer-lens", "probes", "probing") from None
+    try:
+        with _quiet():
+            return TransformerBridge.boot_transformers(
+                str(checkpoint.folder), hf_model=module, tokenizer=tokenizer, device=str(device)
+            ), ""
+    except Exception as error:  # whatever the library raises on models it doesn't know
+        return None, f"TransformerLens can't load it ({first_line(error)[:120]})"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the libraries' bars and tables; what matters is checked and raised here."""
+    from transformers.utils import logging as library
+
+    level, bars, root = library.get_verbosity(), library.is_progress_bar_enabled(), logging.root.manager.disable
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            Path(os.devnull).open("w") as nowhere,
+            contextlib.redirect_stdout(nowhere),  # TransformerLens prints what it loads
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        library.set_verbosity(level)
+        logging.disable(root)
+        if bars:
+            library.enable_progress_bar()
