@@ -68,7 +68,8 @@ class Dataset:
             GrammarError: a word that the grammar doesn't know.
             ProbeError: a sentence without a parse, or too few sentences.
         """
-        from pcfg.inference.chart import chart_numbers, inside_outside
+        from pcfg.inference.chart import inside_outside
+        from pcfg.inference.engines import chart_numbers
         from pcfg.learning.excess_loss import generative
         from pcfg.sentences import batches, check_words
 

@@ -19,7 +19,8 @@ from jaxtyping import Float64, Int64
 from pcfg.devices import Device
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammars.grammar import Grammar
-from pcfg.inference.chart import Chart, pick_engine
+from pcfg.inference.engines import pick_engine
+from pcfg.inference.posteriors import Posteriors
 
 _MOST_CHARTS, _MOST_ENTRIES = 20_000, 50_000_000
 _BATCH_BYTES = 64 << 20
@@ -90,7 +91,7 @@ def tag_posteriors(
         size = max(1, _BATCH_BYTES // (32 * len(doubled.start) * longest * (longest + 1)))
         batch, order = order[:size], order[size:]
         rows = tuple(np.concatenate([scores[i], np.ones_like(scores[i])], 1) for i in batch)
-        chart = Chart(doubled, tuple(tuple(sentences[i]) for i in batch), rows, engine, device, "float64", workers)
+        chart = Posteriors(doubled, tuple(tuple(sentences[i]) for i in batch), rows, engine, device, "float64", workers)
         posteriors = chart.tag_posteriors[:, :, tags:].cpu().double().numpy()
         for i, posterior in zip(batch, posteriors, strict=True):
             found[i] = _each_sum_one(grammar, sentences[i], posterior[: len(scores[i])], engine, device)
@@ -171,7 +172,7 @@ def masked_posteriors(
         raise OptionError(f"the masks {list(positions)} must be different positions from 0 to {len(sentence) - 1}")
     engine = pick_engine(grammar, engine)
     scores = _others(grammar, sentence, positions)
-    chart = Chart(grammar, (tuple(sentence),), (scores,), engine, device, "float64", 1)
+    chart = Posteriors(grammar, (tuple(sentence),), (scores,), engine, device, "float64", 1)
     tags = chart.tag_posteriors[0].cpu().double().numpy()[list(positions)]
     log_z = float(chart.log_z[0])
     together = None
@@ -181,7 +182,7 @@ def masked_posteriors(
 
 
 def _joint_tags(
-    chart: Chart, positions: tuple[int, ...], tags: Float64[np.ndarray, "k T"]
+    chart: Posteriors, positions: tuple[int, ...], tags: Float64[np.ndarray, "k T"]
 ) -> Float64[np.ndarray, "..."]:
     """Posterior of the tags at all masks: one mask is left to the chart, combinations at the others are tried."""
     _, count = tags.shape
@@ -201,7 +202,7 @@ def _joint_tags(
         variants = np.repeat(scores[None], len(some), 0)
         for mask, chosen in zip(tried, some.T, strict=True):
             variants[:, positions[mask]] = np.eye(count)[chosen]
-        charts = Chart(
+        charts = Posteriors(
             chart.grammar, (sentence,) * len(some), tuple(variants), chart.engine, chart.device, "float64", 1
         )
         weights = np.exp(charts.log_z.cpu().double().numpy() - float(chart.log_z[0]))

@@ -49,7 +49,8 @@ def parse(
         binary: leave the most probable trees as the grammar has them.
         device, workers: as for `inside_outside`.
     """
-    from pcfg.inference.chart import chart_numbers, inside_outside, pick_engine
+    from pcfg.inference.chart import inside_outside
+    from pcfg.inference.engines import chart_numbers, pick_engine
 
     if rule not in RULES:
         raise OptionError(f"--rule {rule} isn't one of {', '.join(RULES)}")
@@ -116,7 +117,7 @@ def write_parses(
 
 
 @dataclass(frozen=True)
-class Spans:
+class WrittenSpans:
     """How many sentences and numbers were written, and the numbers (from 1) of sentences without a parse."""
 
     sentences: int
@@ -134,7 +135,7 @@ def write_spans(
     workers: int = 1,
     shard_size: int = 200,
     progress: Progress = silent,
-) -> Spans:
+) -> WrittenSpans:
     """Span marginals of every sentence into one safetensors file; goes on where an interrupted call stopped.
 
     Tensors: `lengths` [sentences], `offsets` [sentences + 1], `log_z` [sentences] and `marginals` [entries]: those of
@@ -172,7 +173,7 @@ def write_spans(
         _write_safetensors(partial / "whole", table, [shard / "marginals" for shard in shards], dtype, metadata)
         (partial / "whole").replace(output)
     unparsed = np.flatnonzero(np.isneginf(np.frombuffer(scores))) + 1
-    return Spans(len(sentences), int(offsets[-1]), tuple(unparsed.tolist()))
+    return WrittenSpans(len(sentences), int(offsets[-1]), tuple(unparsed.tolist()))
 
 
 def read_spans(path: str | Path) -> list[Float[np.ndarray, "n places"]]:
@@ -197,7 +198,8 @@ def _marginals(
     grammar: Grammar, sentences: Sequence[Sequence[str]], device: "Device | None", dtype: str, workers: int
 ) -> tuple[Float[np.ndarray, " entries"], Float[np.ndarray, " sentences"]]:
     """Marginals one after another, and log Z."""
-    from pcfg.inference.chart import chart_numbers, inside_outside
+    from pcfg.inference.chart import inside_outside
+    from pcfg.inference.engines import chart_numbers
 
     found: list[np.ndarray] = [np.zeros(0, dtype)] * len(sentences)
     log_z = np.full(len(sentences), -np.inf)

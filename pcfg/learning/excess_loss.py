@@ -17,7 +17,8 @@ from jaxtyping import Float64, Int64
 from pcfg.devices import Device
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammars.grammar import Grammar
-from pcfg.inference.chart import Chart, chart_numbers, pick_engine
+from pcfg.inference.chart import Chart
+from pcfg.inference.engines import chart_numbers, pick_engine
 from pcfg.resuming import Progress, silent
 from pcfg.sentences import batches, others
 

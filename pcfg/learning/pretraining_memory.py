@@ -7,7 +7,7 @@ import torch
 
 from pcfg.devices import Device, working_device
 from pcfg.grammars.grammar import Grammar
-from pcfg.inference.chart import chart_numbers
+from pcfg.inference.engines import chart_numbers
 from pcfg.learning.excess_loss import generative
 from pcfg.learning.masked_lm import Batch, Batches, Trainer
 from pcfg.learning.pretraining_recipe import PretrainRecipe, configured

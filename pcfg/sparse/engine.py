@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 MOST_EDGES = 1 << 27  # of a forest, at 32 bytes
 
 
-class Spans(NamedTuple):
+class TreeNodes(NamedTuple):
     """A binary tree over n words in preorder: the symbol and the words (start..end-1) of each of its 2n - 1 nodes."""
 
     symbols: Int32[np.ndarray, " nodes"]
@@ -228,7 +228,7 @@ class SparseChart:
 
 def viterbi(
     rules: SparseRules, start: Float64[np.ndarray, " S"], emissions: Float64[np.ndarray, "n T"]
-) -> tuple[float, Spans | None]:
+) -> tuple[float, TreeNodes | None]:
     """The best tree and its log probability; -inf and None if there is no parse.
 
     Args:
@@ -245,7 +245,7 @@ def viterbi(
     if total == 0:
         return -math.inf, None
     nodes = best_tree(rules.tables, space, cells, start)
-    return math.log(total) + int(cells.exponents[0, -1]) * math.log(2), Spans(*np.ascontiguousarray(nodes.T))
+    return math.log(total) + int(cells.exponents[0, -1]) * math.log(2), TreeNodes(*np.ascontiguousarray(nodes.T))
 
 
 def inside_outside(
@@ -257,20 +257,20 @@ def inside_outside(
 
 def k_best(
     rules: SparseRules, start: Float64[np.ndarray, " S"], emissions: Float64[np.ndarray, "n T"], k: int
-) -> list[tuple[float, Spans]]:
+) -> list[tuple[float, TreeNodes]]:
     """The k best trees, or all if there are fewer, with their log probabilities, best first; exact."""
     if k < 1:
         raise OptionError(f"{k} best trees were asked for: ask for 1 or more")
     return _k_best(_chart(rules, start, emissions, marginals=False), k)
 
 
-def sample_trees(chart: SparseChart, count: int, seed: int) -> list[Spans]:
+def sample_trees(chart: SparseChart, count: int, seed: int) -> list[TreeNodes]:
     """Independent draws from the posterior over trees; none if there is no parse."""
     if chart.log_z == -math.inf:
         return []
     drawn = draw(chart.forest(), np.random.default_rng(seed).random((count, chart.n)))
     items = chart.items
-    return [Spans(*tree) for tree in zip(items.symbols[drawn], items.starts[drawn], items.ends[drawn], strict=True)]
+    return [TreeNodes(*tree) for tree in zip(items.symbols[drawn], items.starts[drawn], items.ends[drawn], strict=True)]
 
 
 def parallel(function: Callable[[Sentence], Result], sentences: Iterable[Sentence], workers: int) -> list[Result]:
@@ -386,7 +386,7 @@ def _ordered(
     return Items(firsts.reshape(size.shape), size, symbols[order], starts, ends, inside[order], order), order
 
 
-def _k_best(chart: SparseChart, k: int) -> list[tuple[float, Spans]]:
+def _k_best(chart: SparseChart, k: int) -> list[tuple[float, TreeNodes]]:
     if chart.log_z == -math.inf:
         return []
     forest, items = chart.forest(), chart.items
@@ -397,6 +397,6 @@ def _k_best(chart: SparseChart, k: int) -> list[tuple[float, Spans]]:
     weights[~roots] = log_rules[forest.rule[~roots]]
     weights[roots] = log_start[items.symbols[forest.left[roots]]]
     return [
-        (score, Spans(items.symbols[nodes], items.starts[nodes], items.ends[nodes]))
+        (score, TreeNodes(items.symbols[nodes], items.starts[nodes], items.ends[nodes]))
         for score, nodes in best_of_forest(forest, items, weights, k)
     ]

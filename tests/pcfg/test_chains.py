@@ -15,8 +15,8 @@ from pcfg.grammars.grammar import Grammar
 from pcfg.grammars.rules import Rule, Word
 from pcfg.grammars.text_format import read_rules
 from pcfg.inference.chart import inside_outside
+from pcfg.inference.divergence import kl
 from pcfg.inference.parsing import parse
-from pcfg.inference.queries import kl
 from pcfg.learning.expectation_maximization import fit
 from pcfg.resuming import fingerprint
 from pcfg.sampling.sampler import sample

@@ -10,10 +10,11 @@ from scipy.stats import chisquare
 
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammars.grammar import Grammar
-from pcfg.inference import chart as module
-from pcfg.inference.chart import inside_outside, pick_engine
+from pcfg.inference import posteriors
+from pcfg.inference.chart import inside_outside
+from pcfg.inference.engines import pick_engine
 from pcfg.inference.masked_words import word_posteriors
-from pcfg.inference.queries import prefix_log_z
+from pcfg.inference.prefixes import prefix_log_z
 from tests.support.enumeration import all_trees, log_weight, random_sentence, sparse_grammar, used
 
 ENGINES = ("dense", "sparse")
@@ -221,7 +222,7 @@ def test_what_cant_be_is_refused_with_its_place(engine, monkeypatch):
         inside_outside(grammar, [["w0"]], engine=engine).mbr_trees(7.0)
     with pytest.raises(OptionError, match="workers is 0"):
         inside_outside(grammar, [["w0"]], engine=engine, workers=0)
-    monkeypatch.setattr(module, "room", lambda device: 1000)
+    monkeypatch.setattr(posteriors, "room", lambda device: 1000)
     small = inside_outside(grammar, [["w0"]], engine=engine)
     small._refuse(899)
     with pytest.raises(OptionError, match="some of it for others"):
