@@ -1,6 +1,8 @@
 """The command `surgery`: commands registered, errors turned into one line and a status."""
 
+import re
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -42,7 +44,7 @@ def main() -> None:
     try:
         app()
     except SurgeryError as error:
-        print_error(str(error))
+        print_error(_with_flags(str(error), sys.argv[1:]))
         sys.exit(2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which isn't imported here
@@ -55,6 +57,15 @@ def main() -> None:
     except OSError as error:  # disk full, no permission: the library has left nothing half written
         print_error(f"{error.filename or 'the system'}: {error.strerror or error}")
         sys.exit(2)
+
+
+def _with_flags(message: str, arguments: Sequence[str]) -> str:
+    """A library's error in the words of the command that ran: its parameter `key_dim` is the option --key-dim."""
+    command = typer.main.get_command(app)
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    flags = {parameter.name: max(parameter.opts, key=len) for parameter in command.params if parameter.name}
+    return re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), message)
 
 
 if __name__ == "__main__":
