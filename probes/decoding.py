@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-if TYPE_CHECKING:
-    from pcfg.treebanks.trees import Tree
+from pcfg.inference.minimum_risk import best_splits
+from pcfg.treebanks.evalb import PUNCTUATION, inner_spans, places, span_f1
+from pcfg.treebanks.trees import Tree
 
-Spans = Int64[np.ndarray, "_ 2"]
+SpanArray = Int64[np.ndarray, "_ 2"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,51 +21,42 @@ class Reference:
         before: how many counted words stand before each place between words.
     """
 
-    before: Int64[np.ndarray, " places"]
+    before: tuple[int, ...]
     spans: frozenset[tuple[int, int]]
 
     @classmethod
-    def of(cls, tree: "Tree", *, punctuation: bool) -> "Reference":
+    def of(cls, tree: Tree, *, punctuation: bool) -> "Reference":
         """Count punctuation as words, as for a grammar's own trees, or drop it as is usual for treebanks."""
-        from pcfg.treebanks.evalb import PUNCTUATION
+        before = places(tree.tags(), () if punctuation else PUNCTUATION)
+        return cls(tuple(before), frozenset(inner_spans(tree.spans(), before)))
 
-        counted = [punctuation or tag not in PUNCTUATION for tag in tree.tags()]
-        before = np.append(0, np.cumsum(counted))
-        spans = np.array([(start, end) for _, start, end in tree.spans()], np.int64).reshape(-1, 2)
-        return cls(before, _inner(before, spans))
-
-    def f1(self, spans: Spans) -> float | None:
+    def f1(self, spans: SpanArray) -> float | None:
         """F1 of spans (first word, place after the last); None for fewer than three words, which have none that count."""
         if self.before[-1] < 3:
             return None
-        found = _inner(self.before, spans)
-        size = len(found) + len(self.spans)
-        return 2 * len(found & self.spans) / size if size else 1.0
+        found = inner_spans(((None, start, end) for start, end in spans.tolist()), self.before)
+        return span_f1(set(self.spans), found)
 
 
-def _inner(before: Int64[np.ndarray, " places"], spans: Spans) -> frozenset[tuple[int, int]]:
-    mapped = before[spans]
-    width = mapped[:, 1] - mapped[:, 0]
-    return frozenset(map(tuple, mapped[(width > 1) & (width < before[-1])].tolist()))
-
-
-def minimum_risk(tables: Sequence[Float64[np.ndarray, "_ _"]]) -> list[Spans]:
+def minimum_risk(tables: Sequence[Float64[np.ndarray, "_ _"]]) -> list[SpanArray]:
     """For each sentence, the binary tree of most expected recall (Goodman 1996): its spans' numbers have the highest sum.
 
     Args:
         tables: entry (i, j) is the probability of a constituent over words i to j.
     """
-    found: list[Spans] = [np.zeros((0, 2), np.int64)] * len(tables)
+    found: list[SpanArray] = [np.zeros((0, 2), np.int64)] * len(tables)
     lengths = np.array([len(table) for table in tables])
     for n in np.unique(lengths).tolist():
         same = np.flatnonzero(lengths == n)
-        splits = _splits(np.stack([tables[int(i)] for i in same]))
+        gains = np.zeros((len(same), n, n + 1))
+        gains[:, :, 1:] = np.triu(np.stack([tables[int(i)] for i in same]), 1)  # words are in every tree
+        splits = best_splits(gains)
         for row, i in enumerate(same):
             found[i] = _walk(n, splits[row])
     return found
 
 
-def split_at_gaps(scores: Float64[np.ndarray, " gaps"]) -> Spans:
+def split_at_gaps(scores: Float64[np.ndarray, " gaps"]) -> SpanArray:
     """Spans of the tree that splits, from the top down, at the gap between words with the highest score."""
     n = len(scores) + 1
     splits = np.zeros((n, n + 1), np.int64)
@@ -78,20 +69,7 @@ def split_at_gaps(scores: Float64[np.ndarray, " gaps"]) -> Spans:
     return _walk(n, splits)
 
 
-def _splits(gains: Float64[np.ndarray, "batch n n"]) -> Int64[np.ndarray, "batch n places"]:
-    """Where each span of each sentence splits in its best tree; the leftmost of equals."""
-    batch, n, _ = gains.shape
-    best, splits = np.zeros((batch, n, n + 1)), np.zeros((batch, n, n + 1), np.int64)
-    for width in range(2, n + 1):
-        starts = np.arange(n - width + 1)
-        middles = starts[:, None] + np.arange(1, width)[None]
-        sums = best[:, starts[:, None], middles] + best[:, middles, (starts + width)[:, None]]
-        splits[:, starts, starts + width] = starts + 1 + sums.argmax(2)
-        best[:, starts, starts + width] = gains[:, starts, starts + width - 1] + sums.max(2)
-    return splits
-
-
-def _walk(n: int, splits: Int64[np.ndarray, "n places"]) -> Spans:
+def _walk(n: int, splits: Int64[np.ndarray, "n places"]) -> SpanArray:
     todo, found = [(0, n)], list[tuple[int, int]]()
     while todo:
         start, end = todo.pop()
@@ -102,7 +80,7 @@ def _walk(n: int, splits: Int64[np.ndarray, "n places"]) -> Spans:
     return np.array(found, np.int64).reshape(-1, 2)
 
 
-def branching(n: int, kind: str, random: np.random.Generator) -> Spans:
+def branching(n: int, kind: str, random: np.random.Generator) -> SpanArray:
     """Spans of a `left`- or `right`-branching tree, or of a `random` one whose spans split at even odds."""
     scores = {"right": -np.arange(n - 1.0), "left": np.arange(n - 1.0)}.get(kind)
     if scores is not None:
@@ -113,7 +91,7 @@ def branching(n: int, kind: str, random: np.random.Generator) -> Spans:
     return _walk(n, splits)
 
 
-def lca_depths(tree: "Tree") -> Int64[np.ndarray, " gaps"]:
+def lca_depths(tree: Tree) -> Int64[np.ndarray, " gaps"]:
     """Depth of the lowest common ancestor of each word and the next; the root's is 0, a chain of one child one node."""
     n, found = len(tree.words()), np.zeros(len(tree.words()) - 1, np.int64)
     for start, end in sorted({(start, end) for _, start, end in tree.spans()}):
@@ -122,7 +100,7 @@ def lca_depths(tree: "Tree") -> Int64[np.ndarray, " gaps"]:
     return found
 
 
-def tree_distances(tree: "Tree") -> Float64[np.ndarray, "n n"]:
+def tree_distances(tree: Tree) -> Float64[np.ndarray, "n n"]:
     """Edges between each two words in the tree, chains of one child counting as one node."""
     n = len(tree.words())
     spans = {(start, end) for _, start, end in tree.spans() if end - start > 1} | {(0, n)}

@@ -123,7 +123,7 @@ def mbr_tree(
     check_cost(cost)
     n = len(words)
     gains = np.maximum(marginals - cost, 0.0).sum(axis=2)
-    split = _best_splits(gains)
+    split = best_splits(gains[None])[0]
     done: list[tuple[Tree, ...]] = []
     todo = [(0, n, False)]
     while todo:
@@ -148,17 +148,20 @@ def mbr_tree(
     return done[0][0]
 
 
-def _best_splits(gains: Float64[np.ndarray, "n places"]) -> Int64[np.ndarray, "n places"]:
-    """Where each span splits in the binary tree of most gain; the leftmost of equals."""
-    n = len(gains)
-    best = np.zeros((n, n + 1))
-    split = np.zeros((n, n + 1), np.int64)
-    place = np.arange(n)
-    best[place, place + 1] = gains[place, place + 1]
+def best_splits(gains: Float64[np.ndarray, "batch n places"]) -> Int64[np.ndarray, "batch n places"]:
+    """Where each span of each sentence splits in its binary tree of most gain; the leftmost of equals.
+
+    Args:
+        gains: what a tree gains by a node over words i..j-1, at [i, j], for sentences of n words; places are n + 1.
+    """
+    batch, n, places = gains.shape
+    best, splits = np.zeros((batch, n, places)), np.zeros((batch, n, places), np.int64)
+    word = np.arange(n)
+    best[:, word, word + 1] = gains[:, word, word + 1]
     for width in range(2, n + 1):
-        for start in range(n - width + 1):
-            end = start + width
-            sums = best[start, start + 1 : end] + best[start + 1 : end, end]
-            split[start, end] = start + 1 + sums.argmax()
-            best[start, end] = gains[start, end] + sums.max()
-    return split
+        start = np.arange(n - width + 1)
+        middle = start[:, None] + np.arange(1, width)[None]
+        sums = best[:, start[:, None], middle] + best[:, middle, (start + width)[:, None]]
+        splits[:, start, start + width] = start + 1 + sums.argmax(2)
+        best[:, start, start + width] = gains[:, start, start + width] + sums.max(2)
+    return splits

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +133,7 @@ def score_labelled(gold: Sequence[Tree], parses: Sequence[Tree | None], *, keep_
     """
     everything, valid = Counter[str](), Counter[str]()
     for wanted, parse in _pairs(gold, parses):
-        before = _places(wanted.tags(), PUNCTUATION)
+        before = places(wanted.tags(), PUNCTUATION)
         reference = _brackets(wanted, before, keep_labels)
         found = Counter[tuple[str, int, int]]() if parse is None else _brackets(parse, before, keep_labels)
         counts = {
@@ -145,7 +145,7 @@ def score_labelled(gold: Sequence[Tree], parses: Sequence[Tree | None], *, keep_
             "gold": reference.total(),
         }
         everything.update(counts)
-        if parse is not None and before[-1] and _places(parse.tags(), PUNCTUATION) == before:
+        if parse is not None and before[-1] and places(parse.tags(), PUNCTUATION) == before:
             valid.update(counts)
     convention = _WHOLE_LABELS if keep_labels else _EVALB
     return _total(convention, everything, _total(convention, valid, None))
@@ -171,18 +171,16 @@ def score_unlabelled(gold: Sequence[Tree], parses: Sequence[Tree | None], *, kim
     f1s: list[float] = []
     skipped = unparsed = 0
     for wanted, parse in _pairs(gold, parses):
-        before = _places(wanted.tags(), deleted)
+        before = places(wanted.tags(), deleted)
         if before[-1] < shortest:
             skipped += 1
             continue
-        reference = _inner_spans(wanted, before)
+        reference = inner_spans(wanted.spans(), before)
         if parse is None:
             unparsed += 1
             f1s.append(0.0)
             continue
-        found = _inner_spans(parse, before)
-        size = len(reference) + len(found)
-        f1s.append(2 * len(reference & found) / size if size else 1.0)  # flat, and rightly so
+        f1s.append(span_f1(reference, inner_spans(parse.spans(), before)))
     return UnlabelledScore(_UNSUPERVISED_KIM if kim else _UNSUPERVISED, tuple(f1s), skipped, unparsed)
 
 
@@ -242,12 +240,23 @@ def _brackets(tree: Tree, before: Sequence[int], keep_labels: bool) -> Counter[t
     return found
 
 
-def _inner_spans(tree: Tree, before: Sequence[int]) -> set[tuple[int, int]]:
-    spans = {(before[start], before[end]) for _, start, end in tree.spans()}
-    return {(start, end) for start, end in spans if 1 < end - start < before[-1]}
+def inner_spans(spans: Iterable[tuple[object, int, int]], before: Sequence[int]) -> set[tuple[int, int]]:
+    """Spans over the words that count (see `places`), each once, without those of one word and of the whole sentence.
+
+    Args:
+        spans: anything, first word, place after the last, as `Tree.spans` gives them.
+    """
+    counted = {(before[start], before[end]) for _, start, end in spans}
+    return {(start, end) for start, end in counted if 1 < end - start < before[-1]}
 
 
-def _places(tags: Sequence[str], deleted: Collection[str]) -> list[int]:
+def span_f1(reference: set[tuple[int, int]], found: set[tuple[int, int]]) -> float:
+    """F1 of two sets of spans; 1 for two that are empty: the tree is flat, and rightly so."""
+    size = len(reference) + len(found)
+    return 2 * len(reference & found) / size if size else 1.0
+
+
+def places(tags: Sequence[str], deleted: Collection[str]) -> list[int]:
     """How many words of other tags than those deleted stand before each place between words."""
     before = [0]
     for tag in tags:
