@@ -55,10 +55,11 @@ def read_bank(
     collapse: bool = True,
     cut_labels: bool | None = None,
 ) -> "list[Tree]":
-    """Trees of a file, a folder or NLTK's sample, cleaned (`pcfg.treebanks.treebank.clean`), or benepar's of a file of sentences."""
+    """Trees of a file, a folder or NLTK's sample, cleaned (`pcfg.treebanks.cleaning.clean`), or benepar's of a file of sentences."""
     from pcfg.errors import OptionError, TreebankError
     from pcfg.resuming import silent
-    from pcfg.treebanks.treebank import clean_trees, nltk_treebank
+    from pcfg.treebanks.cleaning import clean_trees
+    from pcfg.treebanks.nltk_sample import nltk_treebank
     from pcfg.treebanks.trees import read_trees
 
     if [source is not None, nltk, raw is not None].count(True) != 1:
@@ -80,7 +81,7 @@ def read_bank(
 
 def whole_label(bank: "list[Tree]") -> str | None:
     """A label with a - or = that, for all the trees tell, is part of a symbol's name; None where there is none."""
-    from pcfg.treebanks.treebank import has_functions, strip_function
+    from pcfg.treebanks.cleaning import has_functions, strip_function
 
     labels = {node.label for tree in bank for node in tree.nodes()}
     found = min((label for label in labels if strip_function(label) != label), default=None)

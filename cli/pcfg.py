@@ -86,7 +86,7 @@ def induce(
     """Read a grammar off trees: cleaned, made binary, rare words by their signatures."""
     from pcfg.errors import OptionError
     from pcfg.grammars.grammar import Grammar
-    from pcfg.treebanks.treebank import induce as run
+    from pcfg.treebanks.induction import induce as run
 
     file, began = need_file(output, overwrite, trees), time.monotonic()
     if strength != 1.0 and not smooth:

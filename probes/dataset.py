@@ -106,7 +106,7 @@ class Dataset:
 
     @classmethod
     def of_trees(cls, trees: Sequence["Tree"], *, seed: int = 0) -> "Dataset":
-        """Spans of annotated trees, as `pcfg.treebanks.treebank.clean_trees` leaves them: 1 where there is one, else 0."""
+        """Spans of annotated trees, as `pcfg.treebanks.cleaning.clean_trees` leaves them: 1 where there is one, else 0."""
         names = _labels(trees)
         found = []
         for tree in trees:
@@ -231,7 +231,7 @@ def _word(words: Sequence[str], place: int) -> str:
 
 def _frequent(grammar: "Grammar") -> tuple[str, ...]:
     """The nonterminals that a tree holds most of, in expectation."""
-    from pcfg.learning.expectation_maximization import expected_uses
+    from pcfg.learning.pruning_by_use import expected_uses
 
     order = np.argsort(-expected_uses(grammar), kind="stable")[:_LABELS]
     return tuple(grammar.nonterminals[i] for i in order)

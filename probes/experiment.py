@@ -104,13 +104,13 @@ def probe_trees(
     """Probe a natural-language model against a treebank: each span of a tree counts 1, any other 0.
 
     Args:
-        trees: as read; they are cleaned (`pcfg.treebanks.treebank.clean_trees`).
+        trees: as read; they are cleaned (`pcfg.treebanks.cleaning.clean_trees`).
         sentences: words of the cleaned trees, where the two come from different places; they must agree.
         max_length: trees of more words are left out.
 
     Other arguments, and what is raised, as `probe_spans`.
     """
-    from pcfg.treebanks.treebank import clean_trees
+    from pcfg.treebanks.cleaning import clean_trees
 
     settings = _settings(seeds, seed, device, cache, resume, progress)
     trees = clean_trees(trees)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from pcfg.devices import Device
-from pcfg.learning.excess_loss import MaskedSet, masked_log_probs, word_ids, word_table
+from pcfg.learning.excess_loss import MaskedSet, masked_log_probs, word_ids
 from probes.dataset import Dataset
 from probes.probed_model import ProbedModel, pad
 from surgery.progress import Progress, silent
@@ -44,7 +44,7 @@ class MaskedWords:
             grammar, [dataset.sentences[i] for i in numbers], seed=seed, count=1, device=device, progress=progress
         )
         position = np.array([places[0] for places in masked.masks], np.int64)
-        return cls(dataset, numbers, position, masked, word_table(grammar))
+        return cls(dataset, numbers, position, masked, grammar.lexical_table)
 
     def rows(self, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " rows"]:
         """Rows of some sentences."""

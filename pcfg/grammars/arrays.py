@@ -72,6 +72,13 @@ class GrammarArrays:
         columns = (self.tags.tolist(), self.tokens.tolist(), self.word_probs.tolist())
         return {(self.preterminals[t], self.words[w]): p for t, w, p in zip(*columns, strict=True)}
 
+    @property
+    def lexical_table(self) -> Float64[np.ndarray, "T V"]:
+        """P(word | preterminal) as a dense table, made anew."""
+        table = np.zeros((len(self.preterminals), len(self.words)))
+        table[self.tags, self.tokens] = self.word_probs
+        return table
+
     @cached_property
     def word_numbers(self) -> dict[str, int]:
         """Each word's number."""

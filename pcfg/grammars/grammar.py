@@ -160,10 +160,11 @@ class Grammar(GrammarArrays):
     ) -> "Grammar":
         """Read off a treebank's trees, ours or NLTK's, as they stand: cleaned and made binary on the way.
 
-        `undo` gives trees in the treebank's own form again. What `cut_labels` does: `pcfg.treebanks.treebank.clean`; other options:
-        `pcfg.treebanks.treebank.induce`. Raises TreebankError for no trees, and for orders it doesn't know.
+        `undo` gives trees in the treebank's own form again. What `cut_labels` does: `pcfg.treebanks.cleaning.clean`; other options:
+        `pcfg.treebanks.induction.induce`. Raises TreebankError for no trees, and for orders it doesn't know.
         """
-        from pcfg.treebanks.treebank import clean_trees, induce
+        from pcfg.treebanks.cleaning import clean_trees
+        from pcfg.treebanks.induction import induce
         from pcfg.treebanks.trees import Tree
 
         own = (tree if isinstance(tree, Tree) else Tree.from_nltk(tree) for tree in trees)
@@ -248,7 +249,7 @@ class Grammar(GrammarArrays):
 
         A symbol that only making rules binary brought about has none.
         """
-        from pcfg.treebanks.treebank import chain
+        from pcfg.treebanks.transforms import chain
 
         if self.transformed:
             return {name: chain(name) for name in self.symbols}
@@ -269,7 +270,7 @@ class Grammar(GrammarArrays):
         its own. Raises GrammarError for a tree with rules that the grammar lacks. A grammar whose rules aren't known, as in
         files of earlier versions, gives the tops of chains only.
         """
-        from pcfg.treebanks.treebank import relabelled
+        from pcfg.treebanks.transforms import relabelled
 
         if self.chains is not None:
             return self.chains.plain_tree(tree)

@@ -232,9 +232,7 @@ def _lexical(grammar: Grammar) -> Float64[np.ndarray, "T V"]:
     entries = len(grammar.preterminals) * len(grammar.words)
     if entries > _MOST_ENTRIES:
         raise GrammarError(f"the table of words by tag would hold {entries:,} numbers: use fewer words or tags")
-    table = np.zeros((len(grammar.preterminals), len(grammar.words)))
-    table[grammar.tags, grammar.tokens] = grammar.word_probs
-    return table
+    return grammar.lexical_table
 
 
 def _doubled(grammar: Grammar) -> Grammar:

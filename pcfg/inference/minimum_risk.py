@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from pcfg.errors import OptionError, TreebankError
-from pcfg.treebanks.treebank import chain
+from pcfg.treebanks.transforms import chain
 from pcfg.treebanks.trees import Tree
 
 

@@ -71,7 +71,7 @@ class MaskedSet:
             raise OptionError("there are no sentences to mask words of: give at least one")
         masks = tuple(_masks(len(sentence), share, count, random) for sentence in kept)
         tags = _tags(grammar, kept, masks, device, progress)
-        table, optimum, entropies = word_table(grammar), [], []
+        table, optimum, entropies = grammar.lexical_table, [], []
         words = [grammar.number_of(s[i], i) for s, found in zip(kept, masks, strict=True) for i in found]
         for rows in np.array_split(np.arange(len(words)), max(1, len(words) // 1024)):
             posterior = tags[rows] @ table
@@ -83,7 +83,7 @@ class MaskedSet:
     def measure(self, module: Any, tokenizer: Any) -> "MaskedLoss":
         """What a masked language model of these words predicts at the masks, against the exact posterior."""
         ids = word_ids(self.grammar, tokenizer)
-        table, counts = word_table(self.grammar), [len(found) for found in self.masks]
+        table, counts = self.grammar.lexical_table, [len(found) for found in self.masks]
         first, losses, excess = np.append(0, np.cumsum(counts)), np.zeros(sum(counts)), np.zeros(sum(counts))
         for numbers in batches(self.sentences, lambda n: n * n):
             batch = [int(i) for i in numbers]
@@ -152,13 +152,6 @@ class MaskedLoss:
 def generative(grammar: Grammar) -> Grammar:
     """The grammar whose sentences `sample` draws: a smoothed lexicon scores words that are seen, and draws none."""
     return grammar if grammar.lexicon is None else grammar.replaced(lexicon=None)
-
-
-def word_table(grammar: Grammar) -> Float64[np.ndarray, "T V"]:
-    """P(word | tag)."""
-    table = np.zeros((len(grammar.preterminals), len(grammar.words)))
-    table[grammar.tags, grammar.tokens] = grammar.word_probs
-    return table
 
 
 def word_ids(grammar: Grammar, tokenizer: Any) -> Int64[np.ndarray, " V"]:

@@ -1,22 +1,18 @@
-"""Estimation: rule probabilities from text by expectation-maximisation, from trees by counting; pruning by use."""
+"""Rule probabilities fitted to sentences by expectation-maximisation."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Integer
+from jaxtyping import Float64, Integer
 
 from pcfg.devices import Device
-from pcfg.errors import GrammarError, OptionError, TreebankError
+from pcfg.errors import GrammarError, OptionError
 from pcfg.grammars.binarization import Origin
-from pcfg.grammars.branching import Branching
 from pcfg.grammars.grammar import Grammar
 from pcfg.inference.chart import inside_outside
 from pcfg.sentences import check_words
-from pcfg.treebanks.trees import Tree
 
 # Called with what is done, what there is to do, and a line that says what it is and how it goes.
 Progress = Callable[[int, int, str], None]
@@ -24,7 +20,6 @@ Progress = Callable[[int, int, str], None]
 OnRound = Callable[[int, Grammar, float], None]
 
 _BATCH, _BATCH_BYTES = 64, 64 << 20
-_MOST_RULES = 10_000_000
 # Below this a symbol's expected count has lost bits; it keeps its probabilities.
 _LEAST_COUNT = 1e-200
 # Shares below this become 0: no likelihood in float64 shows the loss, and charts of such numbers underflow, and are slow.
@@ -98,7 +93,7 @@ def fit(
         GrammarError: an unknown word, with its place, or a text of which no sentence has a parse.
     """
     _check_options(rounds, smoothing, tolerance)
-    _check_words(grammar, sentences)
+    check_sentences(grammar, sentences)
     grammar = _normalised(grammar)
     likelihoods, left_out, words = list[float](), tuple[int, ...](), 0
     for number in range(rounds + 1):
@@ -204,116 +199,6 @@ def _of_origin(grammar: Grammar, origin: Origin) -> Grammar:
     return made
 
 
-def from_trees(trees: Sequence[Tree], *, smoothing: float = 0.0) -> Grammar:
-    """Relative frequencies of trees whose nodes have two children or one word: the most likely grammar for them.
-
-    Treebanks are another matter: see `Grammar.from_trees`, which makes their trees so.
-
-    Args:
-        smoothing: added to the count of every rule that the symbols and words of the trees allow, seen or not.
-
-    Raises:
-        TreebankError: no trees, or one with a node of another shape.
-        OptionError: a smoothing below 0, or so many possible rules that no grammar should hold them.
-    """
-    _check_smoothing(smoothing)
-    if not trees:
-        raise TreebankError("there are no trees to read a grammar from")
-    roots, rules, lexical = Counter[str](), Counter[tuple[str, str, str]](), Counter[tuple[str, str]]()
-    for number, tree in enumerate(trees):
-        roots[tree.label] += 1
-        for node in tree.nodes():
-            if node.is_preterminal:
-                lexical[node.label, str(node.children[0])] += 1
-                continue
-            labels = [child.label for child in node.children if isinstance(child, Tree)]
-            if len(labels) != 2 or len(node.children) != 2:
-                raise TreebankError(
-                    f"tree {number + 1} has a node {node.label} of {len(node.children)} children, where two are needed: "
-                    "use Grammar.from_trees, or pcfg.treebanks.treebank.transform first"
-                )
-            rules[node.label, labels[0], labels[1]] += 1
-    if smoothing:
-        _smooth(roots, rules, lexical)
-    return Grammar(_shares(roots, smoothing), _shares(rules, smoothing), _shares(lexical, smoothing))
-
-
-def prune(
-    grammar: Grammar,
-    keep_nonterminals: int,
-    sentences: Sequence[Sequence[str]] | None = None,
-    *,
-    engine: str = "auto",
-    device: Device | None = None,
-    workers: int = 1,
-) -> Grammar:
-    """Only the nonterminals used most: rules with any other go, the rest is renormalised, useless symbols go too.
-
-    Of a grammar made from rules of any shape, these are symbols of its binary form: unary chains aren't known afterwards.
-
-    Args:
-        keep_nonterminals: how many to keep, at most; fewer are left where some need what is gone.
-        sentences: use is the expected number of nodes in their parses. None: in the sentences that the grammar makes;
-            for a grammar read off trees without smoothing, that is as often as in those trees.
-
-    Raises:
-        OptionError: fewer than one to keep, or no sentences.
-        GrammarError: what would be left derives no sentence.
-    """
-    if keep_nonterminals < 1:
-        raise OptionError(f"{keep_nonterminals} nonterminals to keep were asked for: ask for 1 or more")
-    if sentences is None:
-        uses = expected_uses(grammar)
-    else:
-        _check_words(grammar, sentences)
-        counts = expected_counts(grammar, sentences, engine=engine, device=device, workers=workers)
-        uses = counts.by_nonterminal(grammar)
-    kept = np.ones(len(grammar.start), bool)
-    kept[: len(uses)] = False
-    kept[np.argsort(-uses, kind="stable")[:keep_nonterminals]] = True
-    return _restricted(grammar, kept)
-
-
-def expected_uses(grammar: Grammar) -> Float64[np.ndarray, " N"]:
-    """Expected number of nodes of each nonterminal in a sentence that the grammar makes."""
-    grammar.check_proper()
-    reachable = grammar.branching.reachable(grammar.start)
-    kept = np.flatnonzero(reachable[: len(grammar.nonterminals)])
-    means = grammar.branching.matrix(reachable)
-    uses = np.zeros(len(grammar.nonterminals))
-    uses[kept] = np.linalg.solve(np.eye(len(kept)) - means.T, grammar.start[kept])
-    return uses
-
-
-def _restricted(grammar: Grammar, kept: Bool[np.ndarray, " S"]) -> Grammar:
-    """Only some symbols, among which all preterminals, and of them those that derive words, renormalised."""
-    n = len(grammar.nonterminals)
-    inner = kept[grammar.parents] & kept[grammar.left] & kept[grammar.right] & (grammar.rule_probs > 0)
-    columns = (grammar.parents, grammar.left, grammar.right, grammar.rule_probs)
-    kept = kept & Branching(n, len(kept), *(column[inner] for column in columns)).generating()
-    inner &= kept[grammar.parents] & kept[grammar.left] & kept[grammar.right]
-    parents, left, right, probs = (column[inner] for column in columns)
-    start = grammar.start * kept
-    if not start.sum():
-        raise GrammarError("no root that derives a sentence is among the nonterminals kept: keep more")
-    numbers = np.cumsum(kept) - 1
-    return Grammar.of_arrays(
-        nonterminals=(name for name, keep in zip(grammar.nonterminals, kept[:n], strict=True) if keep),
-        preterminals=grammar.preterminals,
-        words=grammar.words,
-        start=(start / start.sum())[kept],
-        parents=numbers[parents],
-        left=numbers[left],
-        right=numbers[right],
-        rule_probs=probs / np.bincount(parents, probs, n)[parents],
-        tags=grammar.tags,
-        tokens=grammar.tokens,
-        word_probs=grammar.word_probs,
-        lexicon=grammar.lexicon,
-        transformed=grammar.transformed,
-    ).pruned()
-
-
 def _relative(
     counts: Float64[np.ndarray, " K"],
     old: Float64[np.ndarray, " K"],
@@ -342,39 +227,17 @@ def _check_options(rounds: int, smoothing: float, tolerance: float | None) -> No
         raise OptionError(f"{rounds} rounds were asked for: ask for 1 or more")
     if tolerance is not None and not tolerance >= 0:
         raise OptionError(f"the tolerance is {tolerance}: it must be 0 or more")
-    _check_smoothing(smoothing)
+    check_smoothing(smoothing)
 
 
-def _check_smoothing(smoothing: float) -> None:
+def check_smoothing(smoothing: float) -> None:
+    """Raise OptionError for what can't be added to counts."""
     if not 0 <= smoothing < math.inf:
         raise OptionError(f"the smoothing is {smoothing}: it must be 0 or more, and finite")
 
 
-def _check_words(grammar: Grammar, sentences: Sequence[Sequence[str]]) -> None:
+def check_sentences(grammar: Grammar, sentences: Sequence[Sequence[str]]) -> None:
     """Find an unknown word before hours are spent on the sentences before it."""
     if not len(sentences):
         raise OptionError("there are no sentences to count in: give at least one")
     check_words(grammar, sentences, "the sentences", unit="sentence")
-
-
-def _smooth(roots: Counter[str], rules: Counter[tuple[str, str, str]], lexical: Counter[tuple[str, str]]) -> None:
-    """Enter every rule that the symbols and words allow, with a count of 0 where there was none."""
-    parents, tags, words = ({key[place] for key in table} for table, place in ((rules, 0), (lexical, 0), (lexical, 1)))
-    symbols = sorted(parents) + sorted(tags)
-    possible = len(parents) * len(symbols) ** 2 + len(tags) * len(words)
-    if possible > _MOST_RULES:
-        raise OptionError(
-            f"smoothing would give weight to {possible:,} rules: use it for smaller grammars, or smooth by 0"
-        )
-    roots.update(dict.fromkeys(symbols, 0))
-    rules.update({(a, b, c): 0 for a in sorted(parents) for b in symbols for c in symbols})
-    lexical.update({(tag, word): 0 for tag in sorted(tags) for word in sorted(words)})
-
-
-def _shares(counts: Counter[Any], smoothing: float) -> dict[Any, float]:
-    """Counts as shares of all with the same parent; of all, for roots."""
-    parents = {key: key[0] if isinstance(key, tuple) else "" for key in counts}
-    totals: Counter[str] = Counter()
-    for key, count in counts.items():
-        totals[parents[key]] += count + smoothing  # type: ignore[assignment]
-    return {key: (count + smoothing) / totals[parents[key]] for key, count in counts.items()}

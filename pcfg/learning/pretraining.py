@@ -87,8 +87,6 @@ def pretrain(
         OptionError: a configuration that isn't a RoBERTa's, `resume` with the state of another call, or more memory than the
             device has free.
     """
-    from transformers import RobertaForMaskedLM, set_seed
-
     recipe, grammar, began = recipe or PretrainRecipe(), generative(grammar), time.monotonic()
     place = working_device(device)
     words, limit = tokenizer(grammar), recipe.max_length
@@ -100,9 +98,7 @@ def pretrain(
     drawn = sample(grammar, recipe.sentences, seed=seed, max_length=limit)
     held_out = [list(s) for s in sample(grammar, recipe.evaluation, seed=seed, max_length=limit, first=HELD_OUT)]
     small = MaskedSet.draw(grammar, held_out[:_SMALL], seed=seed, share=recipe.mask, device=device, progress=progress)
-    set_seed(seed)
-    with _quiet():
-        module = RobertaForMaskedLM(settings).to(place)
+    module = _untrained(settings, seed).to(place)
     ids = word_ids(grammar, words)
     batches = Batches.of(drawn, ids, words, batch_size=recipe.batch_size, share=recipe.mask, seed=seed, device=place)
     trainer = Trainer(module, batches, rate=recipe.rate, warmup=recipe.warmup)
@@ -115,21 +111,38 @@ def pretrain(
     masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)
     loss = masked.measure(module, words)
     report = {
-        "schema": SCHEMA,
-        "versions": versions(),
-        "call": call,
-        "grammar": fingerprint(grammar),
-        "parameters": sum(p.numel() for p in module.parameters()),
-        "words": len(drawn.words),
-        "steps": trainer.steps,
-        "steps_per_second": trainer.pace,
-        "not_captured": trainer.reason,
-        "history": history,
+        **_report_of_training(trainer, call, drawn, history),
         "held_out_seen_in_training": _seen_share(held_out, drawn),
         **loss.to_json(seed),
         "seconds": round(time.monotonic() - began, 1),
     }
     return Pretrained(grammar, module, words, loss, report)
+
+
+def _untrained(settings: Any, seed: int) -> Any:
+    """A RoBERTa with the weights that it begins with, which the seed decides."""
+    from transformers import RobertaForMaskedLM, set_seed
+
+    set_seed(seed)
+    with _quiet():
+        return RobertaForMaskedLM(settings)
+
+
+def _report_of_training(
+    trainer: Trainer, call: dict[str, Any], drawn: Samples, history: list[dict[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "versions": versions(),
+        "call": call,
+        "grammar": fingerprint(drawn.grammar),
+        "parameters": sum(p.numel() for p in trainer.module.parameters()),
+        "words": len(drawn.words),
+        "steps": trainer.steps,
+        "steps_per_second": trainer.pace,
+        "not_captured": trainer.reason,
+        "history": history,
+    }
 
 
 def _train(

@@ -11,8 +11,9 @@ from typing import Any, TypedDict
 from pcfg.errors import OptionError
 from pcfg.grammars.grammar import Grammar
 from pcfg.resuming import Progress, fingerprint, read_state, resumable, silent, versions
-from pcfg.sampling.sampler import sample
-from pcfg.sampling.tokenizer import check_spaces, tokenizer, write_dataset, write_jsonl, write_text
+from pcfg.sampling.formats import check_spaces, write_dataset, write_jsonl, write_text
+from pcfg.sampling.sampler import Samples, sample
+from pcfg.sampling.tokenizer import tokenizer
 from surgery.files import new_folder, replace_json, take_name
 from surgery.locks import hold
 
@@ -67,55 +68,62 @@ def write_corpus(
         raise OptionError(f"{min(count, shard_size)} sentences can't be drawn: ask for 1 or more")
     if not 0 <= held_out < 1:
         raise OptionError(f"the held-out share is {held_out}: it must be 0 or more, and below 1")
-    shares = {"train": 1 - held_out, "test": held_out} if held_out else {"train": 1.0}
     sample(grammar, 0, seed=seed, max_length=max_length)  # raises now what would be raised later
     check_spaces(grammar)
     words = tokenizer(grammar) if with_tokenizer else None
     settings = {"count": count, "seed": seed, "max_length": max_length, "held_out": held_out, "shard_size": shard_size}
-    written = {"dataset": dataset, "binary": binary}
-    call = {"what": "sample", "grammar": fingerprint(grammar), **settings, **written}
-    numbers = range(-(-count // shard_size))
+    call = {"what": "sample", "grammar": fingerprint(grammar), **settings, "dataset": dataset, "binary": binary}
+    shares = {"train": 1 - held_out, "test": held_out} if held_out else {"train": 1.0}
     with resumable(folder, call) as partial:
         progress(0, count, "sampling")
-        for number in numbers:
-            first = number * shard_size
-            if not (partial / f"{number:05d}").exists():
-                drawn = sample(grammar, min(shard_size, count - first), seed=seed, max_length=max_length, first=first)
-                parts = drawn.split(shares, seed)
-                found = {
-                    "parts": {name: len(part) for name, part in parts.items()},
-                    "words": len(drawn.words),
-                    "method": drawn.method,
-                    "acceptance": drawn.acceptance,
-                }
-                with new_folder(partial / f"{number:05d}") as staged:
-                    for name, part in parts.items():
-                        write_text(part, staged / f"{name}.txt")
-                        write_jsonl(part, staged / f"{name}.jsonl", plain=not binary)
-                    if dataset:
-                        with _quiet_datasets():
-                            write_dataset(parts, staged / "dataset", plain=not binary)
-                    replace_json(staged / REPORT, found)
-            progress(min(first + shard_size, count), count, "sampling")
-        shards = [partial / f"{number:05d}" for number in numbers]
+        shards = [partial / f"{number:05d}" for number in range(-(-count // shard_size))]
+        for number, shard in enumerate(shards):
+            first, end = number * shard_size, min((number + 1) * shard_size, count)
+            if not shard.exists():
+                drawn = sample(grammar, end - first, seed=seed, max_length=max_length, first=first)
+                _write_shard(drawn, drawn.split(shares, seed), shard, dataset=dataset, plain=not binary)
+            progress(end, count, "sampling")
         corpus = _corpus([read_state(shard / REPORT, _Drawn) for shard in shards])
-        report = {"schema": SCHEMA, "versions": versions(), "call": call, "corpus": vars(corpus)}
         whole = partial / "whole"
         shutil.rmtree(whole, ignore_errors=True)
         with new_folder(whole) as staged:
-            for name in shares:
-                for number, shard in enumerate(shards):
-                    place = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-                    for kind in ("txt", "jsonl"):
-                        _link(shard / f"{name}.{kind}", staged / f"{name}{place}.{kind}")
-            if dataset:
-                _join_datasets([shard / "dataset" for shard in shards], staged / "dataset")
+            _join(shards, list(shares), staged, dataset=dataset)
             if words is not None:
                 words.save_pretrained(staged / "tokenizer")
+            report = {"schema": SCHEMA, "versions": versions(), "call": call, "corpus": vars(corpus)}
             replace_json(staged / REPORT, report)
         with hold(folder):
             take_name(whole, folder, overwrite=overwrite, replaces=REPORT)
     return corpus
+
+
+def _write_shard(drawn: Samples, parts: Mapping[str, Samples], folder: Path, *, dataset: bool, plain: bool) -> None:
+    """The parts of a shard as files of each kind, with a report."""
+    report = {
+        "parts": {name: len(part) for name, part in parts.items()},
+        "words": len(drawn.words),
+        "method": drawn.method,
+        "acceptance": drawn.acceptance,
+    }
+    with new_folder(folder) as staged:
+        for name, part in parts.items():
+            write_text(part, staged / f"{name}.txt")
+            write_jsonl(part, staged / f"{name}.jsonl", plain=plain)
+        if dataset:
+            with _quiet_datasets():
+                write_dataset(parts, staged / "dataset", plain=plain)
+        replace_json(staged / REPORT, report)
+
+
+def _join(shards: Sequence[Path], parts: Sequence[str], output: Path, *, dataset: bool) -> None:
+    """The shards' files side by side under the names that users see, their datasets as one."""
+    for name in parts:
+        for number, shard in enumerate(shards):
+            place = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+            for kind in ("txt", "jsonl"):
+                _link(shard / f"{name}.{kind}", output / f"{name}{place}.{kind}")
+    if dataset:
+        _join_datasets([shard / "dataset" for shard in shards], output / "dataset")
 
 
 def _corpus(found: Sequence[Mapping[str, Any]]) -> Corpus:

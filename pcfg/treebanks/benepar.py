@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pcfg.errors import MissingPackageError, PcfgError
 from pcfg.resuming import Progress, silent
-from pcfg.treebanks.treebank import clean
+from pcfg.treebanks.cleaning import clean
 from pcfg.treebanks.trees import Tree, escape_brackets
 
 MODEL = "benepar_en3"

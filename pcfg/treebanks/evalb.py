@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pcfg.errors import TreebankError
-from pcfg.treebanks.treebank import OUTER, clean
+from pcfg.treebanks.cleaning import OUTER, clean
 from pcfg.treebanks.trees import Tree, read_parses, read_trees
 
 PUNCTUATION = frozenset([",", ":", "``", "''", "."])

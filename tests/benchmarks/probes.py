@@ -15,9 +15,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from pcfg import Grammar, sample
-from pcfg.learning.expectation_maximization import prune
 from pcfg.learning.pretraining import HELD_OUT, PretrainRecipe, pretrain
-from pcfg.treebanks.treebank import clean_trees, induce, nltk_treebank
+from pcfg.learning.pruning_by_use import prune
+from pcfg.treebanks.cleaning import clean_trees
+from pcfg.treebanks.induction import induce
+from pcfg.treebanks.nltk_sample import nltk_treebank
 from probes import controls
 from probes.activations import Activations
 from probes.dataset import Dataset

@@ -14,8 +14,10 @@ import numpy as np
 
 from pcfg.grammars.grammar import Grammar
 from pcfg.inference.chart import inside_outside
+from pcfg.treebanks.cleaning import clean_trees
 from pcfg.treebanks.evalb import left_branching, random_branching, right_branching, score_labelled, score_unlabelled
-from pcfg.treebanks.treebank import clean_trees, nltk_treebank, undo
+from pcfg.treebanks.nltk_sample import nltk_treebank
+from pcfg.treebanks.transforms import undo
 from pcfg.treebanks.trees import Tree
 
 COST = 0.4

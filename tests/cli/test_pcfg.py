@@ -413,7 +413,7 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, monke
     (work / "kept.partial" / "mine.txt").write_text("mine")
     (work / "folder").mkdir()
     monkeypatch.setenv("NLTK_DATA", str(work))
-    monkeypatch.setattr("pcfg.treebanks.treebank._HOMES", ())
+    monkeypatch.setattr("pcfg.treebanks.nltk_sample._HOMES", ())
     new, text = ("-o", work / "new"), ("--text", work / "sents.txt")
 
     def parse(grammar="toy.txt", *more, text="sents.txt"):

@@ -9,7 +9,9 @@ import pytest
 from pcfg.errors import GrammarError, OptionError, TreebankError
 from pcfg.grammars.grammar import Grammar
 from pcfg.inference.chart import inside_outside
-from pcfg.learning.expectation_maximization import expected_counts, expected_uses, fit, from_trees, prune
+from pcfg.learning.expectation_maximization import expected_counts, fit
+from pcfg.learning.pruning_by_use import expected_uses, prune
+from pcfg.learning.tree_counts import from_trees
 from pcfg.treebanks.lexicon import SmoothedLexicon
 from pcfg.treebanks.trees import Tree
 from tests.support.enumeration import all_trees, random_sentence, sparse_grammar, used
@@ -207,7 +209,7 @@ def test_trees_of_another_shape_are_refused(monkeypatch):
             from_trees([TREES[0], Tree.parse(text)])
     with pytest.raises(TreebankError, match="no trees"):
         from_trees([])
-    monkeypatch.setattr("pcfg.learning.expectation_maximization._MOST_RULES", 12)
+    monkeypatch.setattr("pcfg.learning.tree_counts._MOST_RULES", 12)
     with pytest.raises(OptionError, match="weight to 13 rules"):
         from_trees(TREES, smoothing=1.0)
 

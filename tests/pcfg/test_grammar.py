@@ -20,8 +20,9 @@ from pcfg.grammars.text_format import read_rules
 from pcfg.inference.chart import inside_outside
 from pcfg.inference.parsing import parse
 from pcfg.sampling.corpus import write_corpus
+from pcfg.sampling.formats import write_text
 from pcfg.sampling.sampler import sample
-from pcfg.sampling.tokenizer import tokenizer, write_text
+from pcfg.sampling.tokenizer import tokenizer
 from pcfg.sentences import read_sentences
 from pcfg.treebanks.trees import Tree
 from surgery.files import new_folder, replace_json

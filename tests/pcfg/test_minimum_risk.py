@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pcfg.errors import OptionError, TreebankError
 from pcfg.inference.minimum_risk import PlainLabels, mbr_tree, minimum_risk_tree
-from pcfg.treebanks.treebank import undo
+from pcfg.treebanks.transforms import undo
 from pcfg.treebanks.trees import Tree
 
 

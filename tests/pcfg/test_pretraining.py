@@ -18,7 +18,7 @@ from pcfg.learning.masked_lm import Batches, Trainer
 from pcfg.learning.pretraining import GRAMMAR_FILE, _seen_share, pretrain
 from pcfg.learning.pretraining_recipe import PretrainRecipe, read_config
 from pcfg.sampling.tokenizer import tokenizer
-from pcfg.treebanks.treebank import induce
+from pcfg.treebanks.induction import induce
 from pcfg.treebanks.trees import Tree
 from probes.example import example_grammar
 

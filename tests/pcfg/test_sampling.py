@@ -12,8 +12,9 @@ from scipy.stats import chisquare
 from pcfg.errors import GrammarError, OptionError, PcfgError
 from pcfg.grammars.grammar import Grammar
 from pcfg.sampling import sampler as module
+from pcfg.sampling.formats import write_dataset, write_jsonl, write_text
 from pcfg.sampling.sampler import inside_lengths, length_distribution, sample
-from pcfg.sampling.tokenizer import SPECIAL, tokenizer, write_dataset, write_jsonl, write_text
+from pcfg.sampling.tokenizer import SPECIAL, tokenizer
 from pcfg.treebanks.trees import Tree
 
 # Two roots, both directions of recursion, an ambiguous sentence, a rule of probability 0.

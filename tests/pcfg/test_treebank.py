@@ -19,18 +19,11 @@ from pcfg.errors import GrammarError, TreebankError
 from pcfg.grammars.grammar import Grammar
 from pcfg.inference.chart import inside_outside
 from pcfg.sampling.sampler import sample
+from pcfg.treebanks.cleaning import clean, clean_trees, strip_function
+from pcfg.treebanks.induction import induce
 from pcfg.treebanks.lexicon import SmoothedLexicon, known_form, signatures
-from pcfg.treebanks.treebank import (
-    chain,
-    clean,
-    clean_trees,
-    induce,
-    is_made,
-    nltk_treebank,
-    strip_function,
-    transform,
-    undo,
-)
+from pcfg.treebanks.nltk_sample import nltk_treebank
+from pcfg.treebanks.transforms import chain, is_made, transform, undo
 from pcfg.treebanks.trees import Tree
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "nltk_data"
@@ -82,7 +75,7 @@ def test_the_sample_in_a_folder_and_in_a_zip_file(tmp_path, monkeypatch):
 
 
 def test_no_sample_anywhere(tmp_path, monkeypatch):
-    monkeypatch.setattr("pcfg.treebanks.treebank._HOMES", ())
+    monkeypatch.setattr("pcfg.treebanks.nltk_sample._HOMES", ())
     monkeypatch.setenv("NLTK_DATA", str(tmp_path))
     with pytest.raises(TreebankError, match=f"isn't in NLTK_DATA .{tmp_path}.: set NLTK_DATA"):
         nltk_treebank()
@@ -215,7 +208,9 @@ def test_what_a_label_stands_for():
 def test_undone_on_every_tree_of_the_sample(untyped):
     code = """
 import math
-from pcfg.treebanks.treebank import clean_trees, nltk_treebank, transform, undo
+from pcfg.treebanks.cleaning import clean_trees
+from pcfg.treebanks.nltk_sample import nltk_treebank
+from pcfg.treebanks.transforms import transform, undo
 
 trees = clean_trees(nltk_treebank())
 for v, h in [(1, 0), (2, 1), (2, 2), (1, math.inf)]:
@@ -466,7 +461,8 @@ def test_the_sample_is_counted_as_evalb_and_kim_et_al_count_it(untyped):
     # On the test trees of 40 words or fewer. EVALB itself, compiled, finds 8,270 brackets in the trees without functions.
     code = """
 from pcfg.treebanks.evalb import right_branching, score_labelled, score_unlabelled
-from pcfg.treebanks.treebank import clean_trees, nltk_treebank
+from pcfg.treebanks.cleaning import clean_trees
+from pcfg.treebanks.nltk_sample import nltk_treebank
 
 for gold in (nltk_treebank(), clean_trees(nltk_treebank(), collapse=False)):
     gold = [tree for tree in gold[3414:] if len(clean_trees([tree])[0].words()) <= 40]
@@ -481,7 +477,9 @@ for gold in (nltk_treebank(), clean_trees(nltk_treebank(), collapse=False)):
 def test_the_grammar_of_the_sample(untyped, tmp_path):
     code = """
 import pickle, sys
-from pcfg.treebanks.treebank import clean_trees, induce, nltk_treebank
+from pcfg.treebanks.cleaning import clean_trees
+from pcfg.treebanks.induction import induce
+from pcfg.treebanks.nltk_sample import nltk_treebank
 
 train = clean_trees(nltk_treebank())[:3414]
 found = [induce(train, v=v, h=1, smooth_lexicon=False, annotate_tags=False).arrays() for v in (1, 2)]

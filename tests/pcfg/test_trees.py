@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcfg.errors import TreebankError
+from pcfg.treebanks.cleaning import clean
 from pcfg.treebanks.evalb import score_labelled, score_unlabelled
-from pcfg.treebanks.treebank import clean, induce, transform, undo
+from pcfg.treebanks.induction import induce
+from pcfg.treebanks.transforms import transform, undo
 from pcfg.treebanks.trees import Tree, format_tree, format_trees, parse_trees, read_parses, read_trees
 
 TEXT = "(S (NP (DT The) (NN dog)) (VP (VBZ barks)) (. .))"

@@ -10,7 +10,7 @@ from cli.grammars import load_grammar
 from pcfg.grammars.grammar import Grammar
 from pcfg.learning.pretraining_recipe import read_config
 from pcfg.sentences import read_sentences
-from pcfg.treebanks.treebank import nltk_treebank
+from pcfg.treebanks.nltk_sample import nltk_treebank
 from pcfg.treebanks.trees import read_trees
 from surgery.tasks.examples import read_examples
 from surgery.tint.evaluation.perplexity import read_text

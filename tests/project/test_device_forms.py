@@ -18,7 +18,8 @@ from pcfg.inference.chart import inside_outside
 from pcfg.inference.masked_words import masked_log_prob, masked_posteriors, tag_posteriors, word_posteriors
 from pcfg.inference.parsing import parse, read_spans, write_parses, write_spans
 from pcfg.learning.excess_loss import MaskedSet
-from pcfg.learning.expectation_maximization import expected_counts, fit, prune
+from pcfg.learning.expectation_maximization import expected_counts, fit
+from pcfg.learning.pruning_by_use import prune
 from pcfg.learning.resumable_fit import fit_file
 from surgery.unlearning import Bottleneck, unlearn
 

@@ -299,8 +299,8 @@ class Trees(Format):
 
     def use(self):
         from pcfg.grammars.grammar import Grammar
+        from pcfg.treebanks.cleaning import clean_trees
         from pcfg.treebanks.evalb import score_labelled, score_unlabelled
-        from pcfg.treebanks.treebank import clean_trees
         from pcfg.treebanks.trees import read_trees
 
         trees = read_trees(self.folder / "trees.mrg")

@@ -1,0 +1,88 @@
+"""Smaller grammars: the nonterminals used most, and what is left of the rules over them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from pcfg.devices import Device
+from pcfg.errors import GrammarError, OptionError
+from pcfg.grammars.branching import Branching
+from pcfg.grammars.grammar import Grammar
+from pcfg.learning.expectation_maximization import check_sentences, expected_counts
+
+
+def prune(
+    grammar: Grammar,
+    keep_nonterminals: int,
+    sentences: Sequence[Sequence[str]] | None = None,
+    *,
+    engine: str = "auto",
+    device: Device | None = None,
+    workers: int = 1,
+) -> Grammar:
+    """Only the nonterminals used most: rules with any other go, the rest is renormalised, useless symbols go too.
+
+    Of a grammar made from rules of any shape, these are symbols of its binary form: unary chains aren't known afterwards.
+
+    Args:
+        keep_nonterminals: how many to keep, at most; fewer are left where some need what is gone.
+        sentences: use is the expected number of nodes in their parses. None: in the sentences that the grammar makes;
+            for a grammar read off trees without smoothing, that is as often as in those trees.
+
+    Raises:
+        OptionError: fewer than one to keep, or no sentences.
+        GrammarError: what would be left derives no sentence.
+    """
+    if keep_nonterminals < 1:
+        raise OptionError(f"{keep_nonterminals} nonterminals to keep were asked for: ask for 1 or more")
+    if sentences is None:
+        uses = expected_uses(grammar)
+    else:
+        check_sentences(grammar, sentences)
+        counts = expected_counts(grammar, sentences, engine=engine, device=device, workers=workers)
+        uses = counts.by_nonterminal(grammar)
+    kept = np.ones(len(grammar.start), bool)
+    kept[: len(uses)] = False
+    kept[np.argsort(-uses, kind="stable")[:keep_nonterminals]] = True
+    return _restricted(grammar, kept)
+
+
+def expected_uses(grammar: Grammar) -> Float64[np.ndarray, " N"]:
+    """Expected number of nodes of each nonterminal in a sentence that the grammar makes."""
+    grammar.check_proper()
+    reachable = grammar.branching.reachable(grammar.start)
+    kept = np.flatnonzero(reachable[: len(grammar.nonterminals)])
+    means = grammar.branching.matrix(reachable)
+    uses = np.zeros(len(grammar.nonterminals))
+    uses[kept] = np.linalg.solve(np.eye(len(kept)) - means.T, grammar.start[kept])
+    return uses
+
+
+def _restricted(grammar: Grammar, kept: Bool[np.ndarray, " S"]) -> Grammar:
+    """Only some symbols, among which all preterminals, and of them those that derive words, renormalised."""
+    n = len(grammar.nonterminals)
+    inner = kept[grammar.parents] & kept[grammar.left] & kept[grammar.right] & (grammar.rule_probs > 0)
+    columns = (grammar.parents, grammar.left, grammar.right, grammar.rule_probs)
+    kept = kept & Branching(n, len(kept), *(column[inner] for column in columns)).generating()
+    inner &= kept[grammar.parents] & kept[grammar.left] & kept[grammar.right]
+    parents, left, right, probs = (column[inner] for column in columns)
+    start = grammar.start * kept
+    if not start.sum():
+        raise GrammarError("no root that derives a sentence is among the nonterminals kept: keep more")
+    numbers = np.cumsum(kept) - 1
+    return Grammar.of_arrays(
+        nonterminals=(name for name, keep in zip(grammar.nonterminals, kept[:n], strict=True) if keep),
+        preterminals=grammar.preterminals,
+        words=grammar.words,
+        start=(start / start.sum())[kept],
+        parents=numbers[parents],
+        left=numbers[left],
+        right=numbers[right],
+        rule_probs=probs / np.bincount(parents, probs, n)[parents],
+        tags=grammar.tags,
+        tokens=grammar.tokens,
+        word_probs=grammar.word_probs,
+        lexicon=grammar.lexicon,
+        transformed=grammar.transformed,
+    ).pruned()
