@@ -98,7 +98,7 @@ def fit(
 
     folder = options.need_output(output)
     check_output(folder, overwrite=overwrite, inputs=[encoder, features, data, keys_from])
-    source, columns, began = data or features, named_columns(column), time.monotonic()
+    source, columns, began = data or features, options.named_columns(column), time.monotonic()
     if source is None:
         raise OptionError("the training rows are missing: give --data FILE with --encoder MODEL, or --features FILE")
     if encoder and (features or feature):
@@ -222,7 +222,7 @@ def verify(
             data,
             features_file=features,
             features=feature,
-            columns=named_columns(column),
+            columns=options.named_columns(column),
             erasers=eraser or None,
             encoder=encoder,
             baselines=baselines,
@@ -276,17 +276,6 @@ def _side_by_side(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list
             found.append([0])
         found[-1].append(number)
     return found
-
-
-def named_columns(column: list[str] | None) -> Any:
-    """`--column` as the library takes it; None where nothing is renamed."""
-    from surgery.errors import OptionError
-    from surgery.tasks.examples import Columns
-
-    named = options.pairs(column, "--column")
-    if unknown := set(named) - set(Columns._fields):
-        raise OptionError(f"--column {min(unknown)}=...: only text, text_pair and label can be named")
-    return Columns(**named) if named else None
 
 
 def _recipe(values: str, rate: float | None, epochs: int | None) -> "Sgd":

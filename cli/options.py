@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from surgery.tasks.examples import Columns
     from surgery.tasks.task import Task
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)]
@@ -96,7 +97,6 @@ def load_task(
 ) -> "Task":
     """The task that the options describe."""
     from surgery.errors import OptionError
-    from surgery.tasks.examples import Columns
     from surgery.tasks.task import Task
 
     if name is None:
@@ -104,9 +104,6 @@ def load_task(
     causal = None
     if prompt is not None and "{mask}" not in prompt:
         causal, prompt = prompt, ""
-    columns = pairs(column, "--column")
-    if unknown := set(columns) - set(Columns._fields):
-        raise OptionError(f"--column {min(unknown)}=...: only text, text_pair and label can be named")
     return Task.load(
         name,
         train=train or (),
@@ -118,9 +115,20 @@ def load_task(
         causal_prompt=causal,
         words=pairs(word, "--word") or None,
         phrases=pairs(phrase, "--phrase") or None,
-        columns=Columns(**columns) if columns else None,
+        columns=named_columns(column),
         max_length=max_length,
     )
+
+
+def named_columns(column: list[str] | None) -> "Columns | None":
+    """`--column` as the library takes it; None where nothing is renamed."""
+    from surgery.errors import OptionError
+    from surgery.tasks.examples import Columns
+
+    named = pairs(column, "--column")
+    if unknown := set(named) - set(Columns._fields):
+        raise OptionError(f"--column {min(unknown)}=...: only text, text_pair and label can be named")
+    return Columns(**named) if named else None
 
 
 def pairs(given: list[str] | None, option: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import options
-from cli.bottleneck import Feature, named_columns, print_report
+from cli.bottleneck import Feature, print_report
 from cli.render import print_json, progress_bar, say, show_example
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def _positions(before: "Bottleneck", source: str, feature: str | None, column: l
     from surgery.unlearning.features.finding import find_rows
 
     if Path(source).exists() or not set(source) <= set("0123456789, "):
-        return find_rows(before, source, columns=named_columns(column), features=feature)
+        return find_rows(before, source, columns=options.named_columns(column), features=feature)
     numbers = [int(number) for number in source.replace(",", " ").split()]
     if not numbers:
         raise TaskError("there are no rows to forget: name at least one")

@@ -12,20 +12,12 @@ import torch
 from torch import Tensor
 
 from pcfg.errors import OptionError
-from surgery.errors import first_line
+from surgery.devices import working_device
+
+__all__ = ["Device", "Dtype", "dtype_name", "one_device", "returned", "working_device"]
 
 Device = str | torch.device  # as users name them: "cuda:1" or torch's own object
 Dtype = str | torch.dtype
-
-
-def working_device(name: Device | None) -> torch.device:
-    """Where to compute: the device of that name, by default CUDA if there is one; OptionError for one that isn't here."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"device {name} can't be used here ({first_line(error)}): try cpu") from None
 
 
 def returned(found: Tensor, name: Device | None) -> Tensor:

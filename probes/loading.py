@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from probes.errors import ProbeError
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, MissingPackageError, first_line
+from surgery.quiet import quiet
 
 
 def load_module(checkpoint: Checkpoint, untrained: int | None, device: torch.device) -> tuple[Any, bool, bool]:
@@ -120,22 +120,11 @@ def load_bridge(checkpoint: Checkpoint, module: Any, tokenizer: Any, device: tor
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the libraries' bars and tables; what matters is checked and raised here."""
-    from transformers.utils import logging as library
-
-    level, bars, root = library.get_verbosity(), library.is_progress_bar_enabled(), logging.root.manager.disable
-    library.set_verbosity_error()
-    library.disable_progress_bar()
+    disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with (
-            warnings.catch_warnings(),
-            Path(os.devnull).open("w") as nowhere,
-            contextlib.redirect_stdout(nowhere),  # TransformerLens prints what it loads
-        ):
-            warnings.simplefilter("ignore")
+        # TransformerLens prints what it loads.
+        with quiet(), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             yield
     finally:
-        library.set_verbosity(level)
-        logging.disable(root)
-        if bars:
-            library.enable_progress_bar()
+        logging.disable(disabled)

@@ -22,6 +22,7 @@ from probes.errors import ProbeError
 from probes.loading import load_bridge, load_module, load_tokenizer, own_states, some_tokens
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import OptionError
+from surgery.tasks.readout import position_limit
 
 PARITY = 1e-5
 
@@ -102,13 +103,8 @@ class ProbedModel:
 
     @property
     def most_tokens(self) -> int:
-        """Tokens that fit into the position table; some families (RoBERTa, MPNet, Longformer) begin behind the padding's."""
-        config = self.module.config
-        most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 0
-        for name, table in self.module.base_model.named_modules():
-            if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
-                most = len(table.weight) - table.padding_idx - 1
-        return most if most > 0 else 1 << 30
+        """Tokens that fit into the position table."""
+        return position_limit(self.module) or 1 << 30
 
     @property
     def _vocabulary(self) -> int:

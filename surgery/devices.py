@@ -1,4 +1,4 @@
-"""What computing on a GPU needs beside the code: products in full float32, and a sentence when its memory is too small."""
+"""Which device work runs on, and what a GPU needs beside the code: products in full float32, a sentence when its memory is too small."""
 
 import re
 import warnings
@@ -8,8 +8,26 @@ from typing import Any, TypeGuard
 
 import torch
 
-from surgery.errors import OptionError
+from surgery.errors import OptionError, first_line
 from surgery.memory import room, size
+
+
+def pick_device(name: str | torch.device | None) -> torch.device:
+    """`working_device`, one that computes: OptionError for `meta` too."""
+    device = working_device(name)
+    if device.type == "meta":
+        raise OptionError("--device meta computes nothing: try cpu")
+    return device
+
+
+def working_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name, by default CUDA if there is one, else the CPU; OptionError for one that isn't here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise OptionError(f"--device {name} can't be used here ({first_line(error)}): try cpu") from None
 
 
 def off_cpu(device: torch.device | None) -> TypeGuard[torch.device]:

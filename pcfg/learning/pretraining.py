@@ -6,9 +6,7 @@ model can be held to it: see `excess`.
 
 import math
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from pcfg.sampling.sampler import Samples, sample
 from pcfg.sampling.tokenizer import tokenizer
 from surgery.files import new_folder, replace_json
 from surgery.locks import hold
+from surgery.quiet import quiet
 
 SCHEMA = 1
 GRAMMAR_FILE = "grammar.pcfg.json"
@@ -54,7 +53,7 @@ class Pretrained:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """A Hugging Face folder with its tokenizer, the grammar and `report.json`; it appears whole or not at all."""
-        with new_folder(Path(folder), overwrite=overwrite, replaces=GRAMMAR_FILE) as staged, _quiet():
+        with new_folder(Path(folder), overwrite=overwrite, replaces=GRAMMAR_FILE) as staged, quiet():
             self.module.save_pretrained(staged)
             self.tokenizer.save_pretrained(staged)
             self.grammar.save(staged / GRAMMAR_FILE)
@@ -124,7 +123,7 @@ def _untrained(settings: Any, seed: int) -> Any:
     from transformers import RobertaForMaskedLM, set_seed
 
     set_seed(seed)
-    with _quiet():
+    with quiet():
         return RobertaForMaskedLM(settings)
 
 
@@ -189,21 +188,3 @@ def _hashes(words: Int32[np.ndarray, " W"], offsets: Int64[np.ndarray, " bounds"
     )
     mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
     return np.add.reduceat(mixed ^ (mixed >> np.uint64(32)), offsets[:-1])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's own messages and bars; what matters is checked and raised here."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from surgery.checkpoints.models import quiet
+from surgery.quiet import quiet
 
 # Fields that change nothing in how weights are put to use.
 _FREE = re.compile(

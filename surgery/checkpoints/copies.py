@@ -1,9 +1,10 @@
 """What lies beside a checkpoint's weights and holds weights too: other formats, other training steps, stale shards."""
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
+
+from surgery.jsonfile import parse_loose
 
 # Formats that some library loads weights from, with their indices and outlying data (`.onnx_data`, `.bin.index.json`).
 # `.bin` may be anything, so the name has to say it.
@@ -42,6 +43,6 @@ def other_copies(folder: Path, own: Collection[str]) -> tuple[str, ...]:
 def _parts(modules: Path) -> set[str]:
     """The folders that a sentence encoder is made of besides its transformer, such as `2_Dense`."""
     try:
-        return {Path(str(module["path"])).parts[0] for module in json.loads(modules.read_text()) if module["path"]}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {Path(str(module["path"])).parts[0] for module in parse_loose(modules.read_bytes()) if module["path"]}
+    except (OSError, ValueError, TypeError, KeyError):
         return set()

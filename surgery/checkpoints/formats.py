@@ -10,6 +10,7 @@ from typing import Any
 from surgery.checkpoints.folder import ModelFolder
 from surgery.checkpoints.tensorfile import read_header
 from surgery.errors import CheckpointError
+from surgery.jsonfile import parse_loose
 
 ADAPTER = "adapter_config.json"  # of the library peft
 # Where quantisers that came before transformers' own field say what they did.
@@ -158,8 +159,8 @@ def no_model(folder: Path) -> str:
 
 def _merging(folder: Path) -> str:
     try:
-        kind = json.loads((folder / ADAPTER).read_text(encoding="utf-8")).get("task_type")
-    except (ValueError, AttributeError, RecursionError):
+        kind = parse_loose((folder / ADAPTER).read_bytes()).get("task_type")
+    except (ValueError, AttributeError):
         kind = None
     auto = f"AutoPeftModel{_PEFT_CLASSES.get(str(kind), '')}"
     labels = f", num_labels={count}" if kind == "SEQ_CLS" and (count := _labels(folder)) else ""

@@ -1,9 +1,8 @@
 """Loading a checkpoint as a transformers model, and knowing which of its parameters is which tensor of the files."""
 
 import inspect
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +14,9 @@ from torch import nn
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.counterparts import counterparts
 from surgery.checkpoints.structure import Kind
+from surgery.devices import pick_device
 from surgery.errors import CheckpointError, OptionError, first_line
+from surgery.quiet import quiet
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -208,19 +209,6 @@ def _first(config: Any, name: str) -> int | None:
     return value[0] if isinstance(value, list) and value else value if isinstance(value, int) else None
 
 
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or CUDA when there is one, else the CPU; raises OptionError for one that isn't here."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if str(device).startswith("meta"):
-        raise OptionError("--device meta computes nothing: try cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"--device {device} can't be used here ({first_line(error)}): try cpu") from None
-    return torch.device(device)
-
-
 def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     """float32 unless another is asked for, by name or as torch's own; raises OptionError for one that models don't run in."""
     if isinstance(dtype, torch.dtype):
@@ -235,21 +223,3 @@ def steady_attention() -> AbstractContextManager[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the library's progress bars and loading tables off the terminal; what matters is checked and raised here."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -15,8 +15,9 @@ import xxhash
 
 from surgery.checkpoints import configs
 from surgery.checkpoints.checkpoint import Checkpoint, tokenizer_files
-from surgery.checkpoints.models import load_tokenizer, quiet
+from surgery.checkpoints.models import load_tokenizer
 from surgery.jsonfile import parse_loose
+from surgery.quiet import quiet
 
 # Count where both sides give one: a token to pad with may set where positions begin (RoBERTa).
 _COUNT_WHERE_GIVEN = frozenset({"architectures", "pad_token_id"})

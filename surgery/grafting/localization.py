@@ -15,8 +15,9 @@ from torch import Tensor
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoints.counterparts import counterparts
 from surgery.checkpoints.delta import SparseDelta
-from surgery.checkpoints.models import Model, load_model, pick_device, pick_dtype
+from surgery.checkpoints.models import Model, load_model, pick_dtype
 from surgery.checkpoints.pairing import check_alike
+from surgery.devices import pick_device
 from surgery.errors import OptionError
 from surgery.grafting.baselines import BASELINES, wear_baseline
 from surgery.grafting.budget import budget, candidate_limit

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from surgery.checkpoints.models import pick_device, pick_dtype
+from surgery.checkpoints.models import pick_dtype
+from surgery.devices import pick_device
 from surgery.grafting.budget import budget, candidate_limit
 from surgery.grafting.candidates import Candidates, GraftedModel
 from surgery.memory import Need

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.errors import TaskError
+from surgery.jsonfile import JsonError, parse_loose
 
 Row = tuple[int, dict[str, Any]]
 
@@ -25,8 +25,8 @@ def read_jsonl(path: Path) -> list[Row]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                row = parse_loose(line)
+            except JsonError as error:
                 raise TaskError(f"{path}, line {number} isn't JSON ({error}): one object a line is wanted") from None
             if not isinstance(row, dict):
                 raise TaskError(f"{path}, line {number} isn't a JSON object: one object a line is wanted")

@@ -350,14 +350,19 @@ def _mask(tokenizer: Any) -> str:
 
 def token_limit(model: Model, task: Task) -> int:
     """How many tokens the task and the model's positions both allow."""
-    config = model.module.config
-    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or 0
-    if positions <= 0:  # XLNet says -1 for no limit
-        return task.max_length
-    for name, module in model.module.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1  # RoBERTa counts its positions from there
-    return min(task.max_length, positions)
+    return min(task.max_length, position_limit(model.module) or task.max_length)
+
+
+def position_limit(module: Any) -> int | None:
+    """How many tokens the model's position table has room for; None where its config sets no limit (XLNet says -1)."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len")
+    positions = next((n for name in names if (n := getattr(module.config, name, None))), 0)
+    if positions <= 0:
+        return None
+    # RoBERTa, MPNet, Longformer and others count positions from the padding's number on.
+    tables = [part for name, part in module.named_modules() if name.endswith("position_embeddings")]
+    paddings = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
+    return positions - max((padding + 1 for padding in paddings), default=0)
 
 
 def _check_prompt(template: str, task: Task, causal: bool) -> None:

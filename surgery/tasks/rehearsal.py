@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from surgery.checkpoints.checkpoint import Checkpoint
-from surgery.checkpoints.models import Model, load_tokenizer, quiet
+from surgery.checkpoints.models import Model, load_tokenizer
 from surgery.checkpoints.structure import skeleton
 from surgery.memory import Meter
+from surgery.quiet import quiet
 from surgery.tasks.readout import Encoded, HeadReadout, PhraseReadout, Readout, WordReadout, token_limit
 from surgery.tasks.task import Task
 

@@ -147,7 +147,8 @@ def _plain(model: Any) -> Any:
 
 def _placed(module: Any, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Any:
     """The model itself where it is as asked for, else a copy that is."""
-    from surgery.checkpoints.models import pick_device, pick_dtype
+    from surgery.checkpoints.models import pick_dtype
+    from surgery.devices import pick_device
 
     weight = next(module.parameters())
     place = weight.device if device is None else pick_device(device)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from surgery.checkpoints.models import pick_device, quiet
+from surgery.devices import pick_device
 from surgery.errors import TintError
 from surgery.files import check_output, new_folder
 from surgery.progress import Progress, silent
+from surgery.quiet import quiet
 from surgery.tint.evaluation.perplexity import run_text
 from surgery.tint.evaluation.report import Run
 from surgery.tint.evaluation.verification import Verification, verify

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint, rewrite
-from surgery.checkpoints.models import load_model, pick_device
+from surgery.checkpoints.models import load_model
+from surgery.devices import pick_device
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
 from surgery.memory import check_before
 from surgery.progress import Progress, silent

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from surgery.checkpoints.models import pick_device
+from surgery.devices import pick_device
 from surgery.memory import Need
 from surgery.tasks.rehearsal import (
     files_bytes,

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float32, Int32, Int64, UInt16
 from numpy.typing import NDArray
 
-from surgery.checkpoints.models import pick_device
+from surgery.devices import pick_device
 from surgery.errors import TaskError
 from surgery.progress import Progress, silent
 from surgery.tasks.examples import Columns

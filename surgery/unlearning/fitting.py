@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
-from surgery.checkpoints.models import pick_device
-from surgery.devices import off_cpu, room_for
+from surgery.devices import off_cpu, pick_device, room_for
 from surgery.errors import TaskError
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance

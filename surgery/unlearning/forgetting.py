@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
-from surgery.checkpoints.models import pick_device
+from surgery.devices import pick_device
 from surgery.errors import OptionError, TaskError
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance

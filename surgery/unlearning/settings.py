@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from surgery.checkpoints.models import pick_device
+from surgery.devices import pick_device
 from surgery.errors import OptionError, TaskError
 from surgery.unlearning.keys import KEY_METHODS, check_keys, check_width
 from surgery.unlearning.values import Sgd

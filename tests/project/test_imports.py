@@ -26,17 +26,22 @@ ALLOWED = {
         "surgery.reporting",
         "surgery.progress",
         "surgery.provenance",
+        "surgery.quiet",
+        "surgery.resuming",
     ),
-    # What makes files appear whole, holds them against other runs and reads JSON is written once, and so is what adds up
-    # memory; none of it knows of checkpoints.
+    # What makes files appear whole, holds them against other runs, reads JSON, picks a device, adds up memory and goes on
+    # after a kill is written once; none of it knows of checkpoints.
     "pcfg": (
         "pcfg",
+        "surgery.devices",
         "surgery.files",
         "surgery.jsonfile",
         "surgery.locks",
         "surgery.errors",
         "surgery.memory",
+        "surgery.quiet",
         "surgery.reporting",
+        "surgery.resuming",
     ),
     "surgery": ("surgery",),
 }

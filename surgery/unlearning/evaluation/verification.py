@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from surgery.checkpoints.models import pick_device
+from surgery.devices import pick_device
 from surgery.errors import BottleneckError, OptionError, TaskError
 from surgery.jsonfile import parse_loose
 from surgery.progress import Progress, silent

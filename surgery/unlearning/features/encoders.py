@@ -19,11 +19,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from surgery.checkpoints.checkpoint import Checkpoint
-from surgery.checkpoints.models import load_tokenizer, pick_device, pick_dtype, quiet
-from surgery.devices import full_float32, room_for
+from surgery.checkpoints.models import load_tokenizer, pick_dtype
+from surgery.devices import full_float32, pick_device, room_for
 from surgery.errors import CheckpointError, OptionError, TaskError, first_line
 from surgery.files import replace_bytes
 from surgery.progress import Progress, silent
+from surgery.quiet import quiet
 from surgery.unlearning.features.extractors import (
     ImageReader,
     Input,

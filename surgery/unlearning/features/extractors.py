@@ -16,6 +16,7 @@ from torch import Tensor
 
 from surgery.checkpoints.checkpoint import TOKENIZER_FILES
 from surgery.errors import CheckpointError, OptionError, TaskError
+from surgery.tasks.readout import position_limit
 
 # A text, a pair of texts, an image file, or an image in memory.
 Input = str | tuple[str, str] | Path | Image.Image | np.ndarray
@@ -45,11 +46,7 @@ class TextReader:
     @classmethod
     def of(cls, module: Any, tokenizer: Any, max_length: int) -> "TextReader":
         """`max_length` is lowered to what the model has positions for."""
-        positions = getattr(module.config, "max_position_embeddings", None) or -1
-        positions = max_length if positions < 0 else positions  # XLNet says -1 for no limit
-        for name, part in module.named_modules():
-            if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
-                positions -= part.padding_idx + 1  # RoBERTa counts its positions from there
+        positions = position_limit(module) or max_length
         # The library leaves texts whole, without a word, when nothing but special tokens fits.
         least = tokenizer.num_special_tokens_to_add(pair=True) + 3
         if max_length < least:
