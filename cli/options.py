@@ -37,9 +37,9 @@ Exclude = Annotated[
 ]
 
 _TASK = "The task"
-_TASK_NAMES = "sst2, mr, cr, mpqa, subj, trec, agnews, mnli, snli, qnli, rte, qqp, mrpc, or a name of yours."
-TaskName = Annotated[str | None, typer.Option("--task", help=_TASK_NAMES, rich_help_panel=_TASK)]
-NeededTaskName = Annotated[str | None, typer.Option("--task", help=f"{_TASK_NAMES} Required.", rich_help_panel=_TASK)]
+TASK_NAMES = "sst2, mr, cr, mpqa, subj, trec, agnews, mnli, snli, qnli, rte, qqp, mrpc, or a name of yours."
+TaskName = Annotated[str | None, typer.Option("--task", help=TASK_NAMES, rich_help_panel=_TASK)]
+NeededTaskName = Annotated[str | None, typer.Option("--task", help=f"{TASK_NAMES} Required.", rich_help_panel=_TASK)]
 _EXAMPLES = "Training examples: .jsonl, .csv, .tsv, .parquet or a dataset id."
 Train = Annotated[str | None, typer.Option("--data", help=_EXAMPLES, rich_help_panel=_TASK)]
 NeededTrain = Annotated[str | None, typer.Option("--data", help=f"{_EXAMPLES} Required.", rich_help_panel=_TASK)]

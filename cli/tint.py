@@ -1,22 +1,27 @@
 """`surgery tint` and its commands."""
 
-from contextlib import nullcontext
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from cli import options
-from cli.render import print_json, print_table, progress_bar, say, show_example, size
+from cli.render import print_error, print_json, print_table, progress_bar, say, show_example, size
 from cli.resuming import state_beside
 
 if TYPE_CHECKING:
+    from surgery.reporting.results import Result
     from surgery.tint.evaluation.report import Run
     from surgery.tint.evaluation.verification import Verification
 
     Context = typer.Context
 else:
     Context = typer.Context.__base__  # what Typer really passes
+
+Given = TypeVar("Given")
 
 _LARGE = 20_000_000  # weights of a model that takes more than moments to verify
 
@@ -31,11 +36,12 @@ Rates = Annotated[
     typer.Option("--lr", help="Learning rate; several, to choose among on held-out data.", show_default="a grid"),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the inner descent.")]
-Layers = Annotated[str, typer.Option(help="Blocks that learn: all, or such as 0,2,8-11.")]
+LearningBlocks = Annotated[str, typer.Option("--layers", help="Blocks that learn: all, or such as 0,2,8-11.")]
 Modes = Annotated[
     list[str] | None,
     typer.Option("--mode", help="paper, exact or published; may be repeated.", show_default="paper and exact"),
 ]
+_DEFAULT_MODES = ("paper", "exact")
 
 
 @app.callback()
@@ -60,9 +66,9 @@ def tint(
     if json:
         print_json({"output": str(folder), "verification": checked.content, "run": run.content})
         return
-    _print_run(run)
+    _print(run)
     say(f"Written to {folder}.  Next:  surgery tint verify {folder / 'model'}")
-    say(f"       surgery tint run {folder / 'model'} --text {folder / 'text.txt'} --train-share 0.7")
+    say(f"       surgery tint text {folder / 'model'} {folder / 'text.txt'} --train-share 0.7")
 
 
 @app.command()
@@ -77,16 +83,14 @@ def count(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """How big the simulating transformer is, piece by piece, without building it."""
-    from surgery.tint.construction.counting import count as run
+    """Count the simulating transformer's weights, piece by piece, without building it."""
+    from surgery.tint.construction.counting import count as count_weights
 
-    found = run(_one_of(model, config), tokens=tokens)
+    counted = count_weights(_one_of(model, config), tokens=tokens)
     if json:
-        print_json(found.content())
-        return
-    print_table(f"{found.name}: {found.layout.describe()}", *found.table())
-    for line in found.summary:
-        say(line)
+        print_json(counted.content())
+    else:
+        _print(counted, f"{counted.name}: {counted.layout.describe()}")
 
 
 @app.command()
@@ -107,9 +111,9 @@ def verify(
     """Hold every simulated piece against the model, and every update against autograd."""
     from surgery.files import check_output
     from surgery.tint.auxiliary import Auxiliary
-    from surgery.tint.evaluation.perplexity import load_with_tokens
+    from surgery.tint.evaluation.texts import load_with_tokens
     from surgery.tint.evaluation.verification import outlook
-    from surgery.tint.evaluation.verification import verify as run
+    from surgery.tint.evaluation.verification import verify as verify_model
 
     if output is not None:
         check_output(output, overwrite=overwrite, inputs=[_need(model), text])
@@ -121,21 +125,22 @@ def verify(
         time = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
         say(f"About {time} and {size(needed)} of memory{hint}.", quiet=json)
     with progress_bar() as progress:
-        found = run(loaded, ids, sweep=sweep, seed=seed, progress=progress)
-    _finish(found, output, overwrite, json)
+        verification = verify_model(loaded, ids, sweep=sweep, seed=seed, progress=progress)
+    _finish(verification, output, overwrite=overwrite, json=json)
 
 
+# Long: options, declared where Typer reads them.
 @app.command()
-def run(
+def text(
     model: Model = None,
-    text: Annotated[Path | None, typer.Option(help="A text, for perplexity.", show_default=False)] = None,
+    text: Annotated[Path | None, typer.Argument(help="A text file.", show_default=False)] = None,
     train_share: Annotated[
         list[float] | None,
         typer.Option(help="Share of each window to learn from; may be repeated.", show_default="0.5"),
     ] = None,
     lr: Rates = None,
     steps: Steps = 1,
-    layers: Layers = "all",
+    layers: LearningBlocks = "all",
     mode: Modes = None,
     window: Annotated[
         int | None,
@@ -154,32 +159,66 @@ def run(
             show_default="as the tokenizer does",
         ),
     ] = None,
-    task: options.TaskName = None,
+    output: options.Output = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Measure a text's perplexity: the model as it is, dynamic evaluation, and TinT, which learns while it reads.
+
+    Interrupted, the same command with -o goes on where it was.
+    """
+    from surgery.tint.evaluation.perplexity import run_text
+
+    model, text = _need(model), Path(_need(text, "the text is missing: surgery tint text MODEL FILE"))
+    with _state(output, [model, text], overwrite=overwrite) as state:
+        with progress_bar() as progress:
+            run = run_text(
+                model,
+                text,
+                shares=tuple(train_share or (0.5,)),
+                lr=lr,
+                steps=steps,
+                layers=layers,
+                methods=("frozen", "dynamic evaluation", *(f"TinT {name}" for name in mode or _DEFAULT_MODES)),
+                window=window,
+                windows=windows,
+                dev_windows=dev_windows,
+                batch_size=batch_size,
+                start_token=start_token,
+                seed=seed,
+                device=device,
+                dtype=dtype,
+                resume=state,
+                progress=progress,
+            )
+        _finish(run, output, overwrite=overwrite, json=json)
+
+
+# Long: options, declared where Typer reads them.
+@app.command()
+def task(
+    model: Model = None,
+    task: Annotated[str | None, typer.Argument(help=options.TASK_NAMES, show_default=False)] = None,
     data: options.Train = None,
     test: Annotated[
-        str | None,
-        typer.Option(
-            "--eval",
-            help="Test examples, likewise.",
-            show_default="training examples left over",
-            rich_help_panel="The task",
-        ),
+        str | None, typer.Option("--eval", help="Test examples, likewise.", show_default="training examples left over")
     ] = None,
     dev: Annotated[
         str | None,
         typer.Option(
-            help="Examples to choose the learning rate by, likewise.",
-            show_default="training examples left over",
-            rich_help_panel="The task",
+            help="Examples to choose the learning rate by, likewise.", show_default="training examples left over"
         ),
     ] = None,
-    shots: Annotated[int, typer.Option(min=1, help="Demonstrations in all.", rich_help_panel="The task")] = 16,
-    tests: Annotated[
-        int | None, typer.Option(min=1, help="How many test examples.", show_default="all", rich_help_panel="The task")
-    ] = None,
-    loss: Annotated[
-        str, typer.Option(help="What is learnt of demonstrations: label or all.", rich_help_panel="The task")
-    ] = "label",
+    shots: Annotated[int, typer.Option(min=1, help="Demonstrations in all.")] = 16,
+    tests: Annotated[int | None, typer.Option(min=1, help="How many test examples.", show_default="all")] = None,
+    loss: Annotated[str, typer.Option(help="Tokens of the demonstrations that are learnt: label or all.")] = "label",
+    lr: Rates = None,
+    steps: Steps = 1,
+    layers: LearningBlocks = "all",
+    mode: Modes = None,
     prompt: options.Prompt = None,
     word: options.Word = None,
     column: options.Column = None,
@@ -191,107 +230,110 @@ def run(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Perplexity of a text (--text), or accuracy on an in-context task (--task), with and without TinT.
+    """Measure accuracy on a task from demonstrations, zero-shot and few-shot, with and without learning from them.
 
     Interrupted, the same command with -o goes on where it was.
     """
-    from surgery.errors import OptionError
-    from surgery.files import check_output
     from surgery.tint.evaluation.in_context import run_task
-    from surgery.tint.evaluation.perplexity import run_text
 
-    if (text is None) == (task is None):
-        raise OptionError("give either --text FILE, for perplexity, or --task NAME, for an in-context task")
-    other: dict[str, Any] = {
-        "--data": data,
-        "--eval": test,
-        "--dev": dev,
-        "--tests": tests,
-        "--prompt": prompt,
-        "--word": word,
-        "--column": column,
-    }
-    if task is not None:
-        other = {"--train-share": train_share, "--window": window, "--windows": windows, "--start-token": start_token}
-    if unused := [name for name, value in other.items() if value is not None]:
-        raise OptionError(
-            f"{unused[0]} goes with {'--text' if task else '--task'}, not with {'--task' if task else '--text'}: leave it out"
+    model = _need(model)
+    with _state(output, [model, data, test, dev], overwrite=overwrite) as state:
+        loaded = options.load_task(
+            _need(task, "the task is missing: surgery tint task MODEL TASK, such as sst2"),
+            train=data,
+            dev=dev,
+            test=test,
+            seed=seed,
+            prompt=prompt,
+            word=word,
+            column=column,
+            max_length=max_length,
         )
-    if output is not None:
-        check_output(output, overwrite=overwrite, inputs=[_need(model), text, data, test, dev])
-    modes = tuple(mode or ("paper", "exact"))
-    with state_beside(output) if output else nullcontext(None) as state:
         with progress_bar() as progress:
-            shared: dict[str, Any] = {
-                "lr": lr,
-                "steps": steps,
-                "layers": layers,
-                "seed": seed,
-                "device": device,
-                "dtype": dtype,
-                "resume": state,
-                "progress": progress,
-            }
-            if text is not None:
-                found = run_text(
-                    _need(model),
-                    text,
-                    shares=tuple(train_share or (0.5,)),
-                    methods=("frozen", "dynamic evaluation", *(f"TinT {name}" for name in modes)),
-                    window=window,
-                    windows=windows,
-                    dev_windows=dev_windows,
-                    batch_size=batch_size,
-                    start_token=start_token,
-                    **shared,
-                )
-            else:
-                loaded = options.load_task(
-                    task,
-                    train=data,
-                    dev=dev,
-                    test=test,
-                    seed=seed,
-                    prompt=prompt,
-                    word=word,
-                    column=column,
-                    max_length=max_length,
-                )
-                found = run_task(_need(model), loaded, shots=shots, modes=modes, loss=loss, tests=tests, **shared)
-        _finish(found, output, overwrite, json)
+            run = run_task(
+                model,
+                loaded,
+                shots=shots,
+                lr=lr,
+                steps=steps,
+                layers=layers,
+                modes=tuple(mode or _DEFAULT_MODES),
+                loss=loss,
+                tests=tests,
+                seed=seed,
+                device=device,
+                dtype=dtype,
+                resume=state,
+                progress=progress,
+            )
+        _finish(run, output, overwrite=overwrite, json=json)
 
 
-def _finish(found: "Run | Verification", output: Path | None, overwrite: bool, json: bool) -> None:
-    from surgery.tint.evaluation.report import Run
-
-    if output is not None:
-        found.save(output, overwrite=overwrite)
-    if json:
-        print_json(found.content)
-    elif isinstance(found, Run):
-        _print_run(found)
-    else:
-        print_table("", *found.table())
-        for line in (found.caption, *found.summary):
-            say(line)
-    if output is not None:
-        say(f"Written to {output}", quiet=json)
-
-
-def _print_run(found: "Run") -> None:
-    print_table("", *found.table())
-    say(found.caption)
-    if found.differences()[1]:
-        print_table("", *found.differences())
-        say(found.differences_caption)
-
-
-def _need(model: str | None) -> str:
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def run(context: Context) -> None:
+    """Run `text` or `task`, which this command was split into: --text FILE and --task NAME say which."""
     from surgery.errors import OptionError
 
-    if model is None:
-        raise OptionError("the model is missing: give a folder or a hub id")
-    return model
+    given = [part for word in context.args for part in _split(word)]
+    names = [name for name in ("text", "task") if f"--{name}" in given[:-1]]
+    if len(names) != 1:
+        raise OptionError(
+            "type surgery tint text MODEL FILE for perplexity, or surgery tint task MODEL TASK for a task"
+        )
+    place = given.index(f"--{names[0]}")
+    arguments = [*given[:place], *given[place + 2 :], given[place + 1]]  # MODEL comes before what was the option's
+    print_error(f"`surgery tint run` is now: surgery tint {names[0]} {shlex.join(arguments)}")
+    command = context.parent.command.commands[names[0]]  # type: ignore[union-attr]
+    with command.make_context(names[0], arguments, parent=context.parent) as made:
+        command.invoke(made)
+
+
+def _split(word: str) -> Sequence[str]:
+    """`--text=FILE` as two words."""
+    return word.split("=", 1) if word.startswith(("--text=", "--task=")) else (word,)
+
+
+@contextmanager
+def _state(output: Path | None, inputs: Sequence[str | Path | None], *, overwrite: bool) -> Iterator[Path | None]:
+    """Yield the folder for the state of long work, beside the output where one is given, which is checked first."""
+    from surgery.files import check_output
+
+    if output is None:
+        yield None
+        return
+    check_output(output, overwrite=overwrite, inputs=inputs)
+    with state_beside(output) as state:
+        yield state
+
+
+def _finish(result: "Run | Verification", output: Path | None, *, overwrite: bool, json: bool) -> None:
+    if output is not None:
+        result.save(output, overwrite=overwrite)
+    if json:
+        print_json(result.content)
+    else:
+        _print(result)
+    if output is not None:
+        say(f"Written to {output}; the report is {output / 'index.html'}", quiet=json)
+
+
+def _print(result: "Result", title: str = "") -> None:
+    """The table of a result, and below it the answer."""
+    from surgery.reporting.page import cell
+
+    columns, rows = result.table()
+    print_table(title, columns, [[cell(value) for value in row] for row in rows])
+    for line in result.summary:
+        say(line)
+
+
+def _need(given: Given | None, missing: str = "the model is missing: give a folder or a hub id") -> Given:
+    """What was given; raises OptionError where nothing was."""
+    from surgery.errors import OptionError
+
+    if given is None:
+        raise OptionError(missing)
+    return given
 
 
 def _one_of(model: str | None, config: str | None) -> str:

@@ -30,7 +30,7 @@ class Site(NamedTuple):
         return (tensor.T if self.transposed else tensor)[self.rows]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Auxiliary:
     """A Hugging Face decoder taken apart; its tensors are views, nothing is copied.
 
@@ -49,6 +49,10 @@ class Auxiliary:
     final: Block
     head: Float[Tensor, "vocabulary width"]
     checkpoint: Checkpoint | None = None
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"<Auxiliary: {type(self.module).__name__}, {self.shape.layers} blocks of width {self.shape.width}, {dtype} on {self.device}>"
 
     @classmethod
     def of(

@@ -1,6 +1,7 @@
 """What a pass gives: the updated weights, as tensors, as a Hugging Face model or as a folder, and the logits."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from torch import Tensor
 from surgery.checkpoints.checkpoint import rewrite
 from surgery.errors import OptionError
 from surgery.files import check_output, new_folder
+from surgery.reporting.results import Shown
 from surgery.tint.auxiliary import Auxiliary, Block
 
 
 @dataclass(frozen=True, eq=False)
-class Update:
+class Update(Shown):
     """The blocks after the inner training.
 
-    `model()` is the Hugging Face model with a row's weights, to generate with; `save` writes it as a folder.
+    `model()` is the Hugging Face model with a row's weights, to generate with; `save` writes it as a folder, which any
+    library loads.
 
     Attributes:
         blocks: each block's tensors; those that learnt are [batch, ...], one copy a row; on the model's device.
@@ -29,6 +32,36 @@ class Update:
     auxiliary: Auxiliary
     blocks: tuple[Block, ...]
     losses: Float[Tensor, "steps batch"]
+
+    @property
+    def summary(self) -> list[str]:
+        """How much was learnt, and what the loss was on the way."""
+        steps, batch = self.losses.shape
+        learnt = sum(value[0].numel() for _, _, value in self._learnt())
+        first, last = (float(self.losses[step].mean()) for step in (0, -1))
+        way = (
+            f"{first:.4g} before the step"
+            if steps == 1
+            else f"{first:.4g} before step 1, {last:.4g} before step {steps}"
+        )
+        rows = f" of {batch} rows, each with weights of its own" if batch > 1 else ""
+        return [f"{learnt:,} weights learnt{rows}; summed loss {way}{' (mean of rows)' if batch > 1 else ''}."]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Columns and rows: how far each tensor that learnt has moved in each row of the batch, as a share of its norm."""
+        rows = []
+        for layer, name, value in self._learnt():
+            before = self.auxiliary.blocks[layer][name].double()
+            moved = (value.double() - before).flatten(1).norm(dim=1) / before.norm().clamp_min(1e-30)
+            rows += [[layer, name, row, float(share)] for row, share in enumerate(moved)]
+        return ["block", "tensor", "row", "moved"], rows
+
+    def _learnt(self) -> Iterator[tuple[int, str, Tensor]]:
+        """The tensors that learnt, by block and name: those with an axis for the rows of the batch."""
+        for layer, (block, before) in enumerate(zip(self.blocks, self.auxiliary.blocks, strict=True)):
+            for name, value in block.items():
+                if value.dim() > before[name].dim():
+                    yield layer, name, value
 
     def parameters(self, row: int = 0) -> dict[str, Tensor]:
         """One row's blocks as parameters of the Hugging Face model, by name."""
@@ -78,8 +111,8 @@ class Update:
 
 
 @dataclass(frozen=True, eq=False)
-class Output:
-    """What one pass gives.
+class Output(Shown):
+    """What one pass gives; shown as its update is.
 
     Attributes:
         logits: [batch, tokens, vocabulary], with the updated weights.
@@ -88,3 +121,12 @@ class Output:
 
     logits: Float[Tensor, "batch tokens vocabulary"]
     update: Update
+
+    @property
+    def summary(self) -> list[str]:
+        """The shape of the logits, and what was learnt."""
+        return [f"logits {list(self.logits.shape)}; {self.update.summary[0]}"]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """The update's table."""
+        return self.update.table()

@@ -13,7 +13,7 @@ from pcfg.sentences import read_sentences
 from pcfg.treebanks.nltk_sample import nltk_treebank
 from pcfg.treebanks.trees import read_trees
 from surgery.tasks.examples import read_examples
-from surgery.tint.evaluation.perplexity import read_text
+from surgery.tint.evaluation.texts import read_text
 from surgery.unlearning.features.rows import read_rows
 
 RULES = "S -> NP VP [1.0]\nNP -> 'The' [0.5] | 'dog' [0.5]\nVP -> 'barked' [1.0]\n"

@@ -8,11 +8,11 @@ from torch.overrides import TorchFunctionMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from surgery.errors import OptionError, SurgeryError, TintError
-from surgery.tint import Layout, Shape, TinT, count
+from surgery.tint import Count, Layout, Shape, TinT, count
 from surgery.tint.auxiliary import Auxiliary
 from surgery.tint.construction.packing import pack, unpack
 from surgery.tint.construction.transformer import Transformer
-from tests.tint.test_arithmetic import model, prefix_mask, tokens  # noqa: F401 (a fixture)
+from tests.support.tint import prefix_mask, tokens
 
 
 def shape_of(width, layers, heads, inner, vocabulary=11, positions=9, family="gpt2"):
@@ -24,7 +24,7 @@ def shape_of(width, layers, heads, inner, vocabulary=11, positions=9, family="gp
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
 @pytest.mark.parametrize(("dtype", "scale", "limit"), [(torch.float64, 1e3, 1e-11), (torch.float32, 30.0, 1e-4)])
-def test_the_transformer_and_the_fast_path_agree(model, kind, dtype, scale, limit):  # noqa: F811
+def test_the_transformer_and_the_fast_path_agree(model, kind, dtype, scale, limit):
     plain = model(kind, dtype)
     ids, mask = tokens(plain, 2), prefix_mask(2)
     mask[0, 5] = mask[1, 9:] = False
@@ -41,7 +41,7 @@ def test_the_transformer_and_the_fast_path_agree(model, kind, dtype, scale, limi
                 assert float((a[name] - value).abs().max()) <= limit, name
 
 
-def test_the_transformer_heeds_labels_and_segments(model):  # noqa: F811
+def test_the_transformer_heeds_labels_and_segments(model):
     plain = model("gpt2")
     ids, mask = tokens(plain), prefix_mask()
     given_ = {
@@ -53,7 +53,7 @@ def test_the_transformer_heeds_labels_and_segments(model):  # noqa: F811
     assert torch.allclose(ours.logits, wanted.logits, atol=1e-10)
 
 
-def test_only_the_papers_construction_is_materialised(model):  # noqa: F811
+def test_only_the_papers_construction_is_materialised(model):
     with pytest.raises(OptionError, match="the paper's construction alone"):
         TinT.build(model("gpt2"), mode="exact", materialise=True)
     with pytest.raises(OptionError, match="the paper's construction alone"):  # whose gate is one in float32
@@ -62,7 +62,7 @@ def test_only_the_papers_construction_is_materialised(model):  # noqa: F811
         TinT.build(model("llama"), materialise=True)
 
 
-def test_the_transformer_stops_where_its_descent_becomes_nan(model):  # noqa: F811
+def test_the_transformer_stops_where_its_descent_becomes_nan(model):
     plain = model("gpt2", torch.float32)
     with pytest.raises(TintError, match=r"step 2: the prefixes of block 1's \w+ are NaN or infinite: lower the lear"):
         TinT.build(plain, steps=5, materialise=True)(tokens(plain), prefix_mask(), lr=1e30)
@@ -232,9 +232,19 @@ def test_what_cannot_be_planned_is_said(call, words):
         call()
 
 
-def test_a_count_of_a_model_and_of_its_folder_agree(tiny, model):  # noqa: F811
+def test_a_count_of_a_model_and_of_its_folder_agree(tiny, model):
     folder, built = count(tiny("opt")), count(model("opt"))
     assert folder.total == built.total and folder.content()["total"] == folder.total
     columns, rows = folder.table()
-    assert len(columns) == 5 and rows[-1][1] == f"{folder.set_weights:,}"
-    assert f"{folder.total:,}" in folder.summary[1]
+    assert len(columns) == 5 and rows[-1][1] == folder.set_weights
+    assert f"{folder.total:,}" in folder.summary[0]
+
+
+def test_a_count_is_kept_and_read_again(tiny, tmp_path):
+    kept = count(tiny("opt"))
+    assert Count.load(kept.save(tmp_path / "count")) == kept
+    assert f"{kept.total:,}" in (tmp_path / "count" / "index.html").read_text()
+    report = tmp_path / "count" / "report.json"
+    report.write_text(report.read_text().replace('"prefixes"', '"suffixes"'))
+    with pytest.raises(TintError, match=r"report\.json is damaged"):
+        Count.load(tmp_path / "count")

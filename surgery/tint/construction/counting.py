@@ -1,16 +1,42 @@
 """count: the size of the simulating transformer, piece by piece, by arithmetic alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
+
+from msgspec import Meta
 
 from surgery.errors import TintError
+from surgery.reporting.page import Figure, Page, Table, Text
+from surgery.reporting.results import Result
 from surgery.tint.construction.layout import Layout, Piece, loss_piece, pieces, prefix_weights, table_weights
+from surgery.tint.reports import load_report, save_report
 from surgery.tint.shape import Shape
+
+_FORMAT = "surgery tint count 1"
+_LEGEND = {
+    "layer": "Kind of layer of the simulating transformer; every block of the auxiliary model has a set of them.",
+    "weights": "Allocated in one such layer.",
+    "non-zero": "Of these, those that aren't zero.",
+    "read": "Of these, those whose input isn't always zero.",
+    "uses": "How often one pass runs it in a block: forward, backward and descent of one inner step, and the second forward pass.",
+}
+
+
+class _Content(TypedDict):
+    """What `report.json` holds, as far as it is read."""
+
+    name: str
+    shape: Shape
+    layout: dict[str, int]
+    pieces: Annotated[list[Piece], Meta(min_length=2)]
+    prefixes: int
+    tables: int
 
 
 @dataclass(frozen=True)
-class Count:
+class Count(Result):
     """The size of the transformer that simulates a model.
 
     Attributes:
@@ -81,23 +107,45 @@ class Count:
 
     @property
     def summary(self) -> list[str]:
-        """What it comes to, one sentence each."""
-        layers = self.layer_weights
+        """The size, what of it is zero or never read, and what sharing and re-use save."""
+        layers, own = self.layer_weights, self.shape
         return [
-            f"auxiliary model: {self.shape.weights:,} weights, {self.shape.block_weights:,} of them in blocks",
-            f"simulating transformer: {self.total:,} weights, {self.ratio:.1f} times as many "
-            f"({layers:,} in layers, {self.prefixes:,} in prefixes, {self.tables:,} in embeddings)",
-            f"of the layers' weights {self.nonzero / layers:.2%} are non-zero, {self.read / layers:.0%} are ever read",
-            f"one set for all blocks: {self.shared_by_all:,}; no sharing and no re-use: {self.unshared:,}; "
-            f"and with dense square layers: {self.dense:,}",
+            f"The simulating transformer has {self.total:,} weights, {self.ratio:.1f} times the auxiliary model's "
+            f"{own.weights:,} ({own.block_weights:,} of these in blocks): {layers:,} in layers, {self.prefixes:,} in prefixes "
+            f"and {self.tables:,} in embeddings.",
+            f"Of the layers' weights {self.nonzero / layers:.2%} are non-zero and {self.read / layers:.0%} are ever read.",
+            f"One set of layers for all blocks would make it {self.shared_by_all:,}; no sharing and no re-use {self.unshared:,}; "
+            f"and that with dense square layers {self.dense:,}.",
         ]
 
-    def table(self) -> tuple[list[str], list[list[str]]]:
+    def table(self) -> tuple[list[str], list[list[Any]]]:
         """Columns and rows, for one block's set."""
-        rows = [[p.name, f"{p.weights:,}", f"{p.nonzero:,}", f"{p.read:,}", str(p.uses)] for p in self.pieces]
+        rows: list[list[Any]] = [[p.name, p.weights, p.nonzero, p.read, p.uses] for p in self.pieces]
         total = [sum(getattr(p, key) for p in self.pieces) for key in ("weights", "nonzero", "read", "uses")]
-        rows.append(["a block's set", *(f"{value:,}" for value in total)])
-        return ["layer", "weights", "non-zero", "read", "uses"], rows
+        return list(_LEGEND), [*rows, ["a block's set", *total]]
+
+    def page(self, figures: Sequence[Figure] = ()) -> Page:
+        """The report for people."""
+        plan = Text(f"{self.name}, by this layout: {self.layout.describe()}.")
+        table = Table("The layers of one block's set.", *self.table(), legend=_LEGEND)
+        return Page("The size of the simulating transformer", self.summary, [*figures, table, plan])
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write `report.json`, and the page as `index.html` and `README.md`."""
+        content = {**self.content(), "shape": vars(self.shape)}
+        return save_report(folder, _FORMAT, content, draw=lambda staged: [], page=self.page, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Count":
+        """Read a saved one; raises TintError for anything else."""
+
+        def make(content: dict[str, Any]) -> Count:
+            shape = Shape(**content["shape"])
+            *pieces, loss = (Piece(**piece) for piece in content["pieces"])
+            layout = Layout(shape, **content["layout"])
+            return cls(content["name"], shape, layout, tuple(pieces), loss, content["prefixes"], content["tables"])
+
+        return load_report(folder, _FORMAT, _Content, make, Count.page)
 
     def content(self) -> dict[str, Any]:
         """Everything, as JSON."""
@@ -134,7 +182,7 @@ def count(model: Any, *, tokens: int | None = None, rows: int | None = None) -> 
     name, shape = _shape(model)
     if tokens is not None and tokens > shape.positions:
         raise TintError(
-            f"a sequence of {tokens} tokens is longer than the {shape.positions} positions of {name}: lower it"
+            f"a sequence of {tokens} tokens is longer than the {shape.positions} positions of {name}: lower `tokens`"
         )
     layout = Layout.plan(shape, rows)
     return Count(name, shape, layout, pieces(layout), loss_piece(layout), prefix_weights(layout), table_weights(shape))

@@ -1,23 +1,39 @@
-"""The figures of a verification and of a run."""
+"""Figures of a verification and of a run, drawn from what their reports hold."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from surgery.reporting.figures import COLOURS, MARKERS, figure
+from surgery.reporting.page import Figure
 
 
-def draw_verification(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Error by layer, and by step of the differences; returns the files in the order to show them."""
-    made = [folder / "layers.png"]
-    _by_layer(content, made[0])
+def draw_verification(content: Mapping[str, Any], folder: Path) -> list[Figure]:
+    """Error by block, and by step of the differences, in the order to show them."""
+    _by_block(content, folder / "layers.png")
+    drawn = [
+        Figure(
+            "layers.png",
+            "How far the update is from autograd's, in each block its worst tensor. Exact should lie at rounding, and so should "
+            "paper and published against their own oracle, which lets no gradient through attention scores; the gap between "
+            "paper against that and against full autograd is what the dropped gradient costs.",
+            "Lines of relative error by block, one a mode and oracle, on a logarithmic scale",
+        )
+    ]
     if content["sweep"]:
-        made.append(folder / "sweep.png")
-        _sweep(content["sweep"], made[1])
-    return made
+        _sweep(content["sweep"], folder / "sweep.png")
+        drawn.append(
+            Figure(
+                "sweep.png",
+                "Error of mode paper by the size of its differences: relative to each token (left, what mode paper does; lowest "
+                "where truncation and rounding meet), and with one constant N for all (right, as the paper has it).",
+                "Two plots of relative error by step and by N, in float32 and float64, on logarithmic scales",
+            )
+        )
+    return drawn
 
 
-def _by_layer(content: Mapping[str, Any], file: Path) -> None:
+def _by_block(content: Mapping[str, Any], file: Path) -> None:
     """The worst tensor of each block: how far the update is from autograd."""
     lines = [
         ("exact, against autograd", "exact", "full"),
@@ -64,11 +80,22 @@ def _sweep(points: Any, file: Path) -> None:
         pair[0].legend()
 
 
-def draw_run(content: Mapping[str, Any], folder: Path) -> list[Path]:
+def draw_run(content: Mapping[str, Any], folder: Path) -> list[Figure]:
     """Perplexity by training share, or accuracy by method."""
-    file = folder / ("perplexity.png" if content["kind"] == "text" else "accuracy.png")
-    (_perplexity if content["kind"] == "text" else _accuracy)(content["points"], file)
-    return [file]
+    if content["kind"] == "task":
+        _accuracy(content["points"], folder / "accuracy.png")
+        caption = "Accuracy by what the model may do with the demonstrations, with 95% intervals."
+        return [Figure("accuracy.png", caption, "Points with intervals, one a method")]
+    _perplexity(content["points"], folder / "perplexity.png")
+    caption = (
+        "Left, perplexity on the rest of each window: lower is better, and a line below frozen has learnt something. Right, what "
+        "that is worth a token, with 95% intervals over windows: above zero is a gain that the windows agree on."
+    )
+    return [
+        Figure(
+            "perplexity.png", caption, "Perplexity by training share, one line a method, and gains on the frozen model"
+        )
+    ]
 
 
 def _perplexity(points: Any, file: Path) -> None:

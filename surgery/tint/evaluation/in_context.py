@@ -1,11 +1,11 @@
-"""In-context tasks: zero-shot and few-shot, with and without an update on the demonstrations."""
+"""run_task: accuracy on an in-context task, zero-shot and few-shot, with and without an update on the demonstrations."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from surgery.tasks.readout import WordReadout
 from surgery.tasks.task import Task
 from surgery.tint.auxiliary import Auxiliary, Block, fingerprint_of, name_of
 from surgery.tint.descent import DivergedError
-from surgery.tint.evaluation.perplexity import load_whole
 from surgery.tint.evaluation.report import Run, best, difference, pick_rates
+from surgery.tint.evaluation.texts import load_whole
 from surgery.tint.modules import check_mode
 from surgery.tint.simulator import BlockNumbers, TinT, check_steps
 
@@ -30,6 +30,7 @@ RATES = (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 _PACKED = 1024  # tokens of test prompts in one row
 
 
+# Long: many options, each with its line of documentation; the body is four steps.
 def run_task(
     model: Any,
     task: Task,
@@ -57,10 +58,13 @@ def run_task(
         shots: demonstrations in all, as many of each label as of any other, from the task's training examples.
         lr: a rate, or several to choose among on the task's development examples, or on training examples that
             aren't demonstrations; never on test examples.
+        steps, layers: as `TinT.build` takes them. `modes`: one way of learning each.
         loss: `label`: only label words are learnt; `all`: every token of the demonstrations.
+        dev_examples: how many examples choose a rate, at most.
         tests: how many test examples, drawn by `seed`; default all. A task without any is tested on training examples
             that are neither demonstrations nor chose the learning rate.
-        resume: a folder for the figures that are done; a later call with the same arguments goes on from there. The caller
+        seed: of the draw of demonstrations and of test examples.
+        resume: a folder for the scores that are done; a later call with the same arguments goes on from there. The caller
             deletes it.
 
     Raises:
@@ -74,19 +78,15 @@ def run_task(
     check_steps(steps)
     for name in modes:
         check_mode(name)
-    demonstrations, spare = _split(task, shots, seed)
+    examples = _Examples.pick(task, shots, dev_examples, tests, seed)
+    if len(rates) > 1 and not examples.dev:
+        raise TintError(
+            f"task {task.name} has no examples left to choose the learning rate by: give `dev` examples or one `lr`"
+        )
     model = load_whole(model, device, dtype)
     auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
     # Built, and refused, before any work is spent.
     simulations = {mode: TinT.build(auxiliary, steps, layers, mode) for mode in modes}
-    readout = WordReadout.of(model, task)
-    dev = (list(task.dev) or spare)[:dev_examples]
-    if len(rates) > 1 and not dev:
-        raise TintError(f"task {task.name} has no examples left to choose the learning rate by: give --dev or one --lr")
-    random = np.random.default_rng(seed)
-    test = list(task.test) or (spare if task.dev else spare[dev_examples:]) or list(task.need("test"))
-    if tests is not None and tests < len(test):
-        test = [test[i] for i in sorted(random.permutation(len(test))[:tests])]
     asked = {
         "model": name_of(model),
         "task": task.spec(),
@@ -100,52 +100,88 @@ def run_task(
         "tests": tests,
         "dtype": str(auxiliary.dtype).removeprefix("torch."),
     }
-    inputs = {**fingerprint_of(model, resume), "examples": digest([demonstrations, dev, test])}
-    ways = [(shown, mode) for shown in (False, True) for mode in (None, *modes)]
-    targets = np.array(task.targets(test))
-    points: list[dict[str, Any]] = []
-    plain: dict[bool, NDArray] = {}  # which answers are right without learning, by whether demonstrations are read
+    inputs = {**fingerprint_of(model, resume), "examples": digest(list(examples))}
     with resumable(resume, {**asked, **inputs}) as state:
         known = Memo(state and state / "figures.jsonl")
-        place = _Place(auxiliary, readout, task, demonstrations, loss, known)
-        for number, (shown, mode) in enumerate(ways):
-            name = f"{'few' if shown else 'zero'}-shot" + (f", TinT {mode}" if mode else "")
-            progress(number, len(ways), name)
-            rate = None
-            blocks: Sequence[Block] = auxiliary.blocks
-            if mode is not None:
-                rate = rates[0]
-                if len(rates) > 1:
-                    scores = {r: place.dev_score(simulations[mode], r, shown, dev) for r in rates}
-                    rate = best(scores, lowest=True)
-                blocks = place.update(simulations[mode], rate, shown)
-            logits = place.logits(blocks, test, shown, [name, rate])
-            right = (logits.argmax(1) == targets).astype(float)
-            points.append({"method": name, "lr": rate, **_wilson(int(right.sum()), len(test))})
-            if mode is None:
-                plain[shown] = right
-            else:
-                points[-1] |= difference((right - plain[shown]).tolist())
-    progress(len(ways), len(ways), "done")
+        prompting = Prompting(auxiliary, WordReadout.of(model, task), task, examples.demonstrations, loss, known)
+        points = _points(prompting, simulations, rates, examples, progress)
     content = {
         **provenance(call={"run_task": asked}, inputs=inputs, seed=seed),
         "kind": "task",
         "task": task.spec(),
         "metric": "accuracy",
-        "shots": len(demonstrations),
-        "tests": len(test),
+        "shots": len(examples.demonstrations),
+        "tests": len(examples.test),
         "tested_on": "test examples" if task.test else "training examples left over",
-        "dev_examples": len(dev) if len(rates) > 1 else 0,
+        "dev_examples": len(examples.dev) if len(rates) > 1 else 0,
         "rates": rates,
-        "majority": max(np.bincount(targets)) / len(test),
+        "majority": max(np.bincount(task.targets(examples.test))) / len(examples.test),
         "points": points,
     }
     return Run(content)
 
 
+class _Examples(NamedTuple):
+    """A task's examples by what they are for."""
+
+    demonstrations: list[Example]
+    dev: list[Example]
+    test: list[Example]
+
+    @classmethod
+    def pick(cls, task: Task, shots: int, dev_examples: int, tests: int | None, seed: int) -> "_Examples":
+        """Demonstrations from the training examples; these also stand in for a development or test split that isn't there."""
+        demonstrations, spare = draw_demonstrations(task, shots, seed)
+        dev = (list(task.dev) or spare)[:dev_examples]
+        test = list(task.test) or (spare if task.dev else spare[dev_examples:]) or list(task.need("test"))
+        if tests is not None and tests < len(test):
+            random = np.random.default_rng(seed)
+            test = [test[i] for i in sorted(random.permutation(len(test))[:tests])]
+        return cls(demonstrations, dev, test)
+
+
+def _points(
+    prompting: "Prompting",
+    simulations: Mapping[str, TinT],
+    rates: Sequence[float],
+    examples: _Examples,
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """An entry for each way to use the demonstrations: its accuracy and, where it learns, what it gains by that."""
+    ways = [(shown, mode) for shown in (False, True) for mode in (None, *simulations)]
+    targets = np.array(prompting.task.targets(examples.test))
+    points: list[dict[str, Any]] = []
+    frozen: dict[bool, NDArray] = {}  # which answers are right without learning, by whether demonstrations are read
+    for number, (shown, mode) in enumerate(ways):
+        name = f"{'few' if shown else 'zero'}-shot" + (f", TinT {mode}" if mode else "")
+        progress(number, len(ways), name)
+        rate = None
+        blocks: Sequence[Block] = prompting.auxiliary.blocks
+        if mode is not None:
+            rate = rates[0]
+            if len(rates) > 1:
+                scores = {r: prompting.dev_loss(simulations[mode], r, shown, examples.dev) for r in rates}
+                rate = best(scores, lowest=True)
+            blocks = prompting.update(simulations[mode], rate, shown)
+        logits = prompting.logits(blocks, examples.test, shown, [name, rate])
+        right = (logits.argmax(1) == targets).astype(float)
+        points.append({"method": name, "lr": rate, **_wilson(int(right.sum()), len(right))})
+        if mode is None:
+            frozen[shown] = right
+        else:
+            points[-1] |= difference((right - frozen[shown]).tolist())
+    progress(len(ways), len(ways), "done")
+    return points
+
+
 @dataclass(frozen=True, eq=False)
-class _Place:
-    """Demonstrations and prompts as tokens, and what is done with them."""
+class Prompting:
+    """Demonstrations and prompts of a task as tokens; what the model learns from them and what it answers.
+
+    Attributes:
+        loss: `label` or `all`: which tokens of the demonstrations are learnt.
+        known: answers of an earlier run of the same call, by key.
+    """
 
     auxiliary: Auxiliary
     readout: WordReadout
@@ -193,12 +229,12 @@ class _Place:
         With a key each row of prompts is kept under it, so that an interrupted run goes on after the last.
         """
         context = self.shown_ids(together=True)[0] if shown else []
-        found: list[list[float]] = []
+        rows: list[list[float]] = []
         prompts = [self._inner(e.ids) if context else e.ids for e in self.readout.encode(examples)]
         for number, group in enumerate(_groups(prompts)):
             find = partial(self._row, blocks, context, group)
-            found += find() if key is None else self.known.get([*key, number], find)
-        return np.array(found, dtype=np.float32)
+            rows += find() if key is None else self.known.get([*key, number], find)
+        return np.array(rows, dtype=np.float32)
 
     def _row(self, blocks: Sequence[Block], context: list[int], group: list[list[int]]) -> list[list[float]]:
         ids, segments, ends = list(context), [0] * len(context), []
@@ -212,7 +248,7 @@ class _Place:
             raise DivergedError("the label words' logits are NaN or infinite: lower the learning rate")
         return logits.tolist()
 
-    def dev_score(self, simulation: TinT, lr: float, shown: bool, dev: Sequence[Example]) -> float:
+    def dev_loss(self, simulation: TinT, lr: float, shown: bool, dev: Sequence[Example]) -> float:
         """The loss of the right label on development examples; infinite where the descent became NaN."""
 
         def find() -> float:
@@ -239,7 +275,7 @@ def _groups(prompts: Sequence[list[int]]) -> list[list[list[int]]]:
     return groups
 
 
-def _split(task: Task, shots: int, seed: int) -> tuple[list[Example], list[Example]]:
+def draw_demonstrations(task: Task, shots: int, seed: int) -> tuple[list[Example], list[Example]]:
     """Demonstrations, label by label in turn and then mixed, and the training examples that are left, mixed."""
     if shots < len(task.labels):
         raise OptionError(
@@ -254,7 +290,7 @@ def _split(task: Task, shots: int, seed: int) -> tuple[list[Example], list[Examp
         own = [example for example in mixed if example.label == label][:each]
         if len(own) < each:
             raise TaskError(
-                f"label {label!r} of task {task.name} has {len(own)} training examples, fewer than the {each} that {shots} shots take of each: lower --shots"
+                f"label {label!r} of task {task.name} has {len(own)} training examples, fewer than the {each} that {shots} shots take of each: lower `shots`"
             )
         chosen += own
     kept = set(chosen)

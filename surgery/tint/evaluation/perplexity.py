@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from surgery.errors import OptionError, TintError
+from surgery.errors import OptionError
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.resuming import Memo, digest, resumable
@@ -21,6 +21,7 @@ from surgery.tint.auxiliary import Auxiliary, fingerprint_of, load_named, name_o
 from surgery.tint.descent import DivergedError
 from surgery.tint.evaluation.reference import dynamic_evaluation
 from surgery.tint.evaluation.report import Run, best, difference, pick_rates
+from surgery.tint.evaluation.texts import bos_token, cut_windows, load_whole, read_text, tokenize
 from surgery.tint.inputs import as_ids
 from surgery.tint.modules import check_mode
 from surgery.tint.segments import check_length
@@ -33,6 +34,7 @@ _USUAL = METHODS[:4]
 _RESAMPLES = 2000
 
 
+# Long: many options, each with its line of documentation; the body is four steps.
 def run_text(
     model: Any,
     text: Any,
@@ -61,14 +63,20 @@ def run_text(
     Args:
         text: a file, or token ids in a row (a tensor, an array or a list); a file needs a model with its tokenizer (a
             folder, a hub id, a loaded `Model`).
-        start_token: begin each window with the token that begins a text, which is then one of the window's; default what
-            the tokenizer does by itself. Token ids are taken as they are.
-        device, dtype: as `TinT.build` takes them.
+        shares: of each window's tokens, those to learn from, between 0 and 1; perplexity is measured for each share.
         lr: a rate, or several to choose among for each method and share, on the first `dev_windows` windows, which are
-            then left out of the figures; default a grid from 1e-5 to 3e-3.
+            then left out of the perplexity; default a grid from 1e-5 to 3e-3.
+        steps: steps of descent on a window's training tokens.
+        layers: the blocks that learn, as `TinT.build` takes them.
+        methods: of `METHODS`.
         window: tokens of a window, by default 256 or what the model has positions for. `windows`: how many to measure on;
             default all there are.
-        resume: a folder for the figures of the windows that are done; a later call with the same arguments goes on from
+        batch_size: windows that TinT takes at once, each with an update of its own.
+        start_token: begin each window with the token that begins a text, which is then one of the window's; default what
+            the tokenizer does by itself. Token ids are taken as they are.
+        seed: of the bootstrap over windows.
+        device, dtype: as `TinT.build` takes them.
+        resume: a folder for the losses of the windows that are done; a later call with the same arguments goes on from
             there. The caller deletes it. Needs a model with a fingerprint: a folder, a hub id or a loaded `Model`.
 
     Raises:
@@ -79,34 +87,16 @@ def run_text(
     held = dev_windows if len(rates) > 1 else 0
     _check_options(shares, methods, window, batch_size, steps)
     if len(rates) > 1 and held < 1:
-        raise OptionError("several learning rates, and no windows to choose by: give dev_windows or one lr")
-    written = read_text(Path(text)) if isinstance(text, str | Path) else None
-    if written is None and start_token:
-        raise OptionError("start_token goes with a text: put the start token's id among the token ids")
-    model = (load_named if written is None else load_whole)(model, device=device, dtype=dtype)
-    auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
+        raise OptionError("several learning rates, and no windows to choose by: give `dev_windows` or one `lr`")
+    model, auxiliary, start, ids = _read(model, text, start_token, device, dtype)
     if window is None:
         window = min(_WINDOW, auxiliary.shape.positions)
         _check_options(shares, methods, window, batch_size, steps)
     check_length(torch.tensor([[window - 1]]), auxiliary.shape.positions)
-    if written is None:
-        start, ids = None, as_ids(text, auxiliary.shape.vocabulary, "text")[0]
-    else:
-        start, ids = _start_token(model.tokenizer, start_token), _tokens(model, written)
-    each = window if start is None else window - 1
-    count = len(ids) // each
-    wanted = count - held if windows is None else windows
-    if wanted < 1 or count < held + wanted:
-        raise TintError(
-            f"the text has {len(ids):,} tokens, which is {count} windows of {window}, but {held + max(wanted, 1)} are needed: give a longer text or lower --window"
-        )
-    rows = ids[: (held + wanted) * each].view(-1, each)
-    if start is not None:
-        rows = torch.cat((torch.full((len(rows), 1), start), rows), 1)
-    rows = rows.to(auxiliary.device)
+    rows = cut_windows(ids, window, start=start, held=held, windows=windows).to(auxiliary.device)
     asked = {
         "model": name_of(model),
-        "text": "token ids" if written is None else str(text),
+        "text": str(text) if isinstance(text, str | Path) else "token ids",
         "start_token": None if start is None else model.tokenizer.convert_ids_to_tokens(start),
         "shares": list(shares),
         "lr": list(rates),
@@ -114,53 +104,39 @@ def run_text(
         "layers": layers if isinstance(layers, str) else list(layers),
         "methods": list(methods),
         "window": window,
-        "windows": wanted,
+        "windows": len(rows) - held,
         "dev_windows": held,
         "batch_size": batch_size,
         "dtype": str(auxiliary.dtype).removeprefix("torch."),
     }
     inputs = {**fingerprint_of(model, resume), "tokens": digest(rows.tolist())}
-    points = []
     with resumable(resume, {**asked, **inputs}) as state:
         known = Memo(state and state / "figures.jsonl")
-        work = _Work(auxiliary, rows, methods, steps, layers, batch_size, known)
-        costs = [len(rows) - held if method == "frozen" else len(rates) * held + len(rows) - held for method in methods]
-        total, done = len(shares) * sum(costs), 0
-        for share in shares:
-            boundary = round(share * window)
-            for method in methods:
-
-                def tell(more: int, line: str = f"{method} at {share:.0%}") -> None:
-                    nonlocal done
-                    done += more
-                    progress(done, total, line)
-
-                tell(0)
-                rate = None
-                if method != "frozen":
-                    dev = range(held)
-                    scores = {
-                        r: float(work.losses(method, dev, boundary, r, tell, dev=True).sum()) for r in rates if held
-                    }
-                    rate = best(scores, lowest=True) if held else rates[0]
-                losses = work.losses(method, range(held, len(rows)), boundary, rate, tell)
-                points.append(
-                    {"method": method, "share": share, "lr": rate, **_perplexity(losses, window - boundary, seed)}
-                )
-    progress(total, total, "done")
-    _compare_with_frozen(points)
+        evaluation = _Evaluation(auxiliary, rows, methods, steps, layers, batch_size, known)
+        points = evaluation.points(shares, rates, held, seed, progress)
     content = {
         **provenance(call={"run_text": asked}, inputs=inputs, seed=seed),
         "kind": "text",
-        "window": window,
-        "windows": wanted,
-        "dev_windows": held,
+        **{key: asked[key] for key in ("window", "windows", "dev_windows")},
         "rates": rates,
-        "dtype": asked["dtype"],
-        "start_token": asked["start_token"],
+        **{key: asked[key] for key in ("dtype", "start_token")},
         "points": points,
     }
     return Run(content)
+
+
+def _read(
+    model: Any, text: Any, begun: bool | None, device: str | torch.device | None, dtype: str | torch.dtype | None
+) -> tuple[Any, Auxiliary, int | None, Int[Tensor, " tokens"]]:
+    """The model, loaded and taken apart, the token to begin windows with, and the text's token ids."""
+    written = read_text(Path(text)) if isinstance(text, str | Path) else None
+    if written is None and begun:
+        raise OptionError("`start_token` goes with a text: put the start token's id among the token ids")
+    model = (load_named if written is None else load_whole)(model, device=device, dtype=dtype)
+    auxiliary = Auxiliary.of(model, device=device, dtype=dtype)
+    if written is None:
+        return model, auxiliary, None, as_ids(text, auxiliary.shape.vocabulary, "text")[0]
+    return model, auxiliary, bos_token(model.tokenizer, begun), tokenize(model, written)
 
 
 def _compare_with_frozen(points: list[dict[str, Any]]) -> None:
@@ -172,8 +148,8 @@ def _compare_with_frozen(points: list[dict[str, Any]]) -> None:
             point |= difference([before - after for before, after in pairs])
 
 
-class _Work:
-    """The losses of windows after each method."""
+class _Evaluation:
+    """Windows of a text, and their losses after each method."""
 
     def __init__(
         self,
@@ -187,6 +163,7 @@ class _Work:
     ) -> None:
         self.auxiliary = auxiliary
         self.rows = rows
+        self.methods = methods
         self.steps = steps
         self.batch_size = batch_size
         self.known = known
@@ -197,6 +174,42 @@ class _Work:
             for method in methods
             if method.startswith("TinT")
         }
+
+    def points(
+        self, shares: Sequence[float], rates: Sequence[float], held: int, seed: int, progress: Progress
+    ) -> list[dict[str, Any]]:
+        """An entry for each share and method: its perplexity on all but the `held` windows, at the rate chosen on these."""
+        measured, window = len(self.rows) - held, self.rows.shape[1]
+        choosing = held * len(rates)
+        total = len(shares) * sum(measured + choosing * (method != "frozen") for method in self.methods)
+        done = 0
+        points = []
+        for share in shares:
+            boundary = round(share * window)
+            for method in self.methods:
+
+                def tell(more: int, line: str = f"{method} at {share:.0%}") -> None:
+                    nonlocal done
+                    done += more
+                    progress(done, total, line)
+
+                tell(0)
+                rate = None if method == "frozen" else self._rate(method, boundary, rates, held, tell)
+                losses = self.losses(method, range(held, len(self.rows)), boundary, rate, tell)
+                point = {"method": method, "share": share, "lr": rate}
+                points.append(point | _perplexity(losses, window - boundary, seed))
+        progress(total, total, "done")
+        _compare_with_frozen(points)
+        return points
+
+    def _rate(
+        self, method: str, boundary: int, rates: Sequence[float], held: int, tell: Callable[[int], None]
+    ) -> float:
+        """The rate with the lowest loss on the first `held` windows; one alone isn't chosen."""
+        if not held:
+            return rates[0]
+        scores = {r: self.losses(method, range(held), boundary, r, tell, dev=True).sum() for r in rates}
+        return best({r: float(score) for r, score in scores.items()}, lowest=True)
 
     def losses(
         self,
@@ -270,7 +283,7 @@ def _check_options(
     if window is not None and window < 4:
         raise OptionError(f"a window of {window} tokens is too short: 4 at least")
     if batch_size < 1:
-        raise OptionError(f"batch_size {batch_size} must be at least 1")
+        raise OptionError(f"`batch_size` {batch_size} must be at least 1")
     check_steps(steps)
     for share in shares:
         if not 0 < share < 1:
@@ -284,56 +297,3 @@ def _check_options(
             check_mode(method.removeprefix("TinT "))
         elif method not in METHODS:
             raise OptionError(f"method {method!r} isn't one of {', '.join(METHODS)}")
-
-
-def load_whole(model: Any, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Any:
-    """A model with its tokenizer; raises TintError for one without, or that can't be simulated."""
-    model = load_named(model, device=device, dtype=dtype, tokenized=True)
-    if getattr(model, "tokenizer", None) is None:
-        raise TintError("a text needs a tokenizer: give a folder, a hub id or a loaded Model, or give token ids")
-    return model
-
-
-def load_with_tokens(
-    model: str,
-    text: Path | None,
-    tokens: int,
-    *,
-    seed: int = 0,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-) -> tuple[Any, Int[Tensor, "1 tokens"]]:
-    """A loaded model, and one row of a text's first tokens, or of random ones, on the CPU."""
-    written = None if text is None else read_text(text)
-    loaded = load_whole(model, device, dtype)
-    if written is None:
-        size = min(len(loaded.tokenizer), loaded.module.get_input_embeddings().num_embeddings)  # either may be padded
-        return loaded, torch.randint(size, (1, tokens), generator=torch.Generator().manual_seed(seed))
-    ids = _tokens(loaded, written)
-    if len(ids) < tokens:
-        raise TintError(f"{text} has {len(ids)} tokens, fewer than the {tokens} asked for")
-    return loaded, ids[None, :tokens]
-
-
-def read_text(file: Path) -> str:
-    """A file's text, without a byte order mark; raises TintError where there is none to read."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TintError(f"{file} can't be read as text ({error})") from error
-
-
-def _tokens(model: Any, text: str) -> Tensor:
-    ids = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.long)
-
-
-def _start_token(tokenizer: Any, wanted: bool | None) -> int | None:
-    """The token that begins each window: the tokenizer's, where it puts one before a text by itself or one is asked for."""
-    start = tokenizer.bos_token_id
-    if wanted is None:
-        first = tokenizer("a", verbose=False)["input_ids"][:1]
-        return start if start is not None and first == [start] else None
-    if wanted and start is None:
-        raise OptionError("the tokenizer has no token that begins a text: leave --start-token out")
-    return start if wanted else None

@@ -1,15 +1,40 @@
-"""Run: what `surgery tint run` measured, as fields to read, one table, JSON and figures."""
+"""Run: what learning while reading is worth, on a text or a task, as fields to read, one table, JSON and a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from surgery.files import new_folder, replace_bytes, replace_json
-from surgery.reporting.markdown import table
-from surgery.tint.evaluation.verification import load_report
+from surgery.errors import OptionError
+from surgery.reporting.page import Figure, Page, Table, Text
+from surgery.reporting.results import Result
+from surgery.tint.reports import load_report, save_report
 
 _FORMAT = "surgery tint run 1"
+_LEGENDS = {
+    "text": {
+        "method": "frozen: the model as it is. dynamic evaluation: gradient descent by autograd on the training share. TinT: the "
+        "same descent within the forward pass, by the paper's arithmetic (paper), in closed form (exact), or with the faults of "
+        "the published code (published).",
+        "training share": "Share of each window that is learnt from; perplexity is measured on the rest of the window.",
+        "perplexity": "e to the mean loss of a token, over all windows.",
+        "low": "Lower end of the 95% interval, by resampling windows.",
+        "high": "Upper end of it.",
+        "learning rate": "Of the descent on the summed loss; where there were several, the best on windows that are left out "
+        "here.",
+        "gain": "Nats a token below the frozen model, the mean over windows of their differences.",
+        "gain's error": "Standard error of the gain, over windows.",
+    },
+    "task": {
+        "method": "zero-shot: the test prompt alone. few-shot: the demonstrations before it. TinT: after an update on the "
+        "demonstrations, each on its own (zero-shot) or as one text (few-shot), by the named arithmetic.",
+        "low": "Lower end of the 95% interval (Wilson's).",
+        "high": "Upper end of it.",
+        "learning rate": "Of the descent on the summed loss; where there were several, the best on development examples.",
+        "gain": "Above the same prompt without learning, the mean over test examples of their differences.",
+        "gain's error": "Standard error of the gain, over test examples.",
+    },
+}
 
 
 class _Point(TypedDict):
@@ -24,16 +49,21 @@ class _Point(TypedDict):
 
 
 class _Content(TypedDict):
-    """What `report.json` holds, as far as the tables read it."""
+    """What `report.json` holds, as far as table and page read it."""
 
     kind: Literal["text", "task"]
     points: list[_Point]
     metric: NotRequired[str]
     tests: NotRequired[int]
+    window: NotRequired[int]
+    windows: NotRequired[int]
+    dev_windows: NotRequired[int]
+    dev_examples: NotRequired[int]
+    call: NotRequired[dict[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Run(Result):
     """Perplexity on a text's windows, or accuracy on a task, by method.
 
     Attributes:
@@ -50,76 +80,97 @@ class Run:
         return self.content["points"]
 
     def value(self, method: str, share: float | None = None) -> float:
-        """A method's figure; raises KeyError for one that wasn't run."""
+        """A method's perplexity or accuracy; raises KeyError for one that wasn't run."""
         for point in self.points:
             if point["method"] == method and (share is None or point.get("share") == share):
                 return point["value"]
         raise KeyError(method)
 
     @property
-    def caption(self) -> str:
-        """Of the table."""
-        if self.content["kind"] == "text":
-            return "Perplexity on what follows the training share of each window, with 95% intervals over windows."
-        return f"{self.content['metric']} with 95% intervals, {self.content['tests']} test examples."
-
-    def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and rows: one row a method; for texts one column a training share."""
-        if self.content["kind"] == "task":
-            rows = [[p["method"], _interval(p, 3), _rate(p)] for p in self.points]
-            return ["", self.content["metric"], "learning rate"], rows
-        shares = list(dict.fromkeys(point["share"] for point in self.points))
-        methods = list(dict.fromkeys(point["method"] for point in self.points))
-        rows = []
-        for method in methods:
-            by_share = {point["share"]: point for point in self.points if point["method"] == method}
-            rows.append([method, *(f"{_interval(by_share[s], 2)}{_at(by_share[s])}" for s in shares)])
-        return ["", *(f"{share:.0%} for training" for share in shares)], rows
+    def metric(self) -> str:
+        """Perplexity, or the task's metric."""
+        return "perplexity" if self.content["kind"] == "text" else self.content["metric"]
 
     @property
-    def differences_caption(self) -> str:
-        """Of the second table."""
-        if self.content["kind"] == "text":
-            return "Nats a token below the frozen model, window by window, plus or minus a standard error over windows."
-        return "Accuracy above the same prompt without learning, example by example, plus or minus a standard error."
+    def summary(self) -> list[str]:
+        """What each method comes to, what the best one gains, and on what."""
+        first = self.points[0].get("share")
+        shown = [point for point in self.points if point.get("share") == first]
+        digits = 2 if first is not None else 3
+        values = "; ".join(f"{point['method']} {point['value']:.{digits}f}" for point in shown)
+        where = "" if first is None else f" after learning from {first:.0%} of each window"
+        return [f"{self.metric.capitalize()}{where}: {values}.", *self._best(), self._on()]
 
-    def differences(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and rows: what each method that learns gains, paired; reports written before this was kept have none."""
+    def _best(self) -> list[str]:
+        """The method that gains most; reports written before gains were kept have none."""
         learn = [point for point in self.points if "gain" in point]
-        if self.content["kind"] == "task":
-            return ["", "gain"], [[point["method"], _gain(point)] for point in learn]
-        shares = list(dict.fromkeys(point["share"] for point in learn))
-        rows = [
-            [method, *(_gain(p) for p in learn if p["method"] == method)]
-            for method in dict.fromkeys(point["method"] for point in learn)
-        ]
-        return ["", *(f"{share:.0%} for training" for share in shares)], rows
+        if not learn:
+            return []
+        top = max(learn, key=lambda point: point["gain"])
+        error = "" if top["gain_error"] is None else f" (standard error {top['gain_error']:.3f})"
+        at = f" at {top['share']:.0%}" if "share" in top else ""
+        unit = "nats a token against the frozen model" if at else "against the same prompt without learning"
+        return [f"The most is gained by {top['method']}{at}: {top['gain']:+.3f} {unit}{error}."]
+
+    def _on(self) -> str:
+        """What was measured on, and how learning rates were chosen."""
+        content, text = self.content, self.content["kind"] == "text"
+        size = (
+            f"{content.get('windows')} windows of {content.get('window')} tokens"
+            if text
+            else f"{content['tests']} test examples"
+        )
+        held = content.get("dev_windows" if text else "dev_examples")
+        chosen = f"; learning rates chosen on {held} other {'windows' if text else 'examples'}" if held else ""
+        return f"Measured on {size}{chosen}."
+
+    @property
+    def caption(self) -> str:
+        """What the table shows, in a sentence."""
+        if self.content["kind"] == "text":
+            return "Perplexity on what follows the training share of each window, with 95% intervals over windows."
+        return f"{self.metric} with 95% intervals, {self.content['tests']} test examples."
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Columns and rows: one row a method and, for texts, a training share."""
+        share = ["training share"] if self.content["kind"] == "text" else []
+        columns = ["method", *share, self.metric, "low", "high", "learning rate", "gain", "gain's error"]
+        keys = ["method", *(["share"] if share else []), "value", "low", "high", "lr", "gain", "gain_error"]
+        return columns, [[point.get(key) for key in keys] for point in self.points]
+
+    def page(self, figures: Sequence[Figure] = ()) -> Page:
+        """The report for people."""
+        legend = _LEGENDS[self.content["kind"]]
+        call: Mapping[str, Any] = next(iter(self.content.get("call", {}).values()), {})
+        options = ", ".join(
+            f"{key} {call[key]}" for key in ("steps", "layers", "dtype", "loss", "shots") if key in call
+        )
+        made = Text(
+            f"Model {call.get('model', 'unknown')}; {options}. Everything, each window's loss included, is in report.json."
+        )
+        return Page(
+            "Fine-tuned in the forward pass",
+            self.summary,
+            [*figures, Table(self.caption, *self.table(), legend=legend, folded=False), made],
+        )
 
     def markdown(self) -> str:
-        """Both tables and their captions."""
-        parts = [(*self.table(), self.caption)]
-        if self.differences()[1]:
-            parts.append((*self.differences(), self.differences_caption))
-        lines: list[str] = []
-        for columns, rows, caption in parts:
-            lines += [*table(columns, rows), "", caption, ""]
-        return "\n".join(lines)
+        """The page, without figures, as Markdown."""
+        return self.page().markdown()
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write `report.json`, `README.md` with the table, and the figure."""
+        """Write `report.json`, the figure, and the page as `index.html` and `README.md`."""
         from surgery.tint.evaluation.figures import draw_run
 
-        with new_folder(Path(folder), overwrite=overwrite) as staged:
-            replace_json(staged / "report.json", {"format": _FORMAT, **self.content})
-            drawn = draw_run(self.content, staged)
-            page = ["# Fine-tuned in the forward pass", "", self.markdown(), *(f"![{p.stem}]({p.name})" for p in drawn)]
-            replace_bytes(staged / "README.md", ("\n".join(page) + "\n").encode())
-        return Path(folder)
+        def draw(staged: Path) -> list[Figure]:
+            return draw_run(self.content, staged)
+
+        return save_report(folder, _FORMAT, self.content, draw=draw, page=self.page, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Run":
         """Read a saved one; raises TintError for anything else."""
-        return load_report(Path(folder), _FORMAT, _Content, cls)
+        return load_report(folder, _FORMAT, _Content, cls, cls.markdown)
 
 
 def difference(values: Sequence[float]) -> dict[str, float | None]:
@@ -138,26 +189,7 @@ def best(scores: Mapping[float, float], *, lowest: bool) -> float:
 
 def pick_rates(given: float | Sequence[float] | None, usual: Sequence[float]) -> tuple[float, ...]:
     """The learning rates to choose among; one alone isn't chosen."""
-    from surgery.errors import OptionError
-
     rates = tuple(usual) if given is None else (given,) if isinstance(given, int | float) else tuple(given)
     if not rates or any(not 0 < rate < float("inf") for rate in rates):
         raise OptionError(f"learning rates {list(rates)} must be positive numbers")
     return tuple(sorted({float(rate) for rate in rates}))
-
-
-def _interval(point: Mapping[str, Any], digits: int) -> str:
-    return f"{point['value']:.{digits}f} ({point['low']:.{digits}f}-{point['high']:.{digits}f})"
-
-
-def _gain(point: Mapping[str, Any]) -> str:
-    error = "" if point["gain_error"] is None else f" ± {point['gain_error']:.3f}"
-    return f"{point['gain']:+.3f}{error}"
-
-
-def _rate(point: Mapping[str, Any]) -> str:
-    return "" if point["lr"] is None else f"{point['lr']:g}"
-
-
-def _at(point: Mapping[str, Any]) -> str:
-    return "" if point["lr"] is None else f" at {point['lr']:g}"

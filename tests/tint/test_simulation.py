@@ -1,4 +1,4 @@
-"""TinT's arithmetic against the Hugging Face model: autograd, plain gradient descent, and what masks and segments mean."""
+"""The simulation against the Hugging Face model: autograd, plain gradient descent, and what masks and segments mean."""
 
 import copy
 import math
@@ -6,27 +6,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
-from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers import AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from surgery.errors import OptionError, SurgeryError, TintError
-from surgery.tint import TinT, verify
-from surgery.tint.evaluation.perplexity import run_text
-from surgery.tint.modules import (
-    Arithmetic,
-    activate,
-    activate_backward,
-    attend,
-    attend_backward,
-    normalise,
-    normalise_backward,
-    rotate,
-)
+from surgery.tint import TinT
+from tests.support.tint import TOKENS, TRAIN, gradients, prefix_mask, relative, summed_loss, tokens
 
 FAMILIES = ("gpt2", "opt", "llama", "llama-tied")
-TRAIN, TOKENS = 12, 20
 
 
 def detached_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
@@ -49,52 +35,6 @@ def precise_norms(monkeypatch):
         "forward",
         lambda self, x: self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon)),
     )
-
-
-@pytest.fixture
-def model(tiny):
-    """`model(kind, dtype)`: a tiny model with random weights, norms' weights around one as in real ones."""
-
-    def get(kind, dtype=torch.float64):
-        found = AutoModelForCausalLM.from_pretrained(tiny(kind), dtype=dtype).eval()
-        with torch.no_grad():
-            for name, parameter in found.named_parameters():
-                if name.endswith("weight") and ("norm" in name or "ln_" in name):
-                    parameter += 1
-        return found
-
-    return get
-
-
-def tokens(model, rows=1, count=TOKENS, seed=0):
-    return torch.randint(model.config.vocab_size, (rows, count), generator=torch.Generator().manual_seed(seed))
-
-
-def prefix_mask(rows=1, count=TOKENS, train=TRAIN):
-    return (torch.arange(count) < train).expand(rows, count).clone()
-
-
-def summed_loss(model, ids):
-    logits = model(ids[None]).logits[0]
-    return F.cross_entropy(logits[:-1], ids[1:], reduction="sum")
-
-
-def gradients(model, loss, simulation):
-    """Autograd's, cut into the simulation's tensors: [(layer, name, gradient)]."""
-    model.zero_grad()
-    loss.backward()
-    named = dict(model.named_parameters(remove_duplicate=False))
-    found = []
-    for layer, sites in enumerate(simulation.auxiliary.sites):
-        for name, site in sites.items():
-            gradient = named[site.parameter].grad
-            found.append((layer, name, torch.zeros_like(named[site.parameter]) if gradient is None else gradient))
-            found[-1] = (layer, name, site.view(found[-1][2]).clone())
-    return found
-
-
-def relative(ours, wanted):
-    return float((ours - wanted).norm() / wanted.norm())
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -296,157 +236,11 @@ def test_published_arithmetic_has_the_published_faults(model):
     assert torch.tensor(TinT.build(single, mode="published").arithmetic.gate, dtype=torch.float32) == 1
 
 
-@given(
-    st.sampled_from(["relu", "gelu", "gelu_new", "silu"]),
-    st.integers(0, 10**6),
-    st.floats(0.01, 30.0),
-)
-def test_activation_backward(kind, seed, size):
-    generator = torch.Generator().manual_seed(seed)
-    x, g = (torch.randn(2, 3, 7, dtype=torch.float64, generator=generator) * s for s in (size, 1.0))
-    x.requires_grad_()
-    y = activate(x, kind)
-    (wanted,) = torch.autograd.grad(y, x, g)
-    x, y = x.detach(), y.detach()
-    assert torch.allclose(activate_backward(g, x, y, kind, Arithmetic.of("exact", torch.float64)), wanted, atol=1e-12)
-    differenced = activate_backward(g, x, y, kind, Arithmetic.of("paper", torch.float64))
-    clear = x.abs() > 1e-3  # the kink of ReLU
-    assert torch.allclose(differenced[clear], wanted[clear], atol=1e-6 * float(g.abs().max()))
-
-
-@given(st.sampled_from(["layer", "rms"]), st.integers(0, 10**6), st.floats(0.01, 1000.0), st.floats(1e-6, 100.0))
-def test_norm_backward(kind, seed, size, height):
-    generator = torch.Generator().manual_seed(seed)
-    x, g = (torch.randn(2, 3, 9, dtype=torch.float64, generator=generator) * s for s in (size, height))
-    x.requires_grad_()
-    y = normalise(x, kind, 1e-5)
-    (wanted,) = torch.autograd.grad(y, x, g)
-    x, y = x.detach(), y.detach()
-    exact = normalise_backward(g, x, y, kind, 1e-5, Arithmetic.of("exact", torch.float64))
-    assert torch.allclose(exact, wanted, rtol=1e-9, atol=1e-9 * float(wanted.abs().max()))
-    # Relative to each token, so neither a large x nor a small gradient drowns it.
-    differenced = normalise_backward(g, x, y, kind, 1e-5, Arithmetic.of("paper", torch.float64))
-    assert relative(differenced, wanted) < 1e-6
-
-
-@given(st.integers(0, 10**6), st.sampled_from([(1, 1), (4, 1), (4, 2), (3, 3)]), st.booleans())
-def test_attention_backward(seed, heads, masked):
-    generator = torch.Generator().manual_seed(seed)
-    queries, keys = heads
-    q, k, v, g = (
-        torch.randn(2, 5, n, 4, dtype=torch.float64, generator=generator) for n in (queries, keys, keys, queries)
-    )
-    visible = None
-    if masked:
-        visible = torch.rand(2, 5, 5, generator=generator) < 0.5
-        visible = visible.tril() | torch.eye(5, dtype=torch.bool)
-    for x in (q, k, v):
-        x.requires_grad_()
-    scores = torch.einsum("bqhw,bkhw->bhqk", q, k.repeat_interleave(queries // keys, 2)) / 2
-    allowed = torch.ones(5, 5, dtype=torch.bool).tril()[None] if visible is None else visible
-    p = scores.masked_fill(~allowed[:, None], -math.inf).softmax(-1)
-    read = torch.einsum("bhqk,bkhw->bqhw", p, v.repeat_interleave(queries // keys, 2))
-    assert torch.allclose(attend(q, k, v, visible), read, atol=1e-12)
-    wanted = torch.autograd.grad(read, (q, k, v), g)
-    with torch.no_grad():
-        found = attend_backward(g, q, k, v, visible, scores=True)
-        _, _, alone = attend_backward(g, q, k, v, visible, scores=False)
-    for ours, truth in zip(found, wanted, strict=True):
-        assert torch.allclose(ours, truth, atol=1e-12)
-    assert torch.equal(alone, found[2])
-
-
-@given(st.integers(0, 10**6))
-def test_turning_back_is_the_transposed_turn(seed):
-    generator = torch.Generator().manual_seed(seed)
-    angles = torch.rand(1, 5, 1, 3, dtype=torch.float64, generator=generator).repeat(1, 1, 1, 2)
-    turn = (angles.cos(), angles.sin())
-    x, y = (torch.randn(1, 5, 2, 6, dtype=torch.float64, generator=generator) for _ in range(2))
-    assert torch.allclose((rotate(x, turn) * y).sum(), (x * rotate(y, turn, back=True)).sum())
-    assert torch.allclose(rotate(rotate(x, turn), turn, back=True), x)
-
-
-def test_bad_input_is_refused_in_a_sentence(model, tiny):
-    plain = model("gpt2", torch.float32)
-    ids, mask = tokens(plain), prefix_mask()
-    simulation = TinT.build(plain)
-    everything, nothing = torch.ones_like(mask), torch.zeros_like(mask)
-    lonely = nothing.clone()
-    lonely[0, [2, 5]] = True
-    long = tokens(plain, 1, 65)
-    bert = AutoModelForCausalLM.from_pretrained(tiny("gpt2")).transformer
-    for error, words, call in (
-        (TintError, "nothing is left to test", lambda: simulation(ids, everything)),
-        (TintError, "no pair of neighbouring training tokens", lambda: simulation(ids, nothing)),
-        (TintError, "no pair of neighbouring training tokens", lambda: simulation(ids, lonely)),
-        (TintError, "longer than the model's 64 positions", lambda: simulation(long, prefix_mask(1, 65))),
-        (TintError, "longer than the model's 64 positions", lambda: simulation.hidden(long)),
-        (TintError, "holds token 5000, but the model has 0 to", lambda: simulation.hidden(long[:, :3] * 0 + 5000)),
-        (TintError, "holds token -1", lambda: simulation(long[:, :3] * 0 - 1, prefix_mask(1, 3))),
-        (OptionError, "isn't one of exact, paper, published", lambda: TinT.build(plain, mode="best")),
-        (OptionError, "must be at least 1", lambda: TinT.build(plain, steps=0)),
-        (OptionError, "2 blocks, 0 to 1", lambda: TinT.build(plain, layers=[2])),
-        (OptionError, "numbers and ranges", lambda: TinT.build(plain, layers="first")),
-        (OptionError, "must be a number, 0 or more", lambda: simulation(ids, prefix_mask(), lr=-1.0)),
-        (OptionError, "must be a number, 0 or more", lambda: simulation.update(ids, lr=math.nan)),
-        (OptionError, "positive number", lambda: TinT.build(plain, scale=-1.0)),
-        (OptionError, "use float32, float64 or mode 'exact'", lambda: TinT.build(model("gpt2", torch.bfloat16))),
-        (TintError, "no language-model head", lambda: TinT.build(bert)),
-        (TintError, "no Hugging Face model", lambda: TinT.build(3)),
-        (TintError, "'bert' can't be simulated", lambda: TinT.build(tiny("bert"))),
-        (SurgeryError, "is not a folder", lambda: TinT.build("./nowhere")),
-    ):
-        with pytest.raises(error, match=words):
-            call()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"do_layer_norm_before": False}, "LayerNorms after the sublayers"),
-        ({"activation_function": "tanh"}, "activation 'tanh'"),
-        ({"word_embed_proj_dim": 8}, "word_embed_proj_dim 8"),
-    ],
-)
-def test_an_opt_of_another_build_is_refused_by_name(model, change, words):
-    plain = model("opt")
-    for key, value in change.items():
-        setattr(plain.config, key, value)
-    with pytest.raises(TintError, match=words):
-        TinT.build(plain)
-
-
 def test_half_precision_runs_in_exact_mode(model):
     plain = model("llama", torch.bfloat16)
     ids = tokens(plain)
     out = TinT.build(plain, mode="exact")(ids, prefix_mask(), lr=1e-3)
     assert out.logits.dtype == torch.bfloat16 and bool(torch.isfinite(out.logits).all())
-
-
-def test_a_descent_that_becomes_nan_names_step_and_tensor(model):
-    plain = model("gpt2", torch.float32)
-    ids = tokens(plain)
-    with pytest.raises(
-        TintError, match=r"step 2: the gradient of block 1's \w+\.\w+ is NaN or infinite: lower the lear"
-    ):
-        TinT.build(plain, steps=5)(ids, prefix_mask(), lr=1e30)
-    with pytest.raises(TintError, match="after step 1 logits are NaN"):
-        TinT.build(plain)(ids, prefix_mask(), lr=1e30)
-    plain.transformer.h[1].mlp.c_fc.bias.data[0] = math.inf
-    with pytest.raises(TintError, match=r"the gradient of block 1's \w+\.\w+ is NaN or infinite in float32"):
-        TinT.build(plain).gradients(ids)
-
-
-def test_token_ids_need_no_tokenizer(model, tmp_path):
-    plain = model("gpt2", torch.float32)
-    plain.save_pretrained(tmp_path / "bare")
-    ids = tokens(plain)
-    found = TinT.build(str(tmp_path / "bare"), materialise=True, device="cpu")(ids, prefix_mask(), lr=1e-3).logits
-    assert torch.equal(found, TinT.build(plain, materialise=True)(ids, prefix_mask(), lr=1e-3).logits)
-    assert verify(str(tmp_path / "bare"), ids[:1], sweep=False).forward_error < 1e-5
-    (tmp_path / "text.txt").write_text("a text")
-    with pytest.raises(SurgeryError, match="no tokenizer can be loaded"):
-        run_text(str(tmp_path / "bare"), tmp_path / "text.txt", lr=1e-3)
 
 
 def test_it_says_what_it_is_in_a_line(model):

@@ -1,0 +1,114 @@
+"""run_task: prompts, demonstrations and answers against the model asked one prompt at a time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.models import load_model
+from surgery.errors import OptionError, TaskError, TintError
+from surgery.tasks.readout import WordReadout
+from surgery.tasks.task import Task
+from surgery.tint import TinT, run_task, run_text
+from surgery.tint.auxiliary import Auxiliary
+from surgery.tint.evaluation.in_context import Prompting, draw_demonstrations
+from tests.support.tint import ROWS
+
+
+def one_by_one(plain, prompts, words):
+    found = []
+    for prompt in prompts:
+        with torch.no_grad():
+            found.append(plain(torch.tensor([prompt])).logits[0, -1, words])
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt"])
+def test_a_task_packed_in_rows_is_the_model_asked_one_by_one(tiny, kind):
+    task = Task.load("sst2", train=ROWS[::2], test=ROWS[1::2])
+    plain = AutoModelForCausalLM.from_pretrained(tiny(kind), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny(kind))
+    words = [tokenizer.convert_tokens_to_ids(word) for word in task.words.values()]
+
+    def prompt(example):
+        ids = tokenizer(f"{example.text} It was")["input_ids"]
+        return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+
+    found = run_task(tiny(kind), task, shots=4, lr=0.02, modes=("exact",), seed=3)
+    assert [point["method"] for point in found.points] == [
+        "zero-shot", "zero-shot, TinT exact", "few-shot", "few-shot, TinT exact",
+    ]  # fmt: skip
+    targets = torch.tensor(task.targets(task.test))
+    zero = one_by_one(plain, [prompt(example) for example in task.test], words)
+    assert found.value("zero-shot") == pytest.approx(float((zero.argmax(1) == targets).float().mean()))
+    assert found.content["shots"] == 4 and found.content["tests"] == 12
+
+    loaded = load_model(Checkpoint(tiny(kind)))
+    demonstrations, spare = draw_demonstrations(task, 4, 3)
+    assert sorted(e.label for e in demonstrations) == ["negative"] * 2 + ["positive"] * 2
+    assert not set(demonstrations) & set(spare)
+    place = Prompting(Auxiliary.of(loaded), WordReadout.of(loaded, task), task, demonstrations, "label")
+    logits = torch.from_numpy(place.logits(place.auxiliary.blocks, task.test, False))
+    assert torch.allclose(logits, zero, atol=1e-5)
+    # Few-shot: all demonstrations with their label words, then the prompt.
+    start = tokenizer.bos_token_id
+    context = []
+    for example in demonstrations:
+        ids = prompt(example)
+        context += ids[1:] if context and ids[0] == start else ids
+        context += [words[task.labels.index(example.label)], *tokenizer("\n", add_special_tokens=False)["input_ids"]]
+    asked = [context + (ids[1:] if ids[0] == start else ids) for ids in map(prompt, task.test)]
+    logits = torch.from_numpy(place.logits(place.auxiliary.blocks, task.test, True))
+    assert torch.allclose(logits, one_by_one(plain, asked, words), atol=1e-5)
+    # Learning from each alone: plain gradient descent on the sum of their labels' losses.
+    blocks = place.update(TinT.build(place.auxiliary, mode="exact"), 0.02, False)
+    moved = [p for name, p in plain.named_parameters() if ".h." in name or ".layers." in name]
+    descent = torch.optim.SGD(moved, lr=0.02)
+    for example in demonstrations:
+        logits = plain(torch.tensor([prompt(example)])).logits[:, -1]
+        F.cross_entropy(logits, torch.tensor([words[task.labels.index(example.label)]])).backward()
+    descent.step()
+    ours = torch.from_numpy(place.logits(blocks, task.test, False))
+    after = one_by_one(plain, [prompt(example) for example in task.test], words)
+    assert float((after - zero).abs().max()) > 1e-3
+    assert torch.allclose(ours, after, atol=1e-4)
+
+
+def test_the_rate_of_a_task_is_chosen_without_its_test_examples(tiny):
+    task = Task.load("sst2", train=ROWS, test=ROWS[:3])
+    other = Task.load("sst2", train=ROWS, test=ROWS[-3:])
+    rates = (1e-3, 1e-1)
+    first, second = (run_task(tiny("gpt2"), t, shots=4, lr=rates, modes=("exact",)) for t in (task, other))
+    assert [point["lr"] for point in first.points] == [point["lr"] for point in second.points]
+    assert first.content["dev_examples"] == 20
+    alone = run_task(tiny("gpt2"), Task.load("sst2", train=ROWS), shots=4, lr=rates, modes=("exact",), dev_examples=8)
+    assert alone.content["tests"] == 12 and alone.content["tested_on"] == "training examples left over"
+
+
+def test_bad_tasks_are_refused(tiny, model, text):
+    task = Task.load("sst2", train=ROWS, test=ROWS)
+    with pytest.raises(OptionError, match="give one of each"):
+        run_task(tiny("gpt2"), task, shots=1)
+    with pytest.raises(OptionError, match="isn't one of label, all"):
+        run_task(tiny("gpt2"), task, loss="words")
+    with pytest.raises(TaskError, match="no test examples"):
+        run_task(tiny("gpt2"), Task.load("sst2", train=ROWS))
+    with pytest.raises(TintError, match="longer than the model's 64 positions"):
+        run_task(tiny("gpt2"), task, shots=24, lr=0.1)
+    few = Task.load("sst2", train=[*ROWS[:12], ROWS[-1]], test=ROWS)
+    with pytest.raises(TaskError, match="label 'negative' of task sst2 has 1 training examples, fewer than the 4"):
+        run_task(tiny("gpt2"), few, shots=8)
+    with pytest.raises(OptionError, match="isn't one of exact, paper, published"):
+        run_task(tiny("gpt2"), task, modes=("best",), progress=lambda *_: pytest.fail("work was spent"))
+    for given in (model("gpt2"), Auxiliary.of(model("gpt2"))):
+        with pytest.raises(TintError, match="needs a tokenizer"):
+            run_text(given, text)
+
+
+def test_a_task_whose_descent_becomes_nan_has_no_accuracy(tiny):
+    task = Task.load("sst2", train=ROWS, test=ROWS)
+    with pytest.raises(TintError, match="logits are NaN or infinite: lower the learning rate"):
+        run_task(tiny("gpt2"), task, shots=4, lr=1e30, modes=("exact",))
+    found = run_task(tiny("gpt2"), task, shots=4, lr=(1e-3, 1e30), modes=("exact",))  # too high a rate loses the choice
+    assert [point["lr"] for point in found.points] == [None, 1e-3, None, 1e-3]
