@@ -9,8 +9,8 @@ from cli.render import print_error
 
 if TYPE_CHECKING:
     from pcfg.grammars.grammar import Grammar
-    from pcfg.resuming import Progress
     from pcfg.treebanks.trees import Tree
+    from surgery.progress import Progress
 
 
 def load_grammar(path: Path) -> "Grammar":
@@ -57,10 +57,10 @@ def read_bank(
 ) -> "list[Tree]":
     """Trees of a file, a folder or NLTK's sample, cleaned (`pcfg.treebanks.cleaning.clean`), or benepar's of a file of sentences."""
     from pcfg.errors import OptionError, TreebankError
-    from pcfg.resuming import silent
     from pcfg.treebanks.cleaning import clean_trees
     from pcfg.treebanks.nltk_sample import nltk_treebank
     from pcfg.treebanks.trees import read_trees
+    from surgery.progress import silent
 
     if [source is not None, nltk, raw is not None].count(True) != 1:
         more = " or --raw FILE" if progress else ""

@@ -1,5 +1,6 @@
 """Sentences read from files, checked against a grammar before any work is spent on them."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -45,6 +46,11 @@ def _tokens(line: str, where: str) -> list[str]:
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise PcfgError(f"{where}: tokens must be a list of words")
     return tokens
+
+
+def fingerprint(sentences: Iterable[Sequence[str]]) -> str:
+    """SHA-256 of sentences, as 64 hex digits."""
+    return hashlib.sha256("\n".join(" ".join(sentence) for sentence in sentences).encode()).hexdigest()
 
 
 def check_words(

@@ -69,13 +69,12 @@ def run_example(
 
     from pcfg.grammars.grammar import Grammar
     from pcfg.learning.pretraining import GRAMMAR_FILE, pretrain
-    from pcfg.resuming import fingerprint
     from probes.experiment import probe_spans
 
     grammar, model = example_grammar(), folder / "mlm"
     if model.exists():
         file = model / GRAMMAR_FILE
-        if not (file.exists() and fingerprint(Grammar.load(file)) == fingerprint(grammar)):
+        if not (file.exists() and Grammar.load(file).fingerprint == grammar.fingerprint):
             raise ProbeError(f"{model} is in the way, and isn't the example's model: move it, or name another output")
     else:
         partial = folder / "mlm.partial"

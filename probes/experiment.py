@@ -27,9 +27,9 @@ from probes.spans import fit_spans, predict_spans
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.files import replace_json
 from surgery.jsonfile import JsonError, load_json
-from surgery.locks import hold
 from surgery.progress import Progress, silent
 from surgery.provenance import package_version, provenance
+from surgery.resuming import resumable
 
 if TYPE_CHECKING:
     from pcfg.grammars.grammar import Grammar
@@ -72,7 +72,6 @@ def probe_spans(
     """
     from pcfg.learning.excess_loss import word_ids
     from pcfg.learning.pretraining import HELD_OUT
-    from pcfg.resuming import fingerprint
     from pcfg.sampling.sampler import sample
 
     settings = _settings(seeds, seed, device, cache, resume, progress)
@@ -83,7 +82,7 @@ def probe_spans(
         limit = min(max_length or 40, probed.most_tokens - 2)
         sentences = sample(grammar, sentences, seed=seed, max_length=limit, first=HELD_OUT)
     dataset = Dataset.of_grammar(grammar, sentences, seed=seed, device=device, progress=progress)
-    inputs = {"model": probed.fingerprint, "grammar": fingerprint(grammar)}
+    inputs = {"model": probed.fingerprint, "grammar": grammar.fingerprint}
     return _probe(model, probed, dataset, chosen, settings, "probe_spans", inputs)
 
 
@@ -144,13 +143,14 @@ def _probe(
     call: str,
     inputs: dict[str, str],
 ) -> ProbeReport:
-    from pcfg.resuming import claim, text_fingerprint
+    from pcfg.resuming import PACKAGES
+    from pcfg.sentences import fingerprint
 
     began, progress = time.monotonic(), settings.progress
     chosen = tuple(sorted({0, *layers}))
     about = {"layers": list(chosen), "seeds": settings.seeds, "model": model.name}
-    inputs["sentences"] = text_fingerprint(dataset.sentences)
-    inputs["trees"] = text_fingerprint([[str(tree)] for tree in dataset.trees])
+    inputs["sentences"] = fingerprint(dataset.sentences)
+    inputs["trees"] = fingerprint([[str(tree)] for tree in dataset.trees])
     scorer, notes = Scorer(dataset, settings), [model.note] if model.note else []
     measures = scorer.without_model()
     words = None
@@ -168,14 +168,12 @@ def _probe(
         done += 1
 
     with ExitStack() as stack:
-        if settings.resume:
-            stack.enter_context(hold(settings.resume))
+        state = {**about, "inputs": inputs, "seed": settings.seed, "device": settings.device}
+        stack.enter_context(resumable(settings.resume, state, packages=PACKAGES))
         folder = settings.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgery-probe-")))
         own = None
         for name, some, these in (("model", model, chosen), ("untrained", untrained, few)):
             states = Activations.collect(some, dataset.sentences, folder, these, progress=progress)
-            if settings.resume:  # once the sentences are aligned, so that a mistake leaves no folder
-                claim(settings.resume, {**about, "inputs": inputs, "seed": settings.seed, "device": settings.device})
             own = own or states
             masked = words.states(some, these, progress) if words else {}
             for layer in these:

@@ -1,7 +1,9 @@
 """A binary grammar as arrays: what files hold and what engines, samplers and transforms work on."""
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -71,6 +73,20 @@ class GrammarArrays:
         """The lexical rules by name."""
         columns = (self.tags.tolist(), self.tokens.tolist(), self.word_probs.tolist())
         return {(self.preterminals[t], self.words[w]): p for t, w, p in zip(*columns, strict=True)}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that a grammar is, as 64 hex digits."""
+        digest = hashlib.sha256()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "origin" and value is None:
+                continue  # which grammars of earlier versions didn't have: theirs stays what it was
+            if isinstance(value, np.ndarray):
+                digest.update(value.tobytes())
+            else:
+                digest.update(json.dumps(value.to_json() if hasattr(value, "to_json") else value).encode())
+        return digest.hexdigest()
 
     @property
     def lexical_table(self) -> Float64[np.ndarray, "T V"]:

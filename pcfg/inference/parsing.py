@@ -12,10 +12,11 @@ from jaxtyping import Float, Int64
 
 from pcfg.errors import OptionError, PcfgError
 from pcfg.grammars.grammar import Grammar
-from pcfg.resuming import Progress, fingerprint, nearest, resumable, silent, sync, text_fingerprint
-from pcfg.sentences import batches
+from pcfg.resuming import resumable_output
+from pcfg.sentences import batches, fingerprint
 from pcfg.treebanks.trees import NO_PARSE, Tree, format_trees
-from surgery.files import new_folder, replace_bytes
+from surgery.files import new_folder, replace_bytes, sync
+from surgery.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pcfg.devices import Device, Dtype
@@ -88,8 +89,8 @@ def write_parses(
     output = Path(output)
     parse(grammar, [], rule=rule, cost=cost, binary=binary)  # raises now what would be raised later
     settings = {"rule": rule, "cost": cost, "binary": binary, "shard_size": shard_size}
-    call = {"what": "parse", "grammar": fingerprint(grammar), "text": text_fingerprint(sentences), **settings}
-    with resumable(output, call) as partial:
+    call = {"what": "parse", "grammar": grammar.fingerprint, "text": fingerprint(sentences), **settings}
+    with resumable_output(output, call) as partial:
         shards = []
         progress(0, len(sentences), "parsing")
         for done, some in _longest_first(sentences, shard_size):
@@ -111,7 +112,7 @@ def write_parses(
                     number += 1
                     if line == NO_PARSE:
                         unparsed.append(number)
-            sync(file)
+        sync(partial / "whole")
         (partial / "whole").replace(output)
     return Parses(len(sentences), tuple(unparsed))
 
@@ -148,14 +149,15 @@ def write_spans(
     lengths = np.array([len(sentence) for sentence in sentences], np.int64)
     offsets = np.append(0, np.cumsum(lengths * (lengths + 1)))
     need = 2 * int(offsets[-1]) * np.dtype(dtype).itemsize  # shards, and then the whole
-    free = shutil.disk_usage(nearest(output)).free
+    there = next(parent for parent in output.absolute().parents if parent.exists())
+    free = shutil.disk_usage(there).free
     if need > free:
         raise PcfgError(
             f"the spans of {len(sentences):,} sentences of up to {lengths.max():,} words take {need / 1e9:,.0f} GB to write, "
             f"and {free / 1e9:,.0f} GB are free: give fewer or shorter sentences"
         )
-    call = {"what": "spans", "grammar": fingerprint(grammar), "text": text_fingerprint(sentences), "dtype": dtype}
-    with resumable(output, {**call, "shard_size": shard_size}) as partial:
+    call = {"what": "spans", "grammar": grammar.fingerprint, "text": fingerprint(sentences), "dtype": dtype}
+    with resumable_output(output, {**call, "shard_size": shard_size}) as partial:
         shards = []
         progress(0, len(sentences), "marginals")
         for done, some in _longest_first(sentences, shard_size):
@@ -239,4 +241,4 @@ def _write_safetensors(
         for shard in shards:
             with shard.open("rb") as part:
                 shutil.copyfileobj(part, file)
-        sync(file)
+    sync(path)

@@ -19,8 +19,8 @@ from pcfg.errors import GrammarError, OptionError
 from pcfg.grammars.grammar import Grammar
 from pcfg.inference.chart import Chart
 from pcfg.inference.engines import chart_numbers, pick_engine
-from pcfg.resuming import Progress, silent
 from pcfg.sentences import batches, others
+from surgery.progress import Progress, silent
 
 _BATCH = 64
 _MOST_MASKS = 4  # this many or more are one group

@@ -21,11 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pcfg.errors import OptionError
 from pcfg.sampling.sampler import Samples
 from surgery.errors import first_line
 from surgery.files import replace_bytes
 from surgery.jsonfile import parse_json
+from surgery.resuming import damaged
 
 STATE = "state.safetensors"
 _GROUP = 50  # batches that are sorted by length together
@@ -224,7 +224,7 @@ class Trainer:
         replace_bytes(folder / STATE, save(whole, metadata=note))
 
     def load(self, folder: Path) -> list[dict[str, Any]]:
-        """Take up what `save` left, where it left anything; the history. Raises OptionError for a damaged file."""
+        """Take up what `save` left, where it left anything; the history. Raises StateError for a damaged file."""
         file = folder / STATE
         if not file.exists():
             return []
@@ -240,7 +240,7 @@ class Trainer:
             self.step = int(note["step"])
             return parse_json(note["history"], list[_Evaluated])
         except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OSError, OverflowError) as error:
-            raise OptionError(f"{file} can't be read ({error}): delete {folder} to begin anew") from None
+            raise damaged(file, error) from None
 
     def _adamw(self) -> torch.optim.AdamW:
         """Weights of matrices decay, biases and norms don't; its state is there from the start, for `load` and for graphs."""

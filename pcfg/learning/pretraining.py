@@ -6,7 +6,6 @@ model can be held to it: see `excess`.
 
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,13 @@ from pcfg.learning.excess_loss import MaskedLoss, MaskedSet, generative, word_id
 from pcfg.learning.masked_lm import Batches, Trainer
 from pcfg.learning.pretraining_memory import check_memory, pretrain_need
 from pcfg.learning.pretraining_recipe import PretrainRecipe, configured
-from pcfg.resuming import Progress, claim, fingerprint, silent, versions
+from pcfg.resuming import PACKAGES, versions
 from pcfg.sampling.sampler import Samples, sample
 from pcfg.sampling.tokenizer import tokenizer
 from surgery.files import new_folder, replace_json
-from surgery.locks import hold
+from surgery.progress import Progress, silent
 from surgery.quiet import quiet
+from surgery.resuming import resumable
 
 SCHEMA = 1
 GRAMMAR_FILE = "grammar.pcfg.json"
@@ -101,11 +101,9 @@ def pretrain(
     ids = word_ids(grammar, words)
     batches = Batches.of(drawn, ids, words, batch_size=recipe.batch_size, share=recipe.mask, seed=seed, device=place)
     trainer = Trainer(module, batches, rate=recipe.rate, warmup=recipe.warmup)
-    state = Path(resume) if resume else None
-    with hold(state) if state else nullcontext(), trainer.training():
-        if state:  # once nothing else can be refused, so that a mistake leaves no folder
-            claim(state, {**call, "grammar": fingerprint(grammar), "device": place.type})  # devices draw other masks
-        history = _train(trainer, small, words, state, progress)
+    state = {**call, "grammar": grammar.fingerprint, "device": place.type}  # devices draw other masks
+    with resumable(resume, state, packages=PACKAGES) as folder, trainer.training():
+        history = _train(trainer, small, words, folder, progress)
     module = module.eval()
     masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)
     loss = masked.measure(module, words)
@@ -134,7 +132,7 @@ def _report_of_training(
         "schema": SCHEMA,
         "versions": versions(),
         "call": call,
-        "grammar": fingerprint(drawn.grammar),
+        "grammar": drawn.grammar.fingerprint,
         "parameters": sum(p.numel() for p in trainer.module.parameters()),
         "words": len(drawn.words),
         "steps": trainer.steps,

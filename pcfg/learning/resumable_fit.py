@@ -10,8 +10,11 @@ from pcfg.devices import Device
 from pcfg.errors import OptionError
 from pcfg.grammars.grammar import Grammar
 from pcfg.learning.expectation_maximization import Fitted, expected_counts, fit
-from pcfg.resuming import Progress, fingerprint, read_state, resumable, silent, text_fingerprint
+from pcfg.resuming import resumable_output
+from pcfg.sentences import fingerprint
 from surgery.files import new_folder, replace_json
+from surgery.progress import Progress, silent
+from surgery.resuming import read_state
 
 _GRAMMAR, _STATE = "grammar.pcfg.json", "state.json"
 
@@ -36,8 +39,8 @@ def fit_file(
     output = Path(output)
     if rounds < 1:
         raise OptionError(f"{rounds} rounds were asked for: ask for 1 or more")
-    call = {"what": "fit", "grammar": fingerprint(grammar), "text": text_fingerprint(sentences)}
-    with resumable(output, {**call, "rounds": rounds, "smoothing": smoothing}) as partial:
+    call = {"what": "fit", "grammar": grammar.fingerprint, "text": fingerprint(sentences)}
+    with resumable_output(output, {**call, "rounds": rounds, "smoothing": smoothing}) as partial:
         likelihoods: list[float] = []
         left_out: tuple[int, ...] | None = None
         if states := sorted(partial.glob("[0-9]*")):

@@ -10,12 +10,14 @@ from typing import Any, TypedDict
 
 from pcfg.errors import OptionError
 from pcfg.grammars.grammar import Grammar
-from pcfg.resuming import Progress, fingerprint, read_state, resumable, silent, versions
+from pcfg.resuming import resumable_output, versions
 from pcfg.sampling.formats import check_spaces, write_dataset, write_jsonl, write_text
 from pcfg.sampling.sampler import Samples, sample
 from pcfg.sampling.tokenizer import tokenizer
 from surgery.files import new_folder, replace_json, take_name
 from surgery.locks import hold
+from surgery.progress import Progress, silent
+from surgery.resuming import read_state
 
 SCHEMA = 1
 REPORT = "report.json"
@@ -72,9 +74,9 @@ def write_corpus(
     check_spaces(grammar)
     words = tokenizer(grammar) if with_tokenizer else None
     settings = {"count": count, "seed": seed, "max_length": max_length, "held_out": held_out, "shard_size": shard_size}
-    call = {"what": "sample", "grammar": fingerprint(grammar), **settings, "dataset": dataset, "binary": binary}
+    call = {"what": "sample", "grammar": grammar.fingerprint, **settings, "dataset": dataset, "binary": binary}
     shares = {"train": 1 - held_out, "test": held_out} if held_out else {"train": 1.0}
-    with resumable(folder, call) as partial:
+    with resumable_output(folder, call) as partial:
         progress(0, count, "sampling")
         shards = [partial / f"{number:05d}" for number in range(-(-count // shard_size))]
         for number, shard in enumerate(shards):

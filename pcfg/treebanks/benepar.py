@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from pcfg.errors import MissingPackageError, PcfgError
-from pcfg.resuming import Progress, silent
 from pcfg.treebanks.cleaning import clean
 from pcfg.treebanks.trees import Tree, escape_brackets
+from surgery.progress import Progress, silent
 
 MODEL = "benepar_en3"
 

@@ -18,7 +18,6 @@ from pcfg.inference.chart import inside_outside
 from pcfg.inference.divergence import kl
 from pcfg.inference.parsing import parse
 from pcfg.learning.expectation_maximization import fit
-from pcfg.resuming import fingerprint
 from pcfg.sampling.sampler import sample
 from pcfg.treebanks.trees import Tree
 from surgery.files import replace_json
@@ -371,9 +370,9 @@ def test_a_grammar_saved_without_its_rules_is_as_it_was(tmp_path):
 
 def test_a_grammar_without_rules_of_its_own_has_the_fingerprint_of_earlier_versions():
     grammar = Grammar({"S": 1.0}, {("S", "A", "A"): 1.0}, {("A", "a"): 0.5, ("A", "b"): 0.5})
-    assert fingerprint(grammar) == "286c03509ee2159b6424d21d6f20c501445327289cfa08c47634e1d516eea30a"
+    assert grammar.fingerprint == "286c03509ee2159b6424d21d6f20c501445327289cfa08c47634e1d516eea30a"
     text = Grammar.from_text("S -> A A [1.0]\nA -> 'a' [0.5] | 'b' [0.5]")
-    assert fingerprint(text) == fingerprint(text) != fingerprint(text.replaced(transformed=False))
+    assert text.fingerprint == text.fingerprint != text.replaced(transformed=False).fingerprint
 
 
 def test_rules_that_do_not_fit_their_grammar_are_refused(tmp_path):

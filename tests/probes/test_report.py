@@ -19,7 +19,7 @@ from cli.main import app
 from pcfg import Grammar, sample
 from pcfg.errors import PcfgError
 from pcfg.learning.pretraining import HELD_OUT, PretrainRecipe, pretrain
-from pcfg.resuming import text_fingerprint
+from pcfg.sentences import fingerprint
 from pcfg.treebanks.trees import Tree, format_trees
 from probes import ProbeReport, probe_spans, probe_trees
 from probes.dataset import Dataset
@@ -243,7 +243,7 @@ def test_the_same_seed_gives_the_same_report_byte_for_byte(model, grammar, repor
 def test_drawn_sentences_are_not_those_trained_on(model, grammar):
     report = probe_spans(model, grammar, 40, layers=[0], seeds=1, max_length=9, device="cpu")
     trained, new = (
-        text_fingerprint([s for s in sample(grammar, 40, seed=0, max_length=9, first=first) if len(s) > 2])
+        fingerprint([s for s in sample(grammar, 40, seed=0, max_length=9, first=first) if len(s) > 2])
         for first in (0, HELD_OUT)
     )
     assert report.provenance["inputs"]["sentences"] == new != trained

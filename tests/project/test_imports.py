@@ -39,6 +39,8 @@ ALLOWED = {
         "surgery.locks",
         "surgery.errors",
         "surgery.memory",
+        "surgery.progress",
+        "surgery.provenance",
         "surgery.quiet",
         "surgery.reporting",
         "surgery.resuming",
