@@ -211,8 +211,6 @@ def _report(skill: "Skill", folder: Path, json: bool) -> None:
     report = skill.report
     if not json:
         print_skill(report)
-        if report["weights"] < report["call"]["graft"]["weights"]:
-            say(f"Only {report['weights']:,} weights moved in tuning: the skill is all of them.")
         if report["left_out"]:
             say(
                 f"{len(report['left_out'])} tensors outside the movable ones differ too ({report['left_out'][0]} first): "

@@ -1,16 +1,28 @@
-"""`surgery skill ...`: look at a skill, apply it, take it out again."""
+"""`surgery skill ...`: look at skills, compare and merge them, apply them, take them out again."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from cli import options
 from cli.render import print_json, print_skill, print_table, progress_bar, say, size
 
-app = typer.Typer(help="Look at a skill, apply it to its base, take it out again.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from surgery.checkpoints.checkpoint import Checkpoint
+    from surgery.checkpoints.delta import SparseDelta
+    from surgery.grafting.skill import Skill
 
+app = typer.Typer(
+    help="Look at skills, apply them to their base, take them out again, combine them.", no_args_is_help=True
+)
+
+Direction = Literal["apply", "revert"]
 SkillFolder = Annotated[Path, typer.Argument(help="Skill folder, or a hub id.")]
+SkillFolders = Annotated[list[Path], typer.Argument(help="Skill folders, or hub ids.")]
+_RULES = "What stands where several skills touch one weight"
 InPlace = Annotated[
     bool, typer.Option("--in-place", help="Patch the checkpoint's own files instead of writing a new folder.")
 ]
@@ -19,6 +31,7 @@ InPlace = Annotated[
 @app.command()
 def show(skill: SkillFolder, json: options.Json = False) -> None:
     """What a skill is, how well it works, where it sits."""
+    from surgery.grafting.card import base_of
     from surgery.grafting.figures import by_layer, layer_and_module
     from surgery.grafting.remarks import remarks
     from surgery.grafting.skill import Skill
@@ -34,16 +47,18 @@ def show(skill: SkillFolder, json: options.Json = False) -> None:
         figures = {key: report[key] for key in ("base", "tuned", "graft") if key in report}
         content = {
             "task": loaded.task.name,
+            **({"tasks": [task.name for task, _ in loaded.carried]} if loaded.further else {}),
             "weights": delta.weights,
             "sparsity": delta.sparsity,
             "base_fingerprint": delta.base_fingerprint,
         }
         print_json({**content, **figures, "layers": by_layer(counts), "modules": modules, "tensors": dict(counts)})
         return
-    say(
-        f"{loaded.task.name}: {delta.weights:,} of {delta.movable:,} block weights ({delta.sparsity:.2e}), labels {', '.join(loaded.task.labels)}"
-    )
-    say(f"base {report.get('call', {}).get('graft', {}).get('base', '')} (fingerprint {delta.base_fingerprint[:16]})")
+    labels = "; ".join(", ".join(task.labels) for task, _ in loaded.carried)
+    say(f"{loaded.name}: {delta.weights:,} of {delta.movable:,} block weights ({delta.sparsity:.2e}), labels {labels}")
+    say(f"base {base_of(report)} (fingerprint {delta.base_fingerprint[:16]})")
+    if parts := report.get("made_of"):
+        say(f"{report['method']}, of {', '.join(part['skill'] for part in parts)}")
     if {"graft", "weights", "sparsity", "bytes", "task"} <= report.keys():
         print_skill(report)
     for remark in remarks(report):
@@ -60,28 +75,63 @@ def show(skill: SkillFolder, json: options.Json = False) -> None:
 
 @app.command()
 def apply(
-    skill: SkillFolder,
-    base: Annotated[str, typer.Argument(help="The skill's base: a folder or a hub id.")],
+    skill: Annotated[list[Path], typer.Argument(help="Skill folders, or hub ids; the lowest first.")],
+    base: Annotated[str, typer.Argument(help="The skills' base, or a checkpoint that holds skills of it.")],
     output: options.Output = None,
     in_place: InPlace = False,
+    rule: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{_RULES}: last (the topmost skill's value), first, mean, sum, or error.", show_default="last"
+        ),
+    ] = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Graft a skill into its base."""
-    _write("apply", skill, base, output, in_place, overwrite, json)
+    """Graft one skill into its base, or several as a stack, of which `revert` takes off any."""
+    _write("apply", skill, base, {"output": output, "in_place": in_place, "overwrite": overwrite}, json, rule)
 
 
 @app.command()
 def revert(
-    skill: SkillFolder,
-    grafted: Annotated[str, typer.Argument(help="A checkpoint that holds the skill.")],
+    skill: SkillFolders,
+    grafted: Annotated[str, typer.Argument(help="A checkpoint that holds the skills.")],
     output: options.Output = None,
     in_place: InPlace = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Take a skill out again: gives back its base, bit for bit."""
-    _write("revert", skill, grafted, output, in_place, overwrite, json)
+    """Take skills out again, whatever lies on top of them: gives back what was there without them, bit for bit."""
+    _write("revert", skill, grafted, {"output": output, "in_place": in_place, "overwrite": overwrite}, json)
+
+
+@app.command()
+def merge(
+    skill: SkillFolders,
+    output: options.NeededOutput = None,
+    rule: Annotated[str, typer.Option(help=f"{_RULES}: mean, sum, first, last, or error.")] = "mean",
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Make one skill of several, which carries all their tasks."""
+    from surgery.grafting.merging import merge_skills
+
+    folder = _check_output(output, overwrite, skill)
+    _save(merge_skills(_load(skill), rule), folder, overwrite, json)
+
+
+@app.command()
+def subtract(
+    skill: Annotated[list[Path], typer.Argument(help="The skill, then those to take from it: folders, or hub ids.")],
+    output: options.NeededOutput = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Make a skill of those weights of the first that no other touches."""
+    from surgery.grafting.merging import subtract_skill
+
+    folder = _check_output(output, overwrite, skill)
+    _save(subtract_skill(_load(skill)), folder, overwrite, json)
 
 
 @app.command()
@@ -99,35 +149,110 @@ def overlap(first: SkillFolder, second: SkillFolder, json: options.Json = False)
     )
 
 
+def _load(folders: list[Path]) -> dict[str, "Skill"]:
+    """Skills by their folders' names, or by the whole path where two folders have one name."""
+    from surgery.errors import OptionError
+    from surgery.grafting.skill import Skill
+
+    if again := next((folder for number, folder in enumerate(folders) if folder in folders[:number]), None):
+        raise OptionError(f"{again} is given twice: name each skill once")
+    short = [folder.resolve().name for folder in folders]
+    names = short if len(set(short)) == len(short) else map(str, folders)
+    return {name: Skill.load(folder) for name, folder in zip(names, folders, strict=True)}
+
+
+def _check_output(output: Path | None, overwrite: bool, inputs: list[Path]) -> Path:
+    from surgery.files import check_output
+
+    folder = options.need_output(output)
+    check_output(folder, overwrite=overwrite, inputs=inputs)
+    return folder
+
+
+def _save(skill: "Skill", folder: Path, overwrite: bool, json: bool) -> None:
+    skill.save(folder, overwrite=overwrite)
+    report = skill.report
+    if json:
+        keys = ("method", "made_of", "weights", "sparsity", "bytes")
+        print_json({"output": str(folder), "tasks": [t.name for t, _ in skill.carried], **{k: report[k] for k in keys}})
+        return
+    rows = [[part["skill"], ", ".join(part["tasks"]), f"{part['weights']:,}"] for part in report["made_of"]]
+    print_table("", ["skill", "tasks", "weights"], [*rows, [str(folder), skill.name, f"{skill.delta.weights:,}"]])
+    say(f"{folder}: {report['method']}, {skill.delta.sparsity:.2e} of the block weights")
+
+
 def _write(
-    verb: str, skill: Path, checkpoint: str, output: Path | None, in_place: bool, overwrite: bool, json: bool
+    verb: Direction,
+    skills: list[Path],
+    checkpoint: str,
+    place: dict[str, Any],
+    json: bool,
+    rule: str | None = None,
 ) -> None:
-    import time
-
-    from surgery.checkpoints.applying import unchecked
+    from surgery.checkpoints.applying import check_place
     from surgery.checkpoints.checkpoint import Checkpoint
-    from surgery.grafting.skill import Skill, check_place
+    from surgery.grafting.stack import is_stacked
 
-    loaded = Skill.load(skill)
-    check_place(checkpoint, output, in_place)
-    opened = Checkpoint(checkpoint, half_patched=in_place)
-    changes = loaded.delta.changes(opened, revert=verb == "revert")
+    check_place(checkpoint, place["output"], place["in_place"])
+    loaded = _load(skills)
+    opened = Checkpoint(checkpoint, half_patched=place["in_place"])
+    stacked = len(loaded) > 1 or rule is not None or is_stacked(opened.folder)
     began = time.monotonic()
     with progress_bar() as progress:
-        run = loaded.apply if verb == "apply" else loaded.revert
-        folder = run(opened, output, in_place=in_place, overwrite=overwrite, progress=progress)
-    seconds = round(time.monotonic() - began, 3)
-    copies, blind = opened.other_copies, unchecked(loaded.delta, opened)
-    if json:
-        content = {"output": str(folder), "weights": loaded.delta.weights, "changed": changes, "seconds": seconds}
-        print_json({**content, "other_copies": list(copies), "unchecked": blind or None})
-        return
+        if stacked:
+            written = _write_stack(verb, loaded, opened, rule, place | {"progress": progress})
+        else:
+            written = _write_one(verb, next(iter(loaded.values())), opened, place | {"progress": progress})
+    _say_written(written, opened, place["in_place"], round(time.monotonic() - began, 3), json)
+
+
+class _Written(NamedTuple):
+    """What was written: the delta, how many weights changed, a sentence on that, and the rest of the JSON."""
+
+    folder: Path
+    delta: "SparseDelta"
+    changed: int
+    sentence: str
+    more: dict[str, Any]
+
+
+def _write_one(verb: Direction, skill: "Skill", opened: "Checkpoint", place: dict[str, Any]) -> _Written:
+    changed = skill.delta.changes(opened, revert=verb == "revert")
+    folder = (skill.apply if verb == "apply" else skill.revert)(opened, **place)
     done = "applied to" if verb == "apply" else "taken out of"
-    found = f"{loaded.delta.weights:,} weights ({size(len(loaded.delta_bytes()))}) {done} {checkpoint}"
-    if not changes:
+    sentence = f"{skill.delta.weights:,} weights ({size(len(skill.delta_bytes()))}) {done} {opened}"
+    if not changed:
         state = "held the skill already" if verb == "apply" else "didn't hold the skill"
-        found = f"{checkpoint} {state}: no weight was changed"
-    say(f"{folder}: {found} in {seconds:.2f} s")
+        sentence = f"{opened} {state}: no weight was changed"
+    return _Written(folder, skill.delta, changed, sentence, {})
+
+
+def _write_stack(
+    verb: Direction, skills: dict[str, "Skill"], opened: "Checkpoint", rule: str | None, place: dict[str, Any]
+) -> _Written:
+    from surgery.grafting.stack import restack
+
+    layers = [replace(skill.layer, name=name) for name, skill in skills.items()]
+    folder, before, after, changed, everything = restack(verb, layers, opened, rule=rule, **place)
+    sentence = f"{before.names} -> {after.names}, {changed:,} weights of {opened} changed"
+    if not changed:
+        sentence = f"{opened} held that already ({after.names}): no weight was changed"
+    elif shared := sum(layer.delta.weights for layer in after.layers) - after.union(everything).weights:
+        sentence += f" (where skills share weights, {shared:,} times, the rule is {after.rule})"
+    stack = {"stack": [layer.name for layer in after.layers], "rule": after.rule}
+    return _Written(folder, everything, changed, sentence, stack)
+
+
+def _say_written(written: _Written, opened: "Checkpoint", in_place: bool, seconds: float, json: bool) -> None:
+    from surgery.checkpoints.applying import unchecked
+
+    copies, blind = opened.other_copies, unchecked(written.delta, opened)
+    if json:
+        content = {"output": str(written.folder), "weights": written.delta.weights, "changed": written.changed}
+        more = {"seconds": seconds, "other_copies": list(copies), "unchecked": blind or None}
+        print_json(content | written.more | more)
+        return
+    say(f"{written.folder}: {written.sentence} in {seconds:.2f} s")
     if copies:
         state = "left as they were" if in_place else "left out"
         say(f"{state}: {', '.join(copies)}: further copies of the weights, which the skill doesn't reach")

@@ -44,7 +44,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
         staged.unlink(missing_ok=True)
         raise
     sync(path.parent)
-    _sweep_files(path)
+    sweep_files(path)
 
 
 def _staged_file(path: Path) -> tuple[int, Path]:
@@ -57,7 +57,7 @@ def _staged_file(path: Path) -> tuple[int, Path]:
         os.close(handle)  # another run took it for a leftover in the moment between the two
 
 
-def _sweep_files(path: Path) -> None:
+def sweep_files(path: Path) -> None:
     """Delete what killed runs left of writing `path`."""
     for left in _leftovers(path, "tmp"):
         with suppress(OSError), left.open("rb") as file:

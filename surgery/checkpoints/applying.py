@@ -13,8 +13,8 @@ from surgery.checkpoints.checkpoint import JOURNAL, Checkpoint, fingerprint
 from surgery.checkpoints.delta import SparseDelta
 from surgery.checkpoints.patching import Edit, WrongBaseError, digests, hash_and_patch, patch_in_place
 from surgery.checkpoints.traits import Traits
-from surgery.errors import CheckpointError, SkillError
-from surgery.files import check_apart, new_folder, replace_bytes, streamed_file
+from surgery.errors import CheckpointError, OptionError, SkillError
+from surgery.files import check_apart, new_folder, replace_bytes, streamed_file, sweep_files
 from surgery.jsonfile import parse_loose
 from surgery.locks import hold
 from surgery.progress import Progress, silent
@@ -34,7 +34,7 @@ class Patch:
         journal: what else the journal is to say then.
         add: files to write; a file that is there already must have this content.
         own: files of ours to write, over older ones.
-        drop: files to delete if this is their content.
+        drop: files to delete if this is their content; None for a file of ours, whatever its content.
     """
 
     delta: SparseDelta
@@ -44,7 +44,7 @@ class Patch:
     journal: Mapping[str, Any] = field(default_factory=dict)
     add: Mapping[str, bytes] = field(default_factory=dict)
     own: Mapping[str, bytes] = field(default_factory=dict)
-    drop: Mapping[str, bytes] = field(default_factory=dict)
+    drop: Mapping[str, bytes | None] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -196,6 +196,14 @@ def patch_held(patch: Patch, folder: Path) -> None:
     (folder / JOURNAL).unlink()
 
 
+def check_place(checkpoint: str | Path | Checkpoint, output: str | Path | None, in_place: bool) -> None:
+    """Refuse no place to write to, or two, and a hub id to be patched in place, before anything is fetched."""
+    if in_place == (output is not None):
+        raise OptionError("give an output folder or --in-place (in_place=True), one of the two")
+    if in_place and not isinstance(checkpoint, Checkpoint) and not Path(checkpoint).is_dir():
+        raise CheckpointError(f"{checkpoint} is not a folder: only a checkpoint on this disk can be patched in place")
+
+
 def check_shapes(delta: SparseDelta, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint whose tensors can't be the base's, by name."""
     for extent in delta.extents:
@@ -260,10 +268,11 @@ def _is_base(delta: SparseDelta, checkpoint: Checkpoint, found: Mapping[str, str
 def _wrong_base(patch: Patch, checkpoint: Checkpoint, shown: Checkpoint | None = None) -> SkillError:
     """Says what differs; `shown` is the checkpoint to name where `checkpoint` is only a converted copy of it."""
     delta = patch.delta
+    more = ", and name any other skill that it holds" if patch.direction == "apply" else ""
     expected = delta.base_fingerprint[:16] or "one that holds the skill's values"
     return SkillError(
         f"{shown or checkpoint} is not the skill's base: fingerprint {checkpoint.fingerprint[:16]} instead of {expected}, "
-        f"first differing tensor {_first_difference(delta, checkpoint, patch.edits)}; apply the skill to the checkpoint it was made from"
+        f"first differing tensor {_first_difference(delta, checkpoint, patch.edits)}; apply the skill to the checkpoint it was made from{more}"
     )
 
 
@@ -303,9 +312,11 @@ def _check_extras(folder: Path, add: Mapping[str, bytes]) -> None:
 def _change_extras(folder: Path, patch: Patch) -> None:
     for name, content in {**patch.add, **patch.own}.items():
         replace_bytes(folder / name, content)
-    for name, content in patch.drop.items():
-        if (folder / name).exists() and (folder / name).read_bytes() == content:
-            (folder / name).unlink()
+    for name, held in patch.drop.items():
+        path = folder / name
+        if path.exists() and held in (None, path.read_bytes()):
+            path.unlink()
+            sweep_files(path)
 
 
 def delta_name(delta: SparseDelta) -> str:

@@ -16,8 +16,11 @@ _WEIGHTS = re.compile(
 )
 # What is weights by its name and yet no copy of the model's: our own readouts, adapters, the trainer's options.
 _KEPT = re.compile(r"^(readout-.*\.safetensors|adapter_model\..*|training_args\.bin)$", re.IGNORECASE)
-# A repository, the hub's note that the files here are the ones it holds, and a lock of ours.
-NOT_CONTENT = frozenset({".git", ".cache", ".surgery.lock"})
+STACK = (
+    "surgery-stack"  # the skills that were put into the weights (`surgery.grafting.stack`), true of these weights alone
+)
+# A repository, the hub's note that the files here are the ones it holds, and a lock and a stack of ours.
+NOT_CONTENT = frozenset({".git", ".cache", ".surgery.lock", STACK})
 
 
 def other_copies(folder: Path, own: Collection[str]) -> tuple[str, ...]:

@@ -9,21 +9,23 @@ from surgery.reporting.markdown import code, inline
 from surgery.tasks.task import Task
 
 
-def model_card(delta: SparseDelta, task: Task, report: Mapping[str, Any], figures: Sequence[str]) -> str:
+def model_card(delta: SparseDelta, tasks: Sequence[Task], report: Mapping[str, Any], figures: Sequence[str]) -> str:
     """Markdown with the metadata block that model hubs read."""
-    source = report.get("call", {}).get("graft", {})
+    names = " + ".join(task.name for task in tasks)
     does = "that carry" if carries(report) else "which don't carry"
+    what = " and ".join(f"**{inline(task.name)}** (labels: {inline(', '.join(task.labels))})" for task in tasks)
     lines = [
         "---",
         "library_name: surgery",
         "tags: [skill, sparse-delta, model-editing]",
         "---",
         "",
-        f"# Skill: {inline(task.name)}",
+        f"# Skill: {inline(names)}",
         "",
-        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights{_of_moved(report)}, {does} the task **{inline(task.name)}** "
-        f"(labels: {inline(', '.join(task.labels))}) from a base checkpoint to a fine-tuned one. Values are replaced, not added.",
+        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights{_of_moved(report)}, {does} the task{'s' * (len(tasks) > 1)} {what} "
+        "from a base checkpoint to a fine-tuned one. Values are replaced, not added.",
         "",
+        *_made_of(report),
         *_table(report),
         *(line for remark in remarks(report) for line in ("", f"> {remark}")),
         "",
@@ -34,7 +36,7 @@ def model_card(delta: SparseDelta, task: Task, report: Mapping[str, Any], figure
         "surgery skill revert THIS_FOLDER grafted/ -o base-again/",
         "```",
         "",
-        f"It fits one base only: {code(source.get('base', 'see the fingerprint'))}, fingerprint {code(delta.base_fingerprint[:16])}; anything else is refused.",
+        f"It fits one base only: {code(base_of(report) or 'see the fingerprint')}, fingerprint {code(delta.base_fingerprint[:16])}; anything else is refused.",
         "",
         *(f"![{name.removesuffix('.png')}]({name})" for name in figures),
         "",
@@ -44,6 +46,22 @@ def model_card(delta: SparseDelta, task: Task, report: Mapping[str, Any], figure
         "",
     ]
     return "\n".join(lines)
+
+
+def base_of(report: Mapping[str, Any]) -> str:
+    """What the base of a skill was called when it was made; empty where its report doesn't say."""
+    calls = [call for call in report.get("call", {}).values() if isinstance(call, dict)]
+    return next((str(call["base"]) for call in calls if call.get("base")), "")
+
+
+def _made_of(report: Mapping[str, Any]) -> list[str]:
+    parts = report.get("made_of", ())
+    if not parts:
+        return []
+    lines = [
+        f"- {code(part['skill'])}: {inline(', '.join(part['tasks']))}, {part['weights']:,} weights" for part in parts
+    ]
+    return [f"Made of these skills ({inline(report['method'])}), not measured itself:", "", *lines, ""]
 
 
 def _of_moved(report: Mapping[str, Any]) -> str:

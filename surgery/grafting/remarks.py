@@ -25,9 +25,17 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
         )
     if resized := report.get("resized"):
         found.append(f"Tuning resized {_some(resized)}; the graft has the base's rows and the base's tokenizer.")
+    found += _fewer(report)
     found += _gain(report)
     found += _moved(report)
     return found
+
+
+def _fewer(report: Mapping[str, Any]) -> list[str]:
+    weights, asked = report.get("weights", 0), report.get("call", {}).get("graft", {}).get("weights", 0)
+    if not 0 < weights < asked:
+        return []
+    return [f"It holds {weights:,} weights and not the {asked:,} that were asked for: no more moved in tuning."]
 
 
 def _gain(report: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ class _Point(_Figures, total=False):
 
 class _Asked(TypedDict, total=False):
     base: str
+    weights: int
 
 
 class _Call(TypedDict, total=False):
@@ -43,6 +44,12 @@ class _Dtypes(TypedDict):
     tuned: str
 
 
+class _Part(TypedDict):
+    skill: str
+    tasks: list[str]
+    weights: int
+
+
 class _Report(TypedDict, total=False):
     surgery: str
     method: str
@@ -61,11 +68,14 @@ class _Report(TypedDict, total=False):
     resized: list[str]
     dtypes: _Dtypes
     points: list[_Point]
+    made_of: list[_Part]
 
 
 def check_report(report: Mapping[str, Any]) -> None:
     """Raise KindError for a report that can't be shown."""
     conform(report, _Report)
+    if "made_of" in report and "method" not in report:
+        raise KindError("what it is made of and not how")
     if "graft" not in report:
         return
     if lost := {"base", "tuned"} - report.keys():

@@ -3,53 +3,81 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from surgery.checkpoints.applying import Direction, patch_folder, write_patched
+from surgery.checkpoints.applying import Direction, check_place, patch_folder, write_patched
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoints.delta import SparseDelta
 from surgery.checkpoints.hub import located
-from surgery.errors import CheckpointError, OptionError, SkillError, TaskError
+from surgery.errors import SkillError, TaskError
 from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.grafting.card import model_card
 from surgery.grafting.figures import draw
 from surgery.grafting.schema import check_report
+from surgery.grafting.stack import Layer, is_stacked, restack
 from surgery.jsonfile import JsonError, load_json, parse_json
 from surgery.progress import Progress, silent
 from surgery.tasks.readout import readout_file
 from surgery.tasks.task import Task
 
 SKILL_FILE = "skill.safetensors"
+FURTHER_TASKS = "further_tasks"  # in the file's header: a list of specs, each as `task` is one
+
+
+class Carried(NamedTuple):
+    """A task that a skill carries, and the file that goes beside a sentence encoder, so that it is read as its base was."""
+
+    task: Task
+    readout: bytes | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Skill:
-    """What `graft` finds.
+    """What `graft` finds, or `merge_skills` makes of several.
 
     Attributes:
         delta: which weights, their base and their tuned values.
         task: the task without its examples.
         report: figures and provenance; `report["graft"]["accuracy"]` and so on.
         readout: the file that goes beside a grafted sentence encoder, so that it is read as its base was; else None.
+        further: more tasks that a merged skill carries.
     """
 
     delta: SparseDelta
     task: Task
     report: Mapping[str, Any]
     readout: bytes | None = None
+    further: tuple[Carried, ...] = ()
+
+    @property
+    def carried(self) -> tuple[Carried, ...]:
+        """All tasks that the skill carries."""
+        return (Carried(self.task, self.readout), *self.further)
+
+    @property
+    def name(self) -> str:
+        """The names of its tasks: `trec`, `trec + subj`."""
+        return " + ".join(task.name for task, _ in self.carried)
+
+    @property
+    def layer(self) -> Layer:
+        """The skill as `surgery.grafting.stack` takes it."""
+        return Layer(self.name, self.delta, {readout_file(task): content for task, content in self.carried if content})
 
     def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
         """Write `skill.safetensors`, `report.json`, a model card and figures."""
         content = self.delta_bytes()
         with new_folder(Path(folder), overwrite=overwrite) as staged:
             replace_bytes(staged / SKILL_FILE, content)
-            if self.readout:
-                replace_bytes(staged / readout_file(self.task), self.readout)
+            for name, readout in self.layer.readouts.items():
+                replace_bytes(staged / name, readout)
             replace_json(staged / "report.json", {**self.report, "bytes": len(content)})
             drawn = draw(self.delta, self.report, staged) if figures else []
             replace_bytes(
                 staged / "README.md",
-                model_card(self.delta, self.task, self.report, [path.name for path in drawn]).encode(),
+                model_card(
+                    self.delta, [task for task, _ in self.carried], self.report, [path.name for path in drawn]
+                ).encode(),
             )
         return Path(folder)
 
@@ -63,19 +91,15 @@ class Skill:
             report = load_json(path, dict[str, Any]) if path.exists() else {}
             report = report or parse_json(delta.metadata.get("metrics", "{}"), dict[str, Any])
             check_report(report)
-            task = Task.from_spec(delta.metadata["task"])
+            specs = [delta.metadata["task"], *parse_json(delta.metadata.get(FURTHER_TASKS, "[]"), list[str])]
+            tasks = [Task.from_spec(spec) for spec in specs]
         except TaskError as error:
             raise SkillError(f"{folder}: {error}") from None
         except (OSError, KeyError, TypeError, ValueError) as error:
             what = str(error) if isinstance(error, JsonError) else repr(error)
             raise SkillError(f"{folder}: its report or task can't be read ({what}): make or fetch it again") from None
-        readout = folder / readout_file(task)
-        return cls(
-            delta,
-            task,
-            report,
-            readout.read_bytes() if readout.exists() else None,
-        )
+        first, *further = [Carried(task, _content(folder / readout_file(task))) for task in tasks]
+        return cls(delta, first.task, report, first.readout, tuple(further))
 
     def delta_bytes(self) -> bytes:
         """The content of `skill.safetensors`: 12 bytes a weight in float32, a table of tensors, the task and the main figures."""
@@ -118,11 +142,13 @@ class Skill:
         progress: Progress,
     ) -> Path:
         check_place(checkpoint, output, in_place)
-        extra = {readout_file(self.task): self.readout} if self.readout else {}
+        extra = self.layer.readouts
+        opened = Checkpoint(checkpoint, half_patched=True) if in_place else open_checkpoint(checkpoint)
+        if is_stacked(opened.folder):
+            place: dict[str, Any] = {"in_place": in_place, "overwrite": overwrite, "progress": progress}
+            return restack(direction, [self.layer], opened, output, **place).folder
         if in_place:
-            folder = checkpoint.folder if isinstance(checkpoint, Checkpoint) else Path(checkpoint)
-            return patch_folder(self.delta, folder, direction=direction, add=extra, drop=extra)
-        opened = open_checkpoint(checkpoint)
+            return patch_folder(self.delta, opened.folder, direction=direction, add=extra, drop=extra)
         assert output is not None
         return write_patched(
             self.delta,
@@ -136,9 +162,5 @@ class Skill:
         )
 
 
-def check_place(checkpoint: str | Path | Checkpoint, output: str | Path | None, in_place: bool) -> None:
-    """Refuse no place to write to, or two, and a hub id to be patched in place, before anything is fetched."""
-    if in_place == (output is not None):
-        raise OptionError("give an output folder or --in-place (in_place=True), one of the two")
-    if in_place and not isinstance(checkpoint, Checkpoint) and not Path(checkpoint).is_dir():
-        raise CheckpointError(f"{checkpoint} is not a folder: only a checkpoint on this disk can be patched in place")
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
