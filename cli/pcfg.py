@@ -345,7 +345,7 @@ def show(
     if symbol is not None and symbol not in loaded.symbols:
         raise OptionError(f"{grammar} has no symbol {symbol}: it has {', '.join(loaded.symbols[:8])} ...")
     if json:
-        rules = {} if symbol is None else {"rules_of_symbol": dict(_rules_of(loaded, symbol))}
+        rules = {} if symbol is None else {"rules_of_symbol": dict(loaded.rules_of(symbol))}
         print_json({**found, "roots": loaded.roots, **rules})
         return
     say(f"{grammar}: {_sizes(found)}")
@@ -358,7 +358,7 @@ def show(
     roots = sorted(loaded.roots.items(), key=lambda item: -item[1])
     _print_shares("roots", "root", roots)
     if symbol is not None:
-        _print_shares(f"rules of {symbol}", "rule", sorted(_rules_of(loaded, symbol), key=lambda item: -item[1]))
+        _print_shares(f"rules of {symbol}", "rule", sorted(loaded.rules_of(symbol), key=lambda item: -item[1]))
 
 
 def _summary(grammar: "Grammar") -> dict[str, Any]:
@@ -382,12 +382,6 @@ def _sizes(found: dict[str, Any]) -> str:
         f"{found['nonterminals']:,} nonterminals, {found['preterminals']:,} preterminals, {found['words']:,} words, "
         f"{found['binary_rules']:,} binary and {found['lexical_rules']:,} lexical rules"
     )
-
-
-def _rules_of(grammar: "Grammar", symbol: str) -> list[tuple[str, float]]:
-    if symbol in grammar.preterminals:
-        return [(f"'{word}'", p) for (tag, word), p in grammar.lexical.items() if tag == symbol]
-    return [(f"{left} {right}", p) for (parent, left, right), p in grammar.binary.items() if parent == symbol]
 
 
 def _print_shares(title: str, column: str, shares: Sequence[tuple[str, float]]) -> None:

@@ -39,7 +39,7 @@ def pretrain(
 
     A run that was stopped goes on where it was.
     """
-    from pcfg.learning.pretraining import GRAMMAR_FILE
+    from pcfg.grammars.grammar import GRAMMAR_FILE
     from pcfg.learning.pretraining import pretrain as run
     from pcfg.learning.pretraining_memory import pretrain_need
     from pcfg.learning.pretraining_recipe import PretrainRecipe, read_config

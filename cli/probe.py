@@ -125,7 +125,7 @@ def _show(report: "ProbeReport", folder: Path, json: bool) -> None:
 
 def _grammar_of(model: str) -> Path:
     """The grammar beside a model that `surgery pcfg pretrain` made."""
-    from pcfg.learning.pretraining import GRAMMAR_FILE
+    from pcfg.grammars.grammar import GRAMMAR_FILE
     from surgery.errors import OptionError
 
     found = Path(model).expanduser() / GRAMMAR_FILE

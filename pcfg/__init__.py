@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pcfg.grammars.grammar import Grammar
     from pcfg.inference.chart import Chart, inside_outside
-    from pcfg.sampling.sampler import Samples, sample
+    from pcfg.sampling.sampler import sample
+    from pcfg.sampling.samples import Samples
     from pcfg.treebanks.trees import Tree
 
 # Loaded on first use: numba and torch take seconds.
 _HOMES = {
     "Chart": "pcfg.inference.chart",
     "Grammar": "pcfg.grammars.grammar",
-    "Samples": "pcfg.sampling.sampler",
+    "Samples": "pcfg.sampling.samples",
     "Tree": "pcfg.treebanks.trees",
     "inside_outside": "pcfg.inference.chart",
     "sample": "pcfg.sampling.sampler",

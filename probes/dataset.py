@@ -15,7 +15,7 @@ from surgery.progress import Progress, silent
 
 if TYPE_CHECKING:
     from pcfg.grammars.grammar import Grammar
-    from pcfg.sampling.sampler import Samples
+    from pcfg.sampling.samples import Samples
     from pcfg.treebanks.trees import Tree
 
 _LABELS = 12

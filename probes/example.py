@@ -67,8 +67,8 @@ def run_example(
     """
     from shutil import rmtree
 
-    from pcfg.grammars.grammar import Grammar
-    from pcfg.learning.pretraining import GRAMMAR_FILE, pretrain
+    from pcfg.grammars.grammar import GRAMMAR_FILE, Grammar
+    from pcfg.learning.pretraining import pretrain
     from probes.experiment import probe_spans
 
     grammar, model = example_grammar(), folder / "mlm"

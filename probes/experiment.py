@@ -33,7 +33,7 @@ from surgery.resuming import resumable
 
 if TYPE_CHECKING:
     from pcfg.grammars.grammar import Grammar
-    from pcfg.sampling.sampler import Samples
+    from pcfg.sampling.samples import Samples
     from pcfg.treebanks.trees import Tree
 
 _SHOWN, _LONGEST_SHOWN = 3, 14

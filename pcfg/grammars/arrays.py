@@ -74,6 +74,18 @@ class GrammarArrays:
         columns = (self.tags.tolist(), self.tokens.tolist(), self.word_probs.tolist())
         return {(self.preterminals[t], self.words[w]): p for t, w, p in zip(*columns, strict=True)}
 
+    def rules_of(self, symbol: str) -> list[tuple[str, float]]:
+        """Right-hand sides of a symbol's rules, words in quotes, with their probabilities."""
+        number, n = self.symbols.index(symbol), len(self.nonterminals)
+        if number >= n:
+            chosen = np.flatnonzero(self.tags == number - n)
+            words = (f"'{self.words[token]}'" for token in self.tokens[chosen].tolist())
+            return list(zip(words, self.word_probs[chosen].tolist(), strict=True))
+        chosen = np.flatnonzero(self.parents == number)
+        pairs = zip(self.left[chosen].tolist(), self.right[chosen].tolist(), strict=True)
+        children = (f"{self.symbols[left]} {self.symbols[right]}" for left, right in pairs)
+        return list(zip(children, self.rule_probs[chosen].tolist(), strict=True))
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that a grammar is, as 64 hex digits."""

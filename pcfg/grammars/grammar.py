@@ -23,12 +23,16 @@ from pcfg.grammars.unary_chains import Chains
 from pcfg.grammars.validation import check_grammar
 from surgery.files import replace_bytes
 from surgery.jsonfile import JsonError
+from surgery.reporting.page import Table, Text, render
 
 if TYPE_CHECKING:
     import nltk
 
     from pcfg.sparse.engine import SparseRules
     from pcfg.treebanks.trees import Tree
+
+GRAMMAR_FILE = "grammar.pcfg.json"  # in folders that hold a grammar beside other things
+_SHOWN = 10  # roots and rules in a notebook
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -86,6 +90,16 @@ class Grammar(GrammarArrays):
     def __repr__(self) -> str:
         sizes = f"{len(self.nonterminals):,} nonterminals, {len(self.preterminals):,} preterminals, {len(self.words):,} words"
         return f"Grammar({sizes}, {len(self.parents):,} binary and {len(self.tags):,} lexical rules)"
+
+    def _repr_html_(self) -> str:
+        roots = sorted(self.roots.items(), key=lambda root: -root[1])
+        rules = sorted(self.rules_of(roots[0][0]), key=lambda rule: -rule[1])
+        tables = {"Roots": roots, f"Rules of {roots[0][0]}": rules}
+        shown = [
+            Table(f"{title}, the likeliest first.", [title.partition(" ")[0].lower(), "probability"], rows[:_SHOWN])
+            for title, rows in tables.items()
+        ]
+        return render([Text(repr(self)), *shown])
 
     @classmethod
     def of_arrays(

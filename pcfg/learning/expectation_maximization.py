@@ -3,22 +3,28 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from jaxtyping import Float64, Integer
 
 from pcfg.devices import Device
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammars.binarization import Origin
-from pcfg.grammars.grammar import Grammar
+from pcfg.grammars.grammar import GRAMMAR_FILE, Grammar
 from pcfg.inference.chart import inside_outside
 from pcfg.sentences import check_words
+from surgery.files import new_folder, replace_json
+from surgery.jsonfile import JsonError, load_json
+from surgery.progress import Progress
+from surgery.reporting.results import Result
 
-# Called with what is done, what there is to do, and a line that says what it is and how it goes.
-Progress = Callable[[int, int, str], None]
 # Called after each round with its number from 1, the new grammar, and the log-likelihood that the round began with.
 OnRound = Callable[[int, Grammar, float], None]
 
+_FIT = "fit.json"
 _BATCH, _BATCH_BYTES = 64, 64 << 20
 # Below this a symbol's expected count has lost bits; it keeps its probabilities.
 _LEAST_COUNT = 1e-200
@@ -27,8 +33,8 @@ _LEAST_SHARE = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """What `fit` found.
+class Fitted(Result):
+    """A grammar fitted to sentences, and how it came there.
 
     Attributes:
         grammar: after the last round.
@@ -46,6 +52,46 @@ class Fitted:
     def rounds(self) -> int:
         """How many rounds were run."""
         return len(self.log_likelihoods) - 1
+
+    @property
+    def summary(self) -> list[str]:
+        """How many rounds, and what they did for the likelihood of a word."""
+        first, last = self.log_likelihoods[[0, -1]] / max(1, self.words)
+        found = [
+            f"{self.rounds} rounds of expectation-maximisation took the log-likelihood of a word from {first:.4f} to {last:.4f} nats."
+        ]
+        return [*found, f"{len(self.left_out):,} sentences without a parse were left out."] if self.left_out else found
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """A row for each number of rounds done, from none on."""
+        rows = [[done, value, value / max(1, self.words)] for done, value in enumerate(self.log_likelihoods.tolist())]
+        return ["rounds", "log-likelihood, nats", "a word"], rows
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """A folder with the grammar and what the rounds gave; it appears whole or not at all."""
+        with new_folder(Path(folder), overwrite=overwrite, replaces=_FIT) as staged:
+            self.grammar.save(staged / GRAMMAR_FILE)
+            content = {"log_likelihoods": self.log_likelihoods.tolist(), "left_out": self.left_out, "words": self.words}
+            replace_json(staged / _FIT, {"schema": 1, **content})
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Fitted":
+        """What `save` wrote. Raises GrammarError, naming the file, for anything else."""
+        file = Path(folder) / _FIT
+        try:
+            content = load_json(file, _FitFile)
+        except (OSError, JsonError) as error:
+            raise GrammarError(f"{file} can't be read ({error}): name a folder that Fitted.save wrote") from None
+        grammar = Grammar.load(Path(folder) / GRAMMAR_FILE)
+        return cls(grammar, np.array(content.log_likelihoods), tuple(content.left_out), content.words)
+
+
+class _FitFile(msgspec.Struct):
+    schema: Literal[1]
+    log_likelihoods: list[float]
+    left_out: list[int]
+    words: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pcfg.sampling.sampler import Samples
+from pcfg.sampling.samples import Samples
 from surgery.errors import first_line
 from surgery.files import replace_bytes
 from surgery.jsonfile import parse_json

@@ -7,28 +7,35 @@ model can be held to it: see `excess`.
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, UInt64
+from safetensors import SafetensorError
 
 from pcfg.devices import Device, working_device
-from pcfg.grammars.grammar import Grammar
+from pcfg.errors import PcfgError
+from pcfg.grammars.grammar import GRAMMAR_FILE, Grammar
 from pcfg.learning.excess_loss import MaskedLoss, MaskedSet, generative, word_ids
 from pcfg.learning.masked_lm import Batches, Trainer
 from pcfg.learning.pretraining_memory import check_memory, pretrain_need
 from pcfg.learning.pretraining_recipe import PretrainRecipe, configured
 from pcfg.resuming import PACKAGES, versions
-from pcfg.sampling.sampler import Samples, sample
+from pcfg.sampling.sampler import sample
+from pcfg.sampling.samples import Samples
 from pcfg.sampling.tokenizer import tokenizer
+from surgery.errors import first_line
 from surgery.files import new_folder, replace_json
+from surgery.jsonfile import load_json
 from surgery.progress import Progress, silent
 from surgery.quiet import quiet
+from surgery.reporting.results import Result
 from surgery.resuming import resumable
 
 SCHEMA = 1
-GRAMMAR_FILE = "grammar.pcfg.json"
+REPORT = "report.json"
 HELD_OUT = 1 << 62  # sentences from here on are held out: training has the first ones of the same seed
 _SAVE_SECONDS = 60.0
 _HASHED = 1_000_000  # sentences at once, for memory
@@ -37,27 +44,72 @@ _SMALL = 200  # sentences of the evaluations on the way
 
 
 @dataclass(frozen=True, eq=False)
-class Pretrained:
+class Pretrained(Result):
     """A masked language model of a grammar's words, in memory.
 
     Attributes:
-        loss: what it loses at masked words of held-out sentences, beside the optimum.
         report: what was done; `history` is the excess loss on the way.
     """
 
     grammar: Grammar
     module: Any
     tokenizer: Any
-    loss: MaskedLoss
     report: dict[str, Any]
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+    @cached_property
+    def loss(self) -> MaskedLoss:
+        """What the model loses at masked words of held-out sentences beside the optimum; measured anew after `load`."""
+        call = self.report["call"]
+        recipe, seed = PretrainRecipe(**call["pretrain"]), call["seed"]
+        held_out = _held_out(self.grammar, recipe, seed)
+        return MaskedSet.draw(self.grammar, held_out, seed=seed, share=recipe.mask).measure(self.module, self.tokenizer)
+
+    @property
+    def summary(self) -> list[str]:
+        """The excess loss, and of how large a model after how much training."""
+        excess, report = self.report["excess"], self.report
+        value, low, high = (f"{excess[name]:.4g}" for name in ("value", "low", "high"))
+        return [
+            f"Predictions of masked words lose {value} nats [{low}, {high}] more than the exact posterior, whose loss is {report['optimum']:.4g}.",
+            f"The model has {report['parameters']:,} weights and was trained for {report['steps']:,} steps.",
+        ]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Excess loss in nats with its 95% interval: of all masks, by number of masks in the sentence, by position."""
+        groups = [("all", self.report["excess"])]
+        groups += [(f"masks in the sentence: {entry['masks']}", entry) for entry in self.report["by_masks"]]
+        groups += [(f"position {entry['position']}", entry) for entry in self.report["by_position"]]
+        columns = ["value", "low", "high", "count"]
+        return ["masks", "excess", "low", "high", "count"], [[name, *map(entry.get, columns)] for name, entry in groups]
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """A Hugging Face folder with its tokenizer, the grammar and `report.json`; it appears whole or not at all."""
         with new_folder(Path(folder), overwrite=overwrite, replaces=GRAMMAR_FILE) as staged, quiet():
             self.module.save_pretrained(staged)
             self.tokenizer.save_pretrained(staged)
             self.grammar.save(staged / GRAMMAR_FILE)
-            replace_json(staged / "report.json", self.report)
+            replace_json(staged / REPORT, self.report)
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Pretrained":
+        """What `save` wrote, on the CPU. Raises PcfgError, naming folder or file, for anything else."""
+        from transformers import PreTrainedTokenizerFast, RobertaForMaskedLM
+
+        folder = Path(folder).expanduser()
+        try:
+            report = load_json(folder / REPORT, dict[str, Any])
+            if not {"call", "excess", "optimum", "by_masks", "by_position"} <= report.keys():
+                raise PcfgError(
+                    f"{folder / REPORT} isn't a report of pretraining: name a folder that pretraining saved"
+                )
+            grammar = Grammar.load(folder / GRAMMAR_FILE)
+            with quiet():
+                module = RobertaForMaskedLM.from_pretrained(folder, local_files_only=True).eval()
+                words = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise PcfgError(f"{folder} isn't a model that pretraining saved ({first_line(error)})") from None
+        return cls(grammar, module, words, report)
 
 
 def pretrain(
@@ -88,14 +140,14 @@ def pretrain(
     """
     recipe, grammar, began = recipe or PretrainRecipe(), generative(grammar), time.monotonic()
     place = working_device(device)
-    words, limit = tokenizer(grammar), recipe.max_length
+    words = tokenizer(grammar)
     settings = configured(recipe, config, words)
     check_memory(
         settings, recipe, lambda: pretrain_need(grammar, recipe, config=config, seed=seed, device=place), place
     )
     call = {"pretrain": asdict(recipe), "config": settings.to_diff_dict(), "seed": seed}
-    drawn = sample(grammar, recipe.sentences, seed=seed, max_length=limit)
-    held_out = [list(s) for s in sample(grammar, recipe.evaluation, seed=seed, max_length=limit, first=HELD_OUT)]
+    drawn = sample(grammar, recipe.sentences, seed=seed, max_length=recipe.max_length)
+    held_out = _held_out(grammar, recipe, seed)
     small = MaskedSet.draw(grammar, held_out[:_SMALL], seed=seed, share=recipe.mask, device=device, progress=progress)
     module = _untrained(settings, seed).to(place)
     ids = word_ids(grammar, words)
@@ -113,7 +165,14 @@ def pretrain(
         **loss.to_json(seed),
         "seconds": round(time.monotonic() - began, 1),
     }
-    return Pretrained(grammar, module, words, loss, report)
+    made = Pretrained(grammar, module, words, report)
+    made.__dict__["loss"] = loss
+    return made
+
+
+def _held_out(grammar: Grammar, recipe: PretrainRecipe, seed: int) -> list[list[str]]:
+    """The sentences to judge the model on, none of those that are drawn for training."""
+    return list(sample(grammar, recipe.evaluation, seed=seed, max_length=recipe.max_length, first=HELD_OUT))
 
 
 def _untrained(settings: Any, seed: int) -> Any:

@@ -35,14 +35,14 @@ class PretrainRecipe:
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "width", "sentences", "max_length", "batch_size", "rate", "evaluation"):
             if not getattr(self, name) > 0:
-                raise OptionError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}")
+                raise OptionError(f"`{name}` must be above 0, not {getattr(self, name)}")
         if self.width % self.heads:
             raise OptionError(
-                f"--width {self.width} isn't a multiple of --heads {self.heads}: each head has an equal part"
+                f"`width` {self.width} isn't a multiple of `heads` {self.heads}: each head has an equal part"
             )
         for name in ("mask", "warmup"):
             if not 0 < getattr(self, name) < 1:
-                raise OptionError(f"--{name} must lie between 0 and 1, not {getattr(self, name)}")
+                raise OptionError(f"`{name}` must lie between 0 and 1, not {getattr(self, name)}")
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pcfg.devices import Device
 from pcfg.errors import OptionError
-from pcfg.grammars.grammar import Grammar
+from pcfg.grammars.grammar import GRAMMAR_FILE, Grammar
 from pcfg.learning.expectation_maximization import Fitted, expected_counts, fit
 from pcfg.resuming import resumable_output
 from pcfg.sentences import fingerprint
@@ -16,7 +16,7 @@ from surgery.files import new_folder, replace_json
 from surgery.progress import Progress, silent
 from surgery.resuming import read_state
 
-_GRAMMAR, _STATE = "grammar.pcfg.json", "state.json"
+_STATE = "state.json"
 
 
 def fit_file(
@@ -31,7 +31,7 @@ def fit_file(
     on_round: Callable[[int, float], None] = lambda done, log_likelihood: None,
     progress: Progress = silent,
 ) -> Fitted:
-    """`estimate.fit` into a grammar file, kept after each round in `<output>.partial`, from where the same call goes on.
+    """`fit` into a grammar file, kept after each round in `<output>.partial`, from where the same call goes on.
 
     Args:
         on_round: called with how many rounds are done and the log-likelihood of the text then.
@@ -44,7 +44,7 @@ def fit_file(
         likelihoods: list[float] = []
         left_out: tuple[int, ...] | None = None
         if states := sorted(partial.glob("[0-9]*")):
-            grammar = Grammar.load(states[-1] / _GRAMMAR)
+            grammar = Grammar.load(states[-1] / GRAMMAR_FILE)
             likelihoods = read_state(states[-1] / _STATE, list[float])
         for done, value in enumerate(likelihoods):
             on_round(done, value)
@@ -53,7 +53,7 @@ def fit_file(
             likelihoods.append(value)
             on_round(len(likelihoods) - 1, value)
             with new_folder(partial / f"{len(likelihoods):06d}") as staged:
-                better.save(staged / _GRAMMAR)
+                better.save(staged / GRAMMAR_FILE)
                 replace_json(staged / _STATE, likelihoods)
             shutil.rmtree(partial / f"{len(likelihoods) - 1:06d}", ignore_errors=True)
 

@@ -12,7 +12,8 @@ from pcfg.errors import OptionError
 from pcfg.grammars.grammar import Grammar
 from pcfg.resuming import resumable_output, versions
 from pcfg.sampling.formats import check_spaces, write_dataset, write_jsonl, write_text
-from pcfg.sampling.sampler import Samples, sample
+from pcfg.sampling.sampler import sample
+from pcfg.sampling.samples import Samples
 from pcfg.sampling.tokenizer import tokenizer
 from surgery.files import new_folder, replace_json, take_name
 from surgery.locks import hold

@@ -9,7 +9,7 @@ import numpy as np
 
 from pcfg.errors import GrammarError
 from pcfg.grammars.grammar import Grammar
-from pcfg.sampling.sampler import Samples
+from pcfg.sampling.samples import Samples
 from surgery.files import new_folder, replace_bytes
 
 

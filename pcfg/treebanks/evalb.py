@@ -5,13 +5,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from pcfg.errors import TreebankError
 from pcfg.treebanks.cleaning import OUTER, clean
 from pcfg.treebanks.trees import Tree, read_parses, read_trees
+from surgery.files import new_folder, replace_json
+from surgery.jsonfile import JsonError, load_json
+from surgery.reporting.results import Result
 
+_FILE = "score.json"
 PUNCTUATION = frozenset([",", ":", "``", "''", "."])
 _DELETED = PUNCTUATION | OUTER - {""}  # of labels once they are cut: EVALB counts what is then empty
 _KIM = PUNCTUATION | {"-LRB-", "-RRB-", "$", "#"}  # what is left of Penn's tags are those of Kim et al.'s script
@@ -31,8 +37,34 @@ _UNSUPERVISED_KIM = (
 )
 
 
+class _Score(Result):
+    """What the two scores share: a sentence, and a file that holds every number."""
+
+    @property
+    def summary(self) -> list[str]:
+        """The score with its convention, in a sentence."""
+        return [str(self)]
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """A folder with `score.json`; it appears whole or not at all."""
+        with new_folder(Path(folder), overwrite=overwrite, replaces=_FILE) as staged:
+            replace_json(staged / _FILE, {"score": type(self).__name__, **msgspec.to_builtins(self)})
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Any:
+        """What `save` wrote. Raises TreebankError, naming the file, for anything else."""
+        file = Path(folder) / _FILE
+        try:
+            return load_json(file, cls)
+        except (OSError, JsonError) as error:
+            raise TreebankError(
+                f"{file} can't be read ({error}): name a folder that {cls.__name__}.save wrote"
+            ) from None
+
+
 @dataclass(frozen=True)
-class LabelledScore:
+class LabelledScore(_Score):
     """Labelled brackets in common, summed over the corpus.
 
     Attributes:
@@ -72,6 +104,12 @@ class LabelledScore:
         """Share of sentences with every bracket right and none beside."""
         return self.complete / self.sentences if self.sentences else 0.0
 
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """A row for all sentences, and one for those that EVALB itself counts."""
+        columns = ["sentences", "unparsed", "complete", "matched", "predicted", "gold", "precision", "recall", "f1"]
+        scores = {"all sentences": self} | ({} if self.valid is None else {"EVALB's own": self.valid})
+        return ["of", *columns], [[of, *(getattr(score, name) for name in columns)] for of, score in scores.items()]
+
     def __str__(self) -> str:
         said = (
             f"{100 * self.f1:.2f} {self.convention} ({self._shares}; "
@@ -90,7 +128,7 @@ class LabelledScore:
 
 
 @dataclass(frozen=True)
-class UnlabelledScore:
+class UnlabelledScore(_Score):
     """Spans in common, as a mean over sentences.
 
     Attributes:
@@ -109,6 +147,10 @@ class UnlabelledScore:
     def f1(self) -> float:
         """Mean over the counted sentences; 0 when there are none."""
         return sum(self.f1s) / len(self.f1s) if self.f1s else 0.0
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """The F1 of each counted sentence."""
+        return ["counted sentence", "f1"], [[number, f1] for number, f1 in enumerate(self.f1s, 1)]
 
     def __str__(self) -> str:
         return (

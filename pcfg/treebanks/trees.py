@@ -4,9 +4,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pcfg.errors import TreebankError
+from pcfg.treebanks.drawing import draw
 
 if TYPE_CHECKING:
     import nltk
@@ -19,6 +21,7 @@ _BRACKETS = str.maketrans(_ROUND)
 _NAMED_BRACKETS = _ROUND | {"[": "-LSB-", "]": "-RSB-", "{": "-LCB-", "}": "-RCB-"}
 _ALL_BRACKETS = str.maketrans(_NAMED_BRACKETS)
 _KINDS = (".mrg", ".txt")  # of tree files in a folder
+_LONGEST_REPR = 200
 NO_PARSE = "(())"  # what EVALB reads as a sentence that has no parse
 
 
@@ -156,7 +159,21 @@ class Tree:
         return format_tree(self)
 
     def __repr__(self) -> str:
-        return f"Tree.parse({format_tree(self)!r})"
+        whole = f"Tree.parse({format_tree(self)!r})"
+        if len(whole) <= _LONGEST_REPR:
+            return whole
+        words = self.words()
+        return (
+            shorten(
+                f"<Tree: {self.label} over {len(words):,} words: {' '.join(words)}",
+                _LONGEST_REPR - 1,
+                placeholder=" ...",
+            )
+            + ">"
+        )
+
+    def _repr_html_(self) -> str:
+        return draw(self.words(), self.tags(), self.spans())
 
     def _flat(self) -> "list[_Row]":
         return [

@@ -12,10 +12,11 @@ import torch
 
 from pcfg import Grammar, sample
 from pcfg.errors import OptionError, PcfgError
+from pcfg.grammars.grammar import GRAMMAR_FILE
 from pcfg.inference.masked_words import masked_posteriors
 from pcfg.learning.excess_loss import MaskedLoss, MaskedSet, generative, masked_log_probs, word_ids
 from pcfg.learning.masked_lm import Batches, Trainer
-from pcfg.learning.pretraining import GRAMMAR_FILE, _seen_share, pretrain
+from pcfg.learning.pretraining import _seen_share, pretrain
 from pcfg.learning.pretraining_recipe import PretrainRecipe, read_config
 from pcfg.sampling.tokenizer import tokenizer
 from pcfg.treebanks.induction import induce
@@ -349,10 +350,10 @@ def test_a_config_of_ones_own(grammar, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"width": 10, "heads": 3}, "--width 10 isn't a multiple of --heads 3"),
-        ({"mask": 1.0}, "--mask must lie between 0 and 1"),
-        ({"layers": 0}, "--layers must be above 0"),
-        ({"rate": math.nan}, "--rate must be above 0"),
+        ({"width": 10, "heads": 3}, "`width` 10 isn't a multiple of `heads` 3"),
+        ({"mask": 1.0}, "`mask` must lie between 0 and 1"),
+        ({"layers": 0}, "`layers` must be above 0"),
+        ({"rate": math.nan}, "`rate` must be above 0"),
     ],
 )
 def test_recipes_out_of_range(values, message):
