@@ -14,9 +14,9 @@ def draw_verification(content: Mapping[str, Any], folder: Path) -> list[Figure]:
     drawn = [
         Figure(
             "layers.png",
-            "How far the update is from autograd's, in each block its worst tensor. Exact should lie at rounding, and so should "
-            "paper and published against their own oracle, which lets no gradient through attention scores; the gap between "
-            "paper against that and against full autograd is what the dropped gradient costs.",
+            "How far the update is from autograd's, in each block its worst tensor. Exact should lie at rounding, and paper near it "
+            "against detached scores, through which no gradient flows; against full autograd it shows what that gradient is "
+            "worth. Published shows its faults: a bias that learns four times over has a relative error of 3.",
             "Lines of relative error by block, one a mode and oracle, on a logarithmic scale",
         )
     ]
@@ -128,7 +128,7 @@ def _perplexity(points: Any, file: Path) -> None:
         left.set_xticks(shares)
         if right is not None:
             right.axhline(0, color="#888888", linewidth=1)
-            right.set(xlabel="share of each window to learn from (%)", ylabel="nats a token below frozen, 95% interval")
+            right.set(xlabel="share of each window to learn from (%)", ylabel="nats a token gained, 95% interval")
             right.set_xticks(shares)
 
 

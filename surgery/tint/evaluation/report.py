@@ -107,10 +107,13 @@ class Run(Result):
         if not learn:
             return []
         top = max(learn, key=lambda point: point["gain"])
-        error = "" if top["gain_error"] is None else f" (standard error {top['gain_error']:.3f})"
         at = f" at {top['share']:.0%}" if "share" in top else ""
-        unit = "nats a token against the frozen model" if at else "against the same prompt without learning"
-        return [f"The most is gained by {top['method']}{at}: {top['gain']:+.3f} {unit}{error}."]
+        against = "the frozen model" if at else "the same prompt without learning"
+        if top["gain"] <= 0:
+            return [f"No method gains on {against}."]
+        error = "" if top["gain_error"] is None else f" (standard error {top['gain_error']:.2g})"
+        nats = " nats a token" if at else ""
+        return [f"The most is gained by {top['method']}{at}: {top['gain']:.2g}{nats} on {against}{error}."]
 
     def _on(self) -> str:
         """What was measured on, and how learning rates were chosen."""
@@ -121,7 +124,11 @@ class Run(Result):
             else f"{content['tests']} test examples"
         )
         held = content.get("dev_windows" if text else "dev_examples")
-        chosen = f"; learning rates chosen on {held} other {'windows' if text else 'examples'}" if held else ""
+        chosen = (
+            f"; learning rates chosen on {held} other {'window' if text else 'example'}{'s' * (held != 1)}"
+            if held
+            else ""
+        )
         return f"Measured on {size}{chosen}."
 
     @property
@@ -129,7 +136,7 @@ class Run(Result):
         """What the table shows, in a sentence."""
         if self.content["kind"] == "text":
             return "Perplexity on what follows the training share of each window, with 95% intervals over windows."
-        return f"{self.metric} with 95% intervals, {self.content['tests']} test examples."
+        return f"{self.metric.capitalize()} with 95% intervals, {self.content['tests']} test examples."
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Columns and rows: one row a method and, for texts, a training share."""
@@ -140,19 +147,14 @@ class Run(Result):
 
     def page(self, figures: Sequence[Figure] = ()) -> Page:
         """The report for people."""
-        legend = _LEGENDS[self.content["kind"]]
+        of = "perplexity of a text" if self.content["kind"] == "text" else "a task from demonstrations"
+        table = Table(self.caption, *self.table(), legend=_LEGENDS[self.content["kind"]], folded=False)
         call: Mapping[str, Any] = next(iter(self.content.get("call", {}).values()), {})
         options = ", ".join(
             f"{key} {call[key]}" for key in ("steps", "layers", "dtype", "loss", "shots") if key in call
         )
-        made = Text(
-            f"Model {call.get('model', 'unknown')}; {options}. Everything, each window's loss included, is in report.json."
-        )
-        return Page(
-            "Fine-tuned in the forward pass",
-            self.summary,
-            [*figures, Table(self.caption, *self.table(), legend=legend, folded=False), made],
-        )
+        made = Text(f"Model {call.get('model', 'unknown')}; {options}. All that was measured is in report.json.")
+        return Page(f"Fine-tuned in the forward pass: {of}", self.summary, [*figures, table, made])
 
     def markdown(self) -> str:
         """The page, without figures, as Markdown."""

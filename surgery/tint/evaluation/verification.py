@@ -37,18 +37,18 @@ _FORMAT = "surgery tint verification 1"
 _FITTING = {"exact": "full", "paper": "detached", "published": "detached"}  # the oracle of a mode's own arithmetic
 _LEGEND = {
     "piece or tensor": "A step of a block's forward pass, and below it the weights and biases that learn there. The worst of "
-    "all blocks is shown.",
-    "forward: error": "Largest difference from the Hugging Face model's own submodule, relative to the largest value (of the "
+    "all blocks is shown; a key's bias, which has no effect on attention, has nothing to show.",
+    "forward error": "Largest difference from the Hugging Face model's own submodule, relative to the largest value (of the "
     "logits: absolute).",
-    "exact: error": "Mode exact, with closed-form derivatives and gradients through attention scores: distance of the update "
+    "exact error": "Mode exact, with closed-form derivatives and gradients through attention scores: distance of the update "
     "from autograd's, relative to its norm.",
-    "paper: 1 - cosine": "Mode paper, which lets no gradient through attention scores and takes norms and activations by "
-    "differences (sections 3 and 4 of the paper): how far the update's direction is from autograd's with detached scores. 0 is "
-    "the same direction, 1 a right angle. Queries and keys don't learn.",
-    "paper: norm ratio": "Length of that update as a multiple of autograd's.",
-    "paper: error": "Distance of that update from autograd's, relative to its norm.",
-    "published: 1 - cosine": "Mode published, the authors' code with its faults: direction, as for paper.",
-    "published: norm ratio": "Its length as a multiple of autograd's; a bias that learns four times over shows as 4.",
+    "paper 1-cos": "Mode paper, which lets no gradient through attention scores and takes norms and activations by "
+    "differences (sections 3 and 4 of the paper): one minus the cosine between the update and autograd's with detached scores. "
+    "0 is the same direction, 1 a right angle. Queries and keys don't learn.",
+    "paper norm": "Length of that update as a multiple of autograd's.",
+    "paper error": "Distance of that update from autograd's, relative to its norm.",
+    "published 1-cos": "Mode published, the authors' code with its faults: direction, as for paper.",
+    "published norm": "Its length as a multiple of autograd's; a bias that learns four times over shows as 4.",
 }
 
 
@@ -125,8 +125,8 @@ class Verification(Result):
             if mode in self.content["updates"]:
                 detached, full = self.worst(mode, "detached"), self.worst(mode, "full")
                 lines.append(
-                    f"Mode {mode} against autograd with detached scores: cosine at least {detached['cosine']:.6f} "
-                    f"({self._where(mode, 'detached', 'cosine', min)}); against full autograd, through scores too, at least {full['cosine']:.4f}."
+                    f"Mode {mode} against autograd with detached attention scores: 1 - cosine at most {_turned(detached):.1e} "
+                    f"({self._where(mode, 'detached', 'cosine', min)}); against full autograd, through scores too, {_turned(full):.1e}."
                 )
         return lines
 
@@ -163,12 +163,11 @@ class Verification(Result):
                 for entry in self.content["updates"].get(mode, {}).get(oracle, ())
                 if entry["tensor"] == tensor and entry["cosine"] is not None and entry["learns"]
             ]
+            turned = norm = error = None
             if entries:
-                turned = max(0.0, max(1 - entry["cosine"] for entry in entries))
+                turned = max(map(_turned, entries))
                 norm = max((entry["norm_ratio"] for entry in entries), key=lambda ratio: abs(ratio - 1))
                 error = max(entry["relative_error"] for entry in entries)
-            else:
-                turned = norm = error = None
             cells += {"exact": [error], "paper": [turned, norm, error], "published": [turned, norm]}[mode]
         return cells
 
@@ -210,6 +209,11 @@ class Verification(Result):
     def load(cls, folder: str | Path) -> "Verification":
         """Read a saved one; raises TintError for anything else."""
         return load_report(folder, _FORMAT, _Content, cls, cls.markdown)
+
+
+def _turned(entry: Mapping[str, Any]) -> float:
+    """One minus the cosine, which rounding may have put above one."""
+    return max(0.0, 1 - entry["cosine"])
 
 
 _ALONE = {
