@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
-from cli import bottleneck, graft, pcfg, probe, score, skill, tint, tune, unlearn
-from cli import pcfg_pretrain as pretrain
+from cli import bottleneck, graft, pcfg, pcfg_pretrain, probe, score, skill, tint, tune, unlearn
 from cli.render import print_error
 
 app = typer.Typer(
@@ -22,7 +21,7 @@ app.add_typer(skill.app, name="skill")
 app.command()(score.score)
 app.command()(unlearn.unlearn)
 app.add_typer(bottleneck.app, name="bottleneck")
-pcfg.app.command()(pretrain.pretrain)
+pcfg.app.command()(pcfg_pretrain.pretrain)
 app.add_typer(pcfg.app, name="pcfg")
 app.add_typer(tint.app, name="tint")
 app.command()(probe.probe)

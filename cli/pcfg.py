@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options
-from cli import pcfg_score as scoring
+from cli import options, pcfg_score
 from cli.grammars import horizontal_order, load_both, load_grammar, need_file, pick, read_bank, whole_label
 from cli.render import print_json, print_table, progress_bar, say
 from cli.resuming import told_how_to_go_on
@@ -284,7 +283,7 @@ def spans(
     _say_unparsed(found.unparsed)
 
 
-app.command()(scoring.score)
+app.command()(pcfg_score.score)
 
 
 @app.command()

@@ -197,10 +197,10 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, data,
 
 
 def test_an_interrupted_tune_goes_on(work, run, data, tiny, tmp_path, monkeypatch):
-    from surgery.tuning import training as tuning
+    from surgery.tuning import training
 
     command = ("tune", tiny("gpt2"), "--task", "sst2", "--data", data, "--steps", 12, "--device", "cpu", "-o")
-    real, calls = tuning.TrainingLoop.advance, []
+    real, calls = training.TrainingLoop.advance, []
 
     def step(self, *arguments):
         calls.append(self.step)
@@ -208,7 +208,7 @@ def test_an_interrupted_tune_goes_on(work, run, data, tiny, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return real(self, *arguments)
 
-    monkeypatch.setattr(tuning.TrainingLoop, "advance", step)
+    monkeypatch.setattr(training.TrainingLoop, "advance", step)
     assert run(*command, tmp_path / "out")[0] == 130 and not (tmp_path / "out").exists()
     assert (tmp_path / "out.partial").exists()
     assert run(*command, tmp_path / "out")[0] == 0 and calls == [*range(7), *range(6, 12)]

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from pcfg.errors import GrammarError, OptionError, PcfgError
 from pcfg.grammars.grammar import Grammar
-from pcfg.sampling import sampler as module
+from pcfg.sampling import sampler
 from pcfg.sampling.formats import write_dataset, write_jsonl, write_text
 from pcfg.sampling.sampler import inside_lengths, length_distribution, sample
 from pcfg.sampling.tokenizer import SPECIAL, tokenizer
@@ -139,7 +139,7 @@ def test_auto_takes_rejection_where_few_draws_are_lost():
 )
 def test_shards_are_those_of_one_large_draw(options, monkeypatch):
     whole = sample(SMALL, 300, seed=9, **options)
-    monkeypatch.setattr(module, "_BLOCK", 7)
+    monkeypatch.setattr(sampler, "_BLOCK", 7)
     parts = [sample(SMALL, 100, seed=9, first=first, **options) for first in (0, 100, 200)]
     for name in ("words", "steps"):
         assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
@@ -225,7 +225,7 @@ def test_bad_options_are_refused():
 
 
 def test_tables_that_would_not_fit_are_refused_first(monkeypatch):
-    monkeypatch.setattr(module, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(sampler, "_MOST_BYTES", 1000)
     with pytest.raises(GrammarError, match=r"conditioning 3 rules on up to 99 words takes .* GiB: give a lower limit"):
         sample(LONG, 1, seed=0, max_length=99)
 

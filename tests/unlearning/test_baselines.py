@@ -7,7 +7,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from surgery.unlearning.bottleneck import Bottleneck
-from surgery.unlearning.evaluation import baselines as rivals
+from surgery.unlearning.evaluation import baselines
 from surgery.unlearning.evaluation.baselines import RIVALS, Student, distil, rival
 from surgery.unlearning.values import Sgd
 
@@ -99,7 +99,7 @@ def test_neggrad_goes_down_for_retained_and_up_for_as_many_forget_rows(blobs, pu
         assert gone.sum() * 2 == len(rows)
         down = gradient(smoothed(targets[rows]), logits).float()
         up = -gradient(lambda given, rows=rows: F.cross_entropy(given, targets[rows], reduction="sum"), logits).float()
-        wanted = 0.3 * torch.where(gone[:, None], (1 - rivals._BETA) * up, rivals._BETA * down)
+        wanted = 0.3 * torch.where(gone[:, None], (1 - baselines._BETA) * up, baselines._BETA * down)
         torch.testing.assert_close(pushed, wanted)
     retained = torch.cat([rows for rows, *_ in steps])
     assert sorted(retained[targets[retained] != 1].tolist()) == np.flatnonzero(targets != 1).tolist()
@@ -109,18 +109,18 @@ def test_scrub_leaves_the_teacher_on_forget_rows_then_keeps_it_and_the_labels_on
     forget, targets = rows_of(blobs, 1), torch.from_numpy(blobs.training.targets)
     teacher = torch.from_numpy(blobs.answer_ids(blobs.training.ids, device="cpu").logits).double().softmax(1)
     steps = pushes(Student.scrub, forget)
-    assert len(steps) == rivals._LEAVE + 6
+    assert len(steps) == baselines._LEAVE + 6
     for number, (rows, logits, pushed) in enumerate(steps):
 
         def divergence(given, rows=rows):
             return F.kl_div(given.log_softmax(1), teacher[rows], reduction="sum")
 
-        away = number < rivals._LEAVE
+        away = number < baselines._LEAVE
         assert ((targets[rows] == 1) == away).all()
         if away:
             wanted = -gradient(divergence, logits)
         else:
-            wanted = gradient(smoothed(targets[rows]), logits) + rivals._KEEP * gradient(divergence, logits)
+            wanted = gradient(smoothed(targets[rows]), logits) + baselines._KEEP * gradient(divergence, logits)
         torch.testing.assert_close(pushed, 0.3 * wanted.float())
 
 
@@ -228,7 +228,7 @@ def scripted(blobs, monkeypatch):
             student._table._rows += 1
             epochs.append(student)
 
-        monkeypatch.setitem(rivals._LESSONS, name, lesson)
+        monkeypatch.setitem(baselines._LESSONS, name, lesson)
         monkeypatch.setattr(Student, "right", property(lambda student: rights[min(len(epochs), len(rights)) - 1]))
         after = rival(name, blobs, rows_of(blobs, 0), np.array([0]), 0, CPU)
         return len(epochs), (after.values - blobs.values).round(3).max()

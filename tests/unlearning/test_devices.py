@@ -14,8 +14,7 @@ from sklearn.datasets import load_digits
 
 from surgery import devices
 from surgery.errors import OptionError
-from surgery.unlearning import Bottleneck, Encoder, Rows, fitting, keys, unlearn, values, verify
-from surgery.unlearning import key_selection as selection
+from surgery.unlearning import Bottleneck, Encoder, Rows, fitting, key_selection, keys, unlearn, values, verify
 from surgery.unlearning.evaluation.baselines import RIVALS, rival
 from surgery.unlearning.evaluation.evaluator import Exam
 from surgery.unlearning.keys import KEY_METHODS
@@ -47,7 +46,7 @@ SEGMENTS = {"codebooks": 3, "keys": 12, "key_dim": 2, "projection": "segments"}
 def as_on_a_gpu():
     """A GPU's way through the code, on the CPU, where that is asked for as a device."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (fitting, keys, selection, values):
+        for module in (fitting, key_selection, keys, values):
             patch.setattr(module, "off_cpu", lambda device: device is not None)
         yield
 

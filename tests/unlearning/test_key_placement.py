@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from surgery.unlearning import device_rows as sent
-from surgery.unlearning import key_placement as placing
+from surgery.unlearning import device_rows, key_placement
 from surgery.unlearning.key_placement import assign, place_on_device
 from surgery.unlearning.keys import KEY_METHODS, fit_keys, random_projections
 
@@ -39,7 +38,7 @@ def at_once(features, maps, keys, method="kmeans", seed=0, progress=lambda *_: N
 def blocks(request, monkeypatch):
     """Sizes of blocks: everything at once, or hardly anything."""
     rows, scratch = request.param
-    for module in (placing, sent):
+    for module in (key_placement, device_rows):
         monkeypatch.setattr(module, "ROWS", rows)
         monkeypatch.setattr(module, "SCRATCH", scratch)
 

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.unlearning import device_rows as sent
-from surgery.unlearning import key_selection as selection
+from surgery.unlearning import device_rows, key_selection
 from surgery.unlearning.key_selection import CLOSED, OPEN, SILENT, Selector, as_products
 
 CPU = torch.device("cpu")
@@ -72,8 +71,8 @@ def test_closed_keys_never_answer_whatever_the_size_of_the_blocks(made, data, sc
     selector, features = made
     top = data.draw(st.integers(1, selector.keys.shape[1]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_SCRATCH", scratch)
-        patch.setattr(selection, "_FEW", 2)
+        patch.setattr(key_selection, "_SCRATCH", scratch)
+        patch.setattr(key_selection, "_FEW", 2)
         found = selector.select(features, top=top)
     check(selector, found, ranked(selector, features))
 
@@ -101,9 +100,9 @@ def test_a_gpu_selects_the_same(made, data, scratch, block):
     selector, features = made
     top = data.draw(st.integers(1, selector.keys.shape[1]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sent, "SCRATCH", scratch)
-        patch.setattr(sent, "ROWS", block)
-        patch.setattr(selection, "off_cpu", lambda device: device is not None)
+        patch.setattr(device_rows, "SCRATCH", scratch)
+        patch.setattr(device_rows, "ROWS", block)
+        patch.setattr(key_selection, "off_cpu", lambda device: device is not None)
         given = data.draw(st.sampled_from([features, torch.from_numpy(features)]))
         found = selector.select(given, top=top, device=CPU)
     check(selector, found, ranked(selector, features))
@@ -119,7 +118,7 @@ def test_selecting_the_same_rows_again_under_other_states(made, data, gpu):
     still = selector.with_states(np.zeros_like(selector.states))
     ids = still.select(features, top=top)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "off_cpu", lambda device: gpu and device is not None)
+        patch.setattr(key_selection, "off_cpu", lambda device: gpu and device is not None)
         ask = still.reselector(features, ids, CPU)
         for _ in range(3):
             states = random.permutation(selector.states.reshape(-1)).reshape(selector.states.shape)
@@ -132,9 +131,9 @@ def test_selecting_the_same_rows_again_under_other_states(made, data, gpu):
 
 def test_keys_are_sent_once_however_often_their_states_change(monkeypatch):
     seen = []
-    real = selection.SentSelector
-    monkeypatch.setattr(selection, "SentSelector", lambda *given: seen.append(1) or real(*given))
-    monkeypatch.setattr(selection, "off_cpu", lambda device: device is not None)
+    real = key_selection.SentSelector
+    monkeypatch.setattr(key_selection, "SentSelector", lambda *given: seen.append(1) or real(*given))
+    monkeypatch.setattr(key_selection, "off_cpu", lambda device: device is not None)
     keys = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
     selector = Selector(
         np.zeros(3, np.float32), np.stack([np.eye(3, dtype=np.float32)] * 2), keys, np.zeros((2, 5), np.uint8)

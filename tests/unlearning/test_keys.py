@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.errors import OptionError
-from surgery.unlearning import keys as module
-from surgery.unlearning.keys import KEY_METHODS, fit_keys, random_projections, segments
+from surgery.unlearning.keys import KEY_METHODS, _kmeans, _moving_average, fit_keys, random_projections, segments
 
 
 def identity(width, codebooks=1):
@@ -91,7 +90,9 @@ def test_kmeans_is_lloyds_rounds(seed, monkeypatch):
     features = blobs(rows=50, groups=5, seed=seed)
     keys = fit_keys(features, identity(4), 6, method="sample", seed=seed).keys[0].astype(np.float64)
     rounds = []
-    monkeypatch.setattr(module, "_far_rows", lambda *_: pytest.fail("a key died: this data is for living ones"))
+    monkeypatch.setattr(
+        "surgery.unlearning.keys._far_rows", lambda *_: pytest.fail("a key died: this data is for living ones")
+    )
     found = fit_keys(features, identity(4), 6, seed=seed)
     points = (features - found.center).astype(np.float64)
     for _ in range(12):
@@ -104,7 +105,7 @@ def test_kmeans_is_lloyds_rounds(seed, monkeypatch):
     np.testing.assert_allclose(found.keys[0], keys, atol=1e-4)
 
 
-@pytest.mark.parametrize("place", [module._kmeans, module._moving_average])
+@pytest.mark.parametrize("place", [_kmeans, _moving_average])
 def test_dead_keys_move_to_rows_far_from_their_keys(place):
     random = np.random.default_rng(0)
     far = np.array([[50.0, 0], [0, 50], [-50, 0]] * 20)
