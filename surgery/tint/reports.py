@@ -56,6 +56,6 @@ def load_report(
         conform(content, kind)
         report = make(content)
         check(report)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise TintError(f"{path} is damaged ({error!r}): make it again") from None
     return report
