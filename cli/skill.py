@@ -135,8 +135,34 @@ def subtract(
 
 
 @app.command()
+def compare(
+    skill: SkillFolders, output: options.Output = None, overwrite: options.Overwrite = False, json: options.Json = False
+) -> None:
+    """How far skills touch the same weights: both ways, by layer, against chance, and whether they move them alike."""
+    from surgery.grafting.comparison import compare as run
+    from surgery.reporting.page import cell
+
+    if output:
+        _check_output(output, overwrite, skill)
+    found = run(_load(skill))
+    if output:
+        found.save(output, overwrite=overwrite)
+    if json:
+        columns, rows = found.table()
+        pairs = [dict(zip(columns, row, strict=True)) for row in rows]
+        print_json({"pairs": pairs, "summary": found.summary, "output": output and str(output)})
+        return
+    for sentence in found.summary:
+        say(sentence)
+    columns, rows = found.short_table()
+    print_table("", columns, [[cell(value) for value in row] for row in rows])
+    if output:
+        say(f"{output}: report.json, overlap.png, layers.png and the page index.html")
+
+
+@app.command()
 def overlap(first: SkillFolder, second: SkillFolder, json: options.Json = False) -> None:
-    """How many of each skill's weights the other touches too."""
+    """How many of each skill's weights the other touches too; `compare` says more."""
     from surgery.grafting.skill import Skill
 
     one, two = Skill.load(first).delta, Skill.load(second).delta
