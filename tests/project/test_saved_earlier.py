@@ -178,6 +178,11 @@ def test_a_run_of_tint():
     assert point["losses"] == [4.478860855102539, 4.463574409484863, 4.478860855102539]
 
 
+def test_a_task_of_tint():
+    run = Run.load(SAVED / "tint-task")
+    assert (run.value("zero-shot"), run.value("few-shot, TinT exact")) == (0.75, 0.5)
+
+
 def test_a_verification_of_tint():
     found = Verification.load(SAVED / "tint-verification")
     assert found.forward_error == 0.0
