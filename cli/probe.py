@@ -104,9 +104,6 @@ def probe(
 
 
 def _show(report: "ProbeReport", folder: Path, json: bool) -> None:
-    from probes.page import text_example
-    from probes.report import summary
-
     if json:
         verdicts = [
             {"probe": v.probe, "metric": v.metric, "control": v.control, "beats": v.beats} for v in report.verdicts
@@ -115,11 +112,11 @@ def _show(report: "ProbeReport", folder: Path, json: bool) -> None:
         found = {"best_layer": report.best_layer, "f1_share": share and share.value, "verdicts": verdicts}
         print_json({"output": str(folder), **found, "seconds": report.seconds})
         return
-    say(f"probes of {report.model['name']}\n\n{report.table()}\n")
-    for line in (*summary(report), *report.notes):
+    say(f"probes of {report.model['name']}\n\n{report.text()}\n")
+    for line in (*report.summary, *report.remarks):
         say(line)
     for example in report.examples[-1:]:
-        say(f"\n{text_example(example)}")
+        say(f"\n{example.text()}")
     say(f"\n{folder / 'index.html'}: figures and all numbers, in {report.seconds:.0f} s")
 
 

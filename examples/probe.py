@@ -30,7 +30,7 @@ print(f"excess loss {excess['value']:.3f} nats [{excess['low']:.3f}, {excess['hi
 
 report = probe_spans(output / "mlm", grammar, sample(grammar, 120, seed=1, max_length=10), seeds=2, device="cpu")
 report.save(output / "report")
-print(report.table())
+print(report.text())
 share = report.find("span-two-layer", "model", "f1 share", report.best_layer)
 assert share is not None
 print(f"layer {report.best_layer}: trees of F1 {share.value:.3f} of what the grammar's own reach")

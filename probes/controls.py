@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float32, Int8, Int64
 
 from probes.dataset import Dataset
-from probes.depths import depth_classes, gap_rows
 
-_MOST_WORDS, _MOST_PLACES, _CLASSES = 512, 40, 10
+CLASSES = 10  # of words, in control tasks
+_MOST_WORDS, _MOST_PLACES = 512, 40
 
 
 def word_identity(dataset: Dataset) -> Int8[np.ndarray, "words kinds"]:
@@ -54,29 +54,13 @@ def length_only(dataset: Dataset) -> Float32[np.ndarray, "spans outputs"]:
     return means[asked].astype(np.float32)
 
 
-def control_spans(dataset: Dataset, seed: int) -> Float32[np.ndarray, "spans one"]:
-    """A control task for spans: words get random classes, and each pair of classes a marginal drawn from the real ones."""
-    classes = _word_classes(dataset, seed)
-    left, right = dataset.ends(np.arange(len(dataset.sentences)))
-    real = dataset.targets[dataset.span_rows(dataset.train), 0]
-    table = np.random.default_rng(seed).choice(real, (_CLASSES, _CLASSES))
-    return table[classes[left], classes[right]][:, None].astype(np.float32)
-
-
-def control_depths(dataset: Dataset, numbers: Int64[np.ndarray, " some"], seed: int) -> Int64[np.ndarray, " gaps"]:
-    """A control task for depths: each pair of word classes gets a class drawn from the real ones."""
-    classes, rows = _word_classes(dataset, seed), gap_rows(dataset, numbers)
-    table = np.random.default_rng(seed).choice(depth_classes(dataset, dataset.train), (_CLASSES, _CLASSES))
-    return table[classes[rows], classes[rows + 1]]
-
-
-def _word_classes(dataset: Dataset, seed: int) -> Int64[np.ndarray, " words"]:
+def word_classes(dataset: Dataset, seed: int) -> Int64[np.ndarray, " words"]:
     """A random class for each different word, the same wherever it stands."""
     known: dict[str, int] = {}
     for sentence in dataset.sentences:
         for word in sentence:
             if word not in known:
-                known[word] = int.from_bytes(hashlib.sha256(f"{seed} {word}".encode()).digest()[:8], "big") % _CLASSES
+                known[word] = int.from_bytes(hashlib.sha256(f"{seed} {word}".encode()).digest()[:8], "big") % CLASSES
     return np.array([known[word] for sentence in dataset.sentences for word in sentence], np.int64)
 
 

@@ -1,11 +1,17 @@
 """Relative depth of the lowest common ancestor of neighbouring words (Vilares et al. 2020), and the tree that depths spell."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Int64
 
+from probes.controls import CLASSES, word_classes
 from probes.dataset import Dataset
 from probes.decoding import lca_depths, split_at_gaps
+from probes.intervals import Measure, ratio
 from probes.linear import PairClassifier
+from probes.probe import BRANCHING, TRAINED, Features, Metric, Probe
+from probes.scorer import Scorer
 
 _MOST_STEP = 5  # differences of depth beyond this are one class
 
@@ -42,3 +48,59 @@ def depth_trees(
     classes = probe(features, gap_rows(dataset, numbers))
     parts = np.split(classes, np.cumsum(dataset.lengths[numbers] - 1)[:-1])
     return classes, [split_at_gaps(-np.cumsum(part).astype(np.float64)) for part in parts]
+
+
+def control_depths(dataset: Dataset, numbers: Int64[np.ndarray, " some"], seed: int) -> Int64[np.ndarray, " gaps"]:
+    """A control task for depths: each pair of word classes gets a class drawn from the real ones."""
+    classes, rows = word_classes(dataset, seed), gap_rows(dataset, numbers)
+    table = np.random.default_rng(seed).choice(depth_classes(dataset, dataset.train), (CLASSES, CLASSES))
+    return table[classes[rows], classes[rows + 1]]
+
+
+@dataclass(frozen=True)
+class DepthProbe(Probe):
+    """A linear classifier of relative depths, with the trees that they spell."""
+
+    def measure(self, scorer: Scorer, seen: Features) -> list[Measure]:
+        """Accuracy, F1 of trees and the control task."""
+        assert seen.words is not None
+        dataset, test, features = scorer.dataset, scorer.dataset.test, seen.words
+        wanted, owners = depth_classes(dataset, test), np.repeat(np.arange(len(test)), dataset.lengths[test] - 1)
+
+        def hits(classes: np.ndarray, right: np.ndarray) -> np.ndarray:
+            sums = [np.bincount(owners, values, len(test)) for values in (classes == right, np.ones(len(right)))]
+            return np.stack(sums, 1)
+
+        real, control, trees = [], [], []
+        for seed in range(scorer.settings.seeds):
+            train = scorer.train_for(seed)
+            probe = fit_depths(features, dataset, train, depth_classes(dataset, train), seed)
+            classes, some = depth_trees(probe, features, dataset, test)
+            real.append(hits(classes, wanted))
+            trees.append(some)
+            if seen.source == "model":
+                probe = fit_depths(features, dataset, train, control_depths(dataset, train, seed), seed)
+                classes, _ = depth_trees(probe, features, dataset, test)
+                control.append(hits(classes, control_depths(dataset, test, seed)))
+        about = (self.name, seen.source, seen.layer)
+        accuracy = scorer.measure(*about, "accuracy", np.stack(real), ratio)
+        found = [accuracy, *scorer.tree_measures(*about, trees)]
+        if control:
+            found += scorer.selectivity(accuracy, "control accuracy", np.stack(control), ratio)
+        return found
+
+
+DEPTHS = DepthProbe(
+    name="depth",
+    label="LCA depth",
+    style=2,
+    metrics=(
+        Metric(
+            "f1",
+            (*TRAINED, *BRANCHING),
+            "F1 depth",
+            "unlabelled F1 of the trees that predicted depths of lowest common ancestors spell.",
+        ),
+        Metric("accuracy", (*TRAINED, "control task")),
+    ),
+)

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from probes.dataset import Dataset
 from probes.decoding import split_at_gaps, tree_distances
+from probes.intervals import Measure, ratio
 from probes.linear import Scale
+from probes.probe import BRANCHING, TRAINED, Features, Metric, Probe
+from probes.scorer import Scorer
 
 # With a quarter of the epochs, what later layers hold in mixed directions is hardly found: layer 0 then looks too good beside them.
 _RANK, _EPOCHS, _RATE = 32, 40, 3e-2
@@ -108,3 +111,45 @@ def _distances(
     states = torch.from_numpy(scale(features[rows])) @ projection
     apart = states.index_select(0, torch.from_numpy(left)) - states.index_select(0, torch.from_numpy(right))
     return apart.square().sum(1)
+
+
+@dataclass(frozen=True)
+class TreeDistances(Probe):
+    """`DistanceProbe`, with the trees that split where neighbours are farthest apart."""
+
+    def measure(self, scorer: Scorer, seen: Features) -> list[Measure]:
+        """Rank correlation of distances, and F1 of trees."""
+        assert seen.words is not None
+        dataset, test = scorer.dataset, scorer.dataset.test
+        ranks, trees = [], []
+        for seed in range(scorer.settings.seeds):
+            probe = DistanceProbe.fit(seen.words, dataset, scorer.train_for(seed), seed=seed)
+            distances = probe.predict(seen.words, dataset, test)
+            correlations = distance_correlations(dataset, test, distances)
+            ranks.append(np.stack([correlations, np.ones(len(test))], 1))
+            trees.append(distance_trees(distances))
+        about = (self.name, seen.source, seen.layer)
+        found = [scorer.measure(*about, "spearman", np.stack(ranks), ratio)]
+        return found + scorer.tree_measures(*about, trees)
+
+
+DISTANCES = TreeDistances(
+    name="distance",
+    label="distances",
+    style=3,
+    metrics=(
+        Metric(
+            "f1",
+            (*TRAINED, *BRANCHING),
+            "F1 distance",
+            "unlabelled F1 of the trees that split each span between the neighbours of the largest predicted distance.",
+        ),
+        Metric(
+            "spearman",
+            TRAINED,
+            "DSpr",
+            "distance Spearman: rank correlation of predicted and true distances of words in the tree, a mean over words and then sentences (Hewitt & Manning 2019).",
+            without_probe=False,
+        ),
+    ),
+)

@@ -2,50 +2,56 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pcfg.devices import Device
+from pcfg.grammars.grammar import Grammar
+from pcfg.learning.excess_loss import MaskedSet, word_ids
+from pcfg.learning.pretraining import HELD_OUT
+from pcfg.resuming import PACKAGES
+from pcfg.sampling.sampler import sample
+from pcfg.sampling.samples import Samples
+from pcfg.sentences import fingerprint
+from pcfg.treebanks.cleaning import clean_trees
+from pcfg.treebanks.trees import Tree
 from probes import controls
 from probes.activations import Activations
-from probes.causal import Head, remove_directions, score_heads
+from probes.catalog import measure_all
+from probes.causal import Removal, remove_directions, score_heads
 from probes.dataset import Dataset, check_pairs
 from probes.decoding import minimum_risk
-from probes.errors import ProbeError
-from probes.intervals import Measure, ratio
+from probes.intervals import Measure
 from probes.linear import PairRegression
 from probes.masked_words import MaskedWords
+from probes.probe import Features
 from probes.probed_model import ProbedModel
-from probes.report import Example, ProbeReport
+from probes.report import ProbeReport
 from probes.scorer import Scorer, Settings
+from probes.sentence import Example
 from probes.spans import fit_spans, predict_spans
+from probes.word_posteriors import own_prediction
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.files import replace_json
-from surgery.jsonfile import JsonError, load_json
 from surgery.progress import Progress, silent
 from surgery.provenance import package_version, provenance
-from surgery.resuming import resumable
-
-if TYPE_CHECKING:
-    from pcfg.grammars.grammar import Grammar
-    from pcfg.sampling.samples import Samples
-    from pcfg.treebanks.trees import Tree
+from surgery.resuming import read_state, resumable
 
 _SHOWN, _LONGEST_SHOWN = 3, 14
 _CAUSAL = 200  # sentences
 
 
 def probe_spans(
-    model: "str | Path | Checkpoint",
-    grammar: "Grammar",
-    sentences: "Samples | Sequence[Sequence[str]] | int" = 2000,
+    model: str | Path | Checkpoint,
+    grammar: Grammar,
+    sentences: Samples | Sequence[Sequence[str]] | int = 2000,
     *,
-    layers: "str | Sequence[int]" = "all",
+    layers: str | Sequence[int] = "all",
     seeds: int = 5,
     seed: int = 0,
     max_length: int | None = None,
@@ -70,10 +76,6 @@ def probe_spans(
         GrammarError: the model's tokens aren't the grammar's words.
         ProbeError: sentences that can't be aligned, parsed or split.
     """
-    from pcfg.learning.excess_loss import word_ids
-    from pcfg.learning.pretraining import HELD_OUT
-    from pcfg.sampling.sampler import sample
-
     settings = _settings(seeds, seed, device, cache, resume, progress)
     probed = ProbedModel.load(model, device=device)
     chosen = probed.check_layers(layers)
@@ -87,11 +89,11 @@ def probe_spans(
 
 
 def probe_trees(
-    model: "str | Path | Checkpoint",
-    trees: "Sequence[Tree]",
+    model: str | Path | Checkpoint,
+    trees: Sequence[Tree],
     sentences: Sequence[Sequence[str]] | None = None,
     *,
-    layers: "str | Sequence[int]" = "all",
+    layers: str | Sequence[int] = "all",
     seeds: int = 5,
     seed: int = 0,
     max_length: int = 40,
@@ -109,8 +111,6 @@ def probe_trees(
 
     Other arguments, and what is raised, as `probe_spans`.
     """
-    from pcfg.treebanks.cleaning import clean_trees
-
     settings = _settings(seeds, seed, device, cache, resume, progress)
     trees = clean_trees(trees)
     if sentences is not None:
@@ -135,7 +135,7 @@ def _settings(
 
 
 def _probe(
-    source: "str | Path | Checkpoint",
+    source: str | Path | Checkpoint,
     model: ProbedModel,
     dataset: Dataset,
     layers: Sequence[int],
@@ -143,131 +143,131 @@ def _probe(
     call: str,
     inputs: dict[str, str],
 ) -> ProbeReport:
-    from pcfg.resuming import PACKAGES
-    from pcfg.sentences import fingerprint
-
-    began, progress = time.monotonic(), settings.progress
-    chosen = tuple(sorted({0, *layers}))
-    about = {"layers": list(chosen), "seeds": settings.seeds, "model": model.name}
+    began = time.monotonic()
+    layers = tuple(sorted({0, *layers}))
+    about = {"layers": list(layers), "seeds": settings.seeds, "model": model.name}
     inputs["sentences"] = fingerprint(dataset.sentences)
     inputs["trees"] = fingerprint([[str(tree)] for tree in dataset.trees])
-    scorer, notes = Scorer(dataset, settings), [model.note] if model.note else []
+    scorer = Scorer(dataset, settings)
     measures = scorer.without_model()
-    words = None
+    masked = None
     if dataset.grammar is not None and not model.causal:
-        words = MaskedWords.draw(dataset, seed=settings.seed, device=settings.device, progress=progress)
-    elif dataset.grammar is None:
-        notes.append("there is no grammar, so masked words have no exact posterior and nothing is said of them")
+        masked = MaskedWords.draw(dataset, seed=settings.seed, device=settings.device, progress=settings.progress)
     untrained = ProbedModel.load(source, device=settings.device, untrained=settings.seed)
-    few = tuple(sorted({chosen[0], chosen[len(chosen) // 2], chosen[-1]}))  # random layers hardly differ
-    total, done = len(chosen) + len(few) + 2, 0
-
-    def step(line: str) -> None:
-        nonlocal done
-        progress(done, total, f"probes: {line}")
-        done += 1
-
-    with ExitStack() as stack:
-        state = {**about, "inputs": inputs, "seed": settings.seed, "device": settings.device}
-        stack.enter_context(resumable(settings.resume, state, packages=PACKAGES))
-        folder = settings.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="surgery-probe-")))
-        own = None
-        for name, some, these in (("model", model, chosen), ("untrained", untrained, few)):
-            states = Activations.collect(some, dataset.sentences, folder, these, progress=progress)
-            own = own or states
-            masked = words.states(some, these, progress) if words else {}
-            for layer in these:
-                step(f"{name}, layer {layer}")
-                measures += _measures(scorer, name, layer, states.layer(layer), masked.get(layer), words)
-        for name, features in (
-            ("word identity", controls.word_identity(dataset)),
-            ("position", controls.positions(dataset)),
-        ):
-            step(name)
-            measures += _measures(scorer, name, None, features)
-        if words:
-            measures += _word_controls(scorer, words, model)
-        assert own is not None
+    whose = {**about, "inputs": inputs, "seed": settings.seed, "device": settings.device}
+    with resumable(settings.resume, whose, packages=PACKAGES) as state, _states_folder(settings.cache) as folder:
+        states, found = _measure(scorer, model, untrained, layers, masked, folder, state)
+        measures += found
         best = best_layer(measures)
-        examples = _examples(dataset, own.layer(best), best)
-        loss, removals = _loss(model, dataset, own, chosen, settings)
-    if not model.head and dataset.grammar is not None:
-        notes.append("the model has no trained head for words, so its loss and the causal check are left out")
-    heads: tuple[Head, ...] = ()
-    if model.bridge is not None:
-        heads = score_heads(
-            model, [dataset.trees[i] for i in dataset.test[:_CAUSAL]], seed=settings.seed, progress=progress
-        )
-    origin = provenance(call={call: about}, inputs=inputs, seed=settings.seed)
-    origin["libraries"] |= {name: package_version(name) for name in ("transformer-lens", "scikit-learn", "scipy")}
+        examples = _examples(dataset, states.layer(best), best)
+        loss, removals = _loss(model, dataset, states, layers, settings)
+    some = [dataset.trees[i] for i in dataset.test[:_CAUSAL]] if model.bridge is not None else []
     return ProbeReport(
-        provenance=origin,
+        provenance=_origin(call, about, inputs, settings.seed),
         model={"name": model.name, "layers": model.layers, "heads": model.heads, "width": model.width},
         counts=_counts(dataset),
         exact=dataset.exact,
-        layers=chosen,
+        layers=layers,
         best_layer=best,
         measures=tuple(measures),
         loss=loss,
         removals=removals,
-        heads=heads,
+        heads=score_heads(model, some, seed=settings.seed, progress=settings.progress) if some else (),
         examples=examples,
-        notes=tuple(notes),
+        notes=_notes(model, dataset),
         seconds=round(time.monotonic() - began, 1),
     )
 
 
-def _measures(
+@contextmanager
+def _states_folder(cache: Path | None) -> Iterator[Path]:
+    if cache is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="surgery-probe-") as folder:
+        yield Path(folder)
+
+
+def _measure(
     scorer: Scorer,
-    source: str,
-    layer: int | None,
-    features: np.ndarray,
-    masked: np.ndarray | None = None,
-    words: MaskedWords | None = None,
-) -> list[Measure]:
-    """All probes of one layer's states or of one control's features; kept in the folder to resume from."""
-    kept = scorer.settings.resume and scorer.settings.resume / f"{source}-{'all' if layer is None else layer}.json"
-    if kept and kept.exists():
-        return _kept(kept)
-    found = scorer.spans(source, layer, features) + scorer.trees(source, layer, features)
-    if words and masked is not None:
-        found += scorer.words(source, layer, masked, words)
-    if kept:
-        _keep(kept, found)
+    model: ProbedModel,
+    untrained: ProbedModel,
+    layers: Sequence[int],
+    masked: MaskedWords | None,
+    folder: Path,
+    state: Path | None,
+) -> tuple[Activations, list[Measure]]:
+    """The model's states on disk, and every probe on the layers of the model and of random weights, and on the controls."""
+    dataset, progress, found, done = scorer.dataset, scorer.settings.progress, list[Measure](), 0
+    few = tuple(sorted({layers[0], layers[len(layers) // 2], layers[-1]}))  # random layers hardly differ
+    features = _control_features(dataset, masked)
+    total = len(layers) + len(few) + len(features)
+    kept: list[Activations] = []
+    for name, probed, chosen in (("model", model, layers), ("untrained", untrained, few)):
+        states = Activations.collect(probed, dataset.sentences, folder, chosen, progress=progress)
+        kept.append(states)
+        masks = masked.states(probed, chosen, progress) if masked else {}
+        for layer in chosen:
+            progress(done, total, f"probes: {name}, layer {layer}")
+            done += 1
+            found += _resumed(scorer, Features(name, layer, states.layer(layer), masks.get(layer), masked), state)
+    for seen in features:
+        progress(done, total, f"probes: {seen.source}")
+        done += 1
+        found += _resumed(scorer, seen, state)
+    if masked and model.head:
+        found.append(own_prediction(scorer, masked, model))
+    return kept[0], found
+
+
+def _control_features(dataset: Dataset, masked: MaskedWords | None) -> list[Features]:
+    """What words and places say, of each word and then of each masked one by its neighbours and its place."""
+    places = controls.positions(dataset)
+    found = [
+        Features("word identity", None, controls.word_identity(dataset)),
+        Features("position", None, places),
+    ]
+    if masked:
+        rows = dataset.bounds[masked.sentence] + masked.position
+        neighbours = controls.neighbour_identity(dataset)[rows]
+        found += [
+            Features("word identity", None, masks=neighbours, masked=masked),
+            Features("position", None, masks=places[rows], masked=masked),
+        ]
     return found
 
 
-def _keep(file: Path, measures: Sequence[Measure]) -> None:
-    replace_json(file, [asdict(measure) for measure in measures])
+def _resumed(scorer: Scorer, seen: Features, state: Path | None) -> list[Measure]:
+    """All probes of some features, from the folder to resume from where they are done."""
+    if state is None or seen.words is None:  # masked words alone take a moment
+        return measure_all(scorer, seen)
+    file = state / f"{seen.source}-{'all' if seen.layer is None else seen.layer}.json"
+    if file.exists():
+        return read_state(file, list[Measure])
+    found = measure_all(scorer, seen)
+    replace_json(file, [asdict(measure) for measure in found])
+    return found
 
 
-def _kept(file: Path) -> list[Measure]:
-    try:
-        return load_json(file, list[Measure])
-    except (OSError, JsonError) as error:
-        raise ProbeError(f"{file} can't be read ({error}): delete {file.parent} to begin anew") from None
+def _notes(model: ProbedModel, dataset: Dataset) -> tuple[str, ...]:
+    notes = [model.note] if model.note else []
+    if dataset.grammar is None:
+        notes.append("there is no grammar, so masked words have no exact posterior and nothing is said of them")
+    elif not model.head:
+        notes.append("the model has no trained head for words, so its loss and the causal check are left out")
+    return tuple(notes)
+
+
+def _origin(call: str, about: dict[str, Any], inputs: dict[str, str], seed: int) -> dict[str, Any]:
+    origin = provenance(call={call: about}, inputs=inputs, seed=seed)
+    origin["libraries"] |= {name: package_version(name) for name in ("transformer-lens", "scikit-learn", "scipy")}
+    return origin
 
 
 def best_layer(measures: Sequence[Measure]) -> int:
     """The layer whose states describe the training sentences' marginals in the fewest bits: the test has no say in it."""
     bits = {m.layer: m.value for m in measures if m.source == "model" and m.metric == "bits" and m.layer is not None}
     return min(bits, key=lambda layer: (bits[layer], layer))
-
-
-def _word_controls(scorer: Scorer, words: MaskedWords, model: ProbedModel) -> list[Measure]:
-    """What neighbours and positions say of a masked word, and what the model's own head predicts."""
-    dataset, found = scorer.dataset, list[Measure]()
-    rows = dataset.bounds[words.sentence] + words.position
-    for name, features in (
-        ("word identity", controls.neighbour_identity(dataset)),
-        ("position", controls.positions(dataset)),
-    ):
-        found += scorer.words(name, None, features[rows], words)
-    if model.head:
-        test = words.rows(dataset.test)
-        stats = scorer.per_sentence(words.sentence[test], words.model_kl(model, test))
-        found.append(scorer.measure("none", "model", None, "kl", stats[None], ratio))
-    return found
 
 
 def _examples(dataset: Dataset, features: np.ndarray, layer: int) -> tuple[Example, ...]:
@@ -291,12 +291,10 @@ def _examples(dataset: Dataset, features: np.ndarray, layer: int) -> tuple[Examp
 
 def _loss(
     model: ProbedModel, dataset: Dataset, states: Activations, layers: Sequence[int], settings: Settings
-) -> tuple[dict[str, Any] | None, tuple[Any, ...]]:
+) -> tuple[dict[str, Any] | None, tuple[Removal, ...]]:
     """The model's excess loss on the test sentences, and what it loses without the probed directions of each layer."""
     if dataset.grammar is None or model.causal or not model.head:
         return None, ()
-    from pcfg.learning.excess_loss import MaskedSet
-
     sentences = [dataset.sentences[i] for i in dataset.test]
     masked = MaskedSet.draw(dataset.grammar, sentences, seed=settings.seed, device=settings.device)
     loss = masked.measure(model.module, model.tokenizer).to_json(settings.seed)

@@ -100,3 +100,9 @@ def spearman(predicted: np.ndarray, wanted: np.ndarray) -> float:
     if np.ptp(predicted) == 0 or np.ptp(wanted) == 0:
         return 0.0
     return float(np.corrcoef(rankdata(predicted), rankdata(wanted))[0, 1])
+
+
+def entropy_bits(targets: Float64[np.ndarray, " spans"]) -> float:
+    """Bits a span that no code can go below: the mean binary entropy of the marginals."""
+    p = np.clip(targets, 1e-12, 1 - 1e-12)
+    return float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean())

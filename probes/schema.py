@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from probes.catalog import PROBES
+
 _NUMBER = {"type": "number"}
 _SOME = {"type": ["number", "null"]}
 _TABLE = {"type": "array", "items": {"type": "array", "items": _NUMBER}}
@@ -18,7 +20,7 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 _MEASURE = _object(
     {
-        "probe": {"enum": ["span-linear", "span-two-layer", "depth", "distance", "words", "none"]},
+        "probe": {"enum": [*(probe.name for probe in PROBES), "none"]},
         "source": {"type": "string"},
         "layer": {"type": ["integer", "null"]},
         "metric": {"type": "string"},

@@ -9,13 +9,8 @@ import numpy as np
 from probes import controls
 from probes.dataset import Dataset
 from probes.decoding import Reference, branching, minimum_risk
-from probes.depths import depth_classes, depth_trees, fit_depths
-from probes.distances import DistanceProbe, distance_correlations, distance_trees
 from probes.errors import ProbeError
-from probes.intervals import Measure, bootstrap, pearson, r_squared, ratio, spearman, squares
-from probes.masked_words import MaskedWords
-from probes.spans import KINDS, description_length, entropy_bits, fit_spans, predict_spans
-from probes.word_posteriors import fit_words
+from probes.intervals import Measure, bootstrap, entropy_bits, pearson, r_squared, ratio, spearman, squares
 from surgery.errors import OptionError
 from surgery.progress import Progress
 
@@ -120,30 +115,6 @@ class Scorer:
                 found.append(self.measure(*about, "r2", stats, r_squared, label))
         return found
 
-    def spans(self, source: str, layer: int | None, features: np.ndarray) -> list[Measure]:
-        """Span probes of both kinds, their trees, their control task, and the description length."""
-        dataset, found = self.dataset, list[Measure]()
-        for kind in KINDS:
-            probe, predicted, control = f"span-{kind}", list[np.ndarray](), list[np.ndarray]()
-            for seed in range(self.settings.seeds):
-                train = self.train_for(seed)
-                fitted = fit_spans(kind, features, dataset, train, dataset.targets, seed)
-                predicted.append(predict_spans(fitted, features, dataset, dataset.test))
-                if source == "model":
-                    task = controls.control_spans(dataset, seed)
-                    fitted = fit_spans(kind, features, dataset, train, task, seed)
-                    values = predict_spans(fitted, features, dataset, dataset.test)
-                    control.append(squares(values[:, 0], task[self.rows, 0], self.owners, len(dataset.test)))
-            found += self.marginal_measures(probe, source, layer, predicted)
-            trees = [minimum_risk(dataset.full(dataset.test, p[:, 0])) for p in predicted]
-            found += self.tree_measures(probe, source, layer, trees)
-            if control:
-                real = next(m for m in found if (m.probe, m.metric, m.group) == (probe, "r2", ""))
-                found += self.selectivity(real, "control r2", np.stack(control), r_squared)
-        bits = description_length(features, dataset, dataset.targets, self.settings.seed)
-        found.append(Measure("span-two-layer", source, layer, "bits", "", bits, None, None, (bits,)))
-        return found
-
     def selectivity(
         self, real: Measure, metric: str, stats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
     ) -> list[Measure]:
@@ -156,47 +127,6 @@ class Scorer:
         high = None if real.high is None or control.low is None else real.high - control.low
         about = (real.probe, real.source, real.layer)
         return [control, Measure(*about, "selectivity", "", real.value - control.value, low, high, each)]
-
-    def trees(self, source: str, layer: int | None, features: np.ndarray) -> list[Measure]:
-        """Relative depths with their control task, distances, and the trees of both."""
-        dataset, test = self.dataset, self.dataset.test
-        wanted = depth_classes(dataset, test)
-        owners = np.repeat(np.arange(len(test)), dataset.lengths[test] - 1)
-
-        def hits(classes: np.ndarray, right: np.ndarray) -> np.ndarray:
-            sums = [np.bincount(owners, values, len(test)) for values in (classes == right, np.ones(len(right)))]
-            return np.stack(sums, 1)
-
-        real, control, depths, ranks, apart = [], [], [], [], []
-        for seed in range(self.settings.seeds):
-            train = self.train_for(seed)
-            probe = fit_depths(features, dataset, train, depth_classes(dataset, train), seed)
-            classes, some = depth_trees(probe, features, dataset, test)
-            real.append(hits(classes, wanted))
-            depths.append(some)
-            if source == "model":
-                task = controls.control_depths(dataset, train, seed)
-                probe = fit_depths(features, dataset, train, task, seed)
-                classes, _ = depth_trees(probe, features, dataset, test)
-                control.append(hits(classes, controls.control_depths(dataset, test, seed)))
-            far = DistanceProbe.fit(features, dataset, train, seed=seed).predict(features, dataset, test)
-            correlations = distance_correlations(dataset, test, far)
-            ranks.append(np.stack([correlations, np.ones(len(test))], 1))
-            apart.append(distance_trees(far))
-        accuracy = self.measure("depth", source, layer, "accuracy", np.stack(real), ratio)
-        found = [accuracy, *self.tree_measures("depth", source, layer, depths)]
-        if control:
-            found += self.selectivity(accuracy, "control accuracy", np.stack(control), ratio)
-        found.append(self.measure("distance", source, layer, "spearman", np.stack(ranks), ratio))
-        return found + self.tree_measures("distance", source, layer, apart)
-
-    def words(self, source: str, layer: int | None, features: np.ndarray, words: MaskedWords) -> list[Measure]:
-        """Divergence of a probe's masked-word posterior from the exact one."""
-        stats, test = [], words.rows(self.dataset.test)
-        for seed in range(self.settings.seeds):
-            kl = fit_words(features, words, words.rows(self.train_for(seed)), test, seed)
-            stats.append(self.per_sentence(words.sentence[test], kl))
-        return [self.measure("words", source, layer, "kl", np.stack(stats), ratio)]
 
     def per_sentence(self, sentence: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Sums and counts of values for each test sentence."""

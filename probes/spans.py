@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
+from probes.controls import CLASSES, word_classes
 from probes.dataset import Dataset
+from probes.decoding import minimum_risk
+from probes.intervals import Measure, r_squared, squares
 from probes.linear import PairRegression, Scale
+from probes.probe import BRANCHING, TRAINED, Features, Metric, Probe
+from probes.scorer import Scorer
 
 KINDS = ("linear", "two-layer")
 _HIDDEN, _EPOCHS, _RATE, _DECAY = 64, 20, 1e-2, 0.3
@@ -131,10 +136,75 @@ def description_length(
     return bits / len(dataset.span_rows(numbers))
 
 
-def entropy_bits(targets: Float64[np.ndarray, " spans"]) -> float:
-    """Bits a span that no code can go below: the mean binary entropy of the marginals."""
-    p = np.clip(targets, 1e-12, 1 - 1e-12)
-    return float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean())
+def control_spans(dataset: Dataset, seed: int) -> Float32[np.ndarray, "spans one"]:
+    """A control task for spans: words get random classes, and each pair of classes a marginal drawn from the real ones."""
+    classes = word_classes(dataset, seed)
+    left, right = dataset.ends(np.arange(len(dataset.sentences)))
+    real = dataset.targets[dataset.span_rows(dataset.train), 0]
+    table = np.random.default_rng(seed).choice(real, (CLASSES, CLASSES))
+    return table[classes[left], classes[right]][:, None].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SpanProbe(Probe):
+    """A probe of span marginals, linear or two-layer, with the trees of least risk by what it predicts."""
+
+    def measure(self, scorer: Scorer, seen: Features) -> list[Measure]:
+        """Correlations by span length and label, F1 of trees, the control task, and bits for the two-layer probe."""
+        assert seen.words is not None
+        kind, dataset, features = self.name.removeprefix("span-"), scorer.dataset, seen.words
+        predicted, control = list[np.ndarray](), list[np.ndarray]()
+        for seed in range(scorer.settings.seeds):
+            train = scorer.train_for(seed)
+            fitted = fit_spans(kind, features, dataset, train, dataset.targets, seed)
+            predicted.append(predict_spans(fitted, features, dataset, dataset.test))
+            if seen.source == "model":
+                task = control_spans(dataset, seed)
+                fitted = fit_spans(kind, features, dataset, train, task, seed)
+                values = predict_spans(fitted, features, dataset, dataset.test)
+                control.append(squares(values[:, 0], task[scorer.rows, 0], scorer.owners, len(dataset.test)))
+        about = (self.name, seen.source, seen.layer)
+        found = scorer.marginal_measures(*about, predicted)
+        trees = [minimum_risk(dataset.full(dataset.test, p[:, 0])) for p in predicted]
+        found += scorer.tree_measures(*about, trees)
+        if control:
+            real = next(m for m in found if (m.metric, m.group) == ("r2", ""))
+            found += scorer.selectivity(real, "control r2", np.stack(control), r_squared)
+        if kind == "two-layer":
+            bits = description_length(features, dataset, dataset.targets, scorer.settings.seed)
+            found.append(Measure(*about, "bits", "", bits, None, None, (bits,)))
+        return found
+
+
+_R2_CONTROLS = (*TRAINED, "length", "control task")
+_R2 = "R squared of span marginals on test sentences by a {} probe: the share of their variance that it explains."
+_F1 = "unlabelled F1 (0 to 1) against the true trees, of the minimum-risk trees by the {} probe's marginals."
+
+LINEAR_SPANS = SpanProbe(
+    name="span-linear",
+    label="spans, linear",
+    style=1,
+    metrics=(
+        Metric("r2", _R2_CONTROLS, "R2 linear", _R2.format("linear")),
+        Metric("f1", (*TRAINED, *BRANCHING), "F1 linear", _F1.format("linear")),
+    ),
+)
+TWO_LAYER_SPANS = SpanProbe(
+    name="span-two-layer",
+    label="spans, two-layer",
+    style=0,
+    metrics=(
+        Metric("r2", _R2_CONTROLS, "R2 2-layer", _R2.format("two-layer")),
+        Metric("f1", (*TRAINED, *BRANCHING), "F1 2-layer", _F1.format("two-layer")),
+        Metric("f1 share", (), "of ceiling", "F1 2-layer divided by the ceiling's F1 (the last row)."),
+        Metric(
+            "bits",
+            (),
+            "bits",
+            "description length of the span marginals given the states: bits a span, the fewer the better (Voita & Titov 2020).",
+        ),
+    ),
+)
 
 
 def _inputs(

@@ -8,9 +8,10 @@ from pcfg.errors import PcfgError
 from pcfg.treebanks.trees import Tree
 from probes import controls
 from probes.dataset import Dataset, check_pairs, spans_of
-from probes.depths import depth_classes, gap_rows
+from probes.depths import control_depths, depth_classes, gap_rows
 from probes.errors import ProbeError
 from probes.example import example_grammar
+from probes.spans import control_spans
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_neighbours_are_told_but_not_the_word(dataset):
 
 
 def test_control_tasks_depend_on_the_words_alone(dataset):
-    task = controls.control_spans(dataset, 3)
+    task = control_spans(dataset, 3)
     numbers = np.arange(len(dataset.sentences))
     left, right = dataset.ends(numbers)
     words = [word for sentence in dataset.sentences for word in sentence]
@@ -128,8 +129,8 @@ def test_control_tasks_depend_on_the_words_alone(dataset):
     for value, a, b in zip(task[:, 0].tolist(), left, right, strict=True):
         assert seen.setdefault((words[a], words[b]), value) == value
     assert len(set(seen.values())) > 1
-    assert (controls.control_spans(dataset, 4) != task).any()
-    depths, rows = controls.control_depths(dataset, numbers, 3), gap_rows(dataset, numbers)
+    assert (control_spans(dataset, 4) != task).any()
+    depths, rows = control_depths(dataset, numbers, 3), gap_rows(dataset, numbers)
     assert len(depths) == len(depth_classes(dataset, numbers))
     seen = {}
     for value, row in zip(depths.tolist(), rows, strict=True):

@@ -10,10 +10,10 @@ from probes.decoding import Reference, tree_distances
 from probes.depths import depth_classes, depth_trees, fit_depths, gap_rows
 from probes.distances import DistanceProbe, distance_correlations, distance_trees
 from probes.example import example_grammar
-from probes.intervals import r_squared, squares
+from probes.intervals import entropy_bits, r_squared, squares
 from probes.linear import MOST_ROWS, PairRegression
 from probes.masked_words import MaskedWords, divergence
-from probes.spans import KINDS, description_length, entropy_bits, fit_spans, predict_spans
+from probes.spans import KINDS, description_length, fit_spans, predict_spans
 from probes.word_posteriors import fit_words
 
 

@@ -24,10 +24,9 @@ from pcfg.treebanks.trees import Tree, format_trees
 from probes import ProbeReport, probe_spans, probe_trees
 from probes.dataset import Dataset
 from probes.errors import ProbeError
-from probes.intervals import r_squared, squares
-from probes.page import text_example
-from probes.report import Measure, summary
+from probes.intervals import Measure, r_squared, squares
 from probes.scorer import Scorer, Settings
+from probes.spans import fit_spans
 from surgery.errors import OptionError
 from surgery.progress import silent
 
@@ -134,15 +133,20 @@ def test_a_killed_run_goes_on_to_the_same_report(model, grammar, report, saved, 
     assert sorted(path.name for path in resume.iterdir()) == ["call.json", "model-0.json", "model-1.json"]
     with pytest.raises(PcfgError, match="state of another run"):
         probe_spans(model, grammar, drawn, seeds=3, device="cpu", resume=resume)
-    fitted, spans = [], Scorer.spans
+    fitted = []
 
-    def count(self, source, layer, features):
-        fitted.append((source, layer))
-        return spans(self, source, layer, features)
+    def count(kind, features, *rest):
+        fitted.append(kind)
+        return fit_spans(kind, features, *rest)
 
-    monkeypatch.setattr(Scorer, "spans", count)
+    monkeypatch.setattr("probes.spans.fit_spans", count)
     again = probe_spans(model, grammar, drawn, seeds=2, device="cpu", resume=resume)
-    assert fitted == [("untrained", 0), ("untrained", 1), ("word identity", None), ("position", None)]
+    assert fitted == 4 * [
+        "linear",
+        "linear",
+        "two-layer",
+        "two-layer",
+    ]  # two untrained layers, words, places; two seeds
     made = {**again.provenance, "made": report.provenance["made"]}
     replace(again, provenance=made, seconds=report.seconds).save(tmp_path / "again")
     for path in saved.iterdir():
@@ -221,13 +225,13 @@ def test_pages_and_figures(report, saved):
     html = (saved / "index.html").read_text()
     body = re.sub(r"<(meta|img)([^>]*)>", r"<\1\2/>", html.removeprefix("<!doctype html>\n"))
     assert ElementTree.fromstring(body).tag == "html"
-    assert report.table().count("\n") + 1 == len(report.rows()[1]) + 1
-    assert any("above the optimum" in line for line in summary(report))
+    assert report.text().count("\n") == len(report.table()[1])
+    assert any("above the optimum" in line for line in report.summary)
 
 
 def test_a_sentence_in_a_terminal(report):
     example = report.examples[0]
-    shown = text_example(example)
+    shown = example.text()
     assert shown.count("(") == 2 * (len(example.words) - 1)
     assert all(shown.count(word) >= 4 for word in example.words)
 

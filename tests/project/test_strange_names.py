@@ -141,8 +141,9 @@ def test_half_a_letter_goes_through_json(tmp_path):
 
 
 def test_a_page_in_html_escapes_names():
-    from probes.page import _html
+    from surgery.reporting.page import Figure, Page, Table
 
-    page = _html([("title", "<script>{0}</script>"), ("table", (["<b>"], [["&<i>"]])), ("image", ('a".png', "<u>"))])
+    parts = [Table("<script>{1}</script>", ["<b>"], [["&<i>"]]), Figure('a".png', "<u>", "<u>")]
+    page = Page("<script>{0}</script>", ["<b>"], parts).html()
     assert not re.search("<(script|b|i|u)>", page)
     assert html.escape("<script>{0}</script>") in page

@@ -1,7 +1,9 @@
 """Reports of probes, and what a stopped probe leaves."""
 
 import math
+from dataclasses import asdict
 
+from surgery.files import replace_json
 from tests.support.fuzzing.formats import Format
 
 
@@ -26,25 +28,25 @@ class ProbeReports(Format):
 
     def use(self):
         from cli.probe import _show
-        from probes.page import write_pages
         from probes.report import ProbeReport
 
         report = ProbeReport.load(self.folder)
         report.to_json()
-        write_pages(report, [])
+        report.check()
         _show(report, self.folder, json=False)
         _show(report, self.folder, json=True)
 
 
 class ProbeStates(Format):
     def make(self):
-        from probes.experiment import _keep
         from probes.intervals import Measure
 
-        _keep(self.folder / "model-1.json", [Measure("depth", "model", 1, "f1", "", 0.5, 0.4, 0.6, (0.5, 0.5))] * 3)
+        measure = Measure("depth", "model", 1, "f1", "", 0.5, 0.4, 0.6, (0.5, 0.5))
+        replace_json(self.folder / "model-1.json", [asdict(measure)] * 3)
 
     def use(self):
-        from probes.experiment import _kept
+        from probes.intervals import Measure
+        from surgery.resuming import read_state
 
-        for measure in _kept(self.folder / "model-1.json"):
+        for measure in read_state(self.folder / "model-1.json", list[Measure]):
             assert math.isfinite(measure.value), measure

@@ -1,0 +1,1 @@
+"""Figures of a report, each in a file of its own."""
