@@ -30,7 +30,7 @@ def graft(
     weights: Annotated[
         int | None, typer.Option(help="Number of weights to take, instead of --sparsity.", show_default=False)
     ] = None,
-    method: Annotated[str, typer.Option(help="averaging, sigmoid (as published) or movement.")] = "averaging",
+    method: Annotated[str, typer.Option(help="dual-averaging, sigmoid (as published) or movement.")] = "dual-averaging",
     epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Of --method sigmoid.", show_default="chosen on held-out training examples"),

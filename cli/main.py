@@ -1,12 +1,13 @@
 """The command `surgery`: commands registered, errors turned into one line and a status."""
 
-import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
 from cli import bottleneck, graft, pcfg, pcfg_pretrain, probe, score, skill, tint, tune, unlearn
+from cli.flags import with_flags
 from cli.render import print_error
 
 app = typer.Typer(
@@ -43,7 +44,7 @@ def main() -> None:
     try:
         app()
     except SurgeryError as error:
-        print_error(_with_flags(str(error), sys.argv[1:]))
+        print_error(with_flags(str(error), _command(sys.argv[1:])))
         sys.exit(2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which isn't imported here
@@ -58,13 +59,12 @@ def main() -> None:
         sys.exit(2)
 
 
-def _with_flags(message: str, arguments: Sequence[str]) -> str:
-    """A library's error in the words of the command that ran: its parameter `key_dim` is the option --key-dim."""
-    command = typer.main.get_command(app)
+def _command(arguments: Sequence[str]) -> Any:
+    """The command that these arguments ran."""
+    command: Any = typer.main.get_command(app)
     for word in arguments:
         command = getattr(command, "commands", {}).get(word, command)
-    flags = {parameter.name: max(parameter.opts, key=len) for parameter in command.params if parameter.name}
-    return re.sub(r"`(\w+)`", lambda name: flags.get(name[1], name[0]), message)
+    return command
 
 
 if __name__ == "__main__":

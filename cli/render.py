@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cli.flags import all_flags
 from surgery.progress import Progress
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def print_need(need: "Need", json: bool) -> None:
     from surgery.memory import size
 
     found = need.content()
+    found["lower"] = all_flags(found["lower"])
     if json:
         print_json(found)
     else:
@@ -122,7 +124,7 @@ def print_need(need: "Need", json: bool) -> None:
         rows += [["needed at once", size(found["needed"])], ["free", size(found["free"])]]
         print_table(f"memory on {found['device']}", ["", ""], rows)
         print_table("files", ["", ""], [[name, size(count)] for name, count in found["files"].items()])
-        say(f"For less: {need.lower}")
+        say(f"For less: {found['lower']}")
         if need.note:
             say(need.note)
     need.check()

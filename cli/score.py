@@ -55,10 +55,8 @@ def score(
         )
     if output:
         result.save(output, overwrite=overwrite)
-    found = result.summary()
     if json:
-        print_json({"model": model, **found, "output": output and str(output)})
+        print_json({"model": model, **result.figures(), "output": output and str(output)})
         return
-    columns = ["", "examples", "accuracy", "F1", "ECE", "ECE, temperature scaled"] + (["agreement"] if against else [])
-    row = [model, f"{found['examples']:,}", *(figure(found[key]) for key in ("accuracy", "f1", "ece", "ece_scaled"))]
-    print_table("", columns, [row + ([figure(found["agreement"])] if against else [])])
+    columns, ((_, examples, *figures),) = result.table()
+    print_table("", ["", *columns[1:]], [[model, f"{examples:,}", *map(figure, figures)]])

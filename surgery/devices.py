@@ -9,14 +9,14 @@ from typing import Any, TypeGuard
 import torch
 
 from surgery.errors import OptionError, first_line
-from surgery.memory import room, size
+from surgery.memory import free_memory, size
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
     """`working_device`, one that computes: OptionError for `meta` too."""
     device = working_device(name)
     if device.type == "meta":
-        raise OptionError("--device meta computes nothing: try cpu")
+        raise OptionError("`device` meta computes nothing: try cpu")
     return device
 
 
@@ -27,7 +27,7 @@ def working_device(name: str | torch.device | None) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise OptionError(f"--device {name} can't be used here ({first_line(error)}): try cpu") from None
+        raise OptionError(f"`device` {name} can't be used here ({first_line(error)}): try cpu") from None
 
 
 def off_cpu(device: torch.device | None) -> TypeGuard[torch.device]:
@@ -87,7 +87,7 @@ def _no_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def room_for(device: torch.device, needed: int, what: str, lower: str) -> Iterator[None]:
+def memory_for(device: torch.device, needed: int, what: str, lower: str) -> Iterator[None]:
     """Work that needs so many bytes of a GPU's memory at once, about; anything goes on a CPU.
 
     Args:
@@ -100,7 +100,7 @@ def room_for(device: torch.device, needed: int, what: str, lower: str) -> Iterat
     if device.type != "cuda":
         yield
         return
-    free = room(device)
+    free = free_memory(device)
     if needed > free:
         raise OptionError(f"{what} needs {size(needed)} on {device}, which has {size(free)} free: {lower}")
     try:

@@ -101,7 +101,7 @@ def _check_free(folder: Path, overwrite: bool, replaces: str) -> None:
         raise SurgeryError(f"{folder} is a mounted disk, whose name no folder can take: name a folder in it")
     if folder.is_dir() and any(folder.iterdir()):
         if not overwrite:
-            raise SurgeryError(f"{folder} exists already: name another output or add --overwrite (overwrite=True)")
+            raise SurgeryError(f"{folder} exists already: name another output or add `overwrite`")
         if not (folder / replaces).exists():
             raise SurgeryError(f"{folder} holds no {replaces}, so it isn't overwritten: name another output")
     parent = folder.resolve().parent
@@ -198,7 +198,7 @@ def take_name(staged: Path, folder: Path, *, overwrite: bool, replaces: str) -> 
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
     if not overwrite:
-        raise SurgeryError(f"{folder} appeared while it was being made: name another output or add --overwrite")
+        raise SurgeryError(f"{folder} appeared while it was being made: name another output or add `overwrite`")
     if exchange(staged, folder):
         shutil.rmtree(staged, ignore_errors=True)
         return

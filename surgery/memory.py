@@ -32,7 +32,7 @@ _GROUPS = (
 )
 
 
-def room(device: torch.device, root: Path = Path("/")) -> int:
+def free_memory(device: torch.device, root: Path = Path("/")) -> int:
     """Bytes of memory that are free; `root` is where /proc and /sys are."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -105,7 +105,7 @@ class Need:
 
     def check(self) -> "Need":
         """Itself; raises OptionError, with both sizes and what to lower, for more than is free."""
-        if self.total > (free := room(self.device)):
+        if self.total > (free := free_memory(self.device)):
             raise OptionError(
                 f"{self.what} needs {size(self.total)} on {self.device}, which has {size(free)} free: {self.lower}"
             )
@@ -113,7 +113,12 @@ class Need:
 
     def content(self) -> dict[str, Any]:
         """All of it as JSON, in bytes."""
-        found = {"device": str(self.device), "needed": self.total, "free": room(self.device), "parts": dict(self.parts)}
+        found = {
+            "device": str(self.device),
+            "needed": self.total,
+            "free": free_memory(self.device),
+            "parts": dict(self.parts),
+        }
         return {**found, "files": dict(self.files), "lower": self.lower, **({"note": self.note} if self.note else {})}
 
 
@@ -127,7 +132,7 @@ def check_before(most: int, find: Callable[[], Need], device: torch.device) -> N
 
     Raises OptionError as `Need.check` does.
     """
-    if most > room(device):
+    if most > free_memory(device):
         find().check()
 
 

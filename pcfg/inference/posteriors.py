@@ -19,7 +19,7 @@ from pcfg.grammars.grammar import Grammar
 from pcfg.inference.engines import chart_numbers
 from pcfg.sparse import engine as sparse
 from pcfg.sparse.engine import SparseChart
-from surgery.memory import room
+from surgery.memory import free_memory
 
 _MOST_OF_MEMORY = 0.9  # of what is free: estimates are rough, and others want some
 _LEAST_BYTES = 256 << 20  # what must stay free while charts are kept
@@ -196,7 +196,7 @@ class Posteriors:
 
         def run(scores: NDArray) -> Any:
             found = function(rules, start, scores)
-            if kept and room(torch.device("cpu")) < _LEAST_BYTES:
+            if kept and free_memory(torch.device("cpu")) < _LEAST_BYTES:
                 raise OptionError(
                     f"the charts of these {len(self.emissions)} sentences fill the memory: give fewer at once"
                 )
@@ -216,7 +216,7 @@ class Posteriors:
 
     def _refuse(self, wanted: int) -> None:
         """Before anything is allocated: a process that the system kills says nothing."""
-        there = room(working_device(self.device if self.engine == "dense" else "cpu"))
+        there = free_memory(working_device(self.device if self.engine == "dense" else "cpu"))
         if wanted > _MOST_OF_MEMORY * there:
             raise OptionError(
                 f"{len(self.sentences)} sentences of up to {self._longest} words would take {wanted / 1e9:.1f} GB, and "

@@ -199,7 +199,7 @@ def patch_held(patch: Patch, folder: Path) -> None:
 def check_place(checkpoint: str | Path | Checkpoint, output: str | Path | None, in_place: bool) -> None:
     """Refuse no place to write to, or two, and a hub id to be patched in place, before anything is fetched."""
     if in_place == (output is not None):
-        raise OptionError("give an output folder or --in-place (in_place=True), one of the two")
+        raise OptionError("give `output` or `in_place`, one of the two")
     if in_place and not isinstance(checkpoint, Checkpoint) and not Path(checkpoint).is_dir():
         raise CheckpointError(f"{checkpoint} is not a folder: only a checkpoint on this disk can be patched in place")
 

@@ -94,7 +94,7 @@ class Model:
             )
         return found[0, :real]
 
-    def hold(self, checkpoint: Checkpoint) -> None:
+    def load_weights(self, checkpoint: Checkpoint) -> None:
         """Copy another checkpoint's tensors into this model, one at a time."""
         with torch.no_grad():
             for tensor, other in counterparts(self.checkpoint, checkpoint).items():
@@ -214,7 +214,7 @@ def pick_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         dtype = str(dtype).removeprefix("torch.")
     if dtype is not None and dtype not in _DTYPES:
-        raise OptionError(f"--dtype {dtype} isn't one of {', '.join(_DTYPES)}")
+        raise OptionError(f"`dtype` {dtype} isn't one of {', '.join(_DTYPES)}")
     return _DTYPES[dtype or "float32"]
 
 

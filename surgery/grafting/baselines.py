@@ -18,7 +18,7 @@ BASELINES: tuple[Baseline, ...] = ("movement", "random", "random moved", "biases
 Parts = Mapping[str, tuple[Tensor, Tensor]]
 
 
-def wear_baseline(
+def load_baseline(
     name: Baseline,
     model: Model,
     tuned: Checkpoint,

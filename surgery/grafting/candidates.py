@@ -1,4 +1,4 @@
-"""Candidates: the weights a skill may be made of, as flat arrays over all tensors, and a model that can wear them."""
+"""Candidates: the weights a skill may be made of, as flat arrays over all tensors, and a model that can switch them between base and tuned."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -109,23 +109,19 @@ class GraftedModel:
         self.tuned = candidates.tuned.to(model.device)
         self._indices = candidates.indices.to(model.device)
 
-    def wear(self, weight: Bool[Tensor, " candidates"] | Float[Tensor, " candidates"]) -> None:
-        """Set every candidate to base + weight * (tuned - base): for booleans the exact base or tuned value."""
-        values = (
-            torch.where(weight, self.tuned, self.base)
-            if weight.dtype == torch.bool
-            else self.base + weight * self.delta
-        )
+    def set_mask(self, mask: Bool[Tensor, " candidates"] | Float[Tensor, " candidates"]) -> None:
+        """Set every candidate to base + mask * (tuned - base): for booleans the exact base or tuned value."""
+        values = torch.where(mask, self.tuned, self.base) if mask.dtype == torch.bool else self.base + mask * self.delta
         with torch.no_grad():
             for name, stretch in self.candidates.stretches():
                 parameter = self.model.parameters[name]
                 parameter.view(-1)[self._indices[stretch]] = values[stretch].to(parameter.dtype)
 
-    def wear_only(self, chosen: Int64[Tensor, " chosen"]) -> None:
+    def set_chosen(self, chosen: Int64[Tensor, " chosen"]) -> None:
         """Tuned values for the chosen candidates, base values for all others."""
         mask = torch.zeros(len(self.candidates), dtype=torch.bool, device=self.model.device)
         mask[chosen.to(self.model.device)] = True
-        self.wear(mask)
+        self.set_mask(mask)
 
     def scores(self, rows: Sequence[Encoded]) -> Float[Tensor, "rows labels"]:
         """Label scores as the model stands."""
@@ -138,21 +134,21 @@ class GraftedModel:
         with steady_attention():
             return self.readout.logits(self.model.module, *collate(self.model, [rows[number] for number in numbers]))
 
-    def slope(self, rows: Sequence[Encoded], targets: Tensor) -> Float[Tensor, " candidates"]:
-        """The derivative of the mean cross-entropy with respect to each candidate's weight in `wear`.
+    def mask_gradient(self, rows: Sequence[Encoded], targets: Tensor) -> Float[Tensor, " candidates"]:
+        """The derivative of the mean cross-entropy with respect to each candidate's entry of the mask (`set_mask`).
 
         Rows go through the model in pieces of like length, so that a large batch costs the memory of a small one.
 
         Args:
             targets: label numbers [rows], or label probabilities [rows, labels].
         """
-        found = torch.zeros_like(self.delta)
+        gradient = torch.zeros_like(self.delta)
         handles = []
         for name, stretch in self.candidates.stretches():
             parameter = self.model.parameters[name].requires_grad_(True)
 
             def reduce(parameter: Any, stretch: slice = stretch) -> None:
-                found[stretch] += parameter.grad.view(-1)[self._indices[stretch]].to(found.dtype)
+                gradient[stretch] += parameter.grad.view(-1)[self._indices[stretch]].to(gradient.dtype)
                 parameter.grad = None
 
             handles.append(parameter.register_post_accumulate_grad_hook(reduce))
@@ -168,7 +164,7 @@ class GraftedModel:
                 handle.remove()
             for name in self.candidates.names:
                 self.model.parameters[name].requires_grad_(False)
-        return found * self.delta
+        return gradient * self.delta
 
 
 def _furthest(parts: dict[str, tuple[Tensor, Tensor, Tensor]], limit: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:

@@ -1,51 +1,81 @@
-"""The model card that travels with a skill."""
+"""The page that travels with a skill: a model card for hubs and the same as `index.html`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from surgery.checkpoints.delta import SparseDelta
+from surgery.grafting.figures import CAPTIONS, LABELS, by_layer
 from surgery.grafting.remarks import carries, remarks
-from surgery.reporting.markdown import code, inline
+from surgery.reporting.page import Code, Commands, Figure, Heading, Page, Part, Table, Text
 from surgery.tasks.task import Task
 
+_LEGEND = {
+    "accuracy": "share of test examples whose label is predicted",
+    "F1": "of the task's last label, the metric that counts for it",
+    "ECE": "expected calibration error: how far confidence is from accuracy, over 15 bins; 0 is best",
+    "agreement": "share of test examples on which graft and tuned predict the same label",
+    "gain recovered": "(graft - base) / (tuned - base) in the task's metric: 1 is all that tuning gained, 0 nothing",
+    "low": "lower end of the gain's 95% interval, by resampling the test examples; empty where tuning's own gain isn't clear",
+    "high": "upper end of that interval",
+    "sparsity": "share of the weights that could have been in the graft, the block weights unless told otherwise",
+}
+_TASKS = ("library_name: surgery", "tags: [skill, sparse-delta, model-editing]")
+_METHOD = "Panigrahi, Saunshi, Zhao, Arora, Task-Specific Skill Localization in Fine-tuned Language Models, ICML 2023"
 
-def model_card(delta: SparseDelta, tasks: Sequence[Task], report: Mapping[str, Any], figures: Sequence[str]) -> str:
-    """Markdown with the metadata block that model hubs read."""
-    names = " + ".join(task.name for task in tasks)
+
+def skill_page(delta: SparseDelta, tasks: Sequence[Task], report: Mapping[str, Any], figures: Sequence[str]) -> Page:
+    """A skill's page; `figures` are the names of those drawn beside it."""
+    return Page(
+        f"Skill: {' + '.join(task.name for task in tasks)}",
+        sentences(delta, tasks, report),
+        [
+            *(Text(*_pieces(remark)) for remark in remarks(report)),
+            *_made_of(report),
+            *_results(report),
+            Heading("Use"),
+            Text("Put it in, and take it out again:"),
+            Commands(
+                "surgery skill apply THIS_FOLDER BASE -o grafted/\nsurgery skill revert THIS_FOLDER grafted/ -o base-again/"
+            ),
+            _base(delta, report),
+            *([Heading("Figures")] if figures else []),
+            *(Figure(name, *CAPTIONS[name]) for name in figures),
+            *_points(report),
+            Heading("Where the weights are"),
+            Table("Weights of the skill in each block.", ["block", "weights"], by_block(delta), folded=True),
+            Heading("How it was made"),
+            Text(
+                f"Method: {_METHOD}; weights located by ",
+                Code(report.get("method", "unknown")),
+                f". Made by surgery {report.get('surgery', '')}. Every setting is in ",
+                Code("report.json"),
+                ".",
+            ),
+        ],
+        _TASKS,
+    )
+
+
+def sentences(delta: SparseDelta, tasks: Sequence[Task], report: Mapping[str, Any]) -> list[str]:
+    """What a skill is, and how much of what tuning gained it carries."""
     does = "that carry" if carries(report) else "which don't carry"
-    what = " and ".join(f"**{inline(task.name)}** (labels: {inline(', '.join(task.labels))})" for task in tasks)
-    lines = [
-        "---",
-        "library_name: surgery",
-        "tags: [skill, sparse-delta, model-editing]",
-        "---",
-        "",
-        f"# Skill: {inline(names)}",
-        "",
-        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights{_of_moved(report)}, {does} the task{'s' * (len(tasks) > 1)} {what} "
-        "from a base checkpoint to a fine-tuned one. Values are replaced, not added.",
-        "",
-        *_made_of(report),
-        *_table(report),
-        *(line for remark in remarks(report) for line in ("", f"> {remark}")),
-        "",
-        "Put it in, and take it out again:",
-        "",
-        "```sh",
-        "surgery skill apply THIS_FOLDER BASE -o grafted/",
-        "surgery skill revert THIS_FOLDER grafted/ -o base-again/",
-        "```",
-        "",
-        f"It fits one base only: {code(base_of(report) or 'see the fingerprint')}, fingerprint {code(delta.base_fingerprint[:16])}; anything else is refused.",
-        "",
-        *(f"![{name.removesuffix('.png')}]({name})" for name in figures),
-        "",
-        "Method: Panigrahi, Saunshi, Zhao, Arora, *Task-Specific Skill Localization in Fine-tuned Language Models*, ICML 2023; "
-        f"weights located by {code(report.get('method', 'unknown'))}. Made by surgery {inline(report.get('surgery', ''))}. "
-        "How it was made, to the last setting, is in `report.json`.",
-        "",
-    ]
-    return "\n".join(lines)
+    named = " and ".join(f"{task.name} (labels: {', '.join(task.labels)})" for task in tasks)
+    what = (
+        f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights{_of_moved(report)}, {does} the task{'s' * (len(tasks) > 1)} "
+        f"{named} from a base checkpoint to a fine-tuned one: values are replaced, not added."
+    )
+    return [what, *([_outcome(report)] if "graft" in report else [])]
+
+
+def _outcome(report: Mapping[str, Any]) -> str:
+    key, metric = ("f1", "F1") if _by_f1(report) else ("accuracy", "accuracy")
+    base, tuned, graft = (report[name][key] for name in ("base", "tuned", "graft"))
+    told = f"On the test examples {metric} is {base:.3f} for the base, {tuned:.3f} tuned and {graft:.3f} grafted"
+    if recovered := gain(report["graft"]):
+        told += f", {recovered} of tuning's gain"
+    agreement = report["graft"].get("agreement")
+    return told + ("" if agreement is None else f"; graft and tuned agree on {agreement:.1%} of them") + "."
 
 
 def base_of(report: Mapping[str, Any]) -> str:
@@ -54,19 +84,14 @@ def base_of(report: Mapping[str, Any]) -> str:
     return next((str(call["base"]) for call in calls if call.get("base")), "")
 
 
-def _made_of(report: Mapping[str, Any]) -> list[str]:
-    parts = report.get("made_of", ())
-    if not parts:
+def _made_of(report: Mapping[str, Any]) -> list[Part]:
+    """The skills that a merged one is made of."""
+    if not (parts := report.get("made_of", ())):
         return []
-    lines = [
-        f"- {code(part['skill'])}: {inline(', '.join(part['tasks']))}, {part['weights']:,} weights" for part in parts
+    rows = [[part["skill"], ", ".join(part["tasks"]), part["weights"]] for part in parts]
+    return [
+        Table(f"Made of these skills ({report['method']}), not measured itself.", ["skill", "tasks", "weights"], rows)
     ]
-    return [f"Made of these skills ({inline(report['method'])}), not measured itself:", "", *lines, ""]
-
-
-def _of_moved(report: Mapping[str, Any]) -> str:
-    moved = report.get("moved")
-    return f" and {100 * report['weights'] / moved:.2g}% of those that tuning moved" if moved else ""
 
 
 def gain(figures: Mapping[str, Any]) -> str:
@@ -77,21 +102,64 @@ def gain(figures: Mapping[str, Any]) -> str:
     return f"{value:.3f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
-def _table(report: Mapping[str, Any]) -> list[str]:
+def figures_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Base, tuned and graft, with the columns of `_LEGEND`."""
+    names = [name for name in ("base", "tuned", "graft") if name in report]
+    return ["checkpoint", *_columns(report)], [[name, *_cells(report, report[name])] for name in names]
+
+
+def by_block(delta: SparseDelta) -> list[list[Any]]:
+    """Number of the block and how many of its weights are in the skill."""
+    return [list(row) for row in by_layer([(extent.name, extent.weights) for extent in delta.extents]).items()]
+
+
+def _results(report: Mapping[str, Any]) -> list[Part]:
     if "graft" not in report:
         return []
-    examples = report.get("examples", {}).get("test")
+    examples = report.get("examples", {})
+    count = f"{examples['test']:,} test examples" if "test" in examples else "the test examples"
+    parts: list[Part] = [Heading("Results"), Table(f"On {count}.", *figures_table(report), legend=_LEGEND)]
+    if repeated := examples.get("test_in_train"):
+        parts.append(Text(f"{repeated:,} of the test texts are training texts too."))
+    return parts
+
+
+def _points(report: Mapping[str, Any]) -> list[Part]:
+    points = report.get("points", ())
+    if len(points) < 2:
+        return []
+    columns = ["method", "weights", "sparsity", *_columns(report)]
     rows = [
-        f"| on {examples:,} test examples | accuracy | ECE | agreement with tuned | gain recovered |"
-        if examples
-        else "| | accuracy | ECE | agreement with tuned | gain recovered |"
+        [LABELS.get(point["method"], point["method"]), point["weights"], point["sparsity"], *_cells(report, point)]
+        for point in points
     ]
-    rows.append("|---|---|---|---|---|")
-    for name in ("base", "tuned", "graft"):
-        figures = report[name]
-        cells = [f"{figures['accuracy']:.3f}", f"{figures['ece']:.3f}"]
-        cells += [f"{figures['agreement']:.3f}" if figures.get("agreement") is not None else "", gain(figures)]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    if repeated := report.get("examples", {}).get("test_in_train"):
-        rows += ["", f"{repeated:,} of the test texts are training texts too."]
-    return rows
+    return [Table("Each method at each number of weights.", columns, rows, _LEGEND)]
+
+
+def _columns(report: Mapping[str, Any]) -> list[str]:
+    return ["accuracy", *(["F1"] if _by_f1(report) else []), "ECE", "agreement", "gain recovered", "low", "high"]
+
+
+def _cells(report: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Any]:
+    keys = ["accuracy", *(["f1"] if _by_f1(report) else []), "ece", "agreement", "gain_recovered"]
+    return [*(figures.get(key) for key in keys), *(figures.get("gain_interval") or (None, None))]
+
+
+def _by_f1(report: Mapping[str, Any]) -> bool:
+    return report.get("task", {}).get("metric") == "f1"
+
+
+def _base(delta: SparseDelta, report: Mapping[str, Any]) -> Text:
+    base = base_of(report) or "see the fingerprint"
+    mark = Code(delta.base_fingerprint[:16])
+    return Text("It fits one base only: ", Code(base), ", fingerprint ", mark, "; anything else is refused.")
+
+
+def _of_moved(report: Mapping[str, Any]) -> str:
+    moved = report.get("moved")
+    return f" and {100 * report['weights'] / moved:.2g}% of those that tuning moved" if moved else ""
+
+
+def _pieces(sentence: str) -> list[str | Code]:
+    """A sentence with what stands in backticks as code."""
+    return [Code(part) if number % 2 else part for number, part in enumerate(re.split("`", sentence)) if part]

@@ -10,14 +10,31 @@ import numpy as np
 from surgery.checkpoints.delta import SparseDelta
 from surgery.reporting.figures import COLOURS, MARKERS, figure
 
-_LABELS = {
-    "averaging": "graft (saliency averaging)",
+LABELS = {
+    "dual-averaging": "graft (dual averaging of saliency)",
+    "averaging": "graft (dual averaging of saliency)",  # the method's name in reports of earlier versions
     "sigmoid": "graft (published sigmoid gates)",
     "movement": "top movement",
     "random": "random",
     "random moved": "random among moved",
     "biases and norms": "biases and norms only",
     "zero outside": "zero outside the region",
+}
+# Of each file: what a reader should see in it, and what it shows, for those who can't see it.
+CAPTIONS = {
+    "sparsity.png": (
+        "Test accuracy by the share of the block weights that are grafted. The dashed line is the tuned checkpoint, the dotted "
+        "one the base: a method is good where it stays near the dashed line far to the left.",
+        "Accuracy against the share of weights, one line a method",
+    ),
+    "reliability.png": (
+        "Accuracy against confidence, a dot a bin with an area in proportion to its examples: on the diagonal confidence can be taken at its word.",
+        "Reliability of the tuned and of the grafted checkpoint",
+    ),
+    "where.png": (
+        "How many of the skill's weights lie in each module (rows) of each block (columns).",
+        "Heat map of weights by block and module",
+    ),
 }
 
 
@@ -55,7 +72,7 @@ def _sparsity(report: Mapping[str, Any], file: Path) -> None:
                 [point["accuracy"] for point in points],
                 marker=MARKERS[number % len(MARKERS)],
                 color=COLOURS[number % len(COLOURS)],
-                label=_LABELS.get(method, method),
+                label=LABELS.get(method, method),
                 zorder=3 if number == 0 else 2,
             )
         axes.set_xscale("log")

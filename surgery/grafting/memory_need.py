@@ -23,7 +23,7 @@ from surgery.tasks.rehearsal import (
 )
 from surgery.tasks.task import Task
 
-_LOWER = "lower --batch-size, --max-length or the number of weights (--sparsity, --sweep), or give --dtype bfloat16"
+_LOWER = "lower `batch_size`, `max_length` or the number of weights (`sparsity`, `sweep`), or give `dtype` bfloat16"
 _BESIDE = 4  # numbers for each candidate that locating keeps beside base, tuned, delta and its place
 
 
@@ -34,7 +34,7 @@ def graft_need(
     sparsity: float | None = None,
     weights: int | None = None,
     sweep: Sequence[float] = (),
-    method: str = "averaging",
+    method: str = "dual-averaging",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     device: str | torch.device | None = None,
@@ -61,9 +61,9 @@ def graft_need(
             rows = longest(readout.encode(task.need("train")), 32)
             grafted = GraftedModel(model, readout, _candidates(checkpoint, names, count))
             kept = [torch.zeros_like(grafted.delta) for _ in range(_BESIDE)]
-            grafted.wear(torch.zeros_like(grafted.delta, dtype=torch.bool))
+            grafted.set_mask(torch.zeros_like(grafted.delta, dtype=torch.bool))
             if method != "movement":
-                grafted.slope(rows, torch.zeros(len(rows), dtype=torch.long))
+                grafted.mask_gradient(rows, torch.zeros(len(rows), dtype=torch.long))
             del kept
             return meter.peak
 

@@ -10,11 +10,13 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
+from surgery.errors import OptionError
 from surgery.grafting.candidates import GraftedModel
 from surgery.progress import Progress, silent
 from surgery.tasks.readout import Encoded
 
-METHODS = ("averaging", "sigmoid", "movement")
+METHODS = ("dual-averaging", "sigmoid", "movement")
+_EARLIER_NAMES = {"averaging": "dual-averaging"}
 
 Chosen = Int64[Tensor, " k"]
 
@@ -39,7 +41,35 @@ class Evidence(NamedTuple):
         return Evidence([self.rows[i] for i in numbers], self.labels[numbers], self.soft[numbers])
 
 
-def averaging(
+def method_named(name: str, epochs: int | None = None) -> str:
+    """One of METHODS, by its name or an earlier one; raises OptionError for another, and for `epochs` that it doesn't have."""
+    name = _EARLIER_NAMES.get(name, name)
+    if name not in METHODS:
+        raise OptionError(f"`method` {name} isn't one of {', '.join(METHODS)}")
+    if epochs is not None and (name != "sigmoid" or epochs < 1):
+        raise OptionError(f"`epochs` {epochs} goes with `method` sigmoid, and must be 1 or more")
+    return name
+
+
+def locate(
+    method: str,
+    grafted: GraftedModel,
+    evidence: Evidence,
+    k: int,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Chosen:
+    """Choose k candidates by one of METHODS."""
+    if method == "movement":
+        return movement(grafted, k)
+    if method == "sigmoid":
+        return sigmoid(grafted, evidence, k, epochs=epochs, seed=seed, progress=progress)
+    return dual_averaging(grafted, evidence, k, seed=seed, progress=progress)
+
+
+def dual_averaging(
     grafted: GraftedModel,
     evidence: Evidence,
     k: int,
@@ -66,11 +96,11 @@ def averaging(
 
     def saliency() -> Tensor:
         batch = next(order)
-        return -grafted.slope([evidence.rows[i] for i in batch], evidence.soft[batch])
+        return -grafted.mask_gradient([evidence.rows[i] for i in batch], evidence.soft[batch])
 
     along = torch.zeros_like(grafted.delta)
     for number in range(_PATH):
-        grafted.wear(torch.full_like(grafted.delta, (number + 0.5) / _PATH))
+        grafted.set_mask(torch.full_like(grafted.delta, (number + 0.5) / _PATH))
         along += saliency() / _PATH
         progress(number + 1, _PATH + rounds, "locating: saliency from base to tuned")
     moved = grafted.delta.abs()
@@ -79,7 +109,7 @@ def averaging(
     score = _PATH_WEIGHT * along + _MOVED_WEIGHT * scale * moved if scale > 0 else moved
     for number in range(rounds):
         wide = round(k * _WIDE ** max(0.0, 1 - number / (0.6 * rounds)))
-        grafted.wear_only(_best(score, wide))
+        grafted.set_chosen(_best(score, wide))
         score += saliency()
         progress(_PATH + number + 1, _PATH + rounds, "locating: saliency in the graft")
     choices = [_best(score, k), movement(grafted, k)]
@@ -124,7 +154,7 @@ def sigmoid(
                 tries[rate, epoch] = own[-1]
                 if len(own) > 2 and min(own[-2:]) >= min(own[:-2]):
                     break
-    rate, count = min(tries, key=lambda found: tries[found])
+    rate, count = min(tries, key=lambda tried: tries[tried])
     gates = _gates(grafted, evidence, k, rate, count, batch_size)
     for epoch in range(1, count):
         next(gates)
@@ -145,12 +175,12 @@ def _gates(
     pieces = np.array_split(np.arange(len(evidence.rows)), -(-len(evidence.rows) // batch_size))
     for _ in range(epochs):
         opening = torch.sigmoid(logit - 10)
-        grafted.wear(inside + sign * opening)
-        slope = torch.zeros_like(logit)
+        grafted.set_mask(inside + sign * opening)
+        gradient = torch.zeros_like(logit)
         for piece in pieces:
             share = len(piece) / len(evidence.rows)
-            slope += grafted.slope([evidence.rows[i] for i in piece], evidence.labels[piece]) * share
-        logit -= rate * slope * sign * opening * (1 - opening)
+            gradient += grafted.mask_gradient([evidence.rows[i] for i in piece], evidence.labels[piece]) * share
+        logit -= rate * gradient * sign * opening * (1 - opening)
         yield _best(inside + sign * torch.sigmoid(logit - 10), k)
 
 
@@ -171,7 +201,7 @@ def _distance(grafted: GraftedModel, evidence: Evidence, chosen: Chosen, seed: i
 
 def _loss(grafted: GraftedModel, evidence: Evidence, chosen: Chosen, targets: Tensor) -> float:
     """Mean cross-entropy of the graft to labels or to probabilities; rows of like length share a batch."""
-    grafted.wear_only(chosen)
+    grafted.set_chosen(chosen)
     numbers = sorted(range(len(evidence.rows)), key=lambda number: len(evidence.rows[number].ids))
     total = 0.0
     for start in range(0, len(numbers), 32):

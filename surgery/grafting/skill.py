@@ -11,12 +11,13 @@ from surgery.checkpoints.delta import SparseDelta
 from surgery.checkpoints.hub import located
 from surgery.errors import SkillError, TaskError
 from surgery.files import new_folder, replace_bytes, replace_json
-from surgery.grafting.card import model_card
+from surgery.grafting.card import by_block, figures_table, sentences, skill_page
 from surgery.grafting.figures import draw
 from surgery.grafting.schema import check_report
 from surgery.grafting.stack import Layer, is_stacked, restack
 from surgery.jsonfile import JsonError, load_json, parse_json
 from surgery.progress import Progress, silent
+from surgery.reporting.results import Result
 from surgery.tasks.readout import readout_file
 from surgery.tasks.task import Task
 
@@ -32,7 +33,7 @@ class Carried(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Skill:
+class Skill(Result):
     """What `graft` finds, or `merge_skills` makes of several.
 
     Attributes:
@@ -55,17 +56,31 @@ class Skill:
         return (Carried(self.task, self.readout), *self.further)
 
     @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks alone."""
+        return tuple(task for task, _ in self.carried)
+
+    @property
     def name(self) -> str:
         """The names of its tasks: `trec`, `trec + subj`."""
-        return " + ".join(task.name for task, _ in self.carried)
+        return " + ".join(task.name for task in self.tasks)
 
     @property
     def layer(self) -> Layer:
         """The skill as `surgery.grafting.stack` takes it."""
         return Layer(self.name, self.delta, {readout_file(task): content for task, content in self.carried if content})
 
+    @property
+    def summary(self) -> list[str]:
+        """What it is, and how much of what tuning gained it carries."""
+        return sentences(self.delta, self.tasks, self.report)
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Figures of base, tuned and graft; for a skill without any, its weights by block."""
+        return figures_table(self.report) if "graft" in self.report else (["block", "weights"], by_block(self.delta))
+
     def save(self, folder: str | Path, *, overwrite: bool = False, figures: bool = True) -> Path:
-        """Write `skill.safetensors`, `report.json`, a model card and figures."""
+        """Write `skill.safetensors`, `report.json`, figures, and a page of them: `README.md`, a model card, and `index.html`."""
         content = self.delta_bytes()
         with new_folder(Path(folder), overwrite=overwrite) as staged:
             replace_bytes(staged / SKILL_FILE, content)
@@ -73,12 +88,7 @@ class Skill:
                 replace_bytes(staged / name, readout)
             replace_json(staged / "report.json", {**self.report, "bytes": len(content)})
             drawn = draw(self.delta, self.report, staged) if figures else []
-            replace_bytes(
-                staged / "README.md",
-                model_card(
-                    self.delta, [task for task, _ in self.carried], self.report, [path.name for path in drawn]
-                ).encode(),
-            )
+            skill_page(self.delta, self.tasks, self.report, [path.name for path in drawn]).write(staged)
         return Path(folder)
 
     @classmethod

@@ -74,7 +74,7 @@ class WordReadout:
             if token in ids.values():
                 other = next(w for w, i in ids.items() if i == token)
                 raise TaskError(
-                    f"label words {other!r} and {word!r} are the same token for this tokenizer: choose others (--word LABEL=WORD)"
+                    f"label words {other!r} and {word!r} are the same token for this tokenizer: choose others (`words` LABEL=WORD)"
                 )
             ids[word] = token
         tail = _tail(model.tokenizer) if causal else 0
@@ -100,7 +100,7 @@ class WordReadout:
                 break
             if not text and not pair:
                 raise TaskError(
-                    f"the prompt {self.prompt!r} alone has {len(ids)} tokens, more than --max-length {self.max_length}: raise it"
+                    f"the prompt {self.prompt!r} alone has {len(ids)} tokens, more than `max_length` {self.max_length}: raise it"
                 )
             cut = max(1, excess // 2) if pair and text else excess  # of a pair, the longer text each time
             if len(pair) > len(text):
@@ -369,13 +369,11 @@ def _check_prompt(template: str, task: Task, causal: bool) -> None:
     if not template:
         wanted = "ends where the label word goes" if causal else "holds {mask}"
         raise TaskError(
-            f"task {task.name} has no prompt for a {'causal' if causal else 'masked'} language model: give --prompt, one that {wanted}"
+            f"task {task.name} has no prompt for a {'causal' if causal else 'masked'} language model: give `prompt`, one that {wanted}"
         )
     pairs = any(example.text_pair for examples in (task.train, task.dev, task.test) for example in examples)
     if pairs and "{text_pair}" not in template:
-        raise TaskError(
-            f"the examples are pairs, but the prompt {template!r} has no {{text_pair}}: add it with --prompt"
-        )
+        raise TaskError(f"the examples are pairs, but the prompt {template!r} has no {{text_pair}}: add it to `prompt`")
 
 
 def _one_token(tokenizer: Any, before: str, word: str) -> int:
@@ -391,6 +389,6 @@ def _one_token(tokenizer: Any, before: str, word: str) -> int:
     if len(own) != 1 or own[0] == tokenizer.unk_token_id:
         pieces = tokenizer.convert_ids_to_tokens(own)
         raise TaskError(
-            f"label word {word!r} is {len(own)} tokens for this tokenizer ({' '.join(pieces)}), not one it knows: choose another (--word LABEL=WORD)"
+            f"label word {word!r} is {len(own)} tokens for this tokenizer ({' '.join(pieces)}), not one it knows: choose another (`words` LABEL=WORD)"
         )
     return own[0]

@@ -3,26 +3,37 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Required, TypedDict
 
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoints.models import Model, load_model, steady_attention
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, TaskError
 from surgery.files import new_folder, replace_json
+from surgery.jsonfile import JsonError, conform, load_json
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
+from surgery.reporting.results import Result
 from surgery.tasks.calibration import Reliability, scaled_ece, softmax
 from surgery.tasks.examples import Example
 from surgery.tasks.readout import Encoded, PhraseReadout, Readout, alike, collate, pick_readout
 from surgery.tasks.task import Task
 
 
+class _Saved(TypedDict, total=False):
+    labels: Required[list[str]]
+    metric: Required[Literal["accuracy", "f1"]]
+    logits: Required[list[list[float]]]
+    targets: Required[list[Annotated[int, Meta(ge=0)]]]
+    agreement: float
+
+
 @dataclass(frozen=True, eq=False)
-class Score:
+class Score(Result):
     """What a model does on the examples of a task.
 
     Attributes:
@@ -85,25 +96,64 @@ class Score:
         """The share of examples on which both predict the same label."""
         return float((self.predictions == other.predictions).mean())
 
-    def summary(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """The figures, as JSON."""
-        found: dict[str, Any] = {
+        figures: dict[str, Any] = {
             "accuracy": self.accuracy,
             "f1": self.f1,
             "ece": self.ece,
             "ece_scaled": scaled_ece(self.logits, self.targets),
             "examples": len(self.targets),
         }
-        return found if self.agreement is None else {**found, "agreement": self.agreement}
+        return figures if self.agreement is None else {**figures, "agreement": self.agreement}
+
+    @property
+    def summary(self) -> list[str]:
+        """The task's own metric and calibration."""
+        own = f"F1 {self.f1:.3f}" if self.metric == "f1" else f"accuracy {self.accuracy:.3f}"
+        both = "" if self.agreement is None else f", agreement {self.agreement:.3f}"
+        return [f"{own} on {len(self.targets):,} examples, calibration error {self.ece:.3f}{both}."]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """One row: the model and its figures."""
+        model = (self.origin or {}).get("call", {}).get("score", "")
+        names = {
+            "examples": "examples",
+            "accuracy": "accuracy",
+            "f1": "F1",
+            "ece": "ECE",
+            "ece_scaled": "ECE, temperature scaled",
+        }
+        if self.agreement is not None:
+            names["agreement"] = "agreement"
+        figures = self.figures()
+        return ["model", *names.values()], [[model, *(figures[key] for key in names)]]
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `report.json` with the figures and every example's scores."""
         with new_folder(Path(folder), overwrite=overwrite) as staged:
-            content = {**(self.origin or {}), **self.summary(), "labels": self.labels, "metric": self.metric}
+            content = {**(self.origin or {}), **self.figures(), "labels": self.labels, "metric": self.metric}
             replace_json(
                 staged / "report.json", {**content, "logits": self.logits.tolist(), "targets": self.targets.tolist()}
             )
         return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Score":
+        """Read what `save` wrote; raises TaskError, naming the file, for anything else."""
+        path = Path(folder).expanduser() / "report.json"
+        try:
+            content = load_json(path, dict[str, Any])
+            own: _Saved = {key: content[key] for key in _Saved.__annotations__ if key in content}  # type: ignore[assignment]
+            conform(own, _Saved)
+            logits, targets = np.array(own["logits"], np.float32), np.array(own["targets"])
+            if logits.shape != (len(targets), len(own["labels"])) or not len(targets):
+                raise JsonError(f"scores of shape {list(logits.shape)} for {len(targets)} examples")
+        except (OSError, ValueError) as error:
+            raise TaskError(f"{path} can't be read as a score ({error}): score the model again") from None
+        known = {*_Saved.__annotations__, "accuracy", "f1", "ece", "ece_scaled", "examples"}
+        origin = {key: value for key, value in content.items() if key not in known}
+        return cls(tuple(own["labels"]), own["metric"], logits, targets, own.get("agreement"), origin or None)
 
 
 def score(
@@ -175,7 +225,7 @@ def predict(
                 batch, positions = collate(model, [rows[number] for number in numbers])
                 scores = readout.logits(model.module, batch, positions).float().cpu().numpy()
                 if not np.isfinite(scores).all():
-                    raise CheckpointError(f"{model.checkpoint} gives NaN or infinite label scores: try --dtype float32")
+                    raise CheckpointError(f"{model.checkpoint} gives NaN or infinite label scores: try `dtype` float32")
                 if found is None:
                     found = np.empty((len(rows), scores.shape[1]), dtype=np.float32)
                 found[numbers] = scores

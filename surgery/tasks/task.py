@@ -159,7 +159,7 @@ class Task:
         """The examples of a split; raises TaskError when there are none."""
         if not (examples := getattr(self, split)):
             raise TaskError(
-                f"task {self.name} has no {split} examples: give {'--eval' if split == 'test' else '--data'} (Task.load({split}=...))"
+                f"task {self.name} has no {split} examples: give `{split}` examples, as Task.load takes them"
             )
         return examples
 
@@ -193,7 +193,7 @@ class Task:
         ]
         if "{text_pair}" in self.prompt + self.causal_prompt and single:
             raise TaskError(
-                f"task {self.name} takes pairs, but {single[0].text[:40]!r} has no second text: name its column (--column text_pair=NAME)"
+                f"task {self.name} takes pairs, but {single[0].text[:40]!r} has no second text: name its column (`columns` text_pair=NAME)"
             )
         if set(self.phrases) != set(self.words):
             raise TaskError(
@@ -224,7 +224,7 @@ def _with_labels(rows: Sequence[Example], labels: Sequence[str], integers: Seque
         label = row.label if row.label in labels else names.get(plain(row.label))
         if label is None:
             raise TaskError(
-                f"{where}: unknown label {row.label!r}; the task's labels are {', '.join(labels)} (add its word: --word {row.label}=WORD)"
+                f"{where}: unknown label {row.label!r}; the task's labels are {', '.join(labels)} (add its word: `words` {row.label}=WORD)"
             )
         found.append(row._replace(label=label))
     return found

@@ -9,29 +9,35 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint, rewrite
-from surgery.checkpoints.models import load_model
+from surgery.checkpoints.models import load_model, load_tokenizer
 from surgery.devices import pick_device
+from surgery.errors import CheckpointError
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
+from surgery.jsonfile import JsonError, conform, load_json
 from surgery.memory import check_before
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
+from surgery.reporting.results import Result
 from surgery.resuming import digest, resumable
 from surgery.tasks.gradients import check_gradients
 from surgery.tasks.readout import PhraseReadout, pick_readout, readout_file
 from surgery.tasks.task import Task
 from surgery.tuning.memory_need import most_of_tuning, tune_need
 from surgery.tuning.recipe import Recipe
-from surgery.tuning.training import TrainingLoop, gradient_norm_at_base, mixed_precision
+from surgery.tuning.training import Scored, TrainingLoop, gradient_norm_at_base, mixed_precision
+
+_RECENT = 20  # steps whose losses are averaged
 
 
 @dataclass(frozen=True, eq=False)
-class Tuned:
+class Tuned(Result):
     """A fine-tuned checkpoint in memory.
 
     Attributes:
@@ -47,15 +53,100 @@ class Tuned:
     readout: PhraseReadout | None
     report: dict[str, Any]
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Checkpoint:
-        """Write a Hugging Face folder with the base's files, dtypes and tensor names."""
+    @property
+    def summary(self) -> list[str]:
+        """How many weights moved, and how the loss and the dev examples came out."""
+        report = self.report
+        steps, last = report["stopped_at"], report["losses"][-_RECENT:]
+        moved = f"{report['moved']:,} of {report['movable']:,} block weights moved in {steps:,} steps"
+        sentences = [f"{moved}, to a loss of {sum(last) / len(last):.3f} over the last {len(last)}."]
+        if dev := report["dev"]:
+            best = max(dev, key=lambda scored: scored["value"])
+            sentences.append(
+                f"The weights kept are those of step {best['step']:,}, {best['value']:.3f} on the dev examples."
+            )
+        return sentences
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Mean training loss up to each evaluation of the dev examples, or each tenth of the way, and what they scored there."""
+        losses, dev = self.report["losses"], {scored["step"]: scored for scored in self.report["dev"]}
+        stops = sorted(dev) or sorted({-(-len(losses) * tenth // 10) for tenth in range(1, 11)})
+        rows: list[list[Any]] = []
+        for start, stop in zip([0, *stops], stops, strict=False):
+            scored: dict[str, Any] = dev.get(stop, {})
+            rows.append([stop, sum(losses[start:stop]) / (stop - start), scored.get("value"), scored.get("ece")])
+        return ["step", "loss", self.task.metric, "ECE"], rows
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a Hugging Face folder with the base's files, dtypes and tensor names, and `report.json`."""
         check_apart(Path(folder), self.base.folder)
         with new_folder(Path(folder), overwrite=overwrite) as staged:
             rewrite(self.base, self.tensors, staged)
             if self.readout:
                 replace_bytes(staged / readout_file(self.task), self.readout.to_bytes())
             replace_json(staged / "report.json", self.report)
-        return Checkpoint(folder)
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, base: str | Path | Checkpoint | None = None) -> "Tuned":
+        """Read what `save` wrote, without the task's examples.
+
+        Args:
+            base: what it was tuned from; by default where that lay then.
+
+        Raises:
+            CheckpointError: no report of a tuning, or a base that isn't the one it names.
+        """
+        path = Path(folder).expanduser() / "report.json"
+        try:
+            report = load_json(path, dict[str, Any])
+            conform(report, _Report)
+        except (OSError, JsonError) as error:
+            raise CheckpointError(f"{path} is no report of a tuning ({error}): name a folder that tune wrote") from None
+        call, task = report["call"]["tune"], Task.from_spec(report["task"])
+        before, after = open_checkpoint(call["base"] if base is None else base), Checkpoint(folder)
+        if before.fingerprint != report["inputs"]["base"]:
+            raise CheckpointError(
+                f"{before} isn't what {folder} was tuned from: its fingerprint differs; give that as `base`"
+            )
+        names = before.block_weights(call["include"], call["exclude"])
+        readout = _kept_readout(after, task)
+        return cls(before, {name: after.tensor(name) for name in names}, task, readout, report)
+
+
+class _Call(TypedDict):
+    base: str
+    include: list[str]
+    exclude: list[str]
+
+
+class _Tune(TypedDict):
+    tune: _Call
+
+
+class _Inputs(TypedDict):
+    base: str
+
+
+class _Report(TypedDict):
+    """What `Tuned` reads of its report."""
+
+    call: _Tune
+    inputs: _Inputs
+    task: dict[str, Any]
+    moved: int
+    movable: int
+    stopped_at: int
+    losses: Annotated[list[float], Meta(min_length=1)]
+    dev: list[Scored]
+
+
+def _kept_readout(checkpoint: Checkpoint, task: Task) -> PhraseReadout | None:
+    file = checkpoint.folder / readout_file(task)
+    if checkpoint.structure.kind != "encoder" or not file.exists():
+        return None
+    phrases = tuple(task.phrases[label] for label in task.labels)
+    return PhraseReadout.from_file(file, load_tokenizer(checkpoint), phrases, task.max_length)
 
 
 def tune(

@@ -21,7 +21,7 @@ from surgery.tasks.task import Task
 from surgery.tuning.recipe import Pace, Recipe
 from surgery.tuning.training import TrainingLoop, gradient_norm_at_base, mixed_precision
 
-_LOWER = "lower --batch-size or --max-length, raise --accumulate, or let fewer tensors move (--include)"
+_LOWER = "lower `batch_size` or `max_length`, raise `accumulate`, or let fewer tensors move (`include`)"
 
 
 def tune_need(

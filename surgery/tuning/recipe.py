@@ -42,22 +42,22 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
-            raise OptionError(f"--optimizer {self.optimizer} isn't one of {', '.join(OPTIMIZERS)}")
+            raise OptionError(f"`optimizer` {self.optimizer} isn't one of {', '.join(OPTIMIZERS)}")
         positive = {
             "rate": self.rate,
             "steps": self.steps,
-            "batch-size": self.batch_size,
+            "batch_size": self.batch_size,
             "accumulate": self.accumulate,
             "clip": self.clip,
         }
         for name, value in positive.items():
             if value is not None and not value > 0:
-                raise OptionError(f"--{name} must be above 0, not {value}")
+                raise OptionError(f"`{name}` must be above 0, not {value}")
         if self.l1 is not None and not self.l1 >= 0:
-            raise OptionError(f"--l1 must be 0 or more, not {self.l1}")
+            raise OptionError(f"`l1` must be 0 or more, not {self.l1}")
         if self.accumulate > self.batch_size:
             raise OptionError(
-                f"--accumulate {self.accumulate} leaves pieces smaller than one example of a batch of {self.batch_size}"
+                f"`accumulate` {self.accumulate} leaves pieces smaller than one example of a batch of {self.batch_size}"
             )
 
     @property

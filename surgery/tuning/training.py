@@ -29,7 +29,9 @@ from surgery.tuning.recipe import Pace, Recipe
 _SAVE_SECONDS = 30.0
 
 
-class _Scored(TypedDict):
+class Scored(TypedDict):
+    """The dev examples' score at a step: `value` in the task's metric."""
+
     step: int
     value: float
     ece: float
@@ -107,7 +109,7 @@ class TrainingLoop:
             total += float(loss.detach())
         if not math.isfinite(total):
             raise SurgeryError(
-                f"the loss became {total} at step {self.step + 1}: lower --rate (now {self.pace.rate:g})"
+                f"the loss became {total} at step {self.step + 1}: lower `rate` (now {self.pace.rate:g})"
             )
         rate = self.pace.rate_at(self.step)
         for group in self.optimizer.param_groups:
@@ -186,7 +188,7 @@ class TrainingLoop:
         # As it was then: on some devices the gradient it came from isn't the same to the last bit.
         self.pace = parse_json(header["pace"], Pace)
         self.step = int(header["step"])
-        self.losses, self.dev = parse_json(header["losses"], list[float]), parse_json(header["dev"], list[_Scored])
+        self.losses, self.dev = parse_json(header["losses"], list[float]), parse_json(header["dev"], list[Scored])
 
 
 def gradient_norm_at_base(
@@ -230,7 +232,7 @@ def batches(examples: int, size: int, seed: int, first: int, steps: int) -> Iter
 def mixed_precision(device: torch.device, dtype: str | None) -> Any:
     """The context in which a model runs: bfloat16 where that is asked for, or by default on CUDA that has it."""
     if dtype not in (None, "float32", "bfloat16"):
-        raise OptionError(f"--dtype {dtype} isn't for training: float32 or bfloat16")
+        raise OptionError(f"`dtype` {dtype} isn't for training: float32 or bfloat16")
     if dtype == "bfloat16" or (dtype is None and device.type == "cuda" and torch.cuda.is_bf16_supported()):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

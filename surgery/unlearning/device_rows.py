@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Bool, Float32, Int32, Int64, UInt16
 from torch import Tensor
 
-from surgery.devices import full_float32, room_for
+from surgery.devices import full_float32, memory_for
 
 # Rows of a product: always as many, the last ones zeros, so that a library's choice among its kernels, and so a row's last
 # bits and the keys it selects, never depend on how many rows it comes with.
@@ -68,7 +68,7 @@ class SentSelector:
         block += 16 * min(SCRATCH, self._codebooks * ROWS * self._keys) * (1 if top == 1 else 4)
         needed = 4 * len(rows) * (rows.shape[1] + self._codebooks * top) + block
         what = f"selecting keys of {len(rows):,} rows"
-        with room_for(self._device, needed, what, "give fewer rows at once, or give --device cpu"), full_float32():
+        with memory_for(self._device, needed, what, "give fewer rows at once, or give --device cpu"), full_float32():
             rows, products = rows.to(self._device), self.products(closed)
             found = rows.new_empty((len(rows), self._codebooks, top), dtype=torch.int16)
             for start in range(0, len(rows), ROWS):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32, Int32, Int64
 from torch import Tensor
 
-from surgery.devices import off_cpu, pick_device, room_for
+from surgery.devices import memory_for, off_cpu, pick_device
 from surgery.errors import TaskError
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
@@ -114,5 +114,5 @@ def _on_device(features: Float32[np.ndarray, "N D"], device: torch.device) -> Fl
     if not off_cpu(device):
         return None
     what = f"holding {len(features):,} rows of {features.shape[1]:,} features"
-    with room_for(device, features.nbytes, what, "fit on fewer rows, or give --device cpu"):
+    with memory_for(device, features.nbytes, what, "fit on fewer rows, or give --device cpu"):
         return torch.from_numpy(features).to(device)

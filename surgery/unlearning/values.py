@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Int32, Int64, UInt8, UInt16
 from torch import Tensor
 from torch.nn import functional as F
 
-from surgery.devices import off_cpu, room_for
+from surgery.devices import memory_for, off_cpu
 from surgery.errors import OptionError
 from surgery.unlearning.key_selection import OPEN
 
@@ -188,7 +188,7 @@ def learn_values(
     step = 3 * min(recipe.batch * pairs * classes, _GPU_SCRATCH) + 8 * recipe.batch * pairs
     needed = 4 * (ids.size + (states.size + 1) * classes + step)
     what = f"learning values of {states.size:,} keys for {classes:,} classes"
-    with room_for(place, needed, what, "lower --codebooks or --keys, or give --device cpu"):
+    with memory_for(place, needed, what, "lower --codebooks or --keys, or give --device cpu"):
         table = Table(np.zeros((*states.shape, classes), np.float32), states, place)
         push, chosen = toward(targets, classes, recipe, place), Chosen(ids, place)
         for rows in batches(len(ids), recipe, seed, place):

@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("kind", choices=SETS)
     parser.add_argument("--model", help="checkpoint; default MiniLM from its package")
     parser.add_argument("--shared", type=Path, required=True, help="folder with trec/train.jsonl and so on")
-    parser.add_argument("--methods", default="averaging,sigmoid")
+    parser.add_argument("--methods", default="dual-averaging,sigmoid")
     parser.add_argument("--only", help="one task")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()

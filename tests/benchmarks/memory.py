@@ -9,7 +9,7 @@ import sys
 from surgery import Checkpoint, Task
 from surgery.grafting.candidates import Candidates, GraftedModel
 from surgery.grafting.example import minilm
-from surgery.grafting.methods import Evidence, averaging
+from surgery.grafting.methods import Evidence, dual_averaging
 
 
 def step(train: str, _: str) -> None:
@@ -42,11 +42,11 @@ def locate(train: str, tuned: str) -> None:
     model = load_model(base)
     readout = pick_readout(model, task)
     rows = readout.encode(task.train)
-    model.hold(after)
+    model.load_weights(after)
     soft = torch.from_numpy(softmax(predict(model, readout, rows))).float()
-    model.hold(base)
+    model.load_weights(base)
     evidence = Evidence(rows, torch.tensor(task.targets(task.train)), soft)
-    averaging(GraftedModel(model, readout, candidates), evidence, 1064)
+    dual_averaging(GraftedModel(model, readout, candidates), evidence, 1064)
 
 
 def main() -> None:

@@ -29,20 +29,22 @@ def main() -> None:
     )
     print("|" + "---|" * 14)
     for run in runs:
-        at = {(m, s): point(run, m, s) for m in ("averaging", "sigmoid", "movement", "random") for s in (1e-4, 1e-5)}
+        at = {
+            (m, s): point(run, m, s) for m in ("dual-averaging", "sigmoid", "movement", "random") for s in (1e-4, 1e-5)
+        }
         random = at["random", 1e-4]
         seconds = [
             f"{at[m, 1e-4]['seconds']:.0f}"
-            for m in ("averaging", "sigmoid")
+            for m in ("dual-averaging", "sigmoid")
             if at[m, 1e-4] and at[m, 1e-4].get("seconds")
         ]
         print(
             f"| {run['task']} {run['seed']} | {run['moved']:,} | {run['base']['accuracy']:.3f} | {run['tuned']['accuracy']:.3f} | "
-            + " | ".join(cell(at[m, s]) for s in (1e-4, 1e-5) for m in ("averaging", "sigmoid", "movement"))
+            + " | ".join(cell(at[m, s]) for s in (1e-4, 1e-5) for m in ("dual-averaging", "sigmoid", "movement"))
             + f" | {'' if random is None else format(random['gain_recovered'], '.2f')} | {run['tuned']['ece']:.3f}, {run['graft']['ece']:.3f}"
             + f" | {run['tuned']['ece_scaled']:.3f}, {run['graft']['ece_scaled']:.3f} | {', '.join(seconds)} |"
         )
-    for method in ("averaging", "sigmoid", "movement"):
+    for method in ("dual-averaging", "sigmoid", "movement"):
         for sparsity in (1e-4, 1e-5):
             found = [p for run in runs if (p := point(run, method, sparsity))]
             if found:

@@ -294,7 +294,7 @@ def test_output_that_exists(tiny, tmp_path, delta):
     (out / "note.txt").write_text("mine")
     (tmp_path / "file").write_text("a file")
     before = listing(tmp_path)
-    with pytest.raises(SurgeryError, match=r"out exists already: name another output or add --overwrite"):
+    with pytest.raises(SurgeryError, match=r"out exists already: name another output or add `overwrite`"):
         write_patched(delta, base, out)
     for overwrite in (False, True):
         with pytest.raises(SurgeryError, match="file is a file, not a folder"):

@@ -212,8 +212,8 @@ def test_holding_another_checkpoint_and_coming_back(tiny, tuned):
     grow(other, ["<new>"])
     base = Checkpoint(tiny("bert"))
     model = load_model(base, device="cpu")
-    model.hold(Checkpoint(other))
-    model.hold(base)
+    model.load_weights(Checkpoint(other))
+    model.load_weights(base)
     assert all(torch.equal(model.parameters[name], tensor) for name, tensor in weights(tiny("bert")).items())
 
 

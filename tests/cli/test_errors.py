@@ -3,6 +3,7 @@
 import pytest
 
 from cli import main
+from cli.flags import with_flags
 
 
 @pytest.mark.parametrize(
@@ -13,7 +14,9 @@ from cli import main
         (["graft"], "`key_dim` 13", "`key_dim` 13"),  # no option of this command
         (["bottleneck", "show"], "run `surgery unlearn` on `key_dim`", "run `surgery unlearn` on `key_dim`"),
         ([], "`seed`", "`seed`"),
+        (["graft"], "give `train`, `test` or `words` a=b", "give --data, --eval or --word a=b"),
+        (["score", "x"], "give `test`", "give --data"),
     ],
 )
 def test_parameters_are_said_as_options_of_the_command_that_ran(arguments, message, said):
-    assert main._with_flags(message, arguments) == said
+    assert with_flags(message, main._command(arguments)) == said

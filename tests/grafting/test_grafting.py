@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from surgery import Checkpoint, Skill, graft, score
 from surgery.checkpoints.models import load_model
 from surgery.errors import CheckpointError, OptionError, TaskError
-from surgery.grafting.baselines import BASELINES, wear_baseline
+from surgery.grafting.baselines import BASELINES, load_baseline
 from surgery.grafting.budget import budget, parse_sweep
 from surgery.grafting.candidates import Candidates, GraftedModel
-from surgery.grafting.localization import gain_interval
-from surgery.grafting.methods import Evidence, averaging, movement, sigmoid
+from surgery.grafting.evaluation import gain_interval
+from surgery.grafting.methods import Evidence, dual_averaging, movement, sigmoid
 from surgery.tasks.readout import Encoded, pick_readout
 from surgery.tasks.scoring import Score
 from surgery.tuning.finetuning import tune
@@ -70,8 +70,8 @@ def test_slope_is_the_derivative_that_autograd_gives(pair):
     grafted, evidence = grafted_model(base, tuned)
     random = torch.Generator().manual_seed(0)
     gate = torch.rand(len(grafted.candidates), generator=random)
-    grafted.wear(gate)
-    found = grafted.slope(evidence.rows, evidence.labels)
+    grafted.set_mask(gate)
+    found = grafted.mask_gradient(evidence.rows, evidence.labels)
 
     model = load_model(base, device="cpu").module
     free = gate.clone().requires_grad_(True)
@@ -102,17 +102,17 @@ def test_wearing_gives_exact_bits_and_leaves_no_gradients(pair):
     before, after = weights(base.folder), weights(tuned.folder)
     everything = torch.arange(len(grafted.candidates))
     for chosen, wanted in ((everything, after), (everything[:0], before)):
-        grafted.wear_only(chosen)
+        grafted.set_chosen(chosen)
         for name in base.block_weights():
             assert (raw(grafted.model.parameters[name].detach()) == raw(wanted[name])).all()
-    grafted.slope(evidence.rows, evidence.labels)
+    grafted.mask_gradient(evidence.rows, evidence.labels)
     assert all(
         parameter.grad is None and not parameter.requires_grad for parameter in grafted.model.module.parameters()
     )
 
 
 @pytest.mark.parametrize("k", [1, 5, 60])
-@pytest.mark.parametrize("method", [averaging, sigmoid])
+@pytest.mark.parametrize("method", [dual_averaging, sigmoid])
 def test_methods_return_the_whole_budget_without_repeats(pair, method, k):
     grafted, evidence = grafted_model(*pair)
     chosen = method(grafted, evidence, k)
@@ -122,18 +122,18 @@ def test_methods_return_the_whole_budget_without_repeats(pair, method, k):
 
 def test_methods_repeat_themselves_by_seed(pair):
     grafted, evidence = grafted_model(*pair)
-    runs = [set(averaging(grafted, evidence, 20, seed=seed).tolist()) for seed in (0, 0, 1)]
+    runs = [set(dual_averaging(grafted, evidence, 20, seed=seed).tolist()) for seed in (0, 0, 1)]
     assert runs[0] == runs[1]
 
 
 def loss_of(grafted, evidence, chosen):
-    grafted.wear_only(chosen)
+    grafted.set_chosen(chosen)
     return float(F.cross_entropy(grafted.scores(evidence.rows), evidence.labels))
 
 
 def test_averaging_finds_weights_that_matter_more_than_random_ones(pair):
     grafted, evidence = grafted_model(*pair)
-    found = loss_of(grafted, evidence, averaging(grafted, evidence, 40))
+    found = loss_of(grafted, evidence, dual_averaging(grafted, evidence, 40))
     others = [
         loss_of(
             grafted, evidence, torch.from_numpy(np.random.default_rng(seed).permutation(len(grafted.candidates))[:40])
@@ -203,8 +203,8 @@ def test_baselines_hold_what_they_say(pair):
     model, before, after = grafted.model, weights(base.folder), weights(tuned.folder)
     region = movement(grafted, 30)
     for name in BASELINES:
-        model.hold(base)
-        size = wear_baseline(name, model, tuned, base.block_weights(), grafted.candidates, 30, region, seed=0)
+        model.load_weights(base)
+        size = load_baseline(name, model, tuned, base.block_weights(), grafted.candidates, 30, region, seed=0)
         now = {tensor: model.parameters[tensor].detach() for tensor in base.block_weights()}
         changed = {tensor: now[tensor] != before[tensor] for tensor in now}
         count = sum(int(mask.sum()) for mask in changed.values())
@@ -224,9 +224,9 @@ def test_baselines_hold_what_they_say(pair):
 def test_sweep_and_baselines_are_reported(pair, tmp_path):
     skill = graft(*pair, task(), weights=20, sweep=[0.001, 0.1], baselines=True, device="cpu")
     points = skill.report["points"]
-    assert [point["weights"] for point in points if point["method"] == "averaging"] == [5, 20, 518]
+    assert [point["weights"] for point in points if point["method"] == "dual-averaging"] == [5, 20, 518]
     assert len(points) == 3 * (1 + len(BASELINES))
-    chosen = next(point for point in points if point["method"] == "averaging" and point["weights"] == 20)
+    chosen = next(point for point in points if point["method"] == "dual-averaging" and point["weights"] == 20)
     assert chosen["accuracy"] == skill.report["graft"]["accuracy"] and skill.delta.weights == 20
     skill.save(tmp_path / "skill")
     assert (tmp_path / "skill" / "sparsity.png").exists() and (tmp_path / "skill" / "reliability.png").exists()
@@ -247,10 +247,10 @@ def test_budget_and_sweep_refusals():
         (None, 101),
         (0.5, 5),
     ):
-        with pytest.raises(OptionError, match="--"):
+        with pytest.raises(OptionError, match=r"^give `sparsity` or `weights`|^`(sparsity|weights)` "):
             budget(100, sparsity, count)
     for text in ("a:b", "1e-2:1e-5", "0:1", "1:2:3", "x"):
-        with pytest.raises(OptionError, match="--sweep"):
+        with pytest.raises(OptionError, match=r"^`sweep` "):
             parse_sweep(text)
     assert np.allclose(parse_sweep("1e-5:1e-2"), 10.0 ** np.arange(-5, -1.9, 0.5)) and parse_sweep("0.1,0.2") == [
         0.1,
@@ -276,7 +276,7 @@ def test_pairs_that_make_no_sense_are_refused(pair, tiny, tmp_path):
         score(spoiled, task(), device="cpu")
     with pytest.raises(TaskError, match="has no test examples"):
         graft(base, tuned, task(test=()), device="cpu")
-    with pytest.raises(OptionError, match="--method magic"):
+    with pytest.raises(OptionError, match=r"^`method` magic"):
         graft(base, tuned, task(), method="magic", device="cpu")
 
 
@@ -321,10 +321,10 @@ class Linear(GraftedModel):
         self.weight = torch.zeros(6)
         self.rows = [Encoded([i], [0], 0) for i in range(60)]
 
-    def wear(self, weight):
+    def set_mask(self, weight):
         self.weight = weight * self.delta
 
-    def wear_only(self, chosen):
+    def set_chosen(self, chosen):
         self.weight = torch.zeros(6)
         self.weight[chosen] = self.delta[chosen]
 
@@ -332,7 +332,7 @@ class Linear(GraftedModel):
         scores = self.inputs[[row.ids[0] for row in rows]] @ self.weight
         return torch.stack((-scores, scores), 1) / 2
 
-    def slope(self, rows, targets):
+    def mask_gradient(self, rows, targets):
         inputs = self.inputs[[row.ids[0] for row in rows]]
         leaf = (self.weight / self.delta).requires_grad_()
         scores = inputs @ (leaf * self.delta)
@@ -341,7 +341,7 @@ class Linear(GraftedModel):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("method", [averaging, sigmoid])
+@pytest.mark.parametrize("method", [dual_averaging, sigmoid])
 def test_weights_that_moved_less_and_say_all_are_found(method, seed):
     model = Linear(seed)
     evidence = Evidence(model.rows, model.labels, F.one_hot(model.labels, 2).float())
@@ -361,9 +361,9 @@ def test_the_gates_rate_and_epochs_are_chosen_on_examples_that_are_held_out(monk
     monkeypatch.setattr("surgery.grafting.methods._RATES", (1e-9,))
     assert sorted(sigmoid(model, evidence, 3, seed=3).tolist()) == [0, 1, 2]
     seen = []
-    slope = Linear.slope
+    slope = Linear.mask_gradient
     monkeypatch.setattr(
-        Linear, "slope", lambda self, rows, t: seen.append({r.ids[0] for r in rows}) or slope(self, rows, t)
+        Linear, "mask_gradient", lambda self, rows, t: seen.append({r.ids[0] for r in rows}) or slope(self, rows, t)
     )
     sigmoid(model, evidence, 3, epochs=2, seed=3)
     numbers = {row.ids[0] for row in held.rows}
@@ -373,7 +373,7 @@ def test_the_gates_rate_and_epochs_are_chosen_on_examples_that_are_held_out(monk
 def test_epochs_belong_to_the_published_method(pair):
     base, tuned = pair
     for options in ({"epochs": 3}, {"method": "sigmoid", "epochs": 0}):
-        with pytest.raises(OptionError, match="goes with --method sigmoid"):
+        with pytest.raises(OptionError, match="goes with `method` sigmoid"):
             graft(base, tuned, task(), weights=5, device="cpu", **options)
     report = graft(base, tuned, task(), weights=5, method="sigmoid", epochs=1, device="cpu").report
     assert report["call"]["graft"]["epochs"] == 1

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from surgery import Skill, graft, score
 from surgery.errors import CheckpointError
-from surgery.grafting.card import model_card
+from surgery.grafting.card import skill_page
 from surgery.grafting.heads import with_tuned_head
 from surgery.grafting.remarks import carries, remarks
 from tests.checkpoints.test_pairing import grow
@@ -196,9 +196,9 @@ def test_the_card_does_not_claim_what_the_figures_deny(tiny, tmp_path):
         (0.9, "that carry the task"),
     ):
         report = {**skill.report, "graft": {**skill.report["graft"], "gain_recovered": gain}}
-        card = model_card(skill.delta, skill.task, report, [])
+        card = skill_page(skill.delta, skill.tasks, report, []).markdown()
         assert does in card and carries(report) == (gain == 0.9)
-        assert all(f"> {remark}" in card for remark in remarks(report)) and bool(remarks(report)) == (gain != 0.9)
+        assert all(f"\n\n{remark}\n" in card for remark in remarks(report)) and bool(remarks(report)) == (gain != 0.9)
 
 
 # -- a Trainer's checkpoint, as a new user would -----------------------------------------------------------------------

@@ -222,7 +222,7 @@ def test_what_cant_be_is_refused_with_its_place(engine, monkeypatch):
         inside_outside(grammar, [["w0"]], engine=engine).mbr_trees(7.0)
     with pytest.raises(OptionError, match="workers is 0"):
         inside_outside(grammar, [["w0"]], engine=engine, workers=0)
-    monkeypatch.setattr(posteriors, "room", lambda device: 1000)
+    monkeypatch.setattr(posteriors, "free_memory", lambda device: 1000)
     small = inside_outside(grammar, [["w0"]], engine=engine)
     small._refuse(899)
     with pytest.raises(OptionError, match="some of it for others"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from surgery.memory import room
+from surgery.memory import free_memory
 
 CPU = torch.device("cpu")
 
@@ -43,8 +43,8 @@ SECOND, FIRST = "sys/fs/cgroup/memory.", "sys/fs/cgroup/memory/memory."
     ],
 )  # fmt: skip
 def test_the_least_of_what_is_granted(tmp_path, files, free):
-    assert room(CPU, write(tmp_path, files)) == free
+    assert free_memory(CPU, write(tmp_path, files)) == free
 
 
 def test_this_machine_has_some():
-    assert room(CPU) > 1 << 20
+    assert free_memory(CPU) > 1 << 20

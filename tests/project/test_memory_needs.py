@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def free(monkeypatch):
     """Say how much memory is free."""
-    return lambda count: monkeypatch.setattr("surgery.memory.room", lambda device: count)
+    return lambda count: monkeypatch.setattr("surgery.memory.free_memory", lambda device: count)
 
 
 def code(call):
@@ -169,7 +169,7 @@ def test_too_large_is_refused_before_loading(folder, free, run, monkeypatch):
     free(10_000_000)
     monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", None)  # reading any weights fails otherwise
     where = folder / "large"
-    with pytest.raises(OptionError, match=r"needs \d+ MiB on cpu, which has 10 MiB free: lower --batch-size"):
+    with pytest.raises(OptionError, match=r"needs \d+ MiB on cpu, which has 10 MiB free: lower `batch_size`"):
         tune(where, task(), device="cpu") if run == "tune" else graft(where, where, task(), device="cpu")
 
 

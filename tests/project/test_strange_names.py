@@ -13,7 +13,7 @@ from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.delta import SparseDelta
 from surgery.errors import SkillError, TaskError
 from surgery.files import replace_json
-from surgery.grafting.card import model_card
+from surgery.grafting.card import skill_page
 from surgery.grafting.skill import Skill
 from surgery.reporting.figures import figure, plain
 from surgery.reporting.markdown import code, inline, table
@@ -122,7 +122,7 @@ def test_pages_show_names_as_they_are(name):
 def test_a_card_of_strange_names_has_no_markup_of_theirs(skill):
     words = {"<b>bad</b>": "bad", "good\n# Title": "good"}
     report = {"call": {"graft": {"base": "x` <img src=y>"}}, "method": "`a`", "surgery": "<i>1</i>"}
-    page = model_card(skill.delta, replace(skill.task, words=words, phrases=words), report, [])
+    page = skill_page(skill.delta, [replace(skill.task, words=words, phrases=words)], report, []).markdown()
     assert not re.search(r"(?<![\\`\w ])<(b|i|img)", page.replace("``x` <img src=y>``", ""))
     assert [line for line in page.splitlines() if line.startswith("# ")] == ["# Skill: sst2"]
 

@@ -132,7 +132,7 @@ def test_a_device_that_is_not_there_is_refused():
         lambda: unlearn(fitted, 1, device="cuda:99"),
         lambda: verify(fitted, [], whole(60, seed=3), device="cuda:99"),
     ):
-        with pytest.raises(OptionError, match="--device cuda:99 can't be used here"):
+        with pytest.raises(OptionError, match="`device` cuda:99 can't be used here"):
             ask()
 
 
@@ -148,7 +148,7 @@ def test_a_device_that_is_not_there_is_refused():
 )  # fmt: skip
 def test_too_little_memory_is_told_with_what_how_much_and_what_to_lower(ask, what, monkeypatch):
     with fake_card():
-        monkeypatch.setattr(devices, "room", lambda device: 1000)
+        monkeypatch.setattr(devices, "free_memory", lambda device: 1000)
         with pytest.raises(OptionError, match=rf"^{what} on cuda:0, which has 0 MiB free: .*or give --device cpu"):
             ask()
 
@@ -157,15 +157,15 @@ FITTED = Bottleneck.fit_features(X, Y, **SIZES, device="cpu")
 
 
 def test_memory_that_runs_out_all_the_same_is_told_too(monkeypatch):
-    monkeypatch.setattr(devices, "room", lambda device: 3 << 30)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 3 << 30)
     said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
-    with pytest.raises(OptionError) as error, devices.room_for(torch.device(CARD), 5 << 20, "this", "do that"):
+    with pytest.raises(OptionError) as error, devices.memory_for(torch.device(CARD), 5 << 20, "this", "do that"):
         raise torch.OutOfMemoryError(said)
     assert str(error.value) == "this needs 5 MiB and then 2.00 GiB more on cuda:0, which had 3.0 GiB free: do that"
     more = r"^this needs 2.00 GiB more on cuda:0, which had 3.0 GiB free: do that$"
-    with pytest.raises(OptionError, match=more), devices.room_for(torch.device(CARD), 0, "this", "do that"):
+    with pytest.raises(OptionError, match=more), devices.memory_for(torch.device(CARD), 0, "this", "do that"):
         raise torch.OutOfMemoryError(said)
-    with pytest.raises(torch.OutOfMemoryError), devices.room_for(CPU, 1 << 60, "this", "do that"):
+    with pytest.raises(torch.OutOfMemoryError), devices.memory_for(CPU, 1 << 60, "this", "do that"):
         raise torch.OutOfMemoryError(said)
 
 
@@ -225,7 +225,7 @@ def test_an_encoder_computes_in_full_float32_and_too_large_a_batch_is_told(tiny,
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
 
     monkeypatch.setattr(type(encoder.reader), "features", too_much)
-    monkeypatch.setattr(devices, "room", lambda device: 1 << 30)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 1 << 30)
     monkeypatch.setattr(type(encoder.module), "device", property(lambda module: torch.device(CARD)))
     with pytest.raises(
         OptionError, match=r"^encoding 2 texts at once needs 2.00 GiB more on cuda:0, .* lower --batch-size"

@@ -230,8 +230,8 @@ def test_a_model_that_drops_patches_at_random_is_refused(tiny_image):
         ({"pooling": "pooled"}, "--pooling pooled doesn't go with texts: give mean or last"),
         ({"max_length": 3}, "--max-length 3 leaves no room"),
         ({"batch_size": 0}, "--batch-size 0"),
-        ({"dtype": "int8"}, "--dtype int8"),
-        ({"device": "nonsense"}, "--device nonsense"),
+        ({"dtype": "int8"}, "`dtype` int8"),
+        ({"device": "nonsense"}, "`device` nonsense"),
     ],
 )
 def test_options_out_of_range_are_refused(tiny, options, message):

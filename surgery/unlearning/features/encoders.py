@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.models import load_tokenizer, pick_dtype
-from surgery.devices import full_float32, pick_device, room_for
+from surgery.devices import full_float32, memory_for, pick_device
 from surgery.errors import CheckpointError, OptionError, TaskError, first_line
 from surgery.files import replace_bytes
 from surgery.progress import Progress, silent
@@ -98,7 +98,7 @@ class Encoder:
             module, has_pooler = _load_body(checkpoint, precision)
             opened = _hash_weights(module)
             size = sum(parameter.nbytes for parameter in module.parameters())
-            with room_for(place, size, str(checkpoint), "give --dtype bfloat16, or --device cpu"):
+            with memory_for(place, size, str(checkpoint), "give --dtype bfloat16, or --device cpu"):
                 module = module.to(place).eval().requires_grad_(False)
             reader = _reader(checkpoint, module, has_pooler, max_length)
         try:
@@ -209,7 +209,7 @@ class Encoder:
         # Similar sizes together, the longest first: what fits in memory at all then fits at once.
         order = sorted(range(len(rows)), key=lambda number: -self.reader.size(rows[number]))
         most = f"encoding {min(self.batch_size, len(rows))} {self.kind}s at once"
-        with room_for(self.module.device, 0, most, "lower --batch-size, or give --device cpu"):
+        with memory_for(self.module.device, 0, most, "lower --batch-size, or give --device cpu"):
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 with torch.inference_mode(), full_float32():

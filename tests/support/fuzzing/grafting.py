@@ -46,11 +46,11 @@ class Skills(Format):
 
     def use(self):
         from cli.skill import show
-        from surgery.grafting.card import model_card
+        from surgery.grafting.card import skill_page
         from surgery.grafting.skill import Skill
 
         skill = Skill.load(self.folder)
-        model_card(skill.delta, skill.task, skill.report, [])
+        skill_page(skill.delta, skill.tasks, skill.report, []).html()
         show(self.folder, json=False)
         show(self.folder, json=True)
 
