@@ -1,0 +1,41 @@
+"""The notebooks of `examples`: each runs from top to bottom, and what it keeps of its last run is whole and small."""
+
+import os
+
+import nbformat
+import pytest
+
+from tests.support.pages import ROOT
+
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+METHODS = {"graft", "unlearn", "grammar", "probe", "tint"}
+
+
+def read(file):
+    notebook = nbformat.read(file, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def test_there_is_one_for_each_method():
+    assert {file.stem for file in NOTEBOOKS} == METHODS
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_it_runs(file, tmp_path, monkeypatch):
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    NotebookClient(read(file), timeout=600, kernel_name="python3").execute(cwd=str(tmp_path))
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_what_it_keeps_is_whole_and_small(file):
+    assert file.stat().st_size <= 120_000
+    cells = [cell for cell in read(file).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    shown = {kind for output in outputs for kind in output.get("data", {})}
+    assert "image/png" in shown
