@@ -204,12 +204,16 @@ def task(
     task: Annotated[str | None, typer.Argument(help=options.TASK_NAMES, show_default=False)] = None,
     data: options.Train = None,
     test: Annotated[
-        str | None, typer.Option("--eval", help="Test examples, likewise.", show_default="training examples left over")
+        str | None,
+        typer.Option(
+            "--eval", help="Test examples, in any form that --data takes.", show_default="training examples left over"
+        ),
     ] = None,
     dev: Annotated[
         str | None,
         typer.Option(
-            help="Examples to choose the learning rate by, likewise.", show_default="training examples left over"
+            help="Examples to choose the learning rate by, in any form that --data takes.",
+            show_default="training examples left over",
         ),
     ] = None,
     shots: Annotated[int, typer.Option(min=1, help="Demonstrations in all.")] = 16,

@@ -1,4 +1,4 @@
-"""Auxiliary: the small model that TinT simulates, seen as blocks of named matrices, whatever its family calls them."""
+"""Auxiliary: the small model that TinT simulates, as blocks of matrices with the same names in every family."""
 
 import copy
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ Block = dict[str, Tensor]
 
 
 class Site(NamedTuple):
-    """Where a block's tensor lies: a parameter of the Hugging Face model, maybe transposed, maybe some rows of it."""
+    """Place of a block's tensor: a parameter of the Hugging Face model, possibly transposed, or some rows of it."""
 
     parameter: str
     rows: slice = slice(None)
@@ -99,17 +99,17 @@ class Auxiliary:
 
     @property
     def bytes(self) -> int:
-        """Of the model's weights, tied ones once."""
+        """Size of the model's weights in bytes, tied ones once."""
         return sum(parameter.nbytes for parameter in self.module.parameters())
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return self.head.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
+        """Precision of the weights."""
         return self.head.dtype
 
     def embed(
@@ -163,7 +163,7 @@ def _placed(module: Any, device: str | torch.device | None, dtype: str | torch.d
 
 
 def _check_numbers(module: Any, named: Mapping[str, Tensor], sites: tuple[Mapping[str, Site], ...]) -> None:
-    """Refuse weights that descent can't move: quantised ones, and a mix of precisions."""
+    """Raise TintError for weights that descent can't move: quantised ones, and a mix of precisions."""
     kind = module.get_output_embeddings().weight.dtype
     for site in (site for block in sites for site in block.values()):
         if site.parameter not in named:
@@ -204,7 +204,7 @@ def load_named(
 
 
 def name_of(model: Any) -> str:
-    """Of a model, for a report: its folder or hub id, or what it is in memory."""
+    """Name of a model in a report: its folder or hub id, or the class of one in memory."""
     checkpoint = getattr(model, "checkpoint", None)
     return type(_plain(model)).__name__ if checkpoint is None else str(checkpoint)
 

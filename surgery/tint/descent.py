@@ -17,7 +17,7 @@ class DivergedError(TintError):
 
 
 def check_rate(lr: float) -> None:
-    """Refuse a learning rate that is no number, or would climb."""
+    """Raise OptionError for a learning rate that is negative or not finite."""
     if not 0 <= lr < math.inf:
         raise OptionError(f"the learning rate {lr} must be a number, 0 or more")
 
@@ -27,14 +27,14 @@ class Learner(Protocol):
     """Takes the gradient of each tensor of each block, summed over tokens, as the backward pass comes to it."""
 
     def projection(self, layer: int, name: str, gradient: Tensor, x: Tensor) -> None:
-        """Of a weight [out, in]: the sum over tokens of gradient [batch, tokens, out] times x [batch, tokens, in]."""
+        """Take a weight's, [out, in]: the sum over tokens of gradient [batch, tokens, out] times x [batch, tokens, in]."""
 
     def vector(self, layer: int, name: str, gradient: Float[Tensor, "batch width"]) -> None:
-        """Of a bias or of a norm's weight."""
+        """Take that of a bias or of a norm's weight."""
 
 
 class Descent:
-    """W - lr * gradient, one step, a copy of its own for every row of the batch; the model's own weights stay.
+    """One step W - lr * gradient, on a copy of the weights for every row of the batch; the model's own stay as they are.
 
     In the paper's construction prefixes attend to the training tokens with minus the learning rate in the value matrix:
     the outer products add up over tokens (section 3, linear descent).
@@ -90,7 +90,7 @@ class Gradients:
         self.by_block[layer][name] = torch.bmm(gradient.mT, x)
 
     def vector(self, layer: int, name: str, gradient: Float[Tensor, "batch width"]) -> None:
-        """As it comes."""
+        """The gradient as it is."""
         self.by_block[layer][name] = gradient
 
     def check(self) -> None:

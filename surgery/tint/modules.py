@@ -79,7 +79,7 @@ class Arithmetic:
 
 
 def check_mode(mode: str) -> None:
-    """Refuse an arithmetic by another name."""
+    """Raise OptionError for a mode that isn't one of `Mode`."""
     if mode not in get_args(Mode):
         raise OptionError(f"mode {mode!r} isn't one of {', '.join(get_args(Mode))}")
 

@@ -1,4 +1,4 @@
-"""Which tokens read which, which are pairs to learn from, and where each stands: what masks and segments mean."""
+"""Masks and segments turned into what the passes use: positions, attention masks, and pairs to learn from."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,9 @@ class Plan:
 
     Attributes:
         ids: [batch, tokens]. `positions`: where each stands in its text.
-        visible: who reads whom after the update, None for all that went before.
+        visible: the attention mask after the update, [batch, reader, read]; None for the causal one.
         train_visible: the same while training, where training tokens read training tokens alone; for the first `train_tokens`.
+        train_tokens: tokens up to the last training token of any row, which is all that training reads.
         targets: [batch, tokens - 1]: whether the token that follows is one to learn.
         pairs: the same as numbers, row * train_tokens + place, in order.
     """
@@ -88,7 +89,7 @@ class Plan:
 
 
 def _check_rows(targets: Tensor, full: Tensor, whole: bool) -> None:
-    """Refuse a row that has nothing to learn, or nothing left to test."""
+    """Raise TintError for a row that has nothing to learn, or nothing left to test."""
     empty, all_of_it = ~targets.any(1), full.all(1)
     if bool(empty.any()):
         raise TintError(
@@ -105,7 +106,7 @@ def _train_visible(train: Tensor, visible: Tensor | None, device: torch.device) 
         last = train.shape[1]
         causal = torch.ones(last, last, dtype=torch.bool).tril()
         visible = (causal if visible is None else visible) & train[:, None, :]
-        # A token that reads nothing would be NaN; what it is instead reaches nobody.
+        # A row of the softmax without entries would be NaN: a token that isn't a training token reads itself, and no other reads it.
         visible = visible | torch.eye(last, dtype=torch.bool)
     return None if visible is None else visible.to(device)
 
@@ -120,10 +121,10 @@ def positions_and_visible(
     segments: Int[Tensor, "batch tokens"] | None,
     attention_mask: Bool[Tensor, "batch tokens"] | None = None,
 ) -> tuple[Int[Tensor, "batch tokens"], Bool[Tensor, "batch tokens tokens"] | None]:
-    """Positions, and who reads whom; None for the plain rule."""
+    """Positions, and the attention mask [batch, reader, read]; None for the causal one."""
     tokens = input_ids.shape[1]
     if attention_mask is not None and not bool((~attention_mask[:, :-1] & attention_mask[:, 1:]).any()):
-        attention_mask = None  # padding comes last, where the plain rule keeps it from being read
+        attention_mask = None  # padding comes last, where the causal mask keeps it from being read
     if segments is None and attention_mask is None:
         return torch.arange(tokens, device=input_ids.device).expand(input_ids.shape), None
     visible = (
@@ -134,7 +135,7 @@ def positions_and_visible(
     if attention_mask is not None:
         visible = visible & attention_mask[:, None, :]
     positions = (visible.sum(2) - 1).clamp_min(0)
-    # Padding reads itself, since a token that reads nothing would be NaN; it reaches nobody.
+    # Padding reads itself too, as a row of the softmax without entries would be NaN; no other token reads it.
     return positions, visible | torch.eye(tokens, dtype=torch.bool, device=input_ids.device)
 
 

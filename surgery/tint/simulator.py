@@ -311,7 +311,7 @@ class TinT:
 
 
 def check_steps(steps: int) -> None:
-    """Refuse a descent without a step."""
+    """Raise OptionError for a descent without a step."""
     if steps < 1:
         raise OptionError(f"steps {steps} must be at least 1")
 

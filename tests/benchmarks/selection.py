@@ -3,7 +3,6 @@
 python -m tests.benchmarks.selection
 """
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -12,18 +11,9 @@ import torch
 from surgery.unlearning import Bottleneck, unlearn
 from surgery.unlearning.key_selection import Selector, as_products, nearest_keys
 from surgery.unlearning.training_rows import TrainingRows
+from tests.support.measuring import best_of
 
 CODEBOOKS, KEYS, KEY_DIM, BATCH = 256, 4096, 14, 256
-
-
-def best_of(run, times=5):
-    """Shortest of several runs, in seconds."""
-    found = []
-    for _ in range(times):
-        began = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - began)
-    return min(found)
 
 
 def selection():

@@ -18,20 +18,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from surgery.tint import TinT, count, run_task, run_text
 from surgery.tint.example import train_small
+from tests.support.measuring import best_of
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SMOLLM = Path(os.environ.get("MODELS_DIR", "~/.cache/surgery-models")).expanduser() / "smollm2"
 SHARES = (0.3, 0.5, 0.7, 0.9)
-
-
-def best_of(run, times=5):
-    """Shortest of several runs, in seconds."""
-    found = []
-    for _ in range(times):
-        began = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - began)
-    return min(found)
 
 
 def plain(model, ids, half):

@@ -55,7 +55,7 @@ class Count(Result):
 
     @property
     def set_weights(self) -> int:
-        """Of one block's set of layers."""
+        """Weights of one block's set of layers."""
         return sum(piece.weights for piece in self.pieces)
 
     @property
@@ -65,7 +65,7 @@ class Count(Result):
 
     @property
     def layer_weights(self) -> int:
-        """Of the layers: every block's set, and the loss."""
+        """Weights of all layers: every block's set, and the loss."""
         return self.shape.layers * self.set_weights + self.loss.weights
 
     @property

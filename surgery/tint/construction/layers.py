@@ -166,7 +166,7 @@ def reading(layout: Layout, start: int, matrix: Float[Tensor, "read columns"]) -
 
 
 def flag(layout: Layout, place: int) -> Float[Tensor, " embedding"]:
-    """One that reads a single coordinate."""
+    """A vector that reads a single coordinate."""
     return reading(layout, place, _eye(1))[:, 0]
 
 
@@ -179,6 +179,6 @@ def _product(w: Weights, h: Tokens, p: Prefix) -> Tokens:
 
 
 def _bias(w: Weights, readers: Tensor, held: Tensor) -> Tensor:
-    """One head: whoever has the one flag reads, off all that have the other."""
+    """One head: embeddings with one flag read from all embeddings with the other."""
     scores = (readers @ w.q).unsqueeze(-1) * (held @ w.k).unsqueeze(-2)
     return (scores @ (held @ w.v)) @ w.o

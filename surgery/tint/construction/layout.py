@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from surgery.errors import TintError
 from surgery.tint.shape import Shape
 
-SLOTS = 4  # vectors of the auxiliary model's width that a token has at hand
+SLOTS = 4  # vectors of the auxiliary model's width in a token: the signal, what was read off prefixes, keys, values
 FLAGS = 2  # always one; the prefix that holds the bias
 
 
@@ -23,9 +23,10 @@ class Layout:
 
     Attributes:
         shape: the auxiliary model's.
-        rows: of a matrix in one prefix, a head of linear attention each.
+        rows: rows of a matrix that one prefix holds; each is read by a head of linear attention.
+        prefixes: prefixes of a matrix.
         embedding: coordinates of every embedding, of prefixes and of tokens.
-        chunks: the feed-forward layer's matrices are cut in so many.
+        chunks: square pieces that each of the feed-forward layer's matrices is cut into.
     """
 
     shape: Shape
@@ -62,7 +63,7 @@ class Layout:
 
     @property
     def code(self) -> int:
-        """Where a prefix's one-hot number starts."""
+        """First coordinate of a prefix's one-hot number."""
         return self.embedding - FLAGS - self.prefixes
 
     @property
@@ -172,18 +173,18 @@ def loss_piece(layout: Layout) -> Piece:
 
 
 def set_weights(layout: Layout) -> int:
-    """Of one block's set of layers."""
+    """Weights of one block's set of layers."""
     return sum(piece.weights for piece in pieces(layout))
 
 
 def prefix_weights(layout: Layout) -> int:
-    """Of the prefix embeddings: every block's matrices and norms, and the final norm."""
+    """Weights of the prefix embeddings: every block's matrices and norms, and the final norm."""
     a_block = len(layout.matrices) * layout.prefixes + 2
     return (layout.shape.layers * a_block + 1) * layout.embedding
 
 
 def table_weights(shape: Shape) -> int:
-    """Of word and position embeddings, and of a head that isn't tied."""
+    """Weights of word and position embeddings, and of a head that isn't tied."""
     return shape.weights - shape.block_weights - 2 * shape.width
 
 

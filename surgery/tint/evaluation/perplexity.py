@@ -279,7 +279,7 @@ def _perplexity(losses: NDArray, tokens: int, seed: int) -> dict[str, Any]:
 def _check_options(
     shares: Sequence[float], methods: Sequence[str], window: int | None, batch_size: int, steps: int
 ) -> None:
-    """Refuse what can be refused before the model is loaded; the default window is the model's to say."""
+    """Raise OptionError for options out of range, before the model is loaded; a default window is known only then (None)."""
     if window is not None and window < 4:
         raise OptionError(f"a window of {window} tokens is too short: 4 at least")
     if batch_size < 1:
