@@ -37,6 +37,7 @@ from pcfg.dense.tree_walk import best, drawn, pick_trees, root_scores
 from pcfg.dense.viterbi import best_chart
 from pcfg.devices import Dtype
 from pcfg.errors import OptionError
+from surgery.reporting.results import Shown
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -149,7 +150,7 @@ def dense_sample(
 
 
 @dataclass(frozen=True, eq=False)
-class DenseResult:
+class DenseResult(Shown):
     """Posteriors of a batch; what is costly is computed when first asked for. Spans (i, j) are words i..j-1.
 
     `log_z` and `log_inside` are always float64, the rest has the dtype asked for.
@@ -158,6 +159,23 @@ class DenseResult:
     scores: Scores
     parts: tuple["Scaled | Logs", ...]
     dtype: torch.dtype
+
+    @property
+    def summary(self) -> list[str]:
+        """How many sentences, their lengths and the device that they are on."""
+        batch, n, _ = self.scores.emissions.shape
+        inner, tags = self.scores.symbols
+        kind = str(self.dtype).removeprefix("torch.")
+        return [
+            f"{batch:,} sentences of up to {n:,} words under {inner} nonterminals and {tags} preterminals, "
+            f"in {kind} on {self.scores.emissions.device}."
+        ]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """A row a sentence: its number from 1, words and log Z."""
+        lengths, log_z = self.scores.lengths.tolist(), self.log_z.tolist()
+        rows = [list(row) for row in zip(range(1, len(lengths) + 1), lengths, log_z, strict=True)]
+        return ["sentence", "words", "log Z"], rows
 
     @cached_property
     def log_z(self) -> Float64[Tensor, " B"]:

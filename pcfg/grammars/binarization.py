@@ -280,7 +280,7 @@ class Places:
         return np.where(self.rooted, origin.weights[self.roots], 0.0)[self.symbols]
 
     def rule_counts(self, origin: Origin, counts: Any) -> Float64[np.ndarray, " rules"]:
-        """Expected uses of the rules, from those of the binary grammar's roots, rules and words (`estimate.Counts`)."""
+        """Expected uses of the rules, from those of the binary grammar's roots, rules and words (`expectation_maximization.Counts`)."""
         shape = self.shape
         found = np.zeros(len(origin.weights))  # the last are those of made rules
         roots = np.bincount(self.symbols, counts.start, len(shape.symbols))

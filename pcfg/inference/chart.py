@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ from pcfg.inference.prefixes import prefix_log_z
 from pcfg.sparse import engine as sparse
 from pcfg.sparse.engine import TreeNodes
 from pcfg.treebanks.trees import Tree
+from surgery.reporting.page import Table, Text, render
+from surgery.reporting.results import Shown
+
+_SHOWN = 20  # sentences in a notebook
 
 
 def inside_outside(
@@ -61,8 +66,31 @@ def inside_outside(
 
 
 @dataclass(frozen=True, eq=False)
-class Chart(Posteriors):
+class Chart(Posteriors, Shown):
     """Posteriors of a batch, and its best, least-risk, k best and sampled trees. A sentence without a parse has no trees."""
+
+    @property
+    def summary(self) -> list[str]:
+        """How many sentences, how long and by which engine; how many have no parse where log Z is computed already."""
+        lengths = [len(sentence) for sentence in self.sentences]
+        longest = f"{max(lengths):,}" if min(lengths) == max(lengths) else f"{min(lengths):,} to {max(lengths):,}"
+        none = f", {int((self.log_z == -math.inf).sum()):,} without a parse" if "log_z" in self.__dict__ else ""
+        return [
+            f"{len(lengths):,} sentences of {longest} words{none}, by the {self.engine} engine under {self.grammar!r}."
+        ]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """A row a sentence: its words, log Z, and the log probability and brackets of its best tree (None without a parse)."""
+        scores, trees = self.best_scores.tolist(), [tree and str(tree) for tree in self.best_trees()]
+        texts = map(" ".join, self.sentences)
+        rows = [list(row) for row in zip(texts, self.log_z.tolist(), scores, trees, strict=True)]
+        return ["sentence", "log Z", "of the best tree", "best tree"], rows
+
+    def _repr_html_(self) -> str:
+        if len(self.sentences) <= _SHOWN:
+            return super()._repr_html_()
+        first = replace(self, sentences=self.sentences[:_SHOWN], emissions=self.emissions[:_SHOWN])
+        return render([*map(Text, self.summary), Table(f"The first {_SHOWN} sentences.", *first.table(), folded=False)])
 
     def word_posteriors(self) -> list[Float64[np.ndarray, "_ V"]]:
         """P(word i = w | all other words) of each sentence: `pcfg.inference.masked_words.word_posteriors`, where masks are told of."""

@@ -12,6 +12,7 @@ for each masked word would cost as many as it has words.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -21,6 +22,7 @@ from pcfg.errors import GrammarError, OptionError
 from pcfg.grammars.grammar import Grammar
 from pcfg.inference.engines import pick_engine
 from pcfg.inference.posteriors import Posteriors
+from surgery.reporting.results import Shown
 
 _MOST_CHARTS, _MOST_ENTRIES = 20_000, 50_000_000
 _BATCH_BYTES = 64 << 20
@@ -110,7 +112,7 @@ def _each_sum_one(
 
 
 @dataclass(frozen=True, eq=False)
-class Masked:
+class MaskedWords(Shown):
     """Posteriors of the masked words of one sentence.
 
     Attributes:
@@ -126,6 +128,25 @@ class Masked:
     log_z: float
     tags: Float64[np.ndarray, "k T"]
     joint_tags: Float64[np.ndarray, "..."] | None
+
+    @property
+    def summary(self) -> list[str]:
+        """Log Z of the other words, and the likeliest word at each mask."""
+        best = [f"{row[1]} ({row[2]:.2g}) at {row[0]}" for row in self._likeliest(1)]
+        return [f"log Z {self.log_z:.6g}; likeliest {', '.join(best) or 'is nothing: no words fit'}."]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """The ten likeliest words at each mask: position, word and probability."""
+        return ["position", "word", "probability"], self._likeliest(10)
+
+    def _likeliest(self, count: int) -> list[list[Any]]:
+        """Rows of the likeliest words that are possible."""
+        return [
+            [position, self.grammar.words[word], float(posterior[word])]
+            for position, posterior in zip(self.positions, self.words, strict=True)
+            for word in np.argsort(-posterior, kind="stable")[:count]
+            if posterior[word] > 0
+        ]
 
     @property
     def words(self) -> Float64[np.ndarray, "k V"]:
@@ -156,7 +177,7 @@ def masked_posteriors(
     joint: bool = False,
     engine: str = "auto",
     device: Device | None = None,
-) -> Masked:
+) -> MaskedWords:
     """Posteriors of the words at `positions` given all words elsewhere; what stands at the positions doesn't matter.
 
     Args:
@@ -178,7 +199,7 @@ def masked_posteriors(
     together = None
     if joint:
         together = _joint_tags(chart, positions, tags) if log_z > -math.inf else np.zeros((tags.shape[1],) * len(tags))
-    return Masked(grammar, positions, log_z, tags, together)
+    return MaskedWords(grammar, positions, log_z, tags, together)
 
 
 def _joint_tags(

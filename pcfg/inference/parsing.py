@@ -17,6 +17,7 @@ from pcfg.sentences import batches, fingerprint
 from pcfg.treebanks.trees import NO_PARSE, Tree, format_trees
 from surgery.files import new_folder, replace_bytes, sync
 from surgery.progress import Progress, silent
+from surgery.reporting.results import Shown
 
 if TYPE_CHECKING:
     from pcfg.devices import Device, Dtype
@@ -25,11 +26,20 @@ RULES = ("viterbi", "mbr")
 
 
 @dataclass(frozen=True)
-class Parses:
+class WrittenParses(Shown):
     """How many sentences were parsed, and the numbers (from 1) of those without a parse."""
 
     sentences: int
     unparsed: tuple[int, ...]
+
+    @property
+    def summary(self) -> list[str]:
+        """How many sentences, and how many of them have no parse."""
+        return [f"{self.sentences:,} sentences, {len(self.unparsed):,} of them without a parse."]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """A row for each sentence without a parse: its number from 1."""
+        return ["without a parse"], [[number] for number in self.unparsed]
 
 
 def parse(
@@ -84,7 +94,7 @@ def write_parses(
     workers: int = 1,
     shard_size: int = 200,
     progress: Progress = silent,
-) -> Parses:
+) -> WrittenParses:
     """`parse` into a file, a tree a line; goes on where an interrupted call stopped."""
     output = Path(output)
     parse(grammar, [], rule=rule, cost=cost, binary=binary)  # raises now what would be raised later
@@ -114,16 +124,14 @@ def write_parses(
                         unparsed.append(number)
         sync(partial / "whole")
         (partial / "whole").replace(output)
-    return Parses(len(sentences), tuple(unparsed))
+    return WrittenParses(len(sentences), tuple(unparsed))
 
 
 @dataclass(frozen=True)
-class WrittenSpans:
-    """How many sentences and numbers were written, and the numbers (from 1) of sentences without a parse."""
+class WrittenSpans(WrittenParses):
+    """The same of span marginals, and how many numbers were written."""
 
-    sentences: int
     entries: int
-    unparsed: tuple[int, ...]
 
 
 def write_spans(
@@ -175,7 +183,7 @@ def write_spans(
         _write_safetensors(partial / "whole", table, [shard / "marginals" for shard in shards], dtype, metadata)
         (partial / "whole").replace(output)
     unparsed = np.flatnonzero(np.isneginf(np.frombuffer(scores))) + 1
-    return WrittenSpans(len(sentences), int(offsets[-1]), tuple(unparsed.tolist()))
+    return WrittenSpans(len(sentences), tuple(unparsed.tolist()), int(offsets[-1]))
 
 
 def read_spans(path: str | Path) -> list[Float[np.ndarray, "n places"]]:

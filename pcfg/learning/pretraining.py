@@ -1,7 +1,7 @@
 """Pretraining a masked language model on a grammar's sentences.
 
 Every masked word becomes <mask>; none is kept or swapped for another. Then the loss has an exact lower bound, and the
-model can be held to it: see `excess`.
+model can be held to it: see `excess_loss`.
 """
 
 import math

@@ -30,6 +30,7 @@ from pcfg.sparse.kernels import (
     root_sum,
 )
 from pcfg.sparse.wide import inside_wide
+from surgery.reporting.results import Shown
 
 Sentence = TypeVar("Sentence")
 Result = TypeVar("Result")
@@ -45,6 +46,9 @@ class TreeNodes(NamedTuple):
     starts: Int32[np.ndarray, " nodes"]
     ends: Int32[np.ndarray, " nodes"]
 
+    def __repr__(self) -> str:
+        return f"<TreeNodes: {len(self.symbols):,} nodes over {(len(self.symbols) + 1) // 2:,} words>"
+
 
 @dataclass(frozen=True, eq=False)
 class SparseRules:
@@ -58,7 +62,7 @@ class SparseRules:
 
     nonterminals: int
     preterminals: int
-    tables: Tables
+    tables: Tables = field(repr=False)
     spaces: threading.local = field(default_factory=threading.local, repr=False)
 
     @classmethod
@@ -153,7 +157,7 @@ def _tables(
 
 
 @dataclass(frozen=True, eq=False)
-class SparseChart:
+class SparseChart(Shown):
     """Inside values and marginals of one sentence, for the items (symbol, i, j) whose inside value is positive.
 
     Attributes:
@@ -176,6 +180,18 @@ class SparseChart:
     def n(self) -> int:
         """Number of words."""
         return len(self.items.first)
+
+    @property
+    def summary(self) -> list[str]:
+        """Log Z, and how many items the chart holds."""
+        return [f"{self.n:,} words, log Z {self.log_z:.6g}, {len(self.items.symbols):,} items."]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """A row an item, the likeliest first: the symbol's number, the words start..end-1, log inside value and marginal."""
+        order = np.argsort(-self.marginals, kind="stable")
+        columns = (self.items.symbols, self.items.starts, self.items.ends, self.log_inside, self.marginals)
+        rows = [list(row) for row in zip(*(column[order].tolist() for column in columns), strict=True)]
+        return ["symbol", "start", "end", "log inside", "marginal"], rows
 
     @property
     def log_inside(self) -> Float64[np.ndarray, " items"]:

@@ -6,7 +6,7 @@ one pair of children are two contiguous rows multiplied, and a word of bits a ro
 dismissed by one AND. Rules with the same children share that product.
 
 Scale. A span's values are divided by 2**exponents[i, j], so that the greatest lies in [1/2, 1): exact. A pass stops with
-`UNDERFLOW` when a product *might* leave the normal range (a bound on exponents); `sparse_wide` then takes over.
+`UNDERFLOW` when a product *might* leave the normal range (a bound on exponents); `wide` then takes over.
 """
 
 import math
