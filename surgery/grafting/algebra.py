@@ -91,7 +91,7 @@ def merge(deltas: Sequence[SparseDelta], rule: str = "mean", names: Sequence[str
             that the checkpoint's dtype can't hold.
     """
     if rule not in RULES:
-        raise OptionError(f"rule {rule!r} isn't one of {', '.join(RULES)}")
+        raise OptionError(f"`rule` {rule!r} isn't one of {', '.join(RULES)}")
     if not deltas:
         raise OptionError("no skills to merge: name two or more")
     check_one_base(deltas, names)

@@ -202,7 +202,7 @@ def test_one_base_is_needed():
 
 def test_unknown_rules_and_no_skills_are_refused():
     base = {"a.weight": torch.zeros(3)}
-    with pytest.raises(OptionError, match="rule 'max' isn't one of mean, sum, error, first, last"):
+    with pytest.raises(OptionError, match="`rule` 'max' isn't one of mean, sum, error, first, last"):
         merge([delta_of(base, {})], "max")
     with pytest.raises(OptionError, match="no skills to merge"):
         merge([])

@@ -167,7 +167,7 @@ def test_refusals(base, skills, tmp_path):
             SkillError, match=r"^two has no readout-subj\.safetensors, the embeddings of its task's phrases"
         ):
             merge_skills(lost)
-    with pytest.raises(OptionError, match="rule 'best' isn't one of"):
+    with pytest.raises(OptionError, match="`rule` 'best' isn't one of"):
         merge_skills(skills, "best")
     with pytest.raises(SkillError, match=r"one and two disagree on tensor .*, weight 6 "):
         merge_skills(skills, "error")
@@ -241,7 +241,10 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(base, folders, r
         "the skill one is given twice": [("apply", one, tmp_path / "same", base)],
         "one skill is given": [("merge", one), ("subtract", one)],
         "has no readout-subj.safetensors": [("merge", one, tmp_path / "lost")],
-        "isn't one of mean, sum": [("merge", one, two, "--rule", "max"), ("apply", one, two, base, "--rule", "max")],
+        "--rule 'max' isn't one of mean, sum": [
+            ("merge", one, two, "--rule", "max"),
+            ("apply", one, two, base, "--rule", "max"),
+        ],
         "disagree on tensor": [("merge", one, two, "--rule", "error"), ("apply", one, two, base, "--rule", "error")],
         "doesn't hold the skill mr": [
             ("revert", other, tmp_path / "stack"),

@@ -1,84 +1,26 @@
-"""Stacks of skills: on in any order and off in any other, against dictionaries of bits; kills, refusals, damage."""
+"""Stacks of skills: on in any order and off in any other, against dictionaries of bits; refusals and damage."""
 
 import json
-import os
 import shutil
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from surgery.checkpoints.applying import patch_folder, write_patched
-from surgery.checkpoints.checkpoint import JOURNAL, Checkpoint
+from surgery.checkpoints.applying import write_patched
+from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.copies import STACK
-from surgery.checkpoints.delta import SparseDelta
 from surgery.errors import CheckpointError, OptionError, SkillError, SurgeryError
-from surgery.grafting.algebra import merge
-from surgery.grafting.stack import Layer, Stack, restack
+from surgery.grafting.stack import Layer, restack
 from surgery.locks import BusyError, hold
-from tests.checkpoints.test_interruption import Killed, stop_at
-from tests.project.test_kills import KILLS, kill_at_random
-from tests.support.tiny import build, change, hashes, perturb, pickled, raw, shard, weights
-
-NAMES = "abcd"
-NAME = "bert.encoder.layer.0.output.dense.weight"  # 16 by 32
-
-
-def delta_on(folder, changed):
-    """The delta that gives some weights of one tensor other values, `{index: value}`."""
-    base = Checkpoint(folder)
-    index = torch.tensor(sorted(changed), dtype=torch.int64)
-    values = torch.tensor([changed[i] for i in sorted(changed)])
-    return SparseDelta.from_parts(base, {NAME: (index, values)}, movable=10_000)
-
-
-def layers_on(folder):
-    """Four skills that touch weights 0 to 7 of one tensor, some of them together, two with a file beside the weights."""
-    places = {"a": range(4), "b": range(2, 6), "c": (0, 3, 6), "d": (3, 7)}
-    return {
-        name: Layer(
-            name,
-            delta_on(folder, {i: 10.0 * NAMES.index(name) + i + 1 for i in places[name]}),
-            {f"readout-{name}.safetensors": name.encode()} if name in "ab" else {},
-        )
-        for name in NAMES
-    }
+from tests.support.stacks import NAME, NAMES, delta_on, holds, layers_on, refused
+from tests.support.tiny import build, change, hashes, pickled, shard, weights
 
 
 @pytest.fixture(scope="module")
 def layers(tiny):
     return layers_on(tiny("bert"))
-
-
-def weights_after(folder, layers, rule="last"):
-    """What a stack's files are to say: the base's tensors with the values of the layers, in turn."""
-    expected = {name: tensor.clone() for name, tensor in weights(folder).items()}
-    union = merge([layer.delta for layer in layers], rule) if layers else None
-    if rule == "last":  # by hand
-        for layer in layers:
-            index, tuned, _ = layer.delta.part(NAME)
-            expected[NAME].view(-1)[index] = tuned
-    elif union:
-        union.write_into(expected)
-    return {name: raw(tensor) for name, tensor in expected.items()}
-
-
-def holds(folder, base, layers, rule="last"):
-    """Whether a folder holds the base with these layers, to the last bit and file."""
-    found = {name: raw(tensor) for name, tensor in weights(folder).items()}
-    expected = weights_after(base, layers, rule)
-    assert found.keys() == expected.keys() and all(np.array_equal(found[n], expected[n]) for n in found)
-    stacked = {f"{STACK}/{layer.id}.safetensors" for layer in layers} | {f"{STACK}/stack.json"}
-    readouts = {name for layer in layers for name in layer.readouts}
-    assert hashes(folder).keys() == hashes(base).keys() | readouts | (stacked if len(layers) > 1 else set())
-    assert (folder / STACK).exists() == (len(layers) > 1)
-    same = {name: digest for name, digest in hashes(base).items() if not name.endswith(".safetensors")}
-    assert same.items() <= hashes(folder).items()
-    return True
 
 
 # -- on and off ------------------------------------------------------------------------------------------------------
@@ -211,15 +153,6 @@ def test_two_skills_may_share_a_readout(tiny, tmp_path):
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
-def refused(tree, error, match, *arguments, **options):
-    """That a call fails with one sentence and changes nothing anywhere."""
-    before = hashes(tree)
-    with pytest.raises(error, match=match) as caught:
-        restack(*arguments, **options)
-    assert "\n" not in str(caught.value)
-    assert hashes(tree) == before
-
-
 @pytest.mark.parametrize("in_place", [False, True])
 def test_refusals(tiny, layers, tmp_path, in_place):
     a, b, c, _ = layers.values()
@@ -287,7 +220,7 @@ def test_a_stack_that_is_damaged_or_another_checkpoints(tiny, layers, tmp_path):
     table.unlink()
     check(r"stack\.json can't be read")
     table.write_text(text.replace('"rule": "last"', '"rule": "least"'))
-    refused(tmp_path, OptionError, "rule 'least' isn't one of", "revert", [b], tmp_path / "ab", in_place=True)
+    refused(tmp_path, OptionError, "`rule` 'least' isn't one of", "revert", [b], tmp_path / "ab", in_place=True)
     table.write_text(text)
     file.unlink()
     check(r"the skill a of its stack can't be read .* is missing")
@@ -329,157 +262,3 @@ def test_a_strangers_file_in_the_way(copied, layers):
     folder = copied("bert")
     (folder / "readout-a.safetensors").write_bytes(b"mine")
     refused(folder, SkillError, "is there already", "apply", [layers["a"], layers["b"]], folder, in_place=True)
-
-
-# -- kills -----------------------------------------------------------------------------------------------------------
-
-
-def named(name):
-    return lambda path, *_: path.name == name
-
-
-# The moments, in order; True where the folder is half patched then.
-MOMENTS = {
-    "while the journal is written": (lambda m: stop_at(m, os, "fsync", 1), False),
-    "once the journal has its name": (lambda m: stop_at(m, os, "fsync", 2), True),
-    "before the first weight": (lambda m: stop_at(m, os, "pwrite", 1), True),
-    "in the middle": (lambda m: stop_at(m, os, "pwrite", 5), True),
-    "before the extra files": (
-        lambda m: stop_at(m, sys.modules["surgery.checkpoints.applying"], "_change_extras", 1),
-        True,
-    ),
-    "while the first of them is written": (lambda m: stop_at(m, os, "fsync", 3), True),
-    "while the table is written": (
-        lambda m: stop_at(m, Path, "replace", 1, lambda _, to: to.name == "stack.json"),
-        True,
-    ),
-    "before the first file is dropped": (
-        lambda m: stop_at(m, Path, "unlink", 1, lambda p, *_: p.suffix != ".tmp" and p.parent.name == STACK),
-        True,
-    ),
-    "while the stack is cleared away": (lambda m: stop_at(m, sys.modules["shutil"], "rmtree", 1), False),
-    "before the journal is removed": (lambda m: stop_at(m, Path, "unlink", 1, named(JOURNAL)), True),
-}
-# What the run does: direction, skills before, skills given, skills after.
-RUNS = {
-    "two onto the base": ("apply", "", "ab", "ab"),
-    "one onto a plain graft": ("apply", "a", "ba", "ab"),
-    "one onto a stack": ("apply", "ab", "c", "abc"),
-    "the lowest off": ("revert", "abc", "a", "bc"),
-    "one off, one left": ("revert", "ab", "a", "b"),
-    "all off": ("revert", "ab", "ba", ""),
-}
-OPPOSITE = {"apply": "revert", "revert": "apply"}
-
-
-def held(layers, names, base, folder):
-    """A folder that holds some layers."""
-    if len(names) > 1:
-        return restack("apply", [layers[name] for name in names], base, folder).folder
-    shutil.copytree(base, folder)
-    for name in names:
-        patch_folder(layers[name].delta, folder, add=layers[name].readouts)
-    return folder
-
-
-@pytest.mark.parametrize("how", ["again", "opposite"])
-@pytest.mark.parametrize(("stop", "half"), MOMENTS.values(), ids=MOMENTS)
-@pytest.mark.parametrize(("direction", "before", "given", "after"), RUNS.values(), ids=RUNS)
-def test_an_interrupted_run_is_completed_or_undone(
-    tiny, layers, tmp_path, monkeypatch, direction, before, given, after, stop, half, how
-):
-    base, skills = tiny("bert"), [layers[name] for name in given]
-    folder = held(layers, before, base, tmp_path / "x")
-    start = hashes(folder)
-    with monkeypatch.context() as moment:
-        stop(moment)
-        try:
-            restack(direction, skills, folder, in_place=True)
-            return  # this run has no such moment
-        except Killed:
-            pass
-    assert (folder / JOURNAL).exists() == half
-    if not half:
-        if stop is not MOMENTS["while the stack is cleared away"][0]:
-            assert hashes(folder) == start
-            return
-        rest = [layers[name] for name in after]
-        restack("apply", [*rest, layers["d"]], folder, in_place=True)  # any further run clears the rest away
-        restack("revert", [layers["d"]], folder, in_place=True)
-        assert holds(folder, base, [layers[name] for name in after])
-        return
-    with pytest.raises(CheckpointError, match="is half patched"):
-        Checkpoint(folder)
-    other = layers["d"]
-    spoilt = hashes(folder)
-    for call in (lambda: restack("apply", [other], folder, in_place=True), lambda: patch_folder(other.delta, folder)):
-        with pytest.raises(SkillError, match="is half patched"):
-            call()
-    assert hashes(folder) == spoilt
-    restack(direction if how == "again" else OPPOSITE[direction], skills, folder, in_place=True)
-    assert holds(folder, base, [layers[name] for name in (after if how == "again" else before)])
-    assert how == "again" or hashes(folder) == start
-
-
-def test_interrupted_again_and_again(tiny, layers, tmp_path, monkeypatch):
-    base, c = tiny("bert"), layers["c"]
-    folder = held(layers, "abd", base, tmp_path / "x")
-    start = hashes(folder)
-    for direction, number in [("apply", 2), ("revert", 7), ("apply", 5), ("apply", 1), ("revert", 3)]:
-        with monkeypatch.context() as moment:
-            stop_at(moment, os, "pwrite", number)
-            with pytest.raises(Killed):
-                restack(direction, [c], folder, in_place=True)
-    restack("revert", [c], folder, in_place=True)
-    assert hashes(folder) == start
-    restack("apply", [c], folder, in_place=True)
-    assert holds(folder, base, [layers[name] for name in "abdc"])
-
-
-def test_one_skills_half_done_patch_is_not_a_stacks(tiny, copied, layers, monkeypatch):
-    folder, (a, b) = copied("bert"), (layers[name] for name in "ab")
-    with monkeypatch.context() as moment:
-        stop_at(moment, os, "pwrite", 2)
-        with pytest.raises(Killed):
-            patch_folder(a.delta, folder)
-    refused(
-        folder,
-        SkillError,
-        r"is half patched: an in-place run \(apply of one skill\)",
-        "apply",
-        [a, b],
-        folder,
-        in_place=True,
-    )
-    patch_folder(a.delta, folder, direction="revert")
-    assert hashes(folder) == hashes(tiny("bert"))
-
-
-@pytest.mark.parametrize("kills", KILLS)
-def test_runs_at_once_that_are_killed_at_random(tiny, copied, tmp_path, kills):
-    """Two processes put one skill on a stack and take it off again; whatever happens, the stack is whole or says it isn't."""
-    base = tiny("bert")
-    layers = layers_on(base)
-    for number, name in enumerate("bc"):  # larger ones, so that kills hit
-        perturb(base, tmp_path / name, count=300, seed=number)
-        layers[name] = Layer(name, SparseDelta.between(Checkpoint(base), Checkpoint(tmp_path / name)))
-    a, b, c, _ = layers.values()
-    folder = restack("apply", [a, b], base, tmp_path / "ab").folder
-    states = [hashes(folder)]
-    states.append(hashes(restack("apply", [c], folder, tmp_path / "abc").folder))
-
-    def change_it(number):
-        restack(("apply", "revert")[number % 2], [c], folder, in_place=True)
-
-    def check(busy):
-        if not busy and not (folder / JOURNAL).exists():
-            found = {n: h for n, h in hashes(folder).items() if not n.rpartition("/")[2].startswith(".")}
-            assert found in states
-
-    kill_at_random(change_it, check, kills)
-    if not (folder / JOURNAL).exists() and c.id not in Stack.load(folder).ids:
-        restack("apply", [c], folder, in_place=True)
-    restack("revert", [c], folder, in_place=True)
-    assert hashes(folder) == states[0]
-    restack("apply", [c], folder, in_place=True)
-    assert hashes(folder) == states[1]
