@@ -1,7 +1,8 @@
 """`surgery probe`: does a model hold the parse? Every layer, every control, one report."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,45 +11,57 @@ from cli.grammars import load_grammar
 from cli.pcfg_pretrain import count
 from cli.render import print_json, progress_bar, say
 from cli.resuming import state_beside
+from surgery.errors import OptionError
 
 if TYPE_CHECKING:
     from probes.report import ProbeReport
 
 
+# Long: options, declared where Typer reads them.
 def probe(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="Model folder or hub id; without one, a small model is trained on a small grammar.", show_default=False
+            help="Model folder or hub id; without one, a small model is trained on a small grammar first.",
+            show_default=False,
         ),
     ] = None,
     grammar: Annotated[
         Path | None,
-        typer.Option(help="The grammar that the model was trained on.", show_default="the one in the model's folder"),
+        typer.Option(help="Grammar that the model was trained on.", show_default="the one in the model's folder"),
     ] = None,
     trees: Annotated[
         Path | None,
-        typer.Option(help="A treebank, file or folder, to probe a natural-language model against.", show_default=False),
+        typer.Option(help="Treebank, a file or folder, to probe a natural-language model against.", show_default=False),
     ] = None,
     nltk_treebank: Annotated[
         bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")
     ] = False,
     text: Annotated[
         Path | None,
-        typer.Option(help="Sentences, one a line; they must be the trees'.", show_default="drawn, or the trees'"),
+        typer.Option(
+            help="File of sentences, one a line, of the grammar or of the trees.", show_default="drawn, or the trees'"
+        ),
     ] = None,
     sentences: Annotated[
         str | None,
         typer.Option(
-            help="How many to draw, or to take at most of what is given; a quarter is held out.", show_default="2000"
+            help="Number to draw from the grammar, or to take at most of those given; a quarter is held out to test on.",
+            show_default="2000",
         ),
     ] = None,
-    max_length: Annotated[int, typer.Option(min=3, help="Most words of a sentence.")] = 40,
-    layers: Annotated[str, typer.Option(help="all, or numbers such as 0,3,6.")] = "all",
-    seeds: Annotated[int, typer.Option(min=1, help="Of every probe.")] = 5,
+    max_length: Annotated[
+        int, typer.Option(min=3, help="Most words a sentence may have; longer ones are left out.")
+    ] = 40,
+    layers: Annotated[
+        str, typer.Option(help="Layers to probe: all, or numbers such as 0,3,6; 0 is the embeddings.")
+    ] = "all",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Times that every probe is trained, each time with another seed.")
+    ] = 5,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder to keep hidden states in for a next run.", show_default="a temporary one"),
+        typer.Option(help="Folder that keeps hidden states for the next run.", show_default="a temporary one"),
     ] = None,
     output: options.ExampleOutput = None,
     seed: options.Seed = 0,
@@ -62,45 +75,57 @@ def probe(
 
     Without arguments: a small grammar, a small model, a report, in about five minutes.
     """
-    from functools import partial
-
-    from probes import probe_spans, probe_trees
     from probes.report import SCHEMA_FILE
-    from surgery.errors import OptionError
     from surgery.files import check_output
 
     folder = Path("probe-example/report") if output is None and model is None else options.need_output(output)
     inputs = [p for p in (model, grammar, trees, text) if p is not None]
     check_output(folder, overwrite=overwrite, replaces=SCHEMA_FILE, inputs=inputs)
+    run = _choose(model, grammar, trees, nltk_treebank, text, sentences, max_length, folder)
+    if model is None:
+        say(f"No model was named: an example, in {folder.parent}", quiet=json)
+    with state_beside(folder) as state:
+        with progress_bar() as progress:
+            report = run(
+                layers=layers, seeds=seeds, seed=seed, device=device, cache=cache, resume=state, progress=progress
+            )
+        report.save(folder, overwrite=overwrite)
+    _show(report, folder, json)
+
+
+def _choose(
+    model: str | None,
+    grammar: Path | None,
+    trees: Path | None,
+    nltk_treebank: bool,
+    text: Path | None,
+    sentences: str | None,
+    max_length: int,
+    folder: Path,
+) -> Callable[..., "ProbeReport"]:
+    """What to run by the options given: the example, a model against a treebank, or a model against its grammar."""
+    from functools import partial
+
+    from cli.grammars import read_bank
+    from probes import probe_spans, probe_trees
+    from probes.example import SENTENCES, run_example
+
     most = count(sentences or "2000", "--sentences")
-    settings: dict[str, Any] = {"layers": layers, "seeds": seeds, "seed": seed, "device": device, "cache": cache}
     if sum(given is not None and given is not False for given in (grammar, trees, nltk_treebank)) > 1:
         raise OptionError("give one of --grammar, --trees and --nltk-treebank: the report is about one of them")
     if model is None:
-        from probes.example import run_example
-
         if grammar is not None or trees is not None or nltk_treebank or text is not None:
             raise OptionError("MODEL is missing: name the folder of the model to probe")
-        if sentences is not None:
-            settings["sentences"] = most
-        say(f"No model was named: an example, in {folder.parent}", quiet=json)
-        run = partial(run_example, folder.parent)
-    elif trees is not None or nltk_treebank:
-        from cli.grammars import read_bank
-
-        bank, words = read_bank(trees, nltk_treebank), None if text is None else _text(text)[:most]
-        if words is None:  # else they are matched first, and long ones left out then
+        return partial(run_example, folder.parent, SENTENCES if sentences is None else most)
+    given = None if text is None else _text(text)
+    if trees is not None or nltk_treebank:
+        bank = read_bank(trees, nltk_treebank)
+        if given is None:  # else they are matched first, and long ones left out then
             bank = [tree for tree in bank if len(tree.words()) <= max_length]
-        run = partial(probe_trees, model, bank[:most], words, max_length=max_length)
-    else:
-        loaded = load_grammar(_grammar_of(model) if grammar is None else grammar)
-        drawn = most if text is None else [s for s in _text(text) if len(s) <= max_length][:most]
-        run = partial(probe_spans, model, loaded, drawn, max_length=max_length)
-    with state_beside(folder) as state:
-        with progress_bar() as progress:
-            report = run(**settings, resume=state, progress=progress)
-        report.save(folder, overwrite=overwrite)
-    _show(report, folder, json)
+        return partial(probe_trees, model, bank[:most], given and given[:most], max_length=max_length)
+    loaded = load_grammar(_grammar_of(model) if grammar is None else grammar)
+    drawn = most if given is None else [words for words in given if len(words) <= max_length][:most]
+    return partial(probe_spans, model, loaded, drawn, max_length=max_length)
 
 
 def _show(report: "ProbeReport", folder: Path, json: bool) -> None:
@@ -113,7 +138,8 @@ def _show(report: "ProbeReport", folder: Path, json: bool) -> None:
         print_json({"output": str(folder), **found, "seconds": report.seconds})
         return
     say(f"probes of {report.model['name']}\n\n{report.text()}\n")
-    for line in (*report.summary, *report.remarks):
+    lost = [f"Controls that aren't beaten by more than the 95% intervals - {'; '.join(report.unbeaten)}."]
+    for line in (*report.summary, *(lost if report.unbeaten else ()), *report.remarks):
         say(line)
     for example in report.examples[-1:]:
         say(f"\n{example.text()}")
@@ -123,7 +149,6 @@ def _show(report: "ProbeReport", folder: Path, json: bool) -> None:
 def _grammar_of(model: str) -> Path:
     """The grammar beside a model that `surgery pcfg pretrain` made."""
     from pcfg.grammars.grammar import GRAMMAR_FILE
-    from surgery.errors import OptionError
 
     found = Path(model).expanduser() / GRAMMAR_FILE
     if not found.exists():

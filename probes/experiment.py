@@ -26,6 +26,7 @@ from probes.catalog import measure_all
 from probes.causal import Removal, remove_directions, score_heads
 from probes.dataset import Dataset, check_pairs
 from probes.decoding import minimum_risk
+from probes.errors import ProbeOptionError, probe_errors
 from probes.intervals import Measure
 from probes.linear import PairRegression
 from probes.masked_words import MaskedWords
@@ -44,8 +45,10 @@ from surgery.resuming import read_state, resumable
 
 _SHOWN, _LONGEST_SHOWN = 3, 14
 _CAUSAL = 200  # sentences
+_LONGEST = 40  # words of a sentence
 
 
+@probe_errors()
 def probe_spans(
     model: str | Path | Checkpoint,
     grammar: Grammar,
@@ -77,17 +80,19 @@ def probe_spans(
         ProbeError: sentences that can't be aligned, parsed or split.
     """
     settings = _settings(seeds, seed, device, cache, resume, progress)
+    _check_length(max_length)
     probed = ProbedModel.load(model, device=device)
     chosen = probed.check_layers(layers)
     word_ids(grammar, probed.tokenizer)  # raises now what would be raised later
     if isinstance(sentences, int):
-        limit = min(max_length or 40, probed.most_tokens - 2)
+        limit = min(_LONGEST if max_length is None else max_length, probed.most_tokens - 2)
         sentences = sample(grammar, sentences, seed=seed, max_length=limit, first=HELD_OUT)
     dataset = Dataset.of_grammar(grammar, sentences, seed=seed, device=device, progress=progress)
     inputs = {"model": probed.fingerprint, "grammar": grammar.fingerprint}
     return _probe(model, probed, dataset, chosen, settings, "probe_spans", inputs)
 
 
+@probe_errors()
 def probe_trees(
     model: str | Path | Checkpoint,
     trees: Sequence[Tree],
@@ -96,7 +101,7 @@ def probe_trees(
     layers: str | Sequence[int] = "all",
     seeds: int = 5,
     seed: int = 0,
-    max_length: int = 40,
+    max_length: int = _LONGEST,
     device: Device | None = None,
     cache: str | Path | None = None,
     resume: str | Path | None = None,
@@ -112,6 +117,7 @@ def probe_trees(
     Other arguments, and what is raised, as `probe_spans`.
     """
     settings = _settings(seeds, seed, device, cache, resume, progress)
+    _check_length(max_length)
     trees = clean_trees(trees)
     if sentences is not None:
         check_pairs(trees, sentences)
@@ -120,6 +126,13 @@ def probe_trees(
     chosen = probed.check_layers(layers)
     dataset = Dataset.of_trees(kept, seed=seed)
     return _probe(model, probed, dataset, chosen, settings, "probe_trees", {"model": probed.fingerprint})
+
+
+def _check_length(max_length: int | None) -> None:
+    if max_length is not None and max_length < 3:
+        raise ProbeOptionError(
+            f"`max_length` must be 3 or more, not {max_length}: shorter sentences have no span to find"
+        )
 
 
 def _settings(

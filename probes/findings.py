@@ -130,19 +130,19 @@ class Findings:
         return found or [f"Layer {best} describes the training spans in the fewest bits."]
 
     @property
-    def remarks(self) -> list[str]:
-        """What a reader must know beside the summary: controls that weren't beaten, and notes."""
-        found = []
-        if not self.best_layer:
-            found.append("The best layer is the embeddings: no layer says more of spans than they do.")
+    def unbeaten(self) -> list[str]:
+        """Each probe and metric with the controls that it doesn't beat, as `depth f1: layer 0, right`."""
         lost: dict[str, list[str]] = {}
         for verdict in self.verdicts:
             if not verdict.beats:
                 lost.setdefault(f"{verdict.probe} {verdict.metric}", []).append(verdict.control)
-        if lost:
-            names = "; ".join(f"{probe}: {', '.join(controls)}" for probe, controls in lost.items())
-            found.append(f"Controls that aren't beaten by more than the 95% intervals - {names}.")
-        return [*found, *(f"Note: {note}." for note in self.notes)]
+        return [f"{probe}: {', '.join(controls)}" for probe, controls in lost.items()]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader must know beside the summary."""
+        best = ["The best layer is the embeddings: no layer says more of spans than they do."] * (not self.best_layer)
+        return [*best, *(f"Note: {note}." for note in self.notes)]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """One row a layer and a control, one column a metric of a probe; a star marks the best layer."""

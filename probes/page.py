@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from probes.catalog import METRICS
+from probes.catalog import METRICS, PROBES
 from probes.figures.drawing import Drawing
 from probes.findings import Findings, interval, written
 from surgery.reporting.page import Figure, Heading, Page, Part, Table, Text
@@ -55,15 +55,18 @@ def _layers_table(findings: Findings) -> Table:
     return Table(caption, columns, written(rows), {"source": _SOURCES, **legend}, folded=False)
 
 
+_LABELS = {probe.name: probe.label for probe in PROBES}
+
+
 def _verdicts_table(findings: Findings) -> Table:
     rows = [
-        [f"{v.probe}, {v.metric}", interval(v.value), v.control, interval(v.against), v.beats]
+        [f"{_LABELS.get(v.probe, v.probe)}: {v.metric}", interval(v.value), v.control, interval(v.against), v.beats]
         for v in findings.verdicts
     ]
     won = sum(verdict.beats for verdict in findings.verdicts)
     return Table(
         f"Controls beaten: {won} of {len(rows)}.",
-        ["probe, metric", "of the model", "control", "of the control", "beaten"],
+        ["probe: metric", "of the model", "control", "of the control", "beaten"],
         rows,
         {
             "of the model": "the number at the layer that speaks for the probe, with its 95% interval over sentences.",

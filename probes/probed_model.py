@@ -18,10 +18,9 @@ from torch import Tensor
 
 from pcfg.devices import Device, working_device
 from probes.alignment import PENN, Encoded, named, owners
-from probes.errors import ProbeError
+from probes.errors import ProbeError, ProbeOptionError, probe_errors
 from probes.loading import load_bridge, load_module, load_tokenizer, own_states, some_tokens
 from surgery.checkpoints.checkpoint import Checkpoint
-from surgery.errors import OptionError
 from surgery.tasks.readout import position_limit
 
 PARITY = 1e-5
@@ -54,6 +53,7 @@ class ProbedModel:
     note: str
 
     @classmethod
+    @probe_errors()
     def load(
         cls, source: "str | Path | Checkpoint", *, device: Device | None = None, untrained: int | None = None
     ) -> "ProbedModel":
@@ -132,7 +132,7 @@ class ProbedModel:
                     )
                 if len(ids) > self.most_tokens:
                     raise ProbeError(
-                        f"{named(number, words)} has {len(ids)} tokens, and {self.name} takes {self.most_tokens}: leave out long sentences with --max-length"
+                        f"{named(number, words)} has {len(ids)} tokens, and {self.name} takes {self.most_tokens}: leave out long sentences by `max_length`"
                     )
         return found
 
@@ -206,21 +206,21 @@ class ProbedModel:
         return [found[name] for name in names]
 
     def check_layers(self, layers: "str | Sequence[int]") -> tuple[int, ...]:
-        """`all`, or numbers from 0 to `layers`, sorted; raises OptionError for one that isn't there."""
+        """`all`, or numbers from 0 to `layers`, sorted; raise ProbeOptionError for one that isn't there."""
         if isinstance(layers, str):
             if layers == "all":
                 return tuple(range(self.layers + 1))
             parts = [part.strip() for part in layers.split(",")]
             if not all(part.isdecimal() for part in parts):
-                raise OptionError(f"--layers {layers} must be all, or numbers such as 0,3,6")
+                raise ProbeOptionError(f"`layers` {layers!r} must be all, or numbers such as 0,3,6")
             layers = [int(part) for part in parts]
         for layer in layers:
             if not 0 <= layer <= self.layers:
-                raise OptionError(
+                raise ProbeOptionError(
                     f"there is no layer {layer}: {self.name} has 0 (embeddings) to {self.layers}, name some of those"
                 )
         if not layers:
-            raise OptionError("no layers were asked for: name some, or all")
+            raise ProbeOptionError("`layers` is empty: name some, or all")
         return tuple(sorted(set(layers)))
 
     def _point(self, layer: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 from msgspec import convert
 
-from probes.errors import ProbeError
+from probes.errors import ProbeError, probe_errors
 from probes.figures.catalog import draw_figures, drawings
 from probes.findings import Findings
 from probes.page import report_page
@@ -29,6 +29,7 @@ class ProbeReport(Findings, Result):
         Path(folder).mkdir(parents=True, exist_ok=True)
         return draw_figures(drawings(self), Path(folder))
 
+    @probe_errors()
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `report.json` with its schema, `README.md`, `index.html` and figures; the folder appears whole or not at all."""
         with new_folder(Path(folder), overwrite=overwrite, replaces=SCHEMA_FILE) as staged:

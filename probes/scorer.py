@@ -9,9 +9,8 @@ import numpy as np
 from probes import controls
 from probes.dataset import Dataset
 from probes.decoding import Reference, branching, minimum_risk
-from probes.errors import ProbeError
+from probes.errors import ProbeError, ProbeOptionError
 from probes.intervals import Measure, bootstrap, entropy_bits, pearson, r_squared, ratio, spearman, squares
-from surgery.errors import OptionError
 from surgery.progress import Progress
 
 _NOTHING = 0.01  # a spread of marginals below which there is nothing to explain
@@ -31,7 +30,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
-            raise OptionError(f"--seeds must be 1 or more, not {self.seeds}")
+            raise ProbeOptionError(f"`seeds` must be 1 or more, not {self.seeds}")
+        if self.seed < 0:
+            raise ProbeOptionError(f"`seed` must be 0 or more, not {self.seed}")
 
 
 class Scorer:

@@ -80,7 +80,7 @@ def _claim(folder: Path, call: Mapping[str, Any], replace_others: bool) -> None:
     wanted = json.loads(json.dumps(call))  # tuples as the lists that a file holds
     if not note.exists():
         # What a run leaves that is killed as it begins is no state yet.
-        if folder.exists() and any(not path.name.startswith(f".{CALL}.") for path in folder.iterdir()):
+        if folder.exists() and not _is_fresh(folder):
             raise StateError(
                 f"{folder} is in the way, and no interrupted run made it: name another output, or delete it to begin anew"
             )
@@ -93,6 +93,10 @@ def _claim(folder: Path, call: Mapping[str, Any], replace_others: bool) -> None:
     else:
         discard(folder)
     replace_json(note, wanted)
+
+
+def _is_fresh(folder: Path) -> bool:
+    return folder.is_dir() and all(path.name.startswith(f".{CALL}.") for path in folder.iterdir())
 
 
 def _noted(note: Path) -> Any:

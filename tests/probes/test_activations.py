@@ -201,7 +201,8 @@ def test_removed_directions_are_gone_and_others_stay():
 
 
 @pytest.mark.parametrize(
-    ("layers", "message"), [([3], "no layer 3: .* has 0 .* to 2"), ("1,x", "--layers 1,x must be"), ([], "no layers")]
+    ("layers", "message"),
+    [([3], "no layer 3: .* has 0 .* to 2"), ("1,x", "`layers` '1,x' must be"), ([], "`layers` is empty")],
 )
 def test_layers_out_of_range(layers, message, loaded):
     with pytest.raises(OptionError, match=message):

@@ -17,17 +17,17 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from pcfg import Grammar, sample
-from pcfg.errors import PcfgError
+from pcfg.errors import GrammarError, PcfgError
 from pcfg.learning.pretraining import HELD_OUT, PretrainRecipe, pretrain
 from pcfg.sentences import fingerprint
 from pcfg.treebanks.trees import Tree, format_trees
-from probes import ProbeReport, probe_spans, probe_trees
+from probes import ProbedModel, ProbeReport, probe_spans, probe_trees
 from probes.dataset import Dataset
 from probes.errors import ProbeError
 from probes.intervals import Measure, r_squared, squares
 from probes.scorer import Scorer, Settings
 from probes.spans import fit_spans
-from surgery.errors import OptionError
+from surgery.errors import CheckpointError, OptionError
 from surgery.progress import silent
 
 CONTROLS = {"layer 0", "untrained", "word identity", "position"}
@@ -298,12 +298,47 @@ def test_bad_input(model, tiny, grammar):
         probe_spans(tiny("bert"), grammar, 20)
     with pytest.raises(OptionError, match="there is no layer 9"):
         probe_spans(model, grammar, 40, layers=[9])
-    with pytest.raises(OptionError, match="--seeds must be 1 or more"):
+    with pytest.raises(OptionError, match="`seeds` must be 1 or more"):
         probe_spans(model, grammar, 40, seeds=0)
     with pytest.raises(ProbeError, match="too few"):
         probe_spans(model, grammar, [["w0", "w1", "w2"]])
     with pytest.raises(ProbeError, match="tree 1 and sentence 1 disagree at word 2"):
         probe_trees(tiny("bert"), trees()[:1], [["the", "mouse", "sees", "a", "cat", "."]])
+
+
+BAD = {
+    "no model": (lambda model, grammar, file: probe_spans("/nowhere", grammar), CheckpointError),
+    "a word of no grammar": (lambda model, grammar, file: probe_spans(model, grammar, [["zebu"] * 3] * 9), GrammarError),
+    "another grammar": (lambda model, grammar, file: probe_spans(model, Grammar.random(3, 4, words=9, seed=0)), GrammarError),
+    "fewer than none": (lambda model, grammar, file: probe_spans(model, grammar, -1), OptionError),
+    "no words": (lambda model, grammar, file: probe_spans(model, grammar, 40, max_length=0), OptionError),
+    "no words in trees": (lambda model, grammar, file: probe_trees(model, trees(), max_length=2), OptionError),
+    "no trees": (lambda model, grammar, file: probe_trees(model, []), ProbeError),
+    "a seed below 0": (lambda model, grammar, file: probe_spans(model, grammar, 40, seed=-1), OptionError),
+    "no device": (lambda model, grammar, file: probe_spans(model, grammar, 40, device="abacus"), OptionError),
+    "a state that is a file": (lambda model, grammar, file: probe_spans(model, grammar, 80, resume=file), OptionError),
+    "a cache that is a file": (lambda model, grammar, file: probe_spans(model, grammar, 80, cache=file), ProbeError),
+    "a model that isn't there": (lambda model, grammar, file: ProbedModel.load("/nowhere"), CheckpointError),
+    "a report in a model's place": (lambda model, grammar, file: ProbeReport.load(model), ProbeError),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_whatever_is_wrong_is_a_probe_error_and_of_its_own_kind(name, model, grammar, tmp_path):
+    call, kind = BAD[name]
+    (tmp_path / "file").write_text("something")
+    with pytest.raises(ProbeError) as caught:
+        call(model, grammar, tmp_path / "file")
+    assert isinstance(caught.value, kind)
+    assert (tmp_path / "file").read_text() == "something"
+
+
+def test_a_report_takes_nothing_elses_place(report, tmp_path):
+    (tmp_path / "mine.txt").write_text("something")
+    for overwrite in (False, True):
+        with pytest.raises(ProbeError, match=r"exists already|holds no report\.schema\.json"):
+            report.save(tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(
