@@ -7,6 +7,7 @@ from pcfg.errors import GrammarError
 from pcfg.grammars.rules import Rule, Word
 
 _WORD = r"""'(?:\\.|[^'\\])+'|"(?:\\.|[^"\\])+\""""
+_QUOTED, _ESCAPED = re.compile(_WORD), re.compile(r"\\([\\'\"])")
 _EMPTY = ("''", '""')
 _TOKEN = re.compile(rf"(?:{_WORD})(?!\S)|\S+")
 # With probabilities behind, as NLTK writes rules, there may be no spaces around them: 'I'[0.5]|'you'[0.5].
@@ -47,7 +48,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
     whole, first = "", 0
     for number, line in enumerate([*re.split(r"\r\n|\n|\r", text), ""], 1):
         first = first or number
-        if (goes_on := _GOES_ON.search(line)) and not line.lstrip().startswith("#"):
+        if "\\" in line and (goes_on := _GOES_ON.search(line)) and not line.lstrip().startswith("#"):
             whole += line[: goes_on.start()] + " "
             continue
         yield first, whole + line
@@ -61,7 +62,7 @@ def format_rules(rules: Iterable[Rule]) -> str:
         names = [rule.parent, *(c for c in rule.children if isinstance(c, str))]
         line = f"{rule.probability!r} {rule}"
         for name in names:
-            if name in ("->", "%start") or re.fullmatch(_WORD, name):
+            if name in ("->", "%start") or _QUOTED.fullmatch(name):
                 raise GrammarError(f"the symbol {name} can't be told from other things in a text: save as JSON instead")
         if re.search(r"['\"\\]", "".join(names)) and not _read_back(line, rule):
             raise GrammarError(f"the rule {rule} can't be told from others in a text: save as JSON instead")
@@ -98,7 +99,7 @@ def _read_line(tokens: list[str], where: str) -> list[Rule]:
 
 
 def _children(tokens: list[str]) -> tuple[str | Word, ...]:
-    return tuple(Word(re.sub(r"\\([\\'\"])", r"\1", t[1:-1])) if re.fullmatch(_WORD, t) else t for t in tokens)
+    return tuple(Word(_ESCAPED.sub(r"\1", t[1:-1])) if t[0] in "'\"" and _QUOTED.fullmatch(t) else t for t in tokens)
 
 
 def _probability(token: str, where: str) -> float:

@@ -113,12 +113,11 @@ class Samples(Result):
 
     def tree(self, number: int, *, plain: bool = False) -> Tree:
         """The tree of a sentence; `plain` as for `bracketed`."""
-        grammar, binary, made = self.grammar, len(self.grammar.rule_probs), list[tuple[Tree | str, ...]]()
-        steps, labels = self._steps(number).tolist(), self._labels(number, plain)
-        for step, names in zip(
-            steps[::-1], labels[::-1], strict=True
-        ):  # backwards: both children of a rule come before it
-            below = (*made.pop(), *made.pop()) if step < binary else (grammar.words[grammar.tokens[step - binary]],)
+        binary, made = len(self.grammar.rule_probs), list[tuple[Tree | str, ...]]()
+        steps, labels, words = self._steps(number).tolist(), self._labels(number, plain), self[number]
+        # Backwards, so that both children of a rule come before it.
+        for step, names in zip(reversed(steps), reversed(labels), strict=True):
+            below = (*made.pop(), *made.pop()) if step < binary else (words.pop(),)
             for name in reversed(names):
                 below = (Tree(name, below),)
             made.append(below)
