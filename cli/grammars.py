@@ -1,9 +1,11 @@
-"""Grammars, trees, sentences and output files as the `pcfg` commands take them, or a sentence that says what is wrong."""
+"""Grammars, trees, sentences and output files as commands take them: the options, and what is read by them."""
 
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from cli.render import print_error
 
@@ -11,6 +13,37 @@ if TYPE_CHECKING:
     from pcfg.grammars.grammar import Grammar
     from pcfg.treebanks.trees import Tree
     from surgery.progress import Progress
+
+
+GrammarFile = Annotated[
+    Path,
+    typer.Argument(help="Grammar: .json as written here, or a text of rules such as 0.5 NP -> Det N, words in quotes."),
+]
+Text = Annotated[
+    Path | None,
+    typer.Option(help="Sentences, one a line, words between spaces; or .jsonl with tokens.", show_default=False),
+]
+OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", show_default=False)]
+Trees = Annotated[
+    Path | None,
+    typer.Option(
+        "--trees",
+        help="Bracketed trees, as in the Penn Treebank: a file, or a folder of .mrg and .txt.",
+        show_default=False,
+    ),
+]
+CutLabels = Annotated[
+    bool | None,
+    typer.Option(
+        "--cut-labels/--keep-labels",
+        help="Cut labels at - and =, or leave them whole.",
+        show_default="cut where there are traces or Penn's functions such as -SBJ",
+    ),
+]
+NltkTreebank = Annotated[
+    bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")
+]
+Only = Annotated[str | None, typer.Option(help="FIRST-LAST: these trees only, counted from 1.", show_default="all")]
 
 
 def load_grammar(path: Path) -> "Grammar":
@@ -67,16 +100,16 @@ def read_bank(
         raise OptionError(f"give the trees by --trees FILE or --nltk-treebank{more}: one of them")
     if raw is not None:
         from pcfg.sentences import read_sentences
-        from pcfg.treebanks.benepar import MODEL, neural_parser, neural_trees
+        from pcfg.treebanks.benepar import MODEL, benepar_parser, benepar_trees
 
-        parsed = neural_trees(read_sentences(raw), neural_parser(model or MODEL), progress=progress or silent)
-        found = [tree for tree in parsed if tree is not None]
+        parsed = benepar_trees(read_sentences(raw), benepar_parser(model or MODEL), progress=progress or silent)
+        trees = [tree for tree in parsed if tree is not None]
     else:
         bank = nltk_treebank() if source is None else read_trees(source)
-        found = clean_trees(bank, collapse=collapse, cut_labels=cut_labels)
-    if not found:
+        trees = clean_trees(bank, collapse=collapse, cut_labels=cut_labels)
+    if not trees:
         raise TreebankError(f"{source} holds no trees: write them in brackets, (S (NP (DT The) (NN dog)) ...)")
-    return found
+    return trees
 
 
 def whole_label(bank: "list[Tree]") -> str | None:
@@ -84,8 +117,8 @@ def whole_label(bank: "list[Tree]") -> str | None:
     from pcfg.treebanks.cleaning import has_functions, strip_function
 
     labels = {node.label for tree in bank for node in tree.nodes()}
-    found = min((label for label in labels if strip_function(label) != label), default=None)
-    return None if has_functions(bank) else found
+    first = min((label for label in labels if strip_function(label) != label), default=None)
+    return None if has_functions(bank) else first
 
 
 def pick(bank: "list[Tree]", only: str | None) -> "list[Tree]":

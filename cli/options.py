@@ -18,6 +18,7 @@ ExampleOutput = Annotated[
     typer.Option("-o", "--output", help="Folder to write. Required but for the example.", show_default=False),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it is there.")]
+OverwriteFile = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
 Device = Annotated[
     str | None, typer.Option(help="cuda, cuda:1, cpu, mps; default: cuda if there is one.", show_default=False)
@@ -142,6 +143,19 @@ def pairs(given: list[str] | None, option: str) -> dict[str, Any]:
             raise OptionError(f"{option} {text!r} must be NAME=VALUE")
         found[key] = value
     return found
+
+
+def whole_number(text: str, option: str) -> int:
+    """A whole number of 1 or more that may be written as 1e6; raises OptionError, naming the option, for anything else."""
+    from surgery.errors import OptionError
+
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.5
+    if number < 1 or not number.is_integer():
+        raise OptionError(f"{option} {text} must be a whole number of 1 or more, such as 1e6")
+    return int(number)
 
 
 def need_output(output: Path | None) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options, pcfg_score
+from cli import grammars, options, pcfg_score
 from cli.grammars import horizontal_order, load_both, load_grammar, need_file, pick, read_bank, whole_label
 from cli.render import print_json, print_table, progress_bar, say
 from cli.resuming import told_how_to_go_on
@@ -23,66 +23,45 @@ app = typer.Typer(
 
 _LISTED = 10  # sentences without a parse, or rules of a symbol
 
-GrammarFile = Annotated[
-    Path,
-    typer.Argument(help="Grammar: .json as written here, or a text of rules such as 0.5 NP -> Det N, words in quotes."),
-]
-Text = Annotated[
-    Path | None,
-    typer.Option(help="Sentences, one a line, words between spaces; or .jsonl with tokens.", show_default=False),
-]
-OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it is there.")]
 Binary = Annotated[
     bool,
     typer.Option(
-        "--binary", help="Leave trees in the grammar's symbols: not as in the treebank or the rules it was made from."
+        "--binary", help="Write binary trees over the grammar's own symbols, not the form of the treebank or the rules."
     ),
 ]
-Bank = Annotated[
-    Path | None,
-    typer.Option(
-        "--trees",
-        help="Bracketed trees, as in the Penn Treebank: a file, or a folder of .mrg and .txt.",
-        show_default=False,
-    ),
-]
-CutLabels = Annotated[
-    bool | None,
-    typer.Option(
-        "--cut-labels/--keep-labels",
-        help="Cut labels at - and =, or leave them whole.",
-        show_default="cut where there are traces or Penn's functions such as -SBJ",
-    ),
-]
-Workers = Annotated[int, typer.Option(min=1, help="Threads, over sentences (sparse engine).")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads of the sparse engine, each with sentences of its own.")]
 
 
 @app.command()
 def induce(
-    trees: Bank = None,
-    nltk_treebank: Annotated[
-        bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")
-    ] = False,
-    only: Annotated[
-        str | None, typer.Option(help="FIRST-LAST: these trees only, counted from 1.", show_default="all")
-    ] = None,
-    h: Annotated[str, typer.Option("-h", "--horizontal", help="Left sisters remembered: 0, 1, 2 ... or inf.")] = "1",
-    v: Annotated[int, typer.Option("-v", "--vertical", help="1, or 2: symbols know their parents.")] = 2,
-    min_count: Annotated[int, typer.Option(min=1, help="Words seen fewer times are taken for their signatures.")] = 5,
+    trees: grammars.Trees = None,
+    nltk_treebank: grammars.NltkTreebank = False,
+    only: grammars.Only = None,
+    h: Annotated[
+        str, typer.Option("-h", "--horizontal", help="Left sisters that binarisation remembers: 0, 1, 2 ... or inf.")
+    ] = "1",
+    v: Annotated[
+        int, typer.Option("-v", "--vertical", help="2: symbols carry their parent's label; 1: they don't.")
+    ] = 2,
+    min_count: Annotated[
+        int, typer.Option(min=1, help="Words seen fewer times are replaced by signatures such as <unk:capital-s>.")
+    ] = 5,
     smooth: Annotated[
-        bool, typer.Option("--smooth/--no-smooth", help="Smooth the words' tags by their signatures' tags.")
+        bool,
+        typer.Option("--smooth/--no-smooth", help="Mix the tags of each word with those of words of its signature."),
     ] = True,
-    strength: Annotated[float, typer.Option(min=0, help="Sightings that a signature is worth in smoothing.")] = 1.0,
+    strength: Annotated[
+        float, typer.Option(min=0, help="How many occurrences of a word its signature weighs as much as.")
+    ] = 1.0,
     annotate_tags: Annotated[
-        bool, typer.Option("--annotate-tags/--no-annotate-tags", help="Tags know their parents.")
+        bool, typer.Option("--annotate-tags/--no-annotate-tags", help="Tags carry their parent's label.")
     ] = True,
-    cut_labels: CutLabels = None,
-    output: OutputFile = None,
-    overwrite: Overwrite = False,
+    cut_labels: grammars.CutLabels = None,
+    output: grammars.OutputFile = None,
+    overwrite: options.OverwriteFile = False,
     json: options.Json = False,
 ) -> None:
-    """Read a grammar off trees: cleaned, made binary, rare words by their signatures."""
+    """Read a grammar off a treebank: trees are cleaned and binarised, rare words replaced by signatures."""
     from pcfg.errors import OptionError
     from pcfg.grammars.grammar import Grammar
     from pcfg.treebanks.induction import induce as run
@@ -99,43 +78,40 @@ def induce(
         induced = run(bank, **settings)
         grammar = Grammar.of_arrays(**induced.arrays())
         grammar.save(file)
-    found = {**_summary(grammar), "trees": induced.trees, "tokens": induced.tokens}
+    sizes = {**_summary(grammar), "trees": induced.trees, "tokens": induced.tokens}
     if json:
-        print_json({**found, "output": str(file), "seconds": _since(began)})
+        print_json({**sizes, "output": str(file), "seconds": _since(began)})
         return
-    _say_whole(bank, cut_labels)
-    say(f"{file}: {_sizes(found)}, from {induced.trees:,} trees of {induced.tokens:,} words in {_since(began):.1f} s")
+    _say_labels_left_whole(bank, cut_labels)
+    say(f"{file}: {_sizes(sizes)}, from {induced.trees:,} trees of {induced.tokens:,} words in {_since(began):.1f} s")
     say(f"Next:  surgery pcfg parse {file} --text sents.txt -o parses.txt")
 
 
 @app.command()
 def trees(
-    source: Bank = None,
-    nltk_treebank: Annotated[
-        bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")
-    ] = False,
+    source: grammars.Trees = None,
+    nltk_treebank: grammars.NltkTreebank = False,
     raw: Annotated[
         Path | None,
-        typer.Option(help="Sentences, as parse takes them, that benepar parses (extra benepar).", show_default=False),
+        typer.Option(help="Sentences, one a line, for benepar to parse (extra benepar).", show_default=False),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="benepar's model, by name or path.", show_default="benepar_en3")
     ] = None,
-    only: Annotated[
-        str | None, typer.Option(help="FIRST-LAST: these trees only, counted from 1.", show_default="all")
-    ] = None,
+    only: grammars.Only = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Leave longer sentences out.", show_default="no limit")
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="File for the sentences, what parse takes.", show_default=False)
+        Path | None,
+        typer.Option(help="File to write the sentences to, as `parse --text` reads them.", show_default=False),
     ] = None,
-    cut_labels: CutLabels = None,
-    output: OutputFile = None,
-    overwrite: Overwrite = False,
+    cut_labels: grammars.CutLabels = None,
+    output: grammars.OutputFile = None,
+    overwrite: options.OverwriteFile = False,
     json: options.Json = False,
 ) -> None:
-    """Trees as they are scored on, and their sentences by --text: a treebank's without traces and functions, or benepar's parses."""
+    """Write a treebank's trees as parses are scored on them, without traces and functions, or benepar's parses of raw text."""
     from pcfg.errors import OptionError
     from pcfg.treebanks.trees import format_trees
     from surgery.files import replace_bytes
@@ -148,8 +124,8 @@ def trees(
     if raw is not None and cut_labels is not None:
         raise OptionError("--cut-labels and --keep-labels are for treebanks, not for --raw: leave them out")
     with progress_bar() as progress:
-        found = read_bank(source, nltk_treebank, raw, model, progress, collapse=False, cut_labels=cut_labels)
-        bank = pick(found, only)
+        everything = read_bank(source, nltk_treebank, raw, model, progress, collapse=False, cut_labels=cut_labels)
+        bank = pick(everything, only)
     bank = [tree for tree in bank if max_length is None or len(tree.words()) <= max_length]
     if not bank:
         raise OptionError(f"no tree has {max_length} words or fewer: give a higher --max-length")
@@ -160,19 +136,19 @@ def trees(
     if json:
         print_json({"trees": len(bank), "words": words, "output": str(file), "text": text and str(text)})
         return
-    _say_whole(bank, cut_labels)
+    _say_labels_left_whole(bank, cut_labels)
     say(f"{file}: {len(bank):,} trees of {words:,} words" + (f"; {text}: their sentences" if text else ""))
 
 
 @app.command()
 def sample(
-    grammar: GrammarFile,
+    grammar: grammars.GrammarFile,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="Sentences.")] = 100_000,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Most words of a sentence.", show_default="no limit")
     ] = None,
     held_out: Annotated[
-        float, typer.Option(help="Share of the different sentences that go to test; train has none of them.")
+        float, typer.Option(help="Share of the different sentences held out as a part test, none of which is in train.")
     ] = 0.0,
     dataset: Annotated[bool, typer.Option("--dataset", help="Write a Hugging Face datasets folder too.")] = False,
     tokenizer: Annotated[bool, typer.Option("--tokenizer", help="Write a word-level tokenizer too.")] = False,
@@ -180,10 +156,10 @@ def sample(
     shard_size: Annotated[int, typer.Option(min=1, help="Sentences in a file.")] = 50_000,
     output: options.NeededOutput = None,
     seed: options.Seed = 0,
-    overwrite: Overwrite = False,
+    overwrite: options.OverwriteFile = False,
     json: options.Json = False,
 ) -> None:
-    """Draw sentences with their trees. A run that was stopped goes on where it was."""
+    """Draw sentences with their trees into a folder. A run that was stopped goes on where it was."""
     from pcfg.sampling.corpus import write_corpus
     from surgery.files import check_output
 
@@ -219,19 +195,23 @@ def sample(
 
 @app.command()
 def parse(
-    grammar: GrammarFile,
-    text: Text = None,
+    grammar: grammars.GrammarFile,
+    text: grammars.Text = None,
     rule: Annotated[
-        str, typer.Option(help="viterbi: the likeliest tree; mbr: most expected labelled recall.")
+        str, typer.Option(help="viterbi: the likeliest tree; mbr: the tree with the highest expected labelled recall.")
     ] = "viterbi",
     cost: Annotated[
-        float | None, typer.Option(help="For mbr: what a label must bring, 0 to 1.", show_default="the library's")
+        float | None,
+        typer.Option(
+            help="For mbr: taken off each label's posterior probability, 0 to 1; the higher, the fewer labels.",
+            show_default="the library's",
+        ),
     ] = None,
     binary: Binary = False,
-    output: OutputFile = None,
+    output: grammars.OutputFile = None,
     device: options.Device = None,
     workers: Workers = 1,
-    overwrite: Overwrite = False,
+    overwrite: options.OverwriteFile = False,
     json: options.Json = False,
 ) -> None:
     """Parse sentences, a tree a line; (()) where there is none. A run that was stopped goes on where it was."""
@@ -241,28 +221,28 @@ def parse(
     loaded, sentences = load_both(grammar, text)
     with told_how_to_go_on(file), progress_bar() as progress:
         settings: dict[str, Any] = {"rule": rule, "cost": cost, "binary": binary, "device": device, "workers": workers}
-        found = write_parses(loaded, sentences, file, **settings, progress=progress)
+        written = write_parses(loaded, sentences, file, **settings, progress=progress)
     if json:
-        print_json({**vars(found), "rule": rule, "output": str(file), "seconds": _since(began)})
+        print_json({**vars(written), "rule": rule, "output": str(file), "seconds": _since(began)})
         return
     say(
-        f"{file}: {found.sentences - len(found.unparsed):,} of {found.sentences:,} sentences parsed in {_since(began):.1f} s"
+        f"{file}: {written.sentences - len(written.unparsed):,} of {written.sentences:,} sentences parsed in {_since(began):.1f} s"
     )
-    _say_unparsed(found.unparsed)
+    _say_unparsed(written.unparsed)
 
 
 @app.command()
 def spans(
-    grammar: GrammarFile,
-    text: Text = None,
-    output: OutputFile = None,
+    grammar: grammars.GrammarFile,
+    text: grammars.Text = None,
+    output: grammars.OutputFile = None,
     dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float64",
     device: options.Device = None,
     workers: Workers = 1,
-    overwrite: Overwrite = False,
+    overwrite: options.OverwriteFile = False,
     json: options.Json = False,
 ) -> None:
-    """Posterior probability of every span of every sentence. A run that was stopped goes on where it was.
+    """Write the posterior probability of every span of every sentence. A run that was stopped goes on where it was.
 
     The file holds lengths, offsets, log_z and marginals, one sentence's after the other's from its offset on: for n words
     an array of n rows and n + 1 columns whose entry (i, j) is for words i to j - 1. pcfg.inference.parsing.read_spans takes it apart.
@@ -273,14 +253,14 @@ def spans(
     loaded, sentences = load_both(grammar, text)
     with told_how_to_go_on(file), progress_bar() as progress:
         settings: dict[str, Any] = {"device": device, "dtype": dtype, "workers": workers}
-        found = write_spans(loaded, sentences, file, **settings, progress=progress)
+        written = write_spans(loaded, sentences, file, **settings, progress=progress)
     if json:
-        print_json({**vars(found), "dtype": dtype, "output": str(file), "seconds": _since(began)})
+        print_json({**vars(written), "dtype": dtype, "output": str(file), "seconds": _since(began)})
         return
     say(
-        f"{file}: marginals of {found.sentences - len(found.unparsed):,} of {found.sentences:,} sentences, {found.entries:,} numbers, in {_since(began):.1f} s"
+        f"{file}: marginals of {written.sentences - len(written.unparsed):,} of {written.sentences:,} sentences, {written.entries:,} numbers, in {_since(began):.1f} s"
     )
-    _say_unparsed(found.unparsed)
+    _say_unparsed(written.unparsed)
 
 
 app.command()(pcfg_score.score)
@@ -288,14 +268,14 @@ app.command()(pcfg_score.score)
 
 @app.command()
 def fit(
-    start: GrammarFile,
-    text: Text = None,
+    start: grammars.GrammarFile,
+    text: grammars.Text = None,
     em: Annotated[int, typer.Option("--em", min=1, help="Rounds of expectation-maximisation.")] = 20,
-    smoothing: Annotated[float, typer.Option(min=0, help="Added to every expected count.")] = 0.0,
-    output: OutputFile = None,
+    smoothing: Annotated[float, typer.Option(min=0, help="Number added to every expected count.")] = 0.0,
+    output: grammars.OutputFile = None,
     workers: Workers = 1,
     device: options.Device = None,
-    overwrite: Overwrite = False,
+    overwrite: options.OverwriteFile = False,
     json: options.Json = False,
 ) -> None:
     """Fit a grammar's probabilities to sentences. A run that was stopped goes on after its last whole round."""
@@ -306,7 +286,7 @@ def fit(
     # A smoothed lexicon scores a word by P(tag | word) / P(tag), so that log Z lacks the words' own probabilities.
     what = "log-likelihood" if grammar.lexicon is None else "log-likelihood beyond that of single words"
     with told_how_to_go_on(file), progress_bar() as progress:
-        found = fit_file(
+        fitted = fit_file(
             grammar,
             sentences,
             em,
@@ -317,13 +297,13 @@ def fit(
             on_round=lambda done, value: say(f"after {done:3} rounds: {what} {value:,.4f}", quiet=json),
             progress=progress,
         )
-    unparsed = tuple(number + 1 for number in found.left_out)
+    unparsed = tuple(number + 1 for number in fitted.left_out)
     if json:
-        likelihoods = found.log_likelihoods.tolist()
-        content = {"log_likelihoods": likelihoods, "unparsed": unparsed, "words": found.words}
+        likelihoods = fitted.log_likelihoods.tolist()
+        content = {"log_likelihoods": likelihoods, "unparsed": unparsed, "words": fitted.words}
         print_json({**content, "output": str(file), "seconds": _since(began)})
         return
-    per_word = found.log_likelihoods[-1] / found.words
+    per_word = fitted.log_likelihoods[-1] / fitted.words
     say(
         f"{file}: {em} rounds over {len(sentences) - len(unparsed):,} of {len(sentences):,} sentences in {_since(began):.1f} s, {what} {per_word:.4f} nats a word"
     )
@@ -332,28 +312,28 @@ def fit(
 
 @app.command()
 def show(
-    grammar: GrammarFile,
+    grammar: grammars.GrammarFile,
     symbol: Annotated[str | None, typer.Option(help="List the rules of this symbol.", show_default=False)] = None,
     json: options.Json = False,
 ) -> None:
-    """What a grammar is: symbols, rules, words, roots, the mean length of a sentence."""
+    """Show a grammar: symbols, rules, words, roots, the mean length of a sentence."""
     from pcfg.errors import OptionError
 
     loaded = load_grammar(grammar)
-    found = _summary(loaded)
+    facts = _summary(loaded)
     if symbol is not None and symbol not in loaded.symbols:
         raise OptionError(f"{grammar} has no symbol {symbol}: it has {', '.join(loaded.symbols[:8])} ...")
     if json:
         rules = {} if symbol is None else {"rules_of_symbol": dict(loaded.rules_of(symbol))}
-        print_json({**found, "roots": loaded.roots, **rules})
+        print_json({**facts, "roots": loaded.roots, **rules})
         return
-    say(f"{grammar}: {_sizes(found)}")
-    mean = found["expected_length"]
+    say(f"{grammar}: {_sizes(facts)}")
+    mean = facts["expected_length"]
     say(f"sentences have {mean:.3f} words on average" if mean else "the expected length of a sentence is infinite")
-    if found["smoothed_lexicon"]:
+    if facts["smoothed_lexicon"]:
         say("words are scored by a smoothed lexicon: posteriors are right, log Z is no likelihood")
-    if found["useless_symbols"]:
-        say(f"{found['useless_symbols']:,} symbols are in no tree over words")
+    if facts["useless_symbols"]:
+        say(f"{facts['useless_symbols']:,} symbols are in no tree over words")
     roots = sorted(loaded.roots.items(), key=lambda item: -item[1])
     _print_shares("roots", "root", roots)
     if symbol is not None:
@@ -376,10 +356,10 @@ def _summary(grammar: "Grammar") -> dict[str, Any]:
     }
 
 
-def _sizes(found: dict[str, Any]) -> str:
+def _sizes(facts: dict[str, Any]) -> str:
     return (
-        f"{found['nonterminals']:,} nonterminals, {found['preterminals']:,} preterminals, {found['words']:,} words, "
-        f"{found['binary_rules']:,} binary and {found['lexical_rules']:,} lexical rules"
+        f"{facts['nonterminals']:,} nonterminals, {facts['preterminals']:,} preterminals, {facts['words']:,} words, "
+        f"{facts['binary_rules']:,} binary and {facts['lexical_rules']:,} lexical rules"
     )
 
 
@@ -391,7 +371,7 @@ def _print_shares(title: str, column: str, shares: Sequence[tuple[str, float]]) 
     print_table(title, [column, "probability"], rows)
 
 
-def _say_whole(bank: "list[Tree]", cut: bool | None) -> None:
+def _say_labels_left_whole(bank: "list[Tree]", cut: bool | None) -> None:
     if cut is None and (label := whole_label(bank)) is not None:
         say(
             f"Labels such as {label} are left whole, as no tree has a trace or one of Penn's functions: --cut-labels cuts them"

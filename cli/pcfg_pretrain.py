@@ -5,16 +5,14 @@ from typing import Annotated
 
 import typer
 
-from cli import options
-from cli.grammars import load_grammar
+from cli import grammars, options
 from cli.render import figure, print_json, print_need, progress_bar, say
 from cli.resuming import state_beside
 
 
+# Long: options, declared where Typer reads them.
 def pretrain(
-    grammar: Annotated[
-        Path, typer.Argument(help="Grammar: .json as `surgery pcfg induce` writes it, or a text of rules.")
-    ],
+    grammar: grammars.GrammarFile,
     layers: Annotated[int, typer.Option(min=1, help="Layers of the RoBERTa.")] = 6,
     heads: Annotated[int, typer.Option(min=1, help="Attention heads in each layer.")] = 6,
     width: Annotated[int, typer.Option(min=1, help="Size of hidden states, a multiple of --heads.")] = 192,
@@ -52,7 +50,7 @@ def pretrain(
         layers=layers,
         heads=heads,
         width=width,
-        sentences=count(sentences, "--sentences"),
+        sentences=options.whole_number(sentences, "--sentences"),
         max_length=max_length,
         batch_size=batch_size,
         rate=rate,
@@ -60,16 +58,16 @@ def pretrain(
         evaluation=evaluation,
     )
     settings = None if config is None else read_config(config)
-    loaded = load_grammar(grammar)
+    loaded = grammars.load_grammar(grammar)
     if dry_run:
         print_need(pretrain_need(loaded, recipe, config=settings, seed=seed, device=device), json)
         return
     folder = options.need_output(output)
     with state_beside(folder) as state:
         with progress_bar() as progress:
-            found = run(loaded, recipe, config=settings, seed=seed, device=device, resume=state, progress=progress)
-        found.save(folder, overwrite=overwrite)
-    report = found.report
+            trained = run(loaded, recipe, config=settings, seed=seed, device=device, resume=state, progress=progress)
+        trained.save(folder, overwrite=overwrite)
+    report = trained.report
     if json:
         names = ("parameters", "steps", "words", "loss", "optimum", "excess", "by_position", "by_masks", "history")
         print_json({"output": str(folder), **{name: report[name] for name in names}, "seconds": report["seconds"]})
@@ -82,16 +80,3 @@ def pretrain(
     groups = ", ".join(f"{entry['masks']}: {figure(entry['value'])}" for entry in report["by_masks"])
     say(f"by number of masks in the sentence  {groups}; by position in {folder / 'report.json'}")
     say(f"Next:  surgery probe {folder} --grammar {grammar} -o report/")
-
-
-def count(text: str, option: str) -> int:
-    """A whole number that may be written as 1e6."""
-    from surgery.errors import OptionError
-
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.5
-    if number < 1 or not number.is_integer():
-        raise OptionError(f"{option} {text} must be a whole number of 1 or more, such as 1e6")
-    return int(number)

@@ -18,14 +18,15 @@ def score(
     unlabelled: Annotated[
         bool,
         typer.Option(
-            "--unlabelled/--evalb", help="As this project counts for unsupervised parsers, or labelled as EVALB does."
+            "--unlabelled/--evalb",
+            help="Unlabelled F1, averaged over sentences, for unsupervised parsers; or labelled F1 as EVALB counts.",
         ),
     ] = False,
     kim: Annotated[
         bool,
         typer.Option(
             "--kim",
-            help="Unlabelled as Kim et al. 2019 count: -LRB-, -RRB-, $ and # are deleted too, two words score 1.",
+            help="Unlabelled F1 as Kim et al. 2019 count: -LRB-, -RRB-, $ and # go too, a sentence of two words scores 1.",
         ),
     ] = False,
     keep_labels: Annotated[
@@ -33,20 +34,20 @@ def score(
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Score parses against gold trees, by the convention that is named with the result."""
+    """Score parses against gold trees; the result names the convention it was counted by."""
     from pcfg.errors import OptionError
     from pcfg.treebanks.evalb import read_pairs, score_labelled, score_unlabelled
 
     unlabelled = unlabelled or kim
     if unlabelled and keep_labels:
         raise OptionError("--keep-labels is for labelled scores: leave it out")
-    wanted, found = read_pairs(gold, parses)
+    wanted, parsed = read_pairs(gold, parses)
     if unlabelled:
-        plain = score_unlabelled(wanted, found, kim=kim)
+        plain = score_unlabelled(wanted, parsed, kim=kim)
         result: dict[str, Any] = {"skipped": plain.skipped, "sentences": len(plain.f1s)}
         line, shared = str(plain), plain
     else:
-        full = score_labelled(wanted, found, keep_labels=keep_labels)
+        full = score_labelled(wanted, parsed, keep_labels=keep_labels)
         names = ("precision", "recall", "complete_match", "matched", "predicted", "gold", "sentences")
         result = {name: getattr(full, name) for name in names}
         result["valid"] = {name: getattr(full.valid, name) for name in ("f1", *names)}

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import options
-from cli.grammars import load_grammar
-from cli.pcfg_pretrain import count
+from cli.grammars import NltkTreebank, load_grammar
 from cli.render import print_json, progress_bar, say
 from cli.resuming import state_beside
 from surgery.errors import OptionError
@@ -34,9 +33,7 @@ def probe(
         Path | None,
         typer.Option(help="Treebank, a file or folder, to probe a natural-language model against.", show_default=False),
     ] = None,
-    nltk_treebank: Annotated[
-        bool, typer.Option("--nltk-treebank", help="NLTK's sample of the Penn Treebank, found by NLTK_DATA.")
-    ] = False,
+    nltk_treebank: NltkTreebank = False,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -110,7 +107,7 @@ def _choose(
     from probes import probe_spans, probe_trees
     from probes.example import SENTENCES, run_example
 
-    most = count(sentences or "2000", "--sentences")
+    most = options.whole_number(sentences or "2000", "--sentences")
     if sum(given is not None and given is not False for given in (grammar, trees, nltk_treebank)) > 1:
         raise OptionError("give one of --grammar, --trees and --nltk-treebank: the report is about one of them")
     if model is None:

@@ -79,7 +79,7 @@ def check_words(
 
 
 def others(words: Sequence[str], one: str, more: str) -> str:
-    """What goes on with a message about one word: the other words that it is true of, 20 of them by name."""
+    """The end of a message about one word: how many other words it is true of, 20 of them by name."""
     if not words:
         return ""
     named = ", ".join(map(repr, words[:_NAMED])) + (" ..." if len(words) > _NAMED else "")
@@ -87,7 +87,7 @@ def others(words: Sequence[str], one: str, more: str) -> str:
 
 
 def batches(sentences: Sequence[Sequence[str]], numbers: Callable[[int], int]) -> Iterator[Int64[np.ndarray, " some"]]:
-    """Sentences of about the same length that go into a chart together, longest first; those of no words are left out.
+    """Batches of sentences' numbers, of about the same length, to share a chart; longest first, without empty ones.
 
     Args:
         numbers: how many numbers the chart of a sentence of so many words holds.

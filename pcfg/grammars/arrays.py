@@ -109,7 +109,7 @@ class GrammarArrays:
 
     @cached_property
     def word_numbers(self) -> dict[str, int]:
-        """Each word's number."""
+        """The number of each word."""
         return {word: i for i, word in enumerate(self.words)}
 
     def emissions(self, sentence: Sequence[str]) -> Float64[np.ndarray, "n T"]:
@@ -127,15 +127,18 @@ class GrammarArrays:
             except TreebankError as error:
                 raise GrammarError(str(error)) from None
         order, bounds = self._by_word
-        found = np.zeros((len(sentence), len(self.preterminals)))
+        scores = np.zeros((len(sentence), len(self.preterminals)))
         for position, word in enumerate(sentence):
             number = self.number_of(word, position)
             entries = order[bounds[number] : bounds[number + 1]]
-            found[position, self.tags[entries]] = self.word_probs[entries]
-        return found
+            scores[position, self.tags[entries]] = self.word_probs[entries]
+        return scores
 
     def number_of(self, word: str, position: int) -> int:
-        """The number of a word, of its bracket (-LRB- for a round one, or back) or its signature, at a position (from 0) of its sentence."""
+        """The number of a word at a position (from 0) of its sentence, known as it is, by its bracket's name, or by its signature.
+
+        Raises GrammarError for a word that stays unknown; see `emissions`.
+        """
         number = self.word_numbers.get(word)
         if number is not None:
             return number
@@ -152,7 +155,7 @@ class GrammarArrays:
 
     @cached_property
     def places(self) -> Places | None:
-        """Where its numbers come from among those of the rules that it was made from."""
+        """Which rules, of those that it was made from, each of its probabilities is worked out from."""
         return None if self.origin is None else Places(self.origin.shape, self)
 
     @cached_property
@@ -177,6 +180,6 @@ class GrammarArrays:
 
     @cached_property
     def _by_word(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lexical rules ordered by word, and where each word's begin."""
+        """Numbers of the lexical rules ordered by word, and where those of each word begin."""
         order = np.argsort(self.tokens, kind="stable")
         return order, np.searchsorted(self.tokens[order], np.arange(len(self.words) + 1))

@@ -23,7 +23,7 @@ PHRASE, WORD = 0, 1  # the halves of a symbol
 
 
 class BinaryForm(NamedTuple):
-    """What `Grammar(roots=..., binary=..., lexical=...)` takes."""
+    """Roots, binary and lexical rules by name, as `Grammar(roots=..., binary=..., lexical=...)` takes them."""
 
     roots: dict[str, float]
     binary: dict[tuple[str, str, str], float]
@@ -47,7 +47,7 @@ def to_binary(rules: Sequence[Rule], start: str) -> BinaryForm:
 
 
 class OriginJson(TypedDict):
-    """What `Origin.to_json` gives: parent, children (a word is a list of one) and probability of each rule."""
+    """An `Origin` as JSON: parent, children (a word is a list of one) and probability of each rule."""
 
     start: str
     rules: list[tuple[str, list[str | tuple[str]], float]]
@@ -77,11 +77,11 @@ class Origin:
     @property
     def rules(self) -> list[Rule]:
         """The rules, the start symbol's first, so that a text of them has the same start."""
-        found = [Rule(*rule, p) for rule, p in zip(self.shape.rules, self.probs.tolist(), strict=True)]
-        return sorted(found, key=lambda rule: rule.parent != self.shape.start)
+        rules = [Rule(*rule, p) for rule, p in zip(self.shape.rules, self.probs.tolist(), strict=True)]
+        return sorted(rules, key=lambda rule: rule.parent != self.shape.start)
 
     def to_json(self) -> dict[str, Any]:
-        """What `of_json` reads; words are lists of one."""
+        """Rules as `of_json` reads them; words are lists of one."""
         rules = [
             [parent, [[child.text] if isinstance(child, Word) else child for child in children], p]
             for (parent, children), p in zip(self.shape.rules, self.probs.tolist(), strict=True)
@@ -91,14 +91,14 @@ class Origin:
     @classmethod
     def of_json(cls, content: OriginJson) -> "Origin":
         """The inverse of `to_json`; raises GrammarError for no grammar."""
-        found = []
+        rules = []
         for parent, children, probability in content["rules"]:
             made = tuple(child if isinstance(child, str) else Word(*child) for child in children)
-            found.append(Rule(parent, made, probability))
-        if len({rule[:2] for rule in found}) < len(found):
+            rules.append(Rule(parent, made, probability))
+        if len({rule[:2] for rule in rules}) < len(rules):
             raise GrammarError("the rules that the grammar was made from hold one twice: write it again")
-        check_rules(found, content["start"])
-        return cls(Shape([rule[:2] for rule in found], content["start"]), np.array([r.probability for r in found]))
+        check_rules(rules, content["start"])
+        return cls(Shape([rule[:2] for rule in rules], content["start"]), np.array([r.probability for r in rules]))
 
     @property
     def parents(self) -> Int64[np.ndarray, " rules"]:
@@ -110,20 +110,20 @@ class Origin:
 
     @cached_property
     def weights(self) -> Float64[np.ndarray, " rules1"]:
-        """The probabilities, and last, where rule -1 finds it, that of the rules that were made."""
+        """The probability of each rule; behind them, where index -1 finds it, the 1 of rules that binarisation made."""
         return np.append(self.probs, 1.0)
 
     @cached_property
     def ends(self) -> Float64[np.ndarray, " pairs"]:
-        """The probability of each body right under each symbol: 0 where a chain is between."""
+        """The probability that each symbol goes to each body in one step, without a chain."""
         symbols, bodies, rules = self.shape.direct
-        found = np.zeros(len(self.shape.body))
-        found[self.shape.pairs(symbols, bodies)] = self.weights[rules]
-        return found
+        values = np.zeros(len(self.shape.body))
+        values[self.shape.pairs(symbols, bodies)] = self.weights[rules]
+        return values
 
     @cached_property
     def visits(self) -> Float64[np.ndarray, "C C"]:
-        """How often chains from each symbol of unary rules (`Shape.chained`) come by each, on average: (I - M)^-1."""
+        """How often, on average, chains from each symbol of unary rules (`Shape.chained`) visit each: (I - M)^-1."""
         shape = self.shape
         matrix = np.eye(len(shape.chained))
         parents, children = np.searchsorted(shape.chained, shape.unary[:2])
@@ -147,22 +147,22 @@ class Origin:
 
     @cached_property
     def bests(self) -> Float64[np.ndarray, " pairs"]:
-        """The probability of the best of these chains."""
+        """The probability of the likeliest chain from each symbol to each body."""
         whole, rest, rules = self.shape.hops
-        found, before = self.ends.copy(), np.zeros(0)
-        while not np.array_equal(found, before):
-            before = found.copy()
-            np.maximum.at(found, whole, self.weights[rules] * before[rest])
-        return found
+        best, before = self.ends.copy(), np.zeros(0)
+        while not np.array_equal(best, before):
+            before = best.copy()
+            np.maximum.at(best, whole, self.weights[rules] * before[rest])
+        return best
 
     @property
     def ambiguous(self) -> bool:
-        """Whether a sum over chains is anywhere more than its best chain."""
+        """Whether any rule stands for several chains, so that their sum is more than the likeliest of them."""
         return len(self.shape.chained) > 0 and bool((self.sums > self.bests * (1 + 1e-13)).any())
 
     @property
     def _spread(self) -> scipy.sparse.csr_array:
-        """`visits` over all symbols: the others come by themselves only."""
+        """`visits` over all symbols: one in no unary rule visits itself once."""
         symbols, chained = len(self.shape.symbols), self.shape.chained
         rows, columns = np.nonzero(self.visits)
         others = np.setdiff1d(np.arange(symbols), chained)
@@ -175,10 +175,10 @@ class Origin:
         return scipy.sparse.csr_array((values, shape.body, shape.first), (len(shape.symbols), len(shape.bodies)))
 
     def _at_pairs(self, matrix: scipy.sparse.csr_array) -> Float64[np.ndarray, " pairs"]:
-        """A matrix of symbols and bodies that is 0 where no chain leads from one to the other."""
-        entries, found = matrix.tocoo(), np.zeros(len(self.shape.body))
-        found[self.shape.pairs(entries.row.astype(np.int64), entries.col.astype(np.int64))] = entries.data
-        return found
+        """The entries of a matrix of symbols and bodies at the pairs that chains lead between; it is 0 elsewhere."""
+        entries, values = matrix.tocoo(), np.zeros(len(self.shape.body))
+        values[self.shape.pairs(entries.row.astype(np.int64), entries.col.astype(np.int64))] = entries.data
+        return values
 
     @cached_property
     def totals(self) -> Float64[np.ndarray, "K 2"]:
@@ -188,14 +188,14 @@ class Origin:
 
     @cached_property
     def shares(self) -> Float64[np.ndarray, "K 2"]:
-        """The same, of symbols that became two; 1 for others."""
+        """The share of phrases and of words in each symbol that became two; 1 for other symbols."""
         both = self.totals.sum(1, keepdims=True)
         return np.where(self.shape.split[:, None], self.totals / np.where(both > 0, both, 1.0), 1.0)
 
     # -- the binary form -----------------------------------------------------------------------------------------------
 
     def form(self, *, whole: bool = False) -> BinaryForm:
-        """The binary grammar by name; `whole`: with the symbols that stand in unary chains only."""
+        """The binary grammar by name; with `whole`, the symbols that stand in unary chains only are left in."""
         shape, form = self.shape, BinaryForm({}, {}, {})
         divisors = np.where(shape.split[:, None], self.totals, 1.0).tolist()
         shares, halves, labels = self.shares.tolist(), shape.halves, shape.half_of
@@ -221,7 +221,7 @@ class Origin:
 
 
 class Places:
-    """Where the numbers of a binary grammar come from, of one made from an `Origin` of this shape."""
+    """Which entries of an `Origin` each probability of the binary grammar made from it is worked out from."""
 
     def __init__(self, shape: Shape, grammar: Any) -> None:
         self.shape = shape
@@ -245,7 +245,7 @@ class Places:
         self.rooted[shape.roots[1]] = True
 
     def arrays(self, origin: Origin, grammar: Any) -> dict[str, Float64[np.ndarray, " _"]]:
-        """The numbers; a half that has become impossible keeps those that it has in the grammar."""
+        """The grammar's probabilities by attribute; half a symbol that has become impossible keeps those that it has."""
         inner = len(grammar.nonterminals)
         share = origin.shares[self.symbols, self.halves]
         total = np.where(self.shape.split[self.symbols], origin.totals[self.symbols, self.halves], 1.0)
@@ -260,7 +260,7 @@ class Places:
             }
 
     def check(self, origin: Origin, grammar: Any) -> None:
-        """Raise GrammarError where the grammar's numbers aren't those of the rules."""
+        """Raise GrammarError where the grammar's probabilities aren't those that the rules add up to."""
         for name, numbers in self.arrays(origin, grammar).items():
             if not np.allclose(numbers, getattr(grammar, name), rtol=1e-9, atol=1e-12):
                 raise GrammarError(
@@ -282,9 +282,9 @@ class Places:
     def rule_counts(self, origin: Origin, counts: Any) -> Float64[np.ndarray, " rules"]:
         """Expected uses of the rules, from those of the binary grammar's roots, rules and words (`expectation_maximization.Counts`)."""
         shape = self.shape
-        found = np.zeros(len(origin.weights))  # the last are those of made rules
+        expected = np.zeros(len(origin.weights))  # the last are those of made rules
         roots = np.bincount(self.symbols, counts.start, len(shape.symbols))
-        np.add.at(found, shape.roots[2], roots[shape.roots[1]])
+        np.add.at(expected, shape.roots[2], roots[shape.roots[1]])
         pairs, used = np.append(self.rules, self.words), np.append(counts.rules, counts.words)
         uses = np.bincount(pairs, used, len(shape.body))
         shares = np.divide(uses, origin.sums, out=np.zeros(len(uses)), where=uses > 0)
@@ -292,17 +292,17 @@ class Places:
         visits = origin._spread.T.tocsr() @ origin._matrix(shares)
         symbols, bodies, rules = shape.direct
         ended = np.asarray(visits[symbols, bodies], np.float64).ravel()
-        np.add.at(found, rules, ended * origin.weights[rules])
+        np.add.at(expected, rules, ended * origin.weights[rules])
         if len(shape.chained):
             parents, children, rules = shape.unary
             gone = (visits[parents] * origin._matrix(origin.sums)[children]).sum(1)
-            np.add.at(found, rules, np.asarray(gone).ravel() * origin.weights[rules])
-        return found[:-1]
+            np.add.at(expected, rules, np.asarray(gone).ravel() * origin.weights[rules])
+        return expected[:-1]
 
     def expected(
         self, origin: Origin, values: Float64[np.ndarray, " rules"]
     ) -> tuple[Float64[np.ndarray, " S"], Float64[np.ndarray, " R"], Float64[np.ndarray, " L"]]:
-        """Of a value for each rule, its expected sum over the chain of each root, binary rule and word, given its end."""
+        """The expected sum, over the chain that each root, binary rule and lexical rule stands for, of a value per rule of any shape."""
         shape, values = self.shape, np.append(values, 0.0)
         symbols, bodies, rules = shape.direct
         own = np.zeros(len(shape.body))

@@ -33,7 +33,7 @@ class Branching:
             seen = new
 
     def generating(self) -> Bool[np.ndarray, " S"]:
-        """Which symbols derive some words."""
+        """Which symbols derive a sentence at all."""
         done = np.arange(self.symbols) >= self.nonterminals
         while True:
             rules = (self.probs > 0) & done[self.left] & done[self.right]
@@ -76,15 +76,15 @@ class Branching:
         return new
 
     def _slopes(self, ends: Float64[np.ndarray, " S"], kept: Integer[np.ndarray, " K"]) -> Float64[np.ndarray, "K K"]:
-        """Derivatives of `_round` by the kept nonterminals."""
+        """The matrix of derivatives of `_round` by the probabilities of the kept nonterminals."""
         numbers = np.full(self.symbols, -1)
         numbers[kept] = np.arange(len(kept))
-        found = np.zeros((len(kept), len(kept)))
+        slopes = np.zeros((len(kept), len(kept)))
         for child, other in ((self.left, self.right), (self.right, self.left)):
             rules = (numbers[self.parents] >= 0) & (numbers[child] >= 0)
             places = (numbers[self.parents[rules]], numbers[child[rules]])
-            np.add.at(found, places, self.probs[rules] * ends[other[rules]])
-        return found
+            np.add.at(slopes, places, self.probs[rules] * ends[other[rules]])
+        return slopes
 
     def _surely_end(self, generating: Bool[np.ndarray, " S"]) -> bool:
         """Whether all symbols derive words and have, in the long run, at most one nonterminal child on average."""
@@ -96,7 +96,7 @@ class Branching:
         return len(means) <= _MOST_EIGEN and bool(np.abs(np.linalg.eigvals(means)).max() <= 1 + _EDGE)
 
     def matrix(self, keep: Bool[np.ndarray, " S"]) -> Float64[np.ndarray, "K K"]:
-        """How many children of each kept nonterminal each kept nonterminal has on average."""
+        """Entry (A, B): how many children B a node A has on average, among the kept nonterminals."""
         kept = np.flatnonzero(keep[: self.nonterminals])
         numbers = np.full(self.symbols, -1)
         numbers[kept] = np.arange(len(kept))

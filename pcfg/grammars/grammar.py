@@ -205,7 +205,7 @@ class Grammar(GrammarArrays):
         return made
 
     def to_text(self) -> str:
-        """What `from_text` reads back, to the last bit; words without a rule and the lexicon are left out."""
+        """A text that `from_text` reads back to the last bit; words without a rule and the lexicon are left out."""
         return format_rules(self._rules())
 
     @classmethod
@@ -259,7 +259,7 @@ class Grammar(GrammarArrays):
 
     @cached_property
     def plain_labels(self) -> dict[str, tuple[str, ...]]:
-        """What each symbol is called where trees have the shape that the grammar was made from: labels, top first.
+        """The labels of each symbol, top first, in trees of the form that the grammar was made from.
 
         A symbol that only making rules binary brought about has none.
         """
@@ -277,7 +277,7 @@ class Grammar(GrammarArrays):
         }
 
     def undo(self, tree: "Tree") -> "Tree":
-        """A tree in the grammar's symbols as in the treebank, or of the rules' own shape, that the grammar was made from.
+        """Take binarisation back: a tree over the grammar's symbols in the form of the treebank or rules it was made from.
 
         Chains of unary rules of `from_text` and `from_nltk` are the likeliest that a node may stand for; `plain=True` where
         trees are drawn or counted gives them as they were drawn, or each. A word beside others stands under a preterminal of
@@ -297,7 +297,7 @@ class Grammar(GrammarArrays):
 
     @cached_property
     def whole(self) -> "Grammar | None":
-        """With the symbols that stand in unary chains only, where the rules that it was made from are known.
+        """The grammar with the symbols that stand in unary chains only; None where its original rules aren't known.
 
         They are in no tree of the binary grammar, but have inside scores of their own here.
         """
@@ -305,7 +305,7 @@ class Grammar(GrammarArrays):
 
     @cached_property
     def likeliest(self) -> "Grammar":
-        """With the probability of the best chain in place of the sum over chains: scores for finding the best tree."""
+        """The grammar with the likeliest chain's probability in place of the sum over chains: scores to find the best tree by."""
         if self.origin is None or self.places is None or not self.origin.ambiguous:
             return self
         made = object.__new__(Grammar)  # scores are no probabilities, so nothing is checked
@@ -314,7 +314,7 @@ class Grammar(GrammarArrays):
 
     @cached_property
     def compiled(self) -> "SparseRules":
-        """The binary rules as the sparse engine wants them."""
+        """The binary rules in the tables of the sparse engine."""
         from pcfg.sparse.engine import SparseRules
 
         columns = (self.parents, self.left, self.right, self.rule_probs)
@@ -345,7 +345,7 @@ class Grammar(GrammarArrays):
             )
 
     def pruned(self) -> "Grammar":
-        """Without symbols, rules and words that no tree over words holds; posteriors of all sentences stay the same.
+        """The grammar without symbols, rules and words that no tree over words holds; posteriors of all sentences stay.
 
         Where trees may go on for ever, the probabilities become those given that they end: p q_B q_C / q_A for
         A -> B C, with q the probability of ending (Chi 1999, theorem 1). With a lexicon, whose scores have a column for
@@ -357,9 +357,9 @@ class Grammar(GrammarArrays):
         return Grammar.from_rules(pruned_rules(self.origin, self.whole), self.origin.shape.start)
 
     def _rules(self) -> list[Rule]:
-        """The rules that it was made from, or its own, with a new start symbol where a distribution over roots must be told.
+        """The rules that it was made from, or its own; those of the start symbol first.
 
-        The start symbol's come first.
+        Where several symbols may be the root, a new start symbol goes to each of them.
         """
         if self.origin is not None:
             return self.origin.rules

@@ -44,7 +44,7 @@ def pruned_rules(origin: Origin, whole: GrammarArrays) -> list[Rule]:
 
 
 def _ending(origin: Origin, whole: GrammarArrays) -> dict[str, float]:
-    """The probability that what each symbol of the rules derives ends."""
+    """The probability that a derivation from each symbol of the rules comes to an end."""
     shape, ends = origin.shape, dict.fromkeys(origin.shape.symbols, 0.0)
     for name, p in zip(whole.symbols, whole.branching.ending() * whole.branching.generating(), strict=True):
         symbol, half = shape.half_of[name]

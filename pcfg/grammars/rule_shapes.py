@@ -94,23 +94,23 @@ class Shape:
         steps = np.eye(len(self.chained), dtype=bool)
         steps[place[0], place[1]] = True
         self.linked = linked(steps)
-        found = _pattern(self.direct[0], self.direct[1], (symbols, bodies))
+        pattern = _pattern(self.direct[0], self.direct[1], (symbols, bodies))
         if len(self.chained):
             rows, columns = np.nonzero(self.linked)
             links = _pattern(self.chained[rows], self.chained[columns], (symbols, symbols))
-            found = found + links @ found
-        found.sort_indices()
-        self.first, self.body = found.indptr.astype(np.int64), found.indices.astype(np.int64)
+            pattern = pattern + links @ pattern
+        pattern.sort_indices()
+        self.first, self.body = pattern.indptr.astype(np.int64), pattern.indices.astype(np.int64)
         self.symbol = np.repeat(np.arange(symbols), np.diff(self.first))
 
     def _halves(self) -> list[tuple[str, str]]:
-        """What each symbol's phrases and words are called: two names where it has both."""
-        found = []
+        """The name of each symbol over phrases and over words: two names where it has both."""
+        halves = []
         for number, name in enumerate(self.symbols):
             kinds = self.spelled[self.body[self.first[number] : self.first[number + 1]]]
             both = kinds.any() and not kinds.all()
-            found.append((name, self._names.get(("tag", name), f"{name}/1")[0] if both else name))
-        return found
+            halves.append((name, self._names.get(("tag", name), f"{name}/1")[0] if both else name))
+        return halves
 
     @cached_property
     def split(self) -> Bool[np.ndarray, " K"]:
@@ -120,16 +120,16 @@ class Shape:
     @cached_property
     def half_of(self) -> dict[str, tuple[int, int]]:
         """Symbol and half of each name in the binary grammar."""
-        found: dict[str, tuple[int, int]] = {}
+        table: dict[str, tuple[int, int]] = {}
         for number, (phrase, word) in enumerate(self.halves):
             kinds = self.spelled[self.body[self.first[number] : self.first[number + 1]]]
-            found[phrase] = number, int(kinds.all())
-            found[word] = number, int(kinds.any())
-        return found
+            table[phrase] = number, int(kinds.all())
+            table[word] = number, int(kinds.any())
+        return table
 
     @cached_property
     def labels(self) -> tuple[tuple[str, ...], ...]:
-        """Of each symbol in trees of the rules' own shape: none for the rests of long rules."""
+        """The labels of each symbol in trees of the rules' own shape; the rest of a long rule has none."""
         roots = set(self.roots[1].tolist())
         return tuple(
             plain_labels(name, over_word=False) or ((name,) if number in roots else ())
@@ -138,20 +138,20 @@ class Shape:
 
     @cached_property
     def tags(self) -> tuple[str, ...]:
-        """The same right over a word."""
+        """The label of each symbol right over a word."""
         return tuple(plain_labels(name, over_word=True)[0] for name in self.symbols)
 
     def pairs(self, symbols: Int64[np.ndarray, " k"], bodies: Int64[np.ndarray, " k"]) -> Int64[np.ndarray, " k"]:
-        """Where chains from these symbols to these bodies are among all; -1 where there is no such chain."""
+        """The numbers of pairs of symbol and body that chains lead between; -1 where there is no such chain."""
         codes, wanted = self._codes, symbols * len(self.bodies) + bodies
-        found = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
-        return np.where(codes[found] == wanted, found, -1)
+        places = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+        return np.where(codes[places] == wanted, places, -1)
 
     def pair(self, symbol: int, body: int) -> int:
-        """The same of one symbol and one body."""
+        """The number of one symbol and one body; -1 without a chain."""
         low, high = int(self.first[symbol]), int(self.first[symbol + 1])
-        found = low + int(np.searchsorted(self.body[low:high], body))
-        return found if found < high and self.body[found] == body else -1
+        place = low + int(np.searchsorted(self.body[low:high], body))
+        return place if place < high and self.body[place] == body else -1
 
     @cached_property
     def _codes(self) -> Int64[np.ndarray, " pairs"]:
@@ -159,7 +159,7 @@ class Shape:
 
     @cached_property
     def hops(self) -> Int64[np.ndarray, "3 hops"]:
-        """Every unary rule before every chain that it can go before: the pair with it, the pair without, the rule."""
+        """Every way to lengthen a chain at its top by a unary rule: the longer chain's pair, the shorter one's, the rule."""
         parents, children, rules = self.unary
         counts = self.first[children + 1] - self.first[children]
         rest = np.repeat(self.first[children] - np.append(0, np.cumsum(counts)[:-1]), counts) + np.arange(counts.sum())
@@ -168,10 +168,10 @@ class Shape:
     @cached_property
     def children(self) -> dict[int, list[tuple[int, int]]]:
         """Child and rule of each symbol's unary rules."""
-        found = defaultdict(list)
+        below = defaultdict(list)
         for parent, child, rule in self.unary.T.tolist():
-            found[parent].append((child, rule))
-        return dict(found)
+            below[parent].append((child, rule))
+        return dict(below)
 
     def body_number(self, body: Body) -> int:
         """The number of a body; -1 for none."""
@@ -186,7 +186,7 @@ class _Names:
         self._made: dict[object, str] = {}
 
     def get(self, key: object, wanted: str) -> tuple[str, bool]:
-        """The name for a key, and whether it was made just now."""
+        """The name for a key, and whether it is new."""
         if key in self._made:
             return self._made[key], False
         wanted = re.sub(r"\s", "_", wanted.replace("(", "-LRB-").replace(")", "-RRB-"))

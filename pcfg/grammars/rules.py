@@ -41,7 +41,7 @@ def quote(word: Word) -> str:
 
 
 def plain_labels(symbol: str, *, over_word: bool) -> tuple[str, ...]:
-    """What a symbol of `to_binary` is called in trees of the rules' own shape; none for the rest of a long rule.
+    """The labels of a symbol of `to_binary` in trees of the rules' own shape; the rest of a long rule has none.
 
     A word beside others keeps its preterminal: a tree has no bare words. Symbols of the user's own that begin with / count
     as rests, tags that end in /1 as halves.
@@ -52,7 +52,7 @@ def plain_labels(symbol: str, *, over_word: bool) -> tuple[str, ...]:
 
 
 def symbol_names(rules: Iterable[tuple[str, Children]]) -> Iterator[str]:
-    """Every symbol of rules without their probabilities, as often as it comes."""
+    """Every symbol of some rules, as often as it occurs in them."""
     for parent, children in rules:
         yield parent
         yield from (child for child in children if isinstance(child, str))
@@ -93,7 +93,7 @@ def check_rules(rules: Sequence[Rule], start: str) -> dict[str, float]:
 
 
 def checked_rules(rules: Sequence[Rule], start: str) -> Sequence[Rule]:
-    """`check_rules`; where probabilities were rounded when they were written, each is divided by its symbol's sum.
+    """Rules that `check_rules` accepts; probabilities rounded when they were written are divided by their symbol's sum.
 
     Warns of that, with the symbol that is furthest off.
     """

@@ -51,7 +51,7 @@ class Chains:
         return self._best[pair]
 
     def only(self, pair: int) -> Chain | None:
-        """The chain of a pair that has but one, else None."""
+        """The one chain of a pair; None where it has several."""
         chain = [int(self.shape.symbol[pair])]
         while True:
             steps = [step[1] for step in self._steps(pair) if step[0] * self.origin.sums[step[1]] > 0]
@@ -63,7 +63,7 @@ class Chains:
             chain.append(int(self.shape.symbol[pair]))
 
     def few(self, pair: int) -> "_Few":
-        """A pair's chains with their probabilities, best first, found as they are asked for: there may be no end of them."""
+        """A pair's chains with their probabilities, best first, each worked out when asked for: there may be infinitely many."""
         if pair not in self._best_few:
             self._best_few[pair] = _Few(self._all(pair))
         return self._best_few[pair]
@@ -89,7 +89,7 @@ class Chains:
                     )
 
     def draw(self, pair: int, random: np.random.Generator | Random) -> Chain:
-        """A chain of a pair, as likely as it is among its chains."""
+        """A chain of a pair, drawn by its probability among them."""
         chain, sums = [int(self.shape.symbol[pair])], self.origin.sums
         while steps := self._steps(pair):
             rest = random.random() * (self.origin.ends[pair] + sum(p * sums[below] for p, below in steps))
@@ -106,21 +106,21 @@ class Chains:
         return tuple(chain)
 
     def _steps(self, pair: int) -> list[tuple[float, int]]:
-        """Unary rules that the chains of a pair can go on with: probability, and the pair below."""
+        """The first steps that chains of a pair can take: a unary rule's probability, and the pair below it."""
         if pair in self._known_steps:
             return self._known_steps[pair]
         symbol, body = int(self.shape.symbol[pair]), int(self.shape.body[pair])
-        found = [
+        steps = [
             (float(self.origin.probs[rule]), self.shape.pair(child, body))
             for child, rule in self.shape.children.get(symbol, ())
         ]
-        self._known_steps[pair] = [step for step in found if step[1] >= 0]
+        self._known_steps[pair] = [step for step in steps if step[1] >= 0]
         return self._known_steps[pair]
 
     # -- trees ---------------------------------------------------------------------------------------------------------
 
     def labels(self, pair: int, chain: Chain) -> tuple[str, ...]:
-        """What a chain is called in a tree, from the top down."""
+        """The labels of a chain in a tree, from the top down."""
         if not self.shape.spelled[self.shape.body[pair]]:
             return tuple(label for symbol in chain for label in self.shape.labels[symbol])
         above = tuple(label for symbol in chain[:-1] for label in self.shape.labels[symbol])
@@ -147,19 +147,19 @@ class Chains:
                 below = (Tree(label, below),)
             return [child for child in below if isinstance(child, Tree)]
 
-        found = tree.fold(build)
-        if len(found) != 1:
+        roots = tree.fold(build)
+        if len(roots) != 1:
             raise TreebankError(
                 f"the tree's root, {tree.label}, is a node that binarisation made: it isn't a whole parse"
             )
-        (whole,) = found
+        (whole,) = roots
         for label in self.top:
             whole = Tree(label, (whole,))
         return whole
 
     def pairs(self, tree: Tree) -> list[int]:
         """The pair of each node of a binary tree, from the leaves up, left to right."""
-        found, position, halves = list[int](), count(), self.shape.half_of
+        pairs, position, halves = list[int](), count(), self.shape.half_of
 
         def look(node: Tree, children: list[str]) -> str:
             names = [node.label] if node.is_preterminal else [node.label, *children]
@@ -174,11 +174,11 @@ class Chains:
                 raise TreebankError(
                     f"the tree has {node.label} over {' '.join(children)}, and the grammar doesn't: give a tree in its symbols"
                 )
-            found.append(pair)
+            pairs.append(pair)
             return node.label
 
         tree.fold(look)
-        return found
+        return pairs
 
     def best_plain(self, trees: Sequence[tuple[float, Tree]], k: int) -> list[tuple[float, Tree]]:
         """The k best trees of the rules' own shape.
@@ -190,18 +190,18 @@ class Chains:
         pairs = [self.pairs(tree) for _, tree in trees]
         heap = [(-score, number, 0, (0,) * len(pairs[number])) for number, (score, _) in enumerate(trees)]
         heapq.heapify(heap)
-        found: list[tuple[float, Tree]] = []
-        while heap and len(found) < k:
+        ranked: list[tuple[float, Tree]] = []
+        while heap and len(ranked) < k:
             score, number, last, ranks = heapq.heappop(heap)
             chosen = iter([self.few(pair)[rank] for pair, rank in zip(pairs[number], ranks, strict=True)])
             plain = self.plain_tree(trees[number][1], lambda _, chosen=chosen: next(chosen)[1])  # type: ignore[misc]
-            found.append((-score, plain))
+            ranked.append((-score, plain))
             for node in range(last, len(ranks)):  # each combination is come to in one order only
                 few, rank = self.few(pairs[number][node]), ranks[node] + 1
                 if few.has(rank):
                     worse = math.log(few[rank - 1][0]) - math.log(few[rank][0])
                     heapq.heappush(heap, (score + worse, number, node, (*ranks[:node], rank, *ranks[node + 1 :])))
-        return found
+        return ranked
 
     # -- marginals -----------------------------------------------------------------------------------------------------
 
@@ -259,28 +259,28 @@ class Chains:
         for label in self.top:
             phrases[0, n, labels.index(label)], deep[0, n, labels.index(label)] = 1.0, -1.0
         tags = tuple(sorted(set(shape.tags)))
-        found, single = np.zeros((n, len(tags))), j - i == 1
+        posteriors, single = np.zeros((n, len(tags))), j - i == 1
         often = hits.data[entry] * self._returns[below]
         of_tag = np.array([tags.index(name) for name in shape.tags], np.int64)
-        np.add.at(found, (i[single], of_tag[below[single]]), (often * np.nan_to_num(own))[single])
-        return PlainMarginals(labels, tags, phrases, deep, found)
+        np.add.at(posteriors, (i[single], of_tag[below[single]]), (often * np.nan_to_num(own))[single])
+        return PlainMarginals(labels, tags, phrases, deep, posteriors)
 
     @cached_property
     def _returns(self) -> Float64[np.ndarray, " K"]:
-        """How often a chain that is at a symbol is there in all."""
-        found = np.ones(len(self.shape.symbols))
-        found[self.shape.chained] = np.diag(self.origin.visits)
-        return found
+        """How often a chain that visits a symbol does so in all, on average."""
+        visits = np.ones(len(self.shape.symbols))
+        visits[self.shape.chained] = np.diag(self.origin.visits)
+        return visits
 
     def _direct(self, words: Sequence[str]) -> Float64[np.ndarray, "n K"]:
         """The probability of each word right under each symbol."""
-        found, shape = np.zeros((len(words), len(self.shape.symbols))), self.shape
+        scores, shape = np.zeros((len(words), len(self.shape.symbols))), self.shape
         symbols, bodies, rules = shape.direct
         for position, word in enumerate(words):
             number = shape.body_number(self.grammar.words[self.grammar.number_of(word, position)])
             here: Int64[np.ndarray, " k"] = np.flatnonzero(bodies == number)
-            found[position, symbols[here]] = self.origin.weights[rules[here]]
-        return found
+            scores[position, symbols[here]] = self.origin.weights[rules[here]]
+        return scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -301,13 +301,13 @@ class PlainMarginals:
 
 
 class _Few:
-    """The beginning of an endless list, kept as far as it was asked for."""
+    """A list that may be endless, worked out as far as it was asked for."""
 
     def __init__(self, chains: Iterator[tuple[float, Chain]]) -> None:
         self._chains, self._found = chains, list[tuple[float, Chain]]()
 
     def has(self, rank: int) -> bool:
-        """Whether there are so many more than `rank` (from 0)."""
+        """Whether the list has an entry `rank`, counted from 0."""
         while len(self._found) <= rank:
             more = next(self._chains, None)
             if more is None:

@@ -1,4 +1,4 @@
-"""How far a masked language model is from the best there can be: the exact posterior of the masked words.
+"""How far a masked language model is from the best prediction there can be: the exact posterior of the masked words.
 
 Where the words that stay say nothing of which of them might be wrong (every masked word is <mask>, none is swapped), no
 model's expected loss is below the entropy of that posterior (Zhao et al. 2023, section 3.3). What a model loses beyond
@@ -29,7 +29,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True, eq=False)
 class MaskedSet:
-    """Sentences with masked words, and what the grammar says of each.
+    """Sentences with masked words, and the exact posterior of each masked word by the grammar.
 
     Attributes:
         sentences: as they were; `masks` gives each one's masked positions, from 0, in order.
@@ -72,7 +72,7 @@ class MaskedSet:
         masks = tuple(_masks(len(sentence), share, count, random) for sentence in kept)
         tags = _tags(grammar, kept, masks, device, progress)
         table, optimum, entropies = grammar.lexical_table, [], []
-        words = [grammar.number_of(s[i], i) for s, found in zip(kept, masks, strict=True) for i in found]
+        words = [grammar.number_of(s[i], i) for s, places in zip(kept, masks, strict=True) for i in places]
         for rows in np.array_split(np.arange(len(words)), max(1, len(words) // 1024)):
             posterior = tags[rows] @ table
             with np.errstate(divide="ignore"):
@@ -81,9 +81,9 @@ class MaskedSet:
         return cls(grammar, kept, masks, tags, np.concatenate(optimum), np.concatenate(entropies))
 
     def measure(self, module: Any, tokenizer: Any) -> "MaskedLoss":
-        """What a masked language model of these words predicts at the masks, against the exact posterior."""
+        """The losses of a masked language model at the masks, beside those of the exact posterior."""
         ids = word_ids(self.grammar, tokenizer)
-        table, counts = self.grammar.lexical_table, [len(found) for found in self.masks]
+        table, counts = self.grammar.lexical_table, [len(places) for places in self.masks]
         first, losses, excess = np.append(0, np.cumsum(counts)), np.zeros(sum(counts)), np.zeros(sum(counts))
         for numbers in batches(self.sentences, lambda n: n * n):
             batch = [int(i) for i in numbers]
@@ -96,13 +96,13 @@ class MaskedSet:
             losses[rows] = -logs[np.arange(len(rows)), words]
             excess[rows] = -(posterior * logs).sum(1) - _entropy(posterior)
         sentence = np.repeat(np.arange(len(counts)), counts)
-        positions = np.array([p for found in self.masks for p in found])
+        positions = np.array([p for places in self.masks for p in places])
         return MaskedLoss(sentence, positions, np.repeat(counts, counts), losses, self.optimum, excess)
 
 
 @dataclass(frozen=True, eq=False)
 class MaskedLoss:
-    """A model's loss at each of M masks, in nats, beside the best there can be.
+    """A model's loss at each of M masks, in nats, and the least loss there can be.
 
     Attributes:
         sentence: number of the mask's sentence; `position` of the word in it, from 0; `masks` in that sentence.
@@ -150,7 +150,7 @@ class MaskedLoss:
 
 
 def generative(grammar: Grammar) -> Grammar:
-    """The grammar whose sentences `sample` draws: a smoothed lexicon scores words that are seen, and draws none."""
+    """The grammar without its smoothed lexicon, which scores words but can't draw any: whose sentences `sample` draws."""
     return grammar if grammar.lexicon is None else grammar.replaced(lexicon=None)
 
 
@@ -161,9 +161,9 @@ def word_ids(grammar: Grammar, tokenizer: Any) -> Int64[np.ndarray, " V"]:
     """
     if tokenizer.mask_token_id is None:
         raise GrammarError("the tokenizer has no mask token: give a masked language model")
-    found = tokenizer(list(grammar.words), add_special_tokens=False)["input_ids"]
+    tokens = tokenizer(list(grammar.words), add_special_tokens=False)["input_ids"]
     seen, bad = set[int](), []
-    for word, ids in zip(grammar.words, found, strict=True):
+    for word, ids in zip(grammar.words, tokens, strict=True):
         if len(ids) != 1 or (ids[0] == tokenizer.unk_token_id and word != tokenizer.unk_token) or ids[0] in seen:
             bad.append(word)
         else:
@@ -173,7 +173,7 @@ def word_ids(grammar: Grammar, tokenizer: Any) -> Int64[np.ndarray, " V"]:
         raise GrammarError(
             f"the word {bad[0]!r} of the grammar isn't a token of the model's own{more}: give the grammar that the model was trained on"
         )
-    return np.array([ids[0] for ids in found], np.int64)
+    return np.array([ids[0] for ids in tokens], np.int64)
 
 
 def masked_log_probs(
@@ -217,13 +217,13 @@ def _tags(
     progress: Progress,
 ) -> Float64[np.ndarray, "M T"]:
     """Posteriors of the tags at the masks, as `masked_posteriors` gives them, many sentences at once."""
-    found: list[np.ndarray] = [np.zeros(0)] * len(sentences)
+    tags: list[np.ndarray] = [np.zeros(0)] * len(sentences)
     for done, chart, numbers in masked_charts(grammar, sentences, masks, device):
         posteriors = chart.tag_posteriors.cpu().double().numpy()
         for row, i in enumerate(numbers):
-            found[i] = posteriors[row, list(masks[i])]
+            tags[i] = posteriors[row, list(masks[i])]
         progress(done, len(sentences), "exact posteriors of masked words")
-    return np.concatenate(found)
+    return np.concatenate(tags)
 
 
 def masked_charts(

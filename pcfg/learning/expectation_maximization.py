@@ -57,10 +57,10 @@ class Fitted(Result):
     def summary(self) -> list[str]:
         """How many rounds, and what they did for the likelihood of a word."""
         first, last = self.log_likelihoods[[0, -1]] / max(1, self.words)
-        found = [
+        lines = [
             f"{self.rounds} rounds of expectation-maximisation took the log-likelihood of a word from {first:.4f} to {last:.4f} nats."
         ]
-        return [*found, f"{len(self.left_out):,} sentences without a parse were left out."] if self.left_out else found
+        return [*lines, f"{len(self.left_out):,} sentences without a parse were left out."] if self.left_out else lines
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """A row for each number of rounds done, from none on."""
@@ -168,7 +168,7 @@ def fit(
 
 
 def _normalised(grammar: Grammar) -> Grammar:
-    """Sums of exactly 1 where they were 1 within what a grammar is allowed to be off: else the first round could lose."""
+    """The grammar with sums of exactly 1, not just within the tolerance: else the first round could lower the likelihood."""
     if grammar.origin is not None:
         origin = grammar.origin
         sums = np.bincount(origin.parents, origin.probs)
@@ -238,7 +238,7 @@ def maximised(grammar: Grammar, counts: Counts, smoothing: float = 0.0) -> Gramm
 
 
 def _of_origin(grammar: Grammar, origin: Origin) -> Grammar:
-    """The same grammar of rules with other probabilities."""
+    """The grammar with other probabilities of the rules that it was made from."""
     places = grammar.places
     made = grammar.replaced(**places.arrays(origin, grammar), origin=origin)  # type: ignore[union-attr]
     made.__dict__["places"] = places  # they are the same, and take a while
@@ -251,7 +251,7 @@ def _relative(
     groups: Integer[np.ndarray, " K"],
     smoothing: float,
 ) -> Float64[np.ndarray, " K"]:
-    """Counts over their group's sum; old probabilities where there is none."""
+    """Counts over their group's sum; the old probabilities where a group has no counts."""
     counts = counts + smoothing * (old > 0)
     totals = np.bincount(groups, counts)[groups]
     shares = counts / np.where(totals > _LEAST_COUNT, totals, 1.0)
@@ -259,7 +259,7 @@ def _relative(
 
 
 def _batches(sentences: Sequence[Sequence[str]], symbols: int) -> Iterator[list[int]]:
-    """Numbers of sentences of about the same length, as many as go well together, longest first (so memory is found out)."""
+    """Batches of sentences' numbers, of about the same length, longest first: what takes too much memory fails at once."""
     order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
     while order:
         longest = max(1, len(sentences[order[0]]))
@@ -283,7 +283,7 @@ def check_smoothing(smoothing: float) -> None:
 
 
 def check_sentences(grammar: Grammar, sentences: Sequence[Sequence[str]]) -> None:
-    """Find an unknown word before hours are spent on the sentences before it."""
+    """Raise for no sentences and for an unknown word, before hours are spent on the sentences before it."""
     if not len(sentences):
         raise OptionError("there are no sentences to count in: give at least one")
     check_words(grammar, sentences, "the sentences", unit="sentence")

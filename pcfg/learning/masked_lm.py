@@ -166,7 +166,7 @@ class Trainer:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Within it steps can be made: the model learns, and on a card everything runs beside the default stream."""
+        """Put the model into training for the steps made in the block; on a card they run beside the default stream."""
         implementation = self.module.config._attn_implementation
         if self._card:  # the fused kernels add gradients up in an order that changes from run to run
             self.module.set_attn_implementation("eager")
@@ -224,7 +224,7 @@ class Trainer:
         replace_bytes(folder / STATE, save(whole, metadata=note))
 
     def load(self, folder: Path) -> list[dict[str, Any]]:
-        """Take up what `save` left, where it left anything; the history. Raises StateError for a damaged file."""
+        """Set everything to what `save` left, where it left anything, and return the history. Raises StateError for a damaged file."""
         file = folder / STATE
         if not file.exists():
             return []
@@ -301,5 +301,5 @@ class Trainer:
 
 
 def step_seed(seed: int, step: int) -> int:
-    """A seed for the chance of one step, far from those of its neighbours."""
+    """A seed for one step's random choices, unrelated to those of its neighbours."""
     return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -176,7 +176,7 @@ def _held_out(grammar: Grammar, recipe: PretrainRecipe, seed: int) -> list[list[
 
 
 def _untrained(settings: Any, seed: int) -> Any:
-    """A RoBERTa with the weights that it begins with, which the seed decides."""
+    """A RoBERTa with random weights, which the seed decides."""
     from transformers import RobertaForMaskedLM, set_seed
 
     set_seed(seed)
@@ -204,7 +204,7 @@ def _report_of_training(
 def _train(
     trainer: Trainer, small: MaskedSet, words: Any, folder: Path | None, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Every step that is left; the excess loss at each tenth of the way. The state is kept in `folder` now and then."""
+    """Make the steps that are left and return the excess loss at each tenth of the way; the state is saved every minute."""
     optimum, steps = float(small.entropies.mean()), trainer.steps
     tenths = {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}
     history = [] if folder is None else trainer.load(folder)
@@ -225,7 +225,7 @@ def _train(
 
 
 def _seen_share(held_out: list[list[str]], drawn: Samples) -> float:
-    """The share of held-out sentences that training had too; most are told apart by a hash, without making word lists."""
+    """The share of held-out sentences that are among those trained on; hashes rule most out without word lists."""
     numbers = drawn.grammar.word_numbers
     asked = [np.array([numbers[word] for word in sentence], np.int32) for sentence in held_out]
     bounds = np.append(0, np.cumsum([len(sentence) for sentence in asked]))

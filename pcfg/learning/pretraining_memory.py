@@ -28,7 +28,7 @@ def pretrain_need(
     seed: int = 0,
     device: Device | None = None,
 ) -> Need:
-    """What `pretrain` with these arguments needs at once: its model is built without weights, and few sentences are drawn."""
+    """The memory that `pretrain` with these arguments needs at once; no weights are made and few sentences drawn for it."""
     from torch._subclasses import FakeTensorMode
     from transformers import RobertaForMaskedLM
 
@@ -63,19 +63,17 @@ def pretrain_need(
     each, more = (4, 16) if place.type == "cuda" else (16, 40)
     charts = 8 * min(MOST_NUMBERS, largest)
     known = {"weights": weights, "AdamW": 2 * weights, "gradients": weights}
-    found = Need.of_peak(
+    need = Need.of_peak(
         "pretraining", place, known, peak, _LOWER, {"model": weights, "state to go on from": 3 * weights}
     )
     # Charts are made before and after training, when there are no gradients and activations.
-    beyond = max(0, charts - weights - found.parts["activations"])
-    parts = {**found.parts, "sentences": each * count + more * recipe.sentences, "charts beyond those": beyond}
-    return Need(
-        found.what, place, {name: size for name, size in parts.items() if size}, _LOWER, found.files, found.note
-    )
+    beyond = max(0, charts - weights - need.parts["activations"])
+    parts = {**need.parts, "sentences": each * count + more * recipe.sentences, "charts beyond those": beyond}
+    return Need(need.what, place, {name: size for name, size in parts.items() if size}, _LOWER, need.files, need.note)
 
 
 def check_memory(settings: Any, recipe: PretrainRecipe, find: Callable[[], Need], place: torch.device) -> None:
-    """Refuse what the device's memory can't hold, by `find`, which isn't asked where a bound from the sizes is free.
+    """Refuse what the device's memory can't hold, as `find` says; it isn't asked where a bound from the sizes fits.
 
     Raises OptionError, with both sizes and what to lower.
     """

@@ -11,7 +11,7 @@ from surgery.jsonfile import parse_loose
 
 @dataclass(frozen=True)
 class PretrainRecipe:
-    """What to train, and how. Raises OptionError for a value out of its range.
+    """Model, sentences and training. Raises OptionError for a value out of its range.
 
     Attributes:
         layers, heads, width: of the RoBERTa encoder; feed-forward layers are four times as wide.
@@ -50,14 +50,14 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     path = path / "config.json" if path.is_dir() else path
     try:
-        found = parse_loose(path.read_bytes())
+        content = parse_loose(path.read_bytes())
     except OSError as error:
         raise OptionError(f"{path} can't be read: {error.strerror}") from None
     except ValueError as error:
         raise OptionError(f"{path} isn't JSON ({error}): name a RoBERTa's config.json") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise OptionError(f"{path} isn't a JSON object: name a RoBERTa's config.json")
-    return found
+    return content
 
 
 def configured(recipe: PretrainRecipe, given: dict[str, Any] | None, words: Any) -> Any:

@@ -21,7 +21,7 @@ def prune(
     device: Device | None = None,
     workers: int = 1,
 ) -> Grammar:
-    """Only the nonterminals used most: rules with any other go, the rest is renormalised, useless symbols go too.
+    """A smaller grammar of the nonterminals used most: rules with any other go, the rest is renormalised.
 
     Of a grammar made from rules of any shape, these are symbols of its binary form: unary chains aren't known afterwards.
 
@@ -60,7 +60,7 @@ def expected_uses(grammar: Grammar) -> Float64[np.ndarray, " N"]:
 
 
 def _restricted(grammar: Grammar, kept: Bool[np.ndarray, " S"]) -> Grammar:
-    """Only some symbols, among which all preterminals, and of them those that derive words, renormalised."""
+    """The grammar over some symbols, all preterminals among them; those that then derive no words go too."""
     n = len(grammar.nonterminals)
     inner = kept[grammar.parents] & kept[grammar.left] & kept[grammar.right] & (grammar.rule_probs > 0)
     columns = (grammar.parents, grammar.left, grammar.right, grammar.rule_probs)

@@ -31,7 +31,7 @@ def fit_file(
     on_round: Callable[[int, float], None] = lambda done, log_likelihood: None,
     progress: Progress = silent,
 ) -> Fitted:
-    """`fit` into a grammar file, kept after each round in `<output>.partial`, from where the same call goes on.
+    """Fit a grammar into a file; each round is kept in `<output>.partial`, from where the same call goes on after a kill.
 
     Args:
         on_round: called with how many rounds are done and the log-likelihood of the text then.
@@ -59,8 +59,8 @@ def fit_file(
 
         if len(likelihoods) < rounds:
             options = {"workers": workers, "device": device, "on_round": keep, "progress": progress}
-            found = fit(grammar, sentences, rounds - len(likelihoods), smoothing=smoothing, **options)  # type: ignore[arg-type]
-            grammar, last, left_out = found.grammar, float(found.log_likelihoods[-1]), found.left_out
+            fitted = fit(grammar, sentences, rounds - len(likelihoods), smoothing=smoothing, **options)  # type: ignore[arg-type]
+            grammar, last, left_out = fitted.grammar, float(fitted.log_likelihoods[-1]), fitted.left_out
         else:  # stopped after the last round
             counts = expected_counts(grammar, sentences, workers=workers, device=device)
             last, left_out = counts.log_likelihood, counts.left_out

@@ -47,7 +47,7 @@ def from_trees(trees: Sequence[Tree], *, smoothing: float = 0.0) -> Grammar:
 
 
 def _smooth(roots: Counter[str], rules: Counter[tuple[str, str, str]], lexical: Counter[tuple[str, str]]) -> None:
-    """Enter every rule that the symbols and words allow, with a count of 0 where there was none."""
+    """Add every rule that the symbols and words allow, with a count of 0."""
     parents, tags, words = ({key[place] for key in table} for table, place in ((rules, 0), (lexical, 0), (lexical, 1)))
     symbols = sorted(parents) + sorted(tags)
     possible = len(parents) * len(symbols) ** 2 + len(tags) * len(words)
@@ -61,7 +61,7 @@ def _smooth(roots: Counter[str], rules: Counter[tuple[str, str, str]], lexical: 
 
 
 def _shares(counts: Counter[Any], smoothing: float) -> dict[Any, float]:
-    """Counts as shares of all with the same parent; of all, for roots."""
+    """Each count as a share of those with the same parent; a root's, of all roots."""
     parents = {key: key[0] if isinstance(key, tuple) else "" for key in counts}
     totals: Counter[str] = Counter()
     for key, count in counts.items():

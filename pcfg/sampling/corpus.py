@@ -25,7 +25,7 @@ REPORT = "report.json"
 
 
 class _Drawn(TypedDict):
-    """The report of a shard."""
+    """Sizes of a shard, as its report holds them."""
 
     parts: dict[str, int]
     words: int
@@ -35,7 +35,7 @@ class _Drawn(TypedDict):
 
 @dataclass(frozen=True)
 class Corpus:
-    """What was drawn: how many sentences each part has, by which method, and the share of free draws within the limit."""
+    """Sizes of a corpus on disk: sentences of each part, words, the method, and the share of free draws within the limit."""
 
     parts: dict[str, int]
     words: int
@@ -129,9 +129,9 @@ def _join(shards: Sequence[Path], parts: Sequence[str], output: Path, *, dataset
         _join_datasets([shard / "dataset" for shard in shards], output / "dataset")
 
 
-def _corpus(found: Sequence[Mapping[str, Any]]) -> Corpus:
-    parts = {name: sum(shard["parts"].get(name, 0) for shard in found) for name in found[0]["parts"]}
-    return Corpus(parts, sum(shard["words"] for shard in found), found[0]["method"], found[0]["acceptance"])
+def _corpus(shards: Sequence[Mapping[str, Any]]) -> Corpus:
+    parts = {name: sum(shard["parts"].get(name, 0) for shard in shards) for name in shards[0]["parts"]}
+    return Corpus(parts, sum(shard["words"] for shard in shards), shards[0]["method"], shards[0]["acceptance"])
 
 
 def _join_datasets(folders: Sequence[Path], output: Path) -> None:

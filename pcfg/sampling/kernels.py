@@ -65,7 +65,7 @@ def _mix(x):
 @compiled(inline="always")
 @no_type_check
 def _stream(seed, number):
-    """Where sentence `number`'s own stream of random numbers begins."""
+    """The state that sentence `number`'s own stream of random numbers begins with."""
     return _mix(_mix(seed + np.uint64(0x9E3779B97F4A7C15)) + np.uint64(number) * np.uint64(0xD1342543DE82EF95))
 
 
@@ -134,14 +134,14 @@ def draw_freely(bounds, threshold, alias, left, right, tokens, roots, seed, firs
 
 @compiled()
 @no_type_check
-def fill_lengths(parents, probs, pairs, number, found):
-    """found[A, l] = sum over rules p(A -> B C) sum over k found[B, k] found[C, l - k]."""
+def fill_lengths(parents, probs, pairs, number, lengths):
+    """lengths[A, l] = sum over rules p(A -> B C) sum over k lengths[B, k] lengths[C, l - k]."""
     both = np.empty(len(pairs))
-    for length in range(2, found.shape[1]):
+    for length in range(2, lengths.shape[1]):
         for pair in range(len(pairs)):
-            both[pair] = _split_weights(found[pairs[pair, 0]], found[pairs[pair, 1]], length)
+            both[pair] = _split_weights(lengths[pairs[pair, 0]], lengths[pairs[pair, 1]], length)
         for rule in range(len(parents)):
-            found[parents[rule], length] += probs[rule] * both[number[rule]]
+            lengths[parents[rule], length] += probs[rule] * both[number[rule]]
 
 
 @compiled()
@@ -222,10 +222,10 @@ def draw_by_length(
 @no_type_check
 def hashes(words, offsets, seed):
     """A number in [0, 1) for each sentence, made of its words and the seed."""
-    found = np.empty(len(offsets) - 1)
-    for number in range(len(found)):
+    values = np.empty(len(offsets) - 1)
+    for number in range(len(values)):
         state = _stream(seed, offsets[number + 1] - offsets[number])
         for place in range(offsets[number], offsets[number + 1]):
             state = _mix(state ^ np.uint64(words[place] + 1)) + np.uint64(0x9E3779B97F4A7C15)
-        found[number] = _uniform(state)
-    return found
+        values[number] = _uniform(state)
+    return values

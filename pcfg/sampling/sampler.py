@@ -70,21 +70,21 @@ def length_distribution(grammar: Grammar, max_length: int) -> Float64[np.ndarray
 
 
 def inside_lengths(grammar: Grammar, max_length: int) -> Float64[np.ndarray, "S lengths"]:
-    """The probability that each symbol derives so many words.
+    """The probability that each symbol derives 0, 1, ... max_length words.
 
     One pass over lengths; products for a pair of children are shared by all rules over it: O(pairs L^2 + R L).
     """
     if max_length < 1:
         raise OptionError(f"a limit of {max_length} words leaves no sentence: allow 1 or more")
     pairs, number = _pairs(grammar)
-    found = np.zeros((len(grammar.symbols), max_length + 1))
-    found[len(grammar.nonterminals) :, 1] = 1.0
-    fill_lengths(grammar.parents, grammar.rule_probs, pairs, number, found)
-    return found
+    lengths = np.zeros((len(grammar.symbols), max_length + 1))
+    lengths[len(grammar.nonterminals) :, 1] = 1.0
+    fill_lengths(grammar.parents, grammar.rule_probs, pairs, number, lengths)
+    return lengths
 
 
 def _pairs(grammar: Grammar) -> tuple[Int32[np.ndarray, "pairs 2"], Int64[np.ndarray, " R"]]:
-    """The different pairs of children, and each rule's."""
+    """The different pairs of children, and the number of each rule's pair."""
     symbols = len(grammar.symbols)
     codes, number = np.unique(grammar.left.astype(np.int64) * symbols + grammar.right, return_inverse=True)
     return np.stack([codes // symbols, codes % symbols], 1).astype(np.int32), number.astype(np.int64)

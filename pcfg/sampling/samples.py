@@ -121,10 +121,10 @@ class Samples(Result):
             for name in reversed(names):
                 below = (Tree(name, below),)
             made.append(below)
-        (found,) = made[0]
+        (whole,) = made[0]
         for name in self._top(plain):
-            found = Tree(name, (found,))
-        return found  # type: ignore[return-value]
+            whole = Tree(name, (whole,))
+        return whole  # type: ignore[return-value]
 
     def bracketed(self, number: int, *, plain: bool = False) -> str:
         """The tree of a sentence in one line of brackets, as in `str(samples.tree(number))` but faster.
@@ -189,10 +189,10 @@ class Samples(Result):
         return self._written(self._plain_labels)
 
     def _written(self, labels: Sequence[tuple[str, ...] | None]) -> _Pieces:
-        """What each step writes, and what each binary rule writes after its children; nothing where that is drawn."""
+        """What each rule writes before its children and, if it is binary, after them; nothing where labels are drawn."""
         same: dict[str, str] = {}  # one copy of each, as rules are many and labels few
-        found = [self._piece(step, names or ()) for step, names in enumerate(labels)]
-        return [same.setdefault(head, head) for head, _ in found], [same.setdefault(tail, tail) for _, tail in found]
+        pieces = [self._piece(step, names or ()) for step, names in enumerate(labels)]
+        return [same.setdefault(head, head) for head, _ in pieces], [same.setdefault(tail, tail) for _, tail in pieces]
 
     def _piece(self, step: int, labels: Sequence[str]) -> tuple[str, str]:
         opened, closed, binary = (
@@ -216,16 +216,16 @@ class Samples(Result):
 
     @cached_property
     def _plain_labels(self) -> list[tuple[str, ...] | None]:
-        """What each step is called in the form of what the grammar was made from; None where it may be several things."""
+        """The labels of each rule in the form of what the grammar was made from; None where one of several chains is drawn."""
         grammar, chains = self.grammar, self.grammar.chains
         if chains is None:
             return [tuple(grammar.plain_labels[grammar.symbols[head]]) for head in self._heads]
-        found = ((pair, chains.only(pair)) for pair in self._pairs)
-        return [None if chain is None else chains.labels(pair, chain) for pair, chain in found]
+        chosen = ((pair, chains.only(pair)) for pair in self._pairs)
+        return [None if chain is None else chains.labels(pair, chain) for pair, chain in chosen]
 
     @cached_property
     def _drawn(self) -> bool:
-        """Whether any of those is."""
+        """Whether any rule stands for several chains, one of which is drawn."""
         return bool(self._drawn_steps.any())
 
     @cached_property
@@ -239,12 +239,12 @@ class Samples(Result):
 
     @cached_property
     def _pairs(self) -> list[int]:
-        """Symbol and body that each step has in the rules that the grammar was made from."""
+        """The pair of symbol and body (`Shape`) of each rule, in the rules that the grammar was made from."""
         places = self.grammar.places
         return [] if places is None else np.append(places.rules, places.words).tolist()
 
     def _labels(self, number: int, plain: bool) -> list[tuple[str, ...]]:
-        """What each step of a sentence is called."""
+        """The labels of each step of a sentence."""
         table = self._plain_labels if plain else self._own_labels
         labels = [table[step] for step in self._steps(number).tolist()]
         if plain:
@@ -253,7 +253,7 @@ class Samples(Result):
         return labels
 
     def _draws(self, number: int) -> dict[int, tuple[str, ...]]:
-        """What the steps of a sentence that may be called several things are called, by their places."""
+        """The drawn labels of a sentence's steps that may be one of several chains, by place."""
         chains = self.grammar.chains
         if chains is None or not self._drawn:
             return {}
@@ -277,7 +277,7 @@ class Samples(Result):
 def _gather(
     values: Int32[np.ndarray, " K"], offsets: Int64[np.ndarray, " bounds"], numbers: Int64[np.ndarray, " some"]
 ) -> tuple[Int32[np.ndarray, " k"], Int64[np.ndarray, " ends"]]:
-    """The stretches with these numbers, one after another."""
+    """Some stretches of an array in the order given, and where each begins."""
     sizes = offsets[numbers + 1] - offsets[numbers]
     new = np.append(0, np.cumsum(sizes))
     return values[np.repeat(offsets[numbers] - new[:-1], sizes) + np.arange(new[-1])], new

@@ -15,13 +15,13 @@ MODEL = "benepar_en3"
 
 @runtime_checkable
 class Parser(Protocol):
-    """What is asked of a parser: benepar's own, or anything that parses lists of words to `nltk.Tree`."""
+    """A parser as benepar's: anything that parses lists of words to `nltk.Tree`."""
 
     def parse_sents(self, sents: Any) -> Any:
         """A tree for each list of words, in order."""
 
 
-def neural_parser(model: str = MODEL, batch_size: int = 64) -> Parser:
+def benepar_parser(model: str = MODEL, batch_size: int = 64) -> Parser:
     """benepar with a model by name, as `python -c "import benepar; benepar.download('benepar_en3')"` fetches it, or by path.
 
     Raises MissingPackageError without the package, PcfgError for a model that can't be loaded.
@@ -42,24 +42,24 @@ def neural_parser(model: str = MODEL, batch_size: int = 64) -> Parser:
         ) from None
 
 
-def neural_trees(
+def benepar_trees(
     sentences: Sequence[Sequence[str]],
     parser: Parser | None = None,
     *,
     batch_size: int = 64,
     progress: Progress = silent,
 ) -> list[Tree | None]:
-    """A tree for each sentence, cleaned as trees are for scoring (`treebank.clean`); None for one of no words.
+    """A tree for each sentence, cleaned as trees are for scoring (`cleaning.clean`); None for one of no words.
 
     Brackets among the words are written as in the Penn Treebank: -LRB-.
 
     Args:
-        parser: by default `neural_parser()`.
+        parser: by default `benepar_parser()`.
 
     Raises PcfgError when the parser gives a tree of other words.
     """
-    chosen = neural_parser(batch_size=batch_size) if parser is None else parser
-    found: list[Tree | None] = [None] * len(sentences)
+    chosen = benepar_parser(batch_size=batch_size) if parser is None else parser
+    cleaned: list[Tree | None] = [None] * len(sentences)
     numbers = [number for number, sentence in enumerate(sentences) if sentence]
     progress(0, len(numbers), "parsing")
     for first in range(0, len(numbers), batch_size):
@@ -68,15 +68,15 @@ def neural_trees(
             warnings.filterwarnings("ignore", message=".*arg_constraints")  # of torch, about torch-struct in benepar
             trees = list(chosen.parse_sents([list(sentences[n]) for n in some]))
         for number, parsed in zip(some, trees, strict=True):
-            found[number] = clean(_escaped(parsed), collapse=False)
+            cleaned[number] = clean(_escaped(parsed), collapse=False)
             words = [escape_brackets(word) for word in sentences[number]]
-            tree = found[number]
+            tree = cleaned[number]
             if tree is None or tree.words() != words:
                 raise PcfgError(
                     f"the parser gave a tree of other words for sentence {number + 1}: use a model for words as they are"
                 )
         progress(first + len(some), len(numbers), "parsing")
-    return found
+    return cleaned
 
 
 def _escaped(tree: Any) -> Tree:

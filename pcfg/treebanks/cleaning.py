@@ -42,7 +42,7 @@ def clean(tree: Tree, *, collapse: bool = True, cut_labels: bool | None = None) 
 
 
 def clean_trees(trees: Iterable[Tree], *, collapse: bool = True, cut_labels: bool | None = None) -> list[Tree]:
-    """`clean` of each tree, without those that hold no word; with None, all decide together whether labels are cut."""
+    """`clean` of each tree; those that hold no word go. Without `cut_labels`, labels are cut in all trees or in none."""
     bank = list(trees)
     cut = has_functions(bank) if cut_labels is None else cut_labels
     return [cleaned for tree in bank if (cleaned := clean(tree, collapse=collapse, cut_labels=cut)) is not None]

@@ -177,13 +177,13 @@ def score_labelled(gold: Sequence[Tree], parses: Sequence[Tree | None], *, keep_
     for wanted, parse in _pairs(gold, parses):
         before = places(wanted.tags(), PUNCTUATION)
         reference = _brackets(wanted, before, keep_labels)
-        found = Counter[tuple[str, int, int]]() if parse is None else _brackets(parse, before, keep_labels)
+        brackets = Counter[tuple[str, int, int]]() if parse is None else _brackets(parse, before, keep_labels)
         counts = {
             "sentences": 1,
             "unparsed": int(parse is None),
-            "complete": int(parse is not None and found == reference),
-            "matched": (found & reference).total(),
-            "predicted": found.total(),
+            "complete": int(parse is not None and brackets == reference),
+            "matched": (brackets & reference).total(),
+            "predicted": brackets.total(),
             "gold": reference.total(),
         }
         everything.update(counts)
@@ -232,13 +232,13 @@ def read_pairs(gold: str | Path, parses: str | Path) -> tuple[list[Tree], list[T
     Lines that are empty in both files are no sentences; nor are empty lines of a gold file that has more of them than the
     other, and those at the end of the parses that go beyond the gold trees.
     """
-    wanted, found = read_parses(gold), read_parses(parses)
-    if len(wanted) != len(found):
+    wanted, given = read_parses(gold), read_parses(parses)
+    if len(wanted) != len(given):
         trees = read_trees(gold)
-        while len(found) > len(trees) and found[-1] is None:
-            found.pop()
-        return trees, found
-    both = [(tree, parse) for tree, parse in zip(wanted, found, strict=True) if tree or parse]
+        while len(given) > len(trees) and given[-1] is None:
+            given.pop()
+        return trees, given
+    both = [(tree, parse) for tree, parse in zip(wanted, given, strict=True) if tree or parse]
     for number, (tree, _) in enumerate(both, 1):
         if tree is None:
             raise TreebankError(f"{gold}: there is no tree for parse {number} of {parses}: leave the parse out")
@@ -256,14 +256,14 @@ def _pairs(gold: Sequence[Tree], parses: Sequence[Tree | None]) -> list[tuple[Tr
         )
     pairs = []
     for number, (wanted, parse) in enumerate(zip(gold, parses, strict=True), 1):
-        tree, found = (each and clean(each, collapse=False, cut_labels=False) for each in (wanted, parse))
+        tree, parsed = (each and clean(each, collapse=False, cut_labels=False) for each in (wanted, parse))
         if tree is None:
             raise TreebankError(f"gold tree {number} holds no words: leave it out")
-        if found is not None and found.words() != tree.words():
+        if parsed is not None and parsed.words() != tree.words():
             raise TreebankError(
-                f"sentence {number} isn't the same in both: gold {_begin(tree)!r}, parse {_begin(found)!r}"
+                f"sentence {number} isn't the same in both: gold {_begin(tree)!r}, parse {_begin(parsed)!r}"
             )
-        pairs.append((tree, found))
+        pairs.append((tree, parsed))
     return pairs
 
 
@@ -274,12 +274,12 @@ def _begin(tree: Tree) -> str:
 
 def _brackets(tree: Tree, before: Sequence[int], keep_labels: bool) -> Counter[tuple[str, int, int]]:
     """Labelled spans over the words that count, without TOP."""
-    found = Counter[tuple[str, int, int]]()
+    brackets = Counter[tuple[str, int, int]]()
     for label, start, end in tree.spans():
         name = label if keep_labels else re.split("[-=]", label, maxsplit=1)[0]
         if before[start] < before[end] and label and name not in _DELETED:
-            found["ADVP" if name == "PRT" else name, before[start], before[end]] += 1
-    return found
+            brackets["ADVP" if name == "PRT" else name, before[start], before[end]] += 1
+    return brackets
 
 
 def inner_spans(spans: Iterable[tuple[object, int, int]], before: Sequence[int]) -> set[tuple[int, int]]:

@@ -20,7 +20,7 @@ _ENDINGS = ("ing", "ion", "ity", "est", "ed", "er", "ly", "al", "s", "y")
 
 
 def signatures(word: str, position: int) -> tuple[str, ...]:
-    """What an unknown word looks like, from fine to coarse; the last one, `<unk>`, fits every word.
+    """The classes that an unknown word's form falls into, from fine to coarse; the last, `<unk>`, takes every word.
 
     The parts: capitals (and whether they may come from standing first), digits, hyphen, ending.
 
@@ -183,7 +183,7 @@ class SmoothedLexicon:
         return dense
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can hold it, exactly."""
+        """The tables as JSON, to the last bit."""
         return {
             "words": list(self.forms[: self.word_count]),
             "signatures": list(self.forms[self.word_count :]),
@@ -196,7 +196,7 @@ class SmoothedLexicon:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "SmoothedLexicon":
-        """What `to_json` gave. Raises TreebankError when something is missing or doesn't fit together."""
+        """Read what `to_json` gave. Raises TreebankError when something is missing or doesn't fit together."""
         try:
             words, named = content["words"], content["signatures"]
             made = cls(

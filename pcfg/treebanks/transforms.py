@@ -93,10 +93,10 @@ def relabelled(tree: Tree, labels_of: Callable[[str], Sequence[str]]) -> Tree:
             below = (Tree(label, below),)
         return [child for child in below if isinstance(child, Tree)]
 
-    found = tree.fold(build)
-    if len(found) != 1:
+    roots = tree.fold(build)
+    if len(roots) != 1:
         raise TreebankError(f"the tree's root, {tree.label}, is a node that binarisation made: it isn't a whole parse")
-    return found[0]
+    return roots[0]
 
 
 def is_made(label: str) -> bool:

@@ -35,7 +35,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tree:
-    """A node: a label over either one word (a preterminal) or one or more nodes.
+    """A tree, as its root: a label over either one word (a preterminal) or one or more nodes.
 
     Two trees are equal when all their labels, words and shapes are. Raises TreebankError for a node over nothing, and for
     a word beside others, which would be lost.
@@ -60,10 +60,10 @@ class Tree:
     @classmethod
     def parse(cls, text: str) -> "Tree":
         """The one tree in a text: `Tree.parse("(S (NP (PRP It)) (VP (VBZ is)))")`."""
-        found = parse_trees(text)
-        if len(found) != 1:
-            raise TreebankError(f"one bracketed tree was expected, and the text holds {len(found)}: {text[:60]!r}")
-        return found[0]
+        trees = parse_trees(text)
+        if len(trees) != 1:
+            raise TreebankError(f"one bracketed tree was expected, and the text holds {len(trees)}: {text[:60]!r}")
+        return trees[0]
 
     @classmethod
     def from_nltk(cls, tree: "nltk.Tree") -> "Tree":
@@ -115,20 +115,20 @@ class Tree:
 
     def spans(self) -> list[Span]:
         """Every node above the tags, each before its children, left to right; one span can come twice (unary chains)."""
-        found: list[Span] = []
-        stack: list[Tree | int] = [self]  # a number says that the node found[number] ends here
+        spans: list[Span] = []
+        stack: list[Tree | int] = [self]  # a number says that the node spans[number] ends here
         position = 0
         while stack:
             node = stack.pop()
             if isinstance(node, int):
-                found[node] = found[node]._replace(end=position)
+                spans[node] = spans[node]._replace(end=position)
             elif node.is_preterminal:
                 position += 1
             else:
-                stack.append(len(found))
-                found.append(Span(node.label, position, position))
+                stack.append(len(spans))
+                spans.append(Span(node.label, position, position))
                 stack.extend(child for child in reversed(node.children) if isinstance(child, Tree))
-        return found
+        return spans
 
     def fold(self, build: Callable[["Tree", list[Any]], Value]) -> Value:
         """Build a value from the leaves up: `build(node, values of its children)`; a word's value is the word."""
@@ -259,16 +259,16 @@ def read_parses(path: str | Path) -> list[Tree | None]:
     return [_one(list(_parse(line, source, number))) for number, line in enumerate(lines, 1)]
 
 
-def _one(found: list[Tree | None]) -> Tree | None:
-    trees = [tree for tree in found if tree is not None]
+def _one(parses: list[Tree | None]) -> Tree | None:
+    trees = [tree for tree in parses if tree is not None]
     return Tree("TOP", tuple(trees)) if len(trees) > 1 else trees[0] if trees else None
 
 
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    found = (file for file in path.rglob("*") if file.suffix.lower() in _KINDS and file.is_file())
-    files = sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    paths = (file for file in path.rglob("*") if file.suffix.lower() in _KINDS and file.is_file())
+    files = sorted(file for file in paths if not any(part.startswith(".") for part in file.relative_to(path).parts))
     if not files:
         raise TreebankError(
             f"the folder {path} holds no {' or '.join(_KINDS)} files: name one that holds trees, or a file"

@@ -9,7 +9,7 @@ import torch
 
 from cli.main import main
 from pcfg.errors import MissingPackageError, PcfgError
-from pcfg.treebanks.benepar import neural_parser, neural_trees
+from pcfg.treebanks.benepar import benepar_parser, benepar_trees
 from pcfg.treebanks.trees import Tree, read_trees
 
 SENTENCES = [["the", "dog", "saw", "a", "man", "(", "here", ")"], [], ["stars"], ["a", "dog", "{x}"]]
@@ -46,7 +46,7 @@ def model(tmp_path_factory):
 
 def test_benepars_trees_are_cleaned_and_keep_their_words(model):
     told = []
-    trees = neural_trees(SENTENCES, neural_parser(str(model)), batch_size=2, progress=lambda *a: told.append(a[:2]))
+    trees = benepar_trees(SENTENCES, benepar_parser(str(model)), batch_size=2, progress=lambda *a: told.append(a[:2]))
     assert trees[1] is None and told == [(0, 3), (2, 3), (3, 3)]
     assert trees[0].words() == ["the", "dog", "saw", "a", "man", "-LRB-", "here", "-RRB-"]
     assert trees[2].words() == ["stars"] and trees[3].words()[2] == "-LCB-x-RCB-"
@@ -57,13 +57,13 @@ def test_benepars_trees_are_cleaned_and_keep_their_words(model):
 
 def test_a_model_that_isnt_there():
     with pytest.raises(PcfgError, match=r"the parser no_such_model can't be loaded .*benepar.download"):
-        neural_parser("no_such_model")
+        benepar_parser("no_such_model")
 
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "benepar", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'surgery\[benepar\]'"):
-        neural_trees(SENTENCES)
+        benepar_trees(SENTENCES)
 
 
 def test_a_parser_that_changes_words_is_found_out():
@@ -71,9 +71,9 @@ def test_a_parser_that_changes_words_is_found_out():
         def parse_sents(self, sents):
             return [nltk.Tree("S", [nltk.Tree("NN", [word.lower()]) for word in words]) for words in sents]
 
-    assert str(neural_trees([["a", "b"]], Changing())[0]) == "(S (NN a) (NN b))"
+    assert str(benepar_trees([["a", "b"]], Changing())[0]) == "(S (NN a) (NN b))"
     with pytest.raises(PcfgError, match="other words for sentence 2"):
-        neural_trees([["a"], ["B"]], Changing())
+        benepar_trees([["a"], ["B"]], Changing())
 
 
 def test_raw_text_from_the_shell(model, tmp_path, monkeypatch, capsys):
