@@ -6,12 +6,14 @@ READY := $(VENV)/.ready
 # A process a core, each with one thread: threads that wait for each other cost more than they bring.
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
-.PHONY: help demo test unit lint bench gpu clean
+.PHONY: help demo test unit lint docs notebooks bench gpu clean
 
 help:
 	@echo "make demo   find and graft a skill in MiniLM, about a minute after set-up"
 	@echo "make test   every check and test, real checkpoints included"
 	@echo "make unit   lint, types and the tests that need no real checkpoint"
+	@echo "make docs   the pages, notebooks and reference as a site in build/docs/site"
+	@echo "make notebooks  run the notebooks of examples again and keep what they show"
 	@echo "make bench  time and memory of applying a skill to 500 MB, against a copy"
 	@echo "make gpu    checks and times on a card, in one table"
 
@@ -28,6 +30,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/build.py
+
+notebooks: $(READY)
+	$(BIN)/python docs/notebooks.py
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks.storage

@@ -113,7 +113,19 @@ def test_heavy_libraries_wait_until_they_are_needed(statement):
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("package", ["surgery", "surgery.unlearning", "surgery.tint", "pcfg", "probes"])
+@pytest.mark.parametrize(
+    "package",
+    [
+        "surgery",
+        "surgery.tasks",
+        "surgery.tuning",
+        "surgery.grafting",
+        "surgery.unlearning",
+        "surgery.tint",
+        "pcfg",
+        "probes",
+    ],
+)
 def test_every_name_of_the_face_is_there(package):
     face = importlib.import_module(package)
     assert sorted(face._HOMES) == sorted(face.__all__)
