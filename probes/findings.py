@@ -124,9 +124,10 @@ class Findings:
             found.append(f"{sentence[0].upper()}{sentence[1:]}.")
         if verdicts := self.verdicts:
             won = sum(verdict.beats for verdict in verdicts)
-            lead = "Every" if won == len(verdicts) else f"{won} of {len(verdicts)}"
-            noun = "comparison with a control is" if won == len(verdicts) else "comparisons with controls are"
-            found.append(f"{lead} {noun} won by more than the 95% intervals.")
+            which = f"{won} of the {len(verdicts)} comparisons with controls {'is' if won == 1 else 'are'}"
+            if won == len(verdicts):
+                which = "Every comparison with a control is"
+            found.append(f"{which} won by more than the 95% intervals.")
         return found or [f"Layer {best} describes the training spans in the fewest bits."]
 
     @property

@@ -55,12 +55,10 @@ def _layers_table(findings: Findings) -> Table:
     return Table(caption, columns, written(rows), {"source": _SOURCES, **legend}, folded=False)
 
 
-_LABELS = {probe.name: probe.label for probe in PROBES}
-
-
 def _verdicts_table(findings: Findings) -> Table:
+    labels = {probe.name: probe.label for probe in PROBES}
     rows = [
-        [f"{_LABELS.get(v.probe, v.probe)}: {v.metric}", interval(v.value), v.control, interval(v.against), v.beats]
+        [f"{labels[v.probe]}: {v.metric}", interval(v.value), v.control, interval(v.against), v.beats]
         for v in findings.verdicts
     ]
     won = sum(verdict.beats for verdict in findings.verdicts)
