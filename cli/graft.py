@@ -10,11 +10,16 @@ import typer
 
 from cli import options
 from cli.render import print_json, print_need, print_skill, progress_bar, say, show_example
+from cli.resuming import state_beside
 
 if TYPE_CHECKING:
     from surgery.grafting.skill import Skill
 
 
+_USAGE = "surgery graft BASE TUNED --task NAME --data FILE --eval FILE -o FOLDER"
+
+
+# Long: options, declared where Typer reads them.
 def graft(
     base: Annotated[
         str | None, typer.Argument(help="Base checkpoint: a folder or a hub id.", show_default=False)
@@ -78,40 +83,20 @@ def graft(
     from surgery.grafting.memory_need import graft_need
 
     if base is None:
-        given = [
-            task,
-            data,
-            evaluate,
-            sparsity,
-            weights,
-            epochs,
-            sweep,
-            head,
-            shots,
-            prompt,
-            word,
-            phrase,
-            column,
-            include,
-            exclude,
-            dtype,
-        ]
+        given: list[Any] = [task, data, evaluate, sparsity, weights, epochs, sweep, head, shots]
+        given += [prompt, word, phrase, column, include, exclude, dtype]
         if dry_run or any(value is not None for value in given):
-            raise OptionError(
-                "the base checkpoint is missing: surgery graft BASE TUNED --task NAME --data FILE --eval FILE -o FOLDER"
-            )
+            raise OptionError(f"the base checkpoint is missing: {_USAGE}")
         _example(output, device, seed, overwrite, json)
         return
     if tuned is None:
-        raise OptionError(
-            "the tuned checkpoint is missing: surgery graft BASE TUNED --task NAME --data FILE --eval FILE -o FOLDER"
-        )
-    folder = Path() if dry_run else options.need_output(output)
-    headed = None if dry_run else _headed(folder, head)
+        raise OptionError(f"the tuned checkpoint is missing: {_USAGE}")
+    folder, headed = Path() if dry_run else options.need_output(output), None
     if not dry_run:
+        headed = _headed(folder, head)
         check_output(folder, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
-    if headed and not _made_before(headed, base, tuned):
-        check_output(headed, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
+        if headed and not _made_before(headed, base, tuned):
+            check_output(headed, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
     loaded = options.load_task(
         task,
         train=data,
@@ -124,31 +109,15 @@ def graft(
         column=column,
         max_length=max_length,
     )
-    shared: dict[str, Any] = {
-        "sparsity": sparsity,
-        "weights": weights,
-        "sweep": parse_sweep(sweep) if sweep else (),
-        "method": method,
-        "include": include or (),
-        "exclude": exclude or (),
-        "device": device,
-        "dtype": dtype,
-        "batch_size": batch_size,
-    }
+    shared: dict[str, Any] = {"sparsity": sparsity, "weights": weights, "sweep": parse_sweep(sweep) if sweep else ()}
+    shared |= {"method": method, "include": include or (), "exclude": exclude or (), "device": device}
+    shared |= {"dtype": dtype, "batch_size": batch_size}
     if dry_run:
         print_need(graft_need(base, loaded, **shared), json)
         return
-    with _with_head(base, tuned, headed, overwrite), progress_bar() as progress:
-        skill = run(
-            headed or base,
-            tuned,
-            loaded,
-            epochs=epochs,
-            baselines=baselines,
-            seed=seed,
-            progress=progress,
-            **shared,
-        )
+    with _with_head(base, tuned, headed, overwrite), state_beside(folder) as state, progress_bar() as progress:
+        asked: dict[str, Any] = {"epochs": epochs, "baselines": baselines, "seed": seed, "resume": state}
+        skill = run(headed or base, tuned, loaded, progress=progress, **asked, **shared)
         skill.save(folder, overwrite=overwrite)
     _report(skill, folder, json)
     if headed:

@@ -1,6 +1,7 @@
 """`surgery tune`."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -8,7 +9,11 @@ from cli import options
 from cli.render import figure, print_json, print_need, progress_bar, say, say_repeated
 from cli.resuming import state_beside
 
+if TYPE_CHECKING:
+    from surgery.tuning.finetuning import Tuned
 
+
+# Long: options, declared where Typer reads them.
 def tune(
     base: Annotated[str, typer.Argument(help="Checkpoint to tune: a folder or a hub id.")],
     task: options.NeededTaskName = None,
@@ -79,34 +84,19 @@ def tune(
     folder = options.need_output(output)
     with state_beside(folder) as state:
         with progress_bar() as progress:
-            tuned = run(
-                base,
-                loaded,
-                recipe,
-                seed=seed,
-                resume=state,
-                progress=progress,
-                **shared,
-            )
+            tuned = run(base, loaded, recipe, seed=seed, resume=state, progress=progress, **shared)
         tuned.save(folder, overwrite=overwrite)
-    report = tuned.report
+    _report(tuned, folder, json)
+
+
+def _report(tuned: "Tuned", folder: Path, json: bool) -> None:
+    report, copies = tuned.report, tuned.base.other_copies
     loss = sum(report["losses"][-20:]) / len(report["losses"][-20:])
     best = max((entry["value"] for entry in report["dev"]), default=None)
-    copies = tuned.base.other_copies
     if json:
-        print_json(
-            {
-                "output": str(folder),
-                "other_copies": list(copies),
-                "steps": report["stopped_at"],
-                "loss": loss,
-                "dev": best,
-                "dev_in_train": report["examples"]["dev_in_train"],
-                "moved": report["moved"],
-                "movable": report["movable"],
-                "seconds": report["seconds"],
-            }
-        )
+        content = {"output": str(folder), "other_copies": list(copies), "steps": report["stopped_at"], "loss": loss}
+        content |= {"dev": best, "dev_in_train": report["examples"]["dev_in_train"]}
+        print_json({**content, **{key: report[key] for key in ("moved", "movable", "seconds")}})
         return
     say_repeated(report["examples"]["dev_in_train"], report["examples"]["dev"], "dev")
     dev_line = f", best on dev {figure(best)}" if best is not None else ""

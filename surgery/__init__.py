@@ -3,8 +3,9 @@
 from surgery import Checkpoint, Skill, Task, graft, score, tune
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from surgery.faces import face
 
 if TYPE_CHECKING:
     from surgery.checkpoints.checkpoint import Checkpoint
@@ -47,15 +48,16 @@ __all__ = [
 ]
 
 
+_get, _names = face(__name__, _HOMES)
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         from surgery.provenance import package_version
 
         return package_version("surgery")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'surgery' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return _get(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*_names(), "__version__"})

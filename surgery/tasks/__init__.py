@@ -1,13 +1,16 @@
 """What a skill is to a model: labelled text, prompts and label words, readouts, scoring.
 
-from surgery.tasks import Score, Task, score
+from surgery.tasks import Columns, Example, Task, score
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from surgery.faces import face
 
 if TYPE_CHECKING:
+    from surgery.tasks.calibration import Reliability
     from surgery.tasks.examples import Columns, Example, k_shot, read_examples
+    from surgery.tasks.readout import pick_readout
     from surgery.tasks.scoring import Score, score
     from surgery.tasks.task import Task
 
@@ -15,9 +18,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "Columns": "surgery.tasks.examples",
     "Example": "surgery.tasks.examples",
+    "Reliability": "surgery.tasks.calibration",
     "Score": "surgery.tasks.scoring",
     "Task": "surgery.tasks.task",
     "k_shot": "surgery.tasks.examples",
+    "pick_readout": "surgery.tasks.readout",
     "read_examples": "surgery.tasks.examples",
     "score": "surgery.tasks.scoring",
 }
@@ -25,19 +30,13 @@ _HOMES = {
 __all__ = [
     "Columns",
     "Example",
+    "Reliability",
     "Score",
     "Task",
     "k_shot",
+    "pick_readout",
     "read_examples",
     "score",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'surgery.tasks' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = face(__name__, _HOMES)

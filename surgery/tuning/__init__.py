@@ -3,8 +3,9 @@
 from surgery.tuning import Recipe, Tuned, tune
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from surgery.faces import face
 
 if TYPE_CHECKING:
     from surgery.tuning.finetuning import Tuned, tune
@@ -20,11 +21,4 @@ _HOMES = {
 __all__ = ["Recipe", "Tuned", "tune"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'surgery.tuning' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = face(__name__, _HOMES)

@@ -3,8 +3,9 @@
 from surgery.unlearning import Bottleneck, Eraser, unlearn, verify
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from surgery.faces import face
 
 if TYPE_CHECKING:
     from surgery.unlearning.bottleneck import Bottleneck
@@ -29,11 +30,4 @@ _HOMES = {
 __all__ = ["Bottleneck", "Encoder", "Eraser", "Report", "Rows", "unlearn", "verify"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'surgery.unlearning' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = face(__name__, _HOMES)

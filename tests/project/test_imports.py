@@ -117,6 +117,7 @@ def test_heavy_libraries_wait_until_they_are_needed(statement):
     "package",
     [
         "surgery",
+        "surgery.checkpoints",
         "surgery.tasks",
         "surgery.tuning",
         "surgery.grafting",
