@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -11,6 +11,7 @@ from cli import options
 from cli.render import print_json, print_skill, print_table, progress_bar, say, size
 
 if TYPE_CHECKING:
+    from surgery.checkpoints.applying import Direction
     from surgery.checkpoints.checkpoint import Checkpoint
     from surgery.checkpoints.delta import SparseDelta
     from surgery.grafting.skill import Skill
@@ -19,7 +20,6 @@ app = typer.Typer(
     help="Look at skills, apply them to their base, take them out again, combine them.", no_args_is_help=True
 )
 
-Direction = Literal["apply", "revert"]
 SkillFolder = Annotated[Path, typer.Argument(help="Skill folder, or a hub id.")]
 SkillFolders = Annotated[list[Path], typer.Argument(help="Skill folders, or hub ids.")]
 _RULES = "What stands where several skills touch one weight"
@@ -208,7 +208,7 @@ def _save(skill: "Skill", folder: Path, overwrite: bool, json: bool) -> None:
 
 
 def _write(
-    verb: Direction,
+    verb: "Direction",
     skills: list[Path],
     checkpoint: str,
     place: dict[str, Any],
@@ -222,13 +222,14 @@ def _write(
     check_place(checkpoint, place["output"], place["in_place"])
     loaded = _load(skills)
     opened = Checkpoint(checkpoint, half_patched=place["in_place"])
-    stacked = len(loaded) > 1 or rule is not None or is_stacked(opened.folder)
+    first = next(iter(loaded.values()))
+    stacked = len(loaded) > 1 or rule is not None or is_stacked(opened.folder, first.delta)
     began = time.monotonic()
     with progress_bar() as progress:
         if stacked:
             written = _write_stack(verb, loaded, opened, rule, place | {"progress": progress})
         else:
-            written = _write_one(verb, next(iter(loaded.values())), opened, place | {"progress": progress})
+            written = _write_one(verb, first, opened, place | {"progress": progress})
     _say_written(written, opened, place["in_place"], round(time.monotonic() - began, 3), json)
 
 
@@ -242,7 +243,7 @@ class _Written(NamedTuple):
     more: dict[str, Any]
 
 
-def _write_one(verb: Direction, skill: "Skill", opened: "Checkpoint", place: dict[str, Any]) -> _Written:
+def _write_one(verb: "Direction", skill: "Skill", opened: "Checkpoint", place: dict[str, Any]) -> _Written:
     changed = skill.delta.changes(opened, revert=verb == "revert")
     folder = (skill.apply if verb == "apply" else skill.revert)(opened, **place)
     done = "applied to" if verb == "apply" else "taken out of"
@@ -254,7 +255,7 @@ def _write_one(verb: Direction, skill: "Skill", opened: "Checkpoint", place: dic
 
 
 def _write_stack(
-    verb: Direction, skills: dict[str, "Skill"], opened: "Checkpoint", rule: str | None, place: dict[str, Any]
+    verb: "Direction", skills: dict[str, "Skill"], opened: "Checkpoint", rule: str | None, place: dict[str, Any]
 ) -> _Written:
     from surgery.grafting.stack import restack
 

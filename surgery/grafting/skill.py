@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from surgery.checkpoints.applying import Direction, check_place, patch_folder, write_patched
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.copies import STACK
 from surgery.checkpoints.delta import SparseDelta
 from surgery.checkpoints.hub import located
 from surgery.errors import SkillError, TaskError
@@ -154,9 +155,11 @@ class Skill(Result):
         check_place(checkpoint, output, in_place)
         extra = self.layer.readouts
         opened = Checkpoint(checkpoint, half_patched=True) if in_place else open_checkpoint(checkpoint)
-        if is_stacked(opened.folder):
+        if is_stacked(opened.folder, self.delta):
             place: dict[str, Any] = {"in_place": in_place, "overwrite": overwrite, "progress": progress}
             return restack(direction, [self.layer], opened, output, **place).folder
+        if in_place and (opened.folder / STACK).exists():
+            raise SkillError(f"{opened} holds a stack on another base than the skill's: write into a new folder")
         if in_place:
             return patch_folder(self.delta, opened.folder, direction=direction, add=extra, drop=extra)
         assert output is not None

@@ -193,9 +193,15 @@ def restack(
         return planned.outcome(folder)
 
 
-def is_stacked(folder: Path) -> bool:
-    """Whether a checkpoint's folder holds a stack, or is half way to or from one."""
-    return (folder / STACK).exists() or "before" in (read_journal(folder) or {})
+def is_stacked(folder: Path, delta: SparseDelta) -> bool:
+    """Whether a checkpoint's folder holds a stack on the delta's base, or is half way to or from any.
+
+    A skill that was found in what a stack made has another base: the weights with the stack in them.
+    """
+    if "before" in (read_journal(folder) or {}):
+        return True
+    stack = Stack.load(folder) or Stack()
+    return any(layer.delta.base_fingerprint == delta.base_fingerprint for layer in stack.layers)
 
 
 class _Plan(NamedTuple):

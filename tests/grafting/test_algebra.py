@@ -104,6 +104,13 @@ def test_mean_and_sum_do_not_depend_on_the_order(drawn, rule):
     assert all(equal(merge(order, rule), first) for order in permutations(deltas))
 
 
+@pytest.mark.parametrize("rule", ["mean", "sum"])
+def test_not_even_where_rounding_would_tell(rule):
+    base = {"a.weight": torch.zeros(1, dtype=torch.float64)}
+    deltas = [delta_of(base, {("a.weight", 0): raw(torch.tensor([v]).double())[0]}) for v in (1e16, 1.0, -1e16, 3.0)]
+    assert len({merge(order, rule).values.item() for order in permutations(deltas)}) == 1
+
+
 @given(pairs, st.sampled_from(RULES))
 def test_union_with_itself_and_with_nothing(pair, rule):
     base, changed = pair

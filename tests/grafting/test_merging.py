@@ -116,6 +116,20 @@ def test_a_merged_skill_can_be_merged_and_stacked_again(base, skills, tmp_path):
     assert hashes(tmp_path / "stack") == hashes(base)
 
 
+def test_a_skill_whose_base_is_what_a_stack_made(base, skills, tmp_path):
+    restack("apply", [skill.layer for skill in skills.values()], base, tmp_path / "stack")
+    later = skill_on(tmp_path / "stack", task_of("mr"), range(7, 9), value=9.0)
+    later.apply(tmp_path / "stack", tmp_path / "grafted")
+    assert not (tmp_path / "grafted" / "surgery-stack").exists()
+    later.revert(tmp_path / "grafted", tmp_path / "again")
+    before = hashes(tmp_path / "stack")
+    own = {name: digest for name, digest in before.items() if not name.startswith("surgery-stack")}
+    assert hashes(tmp_path / "again") == own
+    with pytest.raises(SkillError, match="holds a stack on another base than the skill's: write into a new folder"):
+        later.apply(tmp_path / "stack", in_place=True)
+    assert hashes(tmp_path / "stack") == before
+
+
 def test_two_skills_of_one_task_carry_it_once(base, skills):
     again = skill_on(base, task_of("sst2"), range(30, 33))
     assert [task.name for task, _ in merge_skills({"one": skills["one"], "again": again}).carried] == ["sst2"]
@@ -229,6 +243,7 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(base, folders, r
     (tmp_path / "lost" / "readout-subj.safetensors").unlink()
     shutil.copytree(one, tmp_path / "same")
     other = skill_on(build("bert-encoder", tmp_path / "other", seed=1), task_of("mr"), range(3)).save(tmp_path / "mr")
+    third = skill_on(base, task_of("mr"), range(3)).save(tmp_path / "third")
     labels = {"words": {"yes": "good", "no": "bad"}, "phrases": {"yes": "It is.", "no": "It is not."}}
     alike = skill_on(base, Task.load("sst2", **labels), range(3)).save(tmp_path / "alike")
     assert run("skill", "apply", one, two, base, "-o", tmp_path / "stack")[0] == 0
@@ -246,10 +261,11 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(base, folders, r
             ("apply", one, two, base, "--rule", "max"),
         ],
         "disagree on tensor": [("merge", one, two, "--rule", "error"), ("apply", one, two, base, "--rule", "error")],
-        "doesn't hold the skill mr": [
-            ("revert", other, tmp_path / "stack"),
-            ("revert", one, other, tmp_path / "stack"),
+        "doesn't hold the skill third": [
+            ("revert", third, tmp_path / "stack"),
+            ("revert", one, third, tmp_path / "stack"),
         ],
+        "is not the skill's base": [(verb, other, tmp_path / "stack") for verb in ("apply", "revert")],
         "skill.safetensors is missing": [("merge", one, tmp_path / "nowhere")],
     }
     cases = [(match, ("skill", *call, *out)) for match, calls in cases.items() for call in calls]
