@@ -1,4 +1,4 @@
-"""Measures a checkpoint, changes nothing.
+"""Probes: what the layers of a language model hold of the parse. Measures a checkpoint, changes nothing.
 
 from probes import ProbeReport, probe_spans, probe_trees
 """

@@ -1,4 +1,4 @@
-"""States of words on disk, a file a layer, kept for the next run of the same model over the same sentences."""
+"""Activations: hidden states word by word, in one file a layer, found again by the next run of the same model and sentences."""
 
 import contextlib
 import json
@@ -22,10 +22,10 @@ _TOKENS = 4096  # in a batch
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """States of words on disk, a file a layer: a word's is the mean of its tokens'.
+    """Hidden states of words on disk, one file a layer; a word's state is the mean over its tokens.
 
     Attributes:
-        folder: named after what the states are of (model, tokens and words), so no other states are ever written there.
+        folder: named by a digest of the model, the tokens and the words, so that no other states are ever written there.
         offsets: sentence k's words are rows offsets[k] to offsets[k + 1] - 1.
     """
 
@@ -35,7 +35,7 @@ class Activations:
     width: int
 
     def layer(self, number: int) -> Float32[np.ndarray, "words width"]:
-        """One layer's states, mapped into memory as they are read."""
+        """Return one layer's states, which are read from disk as they are used."""
         return np.memmap(_file(self.folder, number), np.float32, "r", shape=(int(self.offsets[-1]), self.width))
 
     @classmethod
@@ -69,7 +69,7 @@ class Activations:
         return file.exists() and file.stat().st_size == size
 
     def _write(self, model: ProbedModel, encoded: Sequence[Encoded], layers: Sequence[int], progress: Progress) -> None:
-        """Files take their names when all are whole; what a killed run left under the names before is written over."""
+        """Write beside the final names and rename once all are whole; what a killed run left is written over."""
         order, lengths = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].ids)), np.diff(self.offsets)
         staged = {layer: _file(self.folder, layer).with_suffix(".part") for layer in layers}
         with contextlib.ExitStack() as stack:
@@ -93,7 +93,7 @@ class Activations:
 
 
 def _content(model: ProbedModel, encoded: Sequence[Encoded]) -> str:
-    """A name for all that decides the states: weights as they are in memory, configuration, how it is run, tokens, words."""
+    """Digest of all that decides the states: weights in memory, configuration, device, versions, tokens and words."""
     config = {key: value for key, value in model.module.config.to_dict().items() if key != "_name_or_path"}
     about = [config, model.bridge is None, str(model.module.device), torch.__version__]
     total = xxhash.xxh3_128(json.dumps(about, sort_keys=True, default=str).encode())
@@ -106,7 +106,7 @@ def _content(model: ProbedModel, encoded: Sequence[Encoded]) -> str:
 
 
 def _pool(states: Tensor, batch: Sequence[Encoded], lengths: Int64[np.ndarray, " batch"]) -> np.ndarray:
-    """Mean state of each word's tokens, words of all sentences in turn."""
+    """Mean state over each word's tokens, [words, width], one sentence after another."""
     first, rows, columns, owners = 0, [], [], []
     for row, (encoded, length) in enumerate(zip(batch, lengths, strict=True)):
         for column, word in enumerate(encoded.words):

@@ -20,14 +20,14 @@ class Encoded:
 
 
 def named(number: int, words: Sequence[str]) -> str:
-    """A sentence by number and beginning: where others were left out before, the number alone would mislead."""
+    """Name a sentence by its number and its first words: where others were left out, the number alone would mislead."""
     return f"sentence {number} ({' '.join(words[:5])}{' ...' if len(words) > 5 else ''})"
 
 
 def owners(
     words: Sequence[str], text: str, spans: Sequence[tuple[int, int]], special: Sequence[int], number: int
 ) -> tuple[int, ...]:
-    """The word of each token, by the characters that it stands for; -1 for special tokens.
+    """Find the word of each token by the characters that it stands for; -1 for special tokens.
 
     Args:
         text: the words with a space between each two; `spans` says which of its characters each token stands for.

@@ -20,5 +20,5 @@ METRICS: tuple[tuple[Probe, Metric], ...] = tuple((probe, metric) for probe in P
 
 
 def measure_all(scorer: Scorer, seen: Features) -> list[Measure]:
-    """Every probe that has something to see."""
+    """Measure with every probe whose part of the features is there."""
     return [m for probe in PROBES if getattr(seen, probe.sees) is not None for m in probe.measure(scorer, seen)]

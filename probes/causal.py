@@ -1,4 +1,4 @@
-"""Is what a probe reads also used? Directions removed, and what masked prediction loses; heads that keep to a constituent."""
+"""Causal check: what masked prediction loses without the directions that a probe reads; and attention within constituents."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _MOST_STATES, _FLAT = 20_000, 1e-6
 
 @dataclass(frozen=True)
 class Removal:
-    """What masked prediction loses when directions are removed from the states after a layer, in nats a mask.
+    """Loss of masked prediction, in nats a mask, when directions are removed from the states after a layer.
 
     Attributes:
         rank: directions removed.
@@ -47,7 +47,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Head:
-    """How much of a head's attention stays within the constituent that a word stands in.
+    """Share of a head's attention that stays within the constituent around a word.
 
     Attributes:
         within: share of a word's attention to other words that goes to the smallest constituent around it.
@@ -66,7 +66,7 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """States in coordinates where every direction has variance 1, so that directions are alike but for what they mean.
+    """Coordinates in which the states vary equally in every direction, so that removing any takes away the same share of variance.
 
     Attributes:
         mean: of the states; `root` and `inverse`: the square root of their covariance, and its inverse.
@@ -78,7 +78,7 @@ class Whitening:
 
     @classmethod
     def of(cls, states: np.ndarray) -> "Whitening":
-        """From states of words; directions that hardly vary are left alone."""
+        """Fit to states of words [words, width]; directions that hardly vary are left alone."""
         some = np.asarray(states[:: max(1, len(states) // _MOST_STATES)], np.float64)
         mean = some.mean(0)
         values, vectors = np.linalg.eigh(np.cov(some - mean, rowvar=False))
@@ -89,7 +89,7 @@ class Whitening:
         return cls(mean, root, inverse)
 
     def removal(self, basis: Float64[np.ndarray, "width rank"]) -> Callable[[Tensor], Tensor]:
-        """States without what they hold along some orthonormal directions of the whitened space."""
+        """Return the function that removes from states what they hold along orthonormal directions of the whitened space."""
         taken = torch.from_numpy(self.inverse @ basis @ basis.T @ self.root)
         center = torch.from_numpy(self.mean)
 
@@ -100,19 +100,19 @@ class Whitening:
 
 
 def probed_directions(probe: PairRegression, space: Whitening) -> Float64[np.ndarray, "width rank"]:
-    """An orthonormal basis, in whitened space, of what a linear span probe reads most from."""
+    """Orthonormal basis, in whitened space, of the directions with the largest weights of a linear span probe."""
     weights = np.concatenate([probe.left, probe.right], 1) / probe.scale.spread[:, None].astype(np.float64)
     left, _, _ = np.linalg.svd(space.root @ weights, full_matrices=False)
     return left[:, : rank_for(len(weights))]
 
 
 def rank_for(width: int) -> int:
-    """Directions to remove from states of a width: 8, or an eighth where that is fewer."""
+    """Number of directions to remove: 8, or an eighth of the width where that is fewer."""
     return max(1, min(_RANK, width // 8))
 
 
 def random_directions(width: int, rank: int, seed: int) -> Float64[np.ndarray, "width rank"]:
-    """An orthonormal basis of a random subspace."""
+    """Orthonormal basis of a random subspace."""
     found, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, rank)))
     return found
 
@@ -122,7 +122,7 @@ def remove_directions(
 ) -> Removal:
     """Measure the excess loss without a probe's directions, and without random ones (Elazar et al. 2021, amnesic probing).
 
-    Both are directions of the whitened states of `states`, so that they take away equal shares of what varies.
+    Both kinds of directions are taken in the whitened space of `states` [words, width].
     """
     space = Whitening.of(states)
     basis = probed_directions(probe, space)
@@ -144,7 +144,7 @@ def remove_directions(
 def score_heads(
     model: ProbedModel, trees: "Sequence[Tree]", *, seed: int, progress: Progress = silent
 ) -> tuple[Head, ...]:
-    """Every head's attention within constituents, block by block."""
+    """Measure every head's attention within constituents, block by block."""
     sentences = [tree.words() for tree in trees]
     encoded = model.encode(sentences)
     sums = np.zeros((len(trees), model.layers, model.heads, 3))  # within, chance, words
@@ -172,7 +172,7 @@ def score_heads(
 
 
 def smallest_spans(tree: "Tree") -> Int64[np.ndarray, "words 2"]:
-    """For each word, the smallest constituent of two words or more around it; -1 where that is the whole sentence."""
+    """Find the smallest constituent of two words or more around each word; -1 where that is the whole sentence."""
     n = len(tree.words())
     found = np.full((n, 2), -1, np.int64)
     for _, start, end in sorted(tree.spans(), key=lambda span: span[1] - span[2]):  # largest first
@@ -184,7 +184,7 @@ def smallest_spans(tree: "Tree") -> Int64[np.ndarray, "words 2"]:
 def word_attention(
     pattern: Float32[np.ndarray, "heads tokens tokens"], encoded: Encoded, n: int
 ) -> Float64[np.ndarray, "heads n n"]:
-    """Attention from word to word: summed over the tokens of the word attended to, a mean over those that attend."""
+    """Attention from word to word: the sum over tokens of the word attended to, the mean over tokens of the word that attends."""
     owners = np.array(encoded.words)
     members = np.zeros((n, len(owners)))
     members[owners[owners >= 0], np.flatnonzero(owners >= 0)] = 1.0

@@ -1,4 +1,4 @@
-"""What a probe must beat: predictors that see no model, and tasks that hold nothing but the words (Hewitt & Liang 2019)."""
+"""Controls that a probe must beat: features of words and places without any model, and random classes of words for control tasks (Hewitt & Liang 2019)."""
 
 import hashlib
 from collections import Counter
@@ -13,7 +13,7 @@ _MOST_WORDS, _MOST_PLACES = 512, 40
 
 
 def word_identity(dataset: Dataset) -> Int8[np.ndarray, "words kinds"]:
-    """Which word it is, a column a word; all but the most frequent of the training sentences share the last."""
+    """One-hot code of each word; all but the most frequent words of the training sentences share the last column."""
     words = [word for sentence in dataset.sentences for word in sentence]
     counts = Counter(word for i in dataset.train for word in dataset.sentences[i])
     common = sorted(counts, key=lambda word: (-counts[word], word))[: _MOST_WORDS - 1]
@@ -22,7 +22,7 @@ def word_identity(dataset: Dataset) -> Int8[np.ndarray, "words kinds"]:
 
 
 def neighbour_identity(dataset: Dataset) -> Int8[np.ndarray, "words kinds"]:
-    """Which words stand left and right, for a word that is masked."""
+    """One-hot codes of the words left and right of each word, for words that are masked."""
     own = word_identity(dataset)
     found = np.zeros((len(own), 2 * own.shape[1] + 2), np.int8)
     edges = np.zeros((len(own), 2), bool)
@@ -36,7 +36,7 @@ def neighbour_identity(dataset: Dataset) -> Int8[np.ndarray, "words kinds"]:
 
 
 def positions(dataset: Dataset) -> Int8[np.ndarray, "words places"]:
-    """Where a word stands, counted from both ends of its sentence; far places share a column."""
+    """One-hot codes of each word's place, counted from both ends of its sentence; far places share a column."""
     from_start = np.concatenate([np.arange(n) for n in dataset.lengths])
     from_end = np.concatenate([np.arange(n)[::-1] for n in dataset.lengths])
     both = [_columns(np.minimum(places, _MOST_PLACES - 1), _MOST_PLACES) for places in (from_start, from_end)]
@@ -44,7 +44,7 @@ def positions(dataset: Dataset) -> Int8[np.ndarray, "words places"]:
 
 
 def length_only(dataset: Dataset) -> Float32[np.ndarray, "spans outputs"]:
-    """For each test span, the mean of the training spans of its length."""
+    """Predict each test span by the mean of the training spans of its length."""
     seen, asked = dataset.span_lengths(dataset.train), dataset.span_lengths(dataset.test)
     targets = dataset.targets[dataset.span_rows(dataset.train)]
     most = int(max(seen.max(), asked.max())) + 1
@@ -55,7 +55,7 @@ def length_only(dataset: Dataset) -> Float32[np.ndarray, "spans outputs"]:
 
 
 def word_classes(dataset: Dataset, seed: int) -> Int64[np.ndarray, " words"]:
-    """A random class for each different word, the same wherever it stands."""
+    """Draw a class for each different word, the same wherever it stands."""
     known: dict[str, int] = {}
     for sentence in dataset.sentences:
         for word in sentence:

@@ -1,4 +1,4 @@
-"""What probes are trained and scored on: sentences, what is true of their spans, and their trees."""
+"""Dataset: the sentences that probes are trained and scored on, with targets for their spans, and their trees."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ class Dataset:
     Attributes:
         trees: the true tree of each sentence: what it was made with, or the annotators'.
         labels: names of the nonterminals that are probed for, the most frequent first.
-        targets: for each span, how probable a constituent is there, of any label and of each of `labels`. Exact
-            marginals by a grammar, else 1 and 0 from the trees.
-        exact: whether they are marginals.
+        targets: for each span, the probability of a constituent of any label, and of each of `labels`: exact marginals by
+            a grammar, else 1 and 0 from the trees.
+        exact: whether the targets are marginals.
         train, test: numbers of the sentences.
         grammar: the grammar, when there is one.
         bounds, span_bounds: where each sentence's words and spans begin.
@@ -59,7 +59,7 @@ class Dataset:
         device: Device | None = None,
         progress: Progress = silent,
     ) -> "Dataset":
-        """Exact marginals of a grammar's sentences.
+        """Compute exact marginals of a grammar's sentences.
 
         The true tree is the one that a sentence was drawn with; where only sentences are given, a draw from the posterior
         over trees, which is distributed alike.
@@ -106,7 +106,7 @@ class Dataset:
 
     @classmethod
     def of_trees(cls, trees: Sequence["Tree"], *, seed: int = 0) -> "Dataset":
-        """Spans of annotated trees, as `pcfg.treebanks.cleaning.clean_trees` leaves them: 1 where there is one, else 0."""
+        """Take targets from annotated trees, cleaned by `pcfg.treebanks.cleaning.clean_trees`: 1 for a tree's span, else 0."""
         names = _labels(trees)
         found = []
         for tree in trees:
@@ -123,7 +123,7 @@ class Dataset:
 
     @cached_property
     def lengths(self) -> Int64[np.ndarray, " sentences"]:
-        """Words of each sentence."""
+        """Number of words of each sentence."""
         return np.array([len(sentence) for sentence in self.sentences], np.int64)
 
     @cached_property
@@ -137,43 +137,43 @@ class Dataset:
         return np.append(0, np.cumsum(np.maximum(self.lengths * (self.lengths - 1) // 2 - 1, 0)))
 
     def span_rows(self, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " rows"]:
-        """Rows of `targets` that belong to some sentences, in turn."""
+        """Rows of `targets` that belong to some sentences, one after another."""
         return _ranges(self.span_bounds, numbers)
 
     def word_rows(self, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " rows"]:
-        """Rows of words that belong to some sentences, in turn."""
+        """Rows of words that belong to some sentences, one after another."""
         return _ranges(self.bounds, numbers)
 
     def ends(
         self, numbers: Int64[np.ndarray, " some"]
     ) -> tuple[Int64[np.ndarray, " rows"], Int64[np.ndarray, " rows"]]:
-        """Rows of the first and of the last word of each span of some sentences, in turn."""
+        """Rows of the first and of the last word of each span of some sentences, one sentence after another."""
         rows, left, right = self.flat(numbers)
         return rows[left], rows[right]
 
     def span_lengths(self, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " rows"]:
-        """Words of each span of some sentences, in turn."""
+        """Number of words of each span of some sentences, one sentence after another."""
         left, right = self.ends(numbers)
         return right - left + 1
 
     def owners(self, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " rows"]:
-        """Place in `numbers` of the sentence that each span belongs to, in turn."""
+        """Place in `numbers` of the sentence that each span belongs to."""
         return np.repeat(np.arange(len(numbers)), np.diff(self.span_bounds)[numbers])
 
     def batches(
         self, numbers: Int64[np.ndarray, " some"], random: np.random.Generator | None = None, size: int = _BATCH
     ) -> list[Int64[np.ndarray, " batch"]]:
-        """Places in `numbers`, some at a time; shuffled by `random`."""
+        """Split places in `numbers` into batches of about `size`, in order or shuffled by `random`."""
         order = np.arange(len(numbers)) if random is None else random.permutation(len(numbers))
         return np.array_split(order, -(-len(numbers) // size))
 
     def flat(
         self, numbers: Int64[np.ndarray, " some"], *, every: bool = False
     ) -> tuple[Int64[np.ndarray, " words"], Int64[np.ndarray, " spans"], Int64[np.ndarray, " spans"]]:
-        """Words of some sentences, one after another, and first and last word of each span as places among those.
+        """Rows of the words of some sentences, and the first and last word of each span as places among those rows.
 
         Args:
-            every: all pairs of words, those that make up the whole sentence too.
+            every: whether the whole sentence is among the spans.
         """
         lengths = self.lengths[numbers].tolist()
         starts = (np.cumsum(lengths) - lengths).tolist()
@@ -183,7 +183,7 @@ class Dataset:
         return self.word_rows(numbers), left, right
 
     def full(self, numbers: Int64[np.ndarray, " some"], values: np.ndarray) -> list[Float64[np.ndarray, "_ _"]]:
-        """Values of spans as a table a sentence: entry (i, j) for words i to j; 1 for the whole sentence, 0 elsewhere."""
+        """Put values of spans into one table a sentence: entry (i, j) for words i to j; 1 for the whole sentence, 0 elsewhere."""
         found, first = [], 0
         for i in numbers:
             n = int(self.lengths[i])
@@ -230,7 +230,7 @@ def _word(words: Sequence[str], place: int) -> str:
 
 
 def _frequent(grammar: "Grammar") -> tuple[str, ...]:
-    """The nonterminals that a tree holds most of, in expectation."""
+    """The nonterminals that are used most, in expectation."""
     from pcfg.learning.pruning_by_use import expected_uses
 
     order = np.argsort(-expected_uses(grammar), kind="stable")[:_LABELS]
@@ -255,7 +255,7 @@ def _whole(
     seed: int,
     grammar: "Grammar | None",
 ) -> Dataset:
-    """Split: a sentence that comes several times goes to one side with all its repetitions."""
+    """Split into training and test sentences; all copies of a sentence go to the same side."""
     usable = [i for i, sentence in enumerate(words) if len(sentence) > 2]
     different = sorted({words[i] for i in usable})
     if len(different) < 8:

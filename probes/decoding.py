@@ -1,4 +1,4 @@
-"""From numbers for spans or gaps to trees, and from trees to F1."""
+"""Decoding: trees from numbers for spans or for gaps between words, and their F1."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SpanArray = Int64[np.ndarray, "_ 2"]
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a sentence's true tree holds: spans that aren't trivial, without punctuation where that is the convention.
+    """Spans of a sentence's true tree that count in F1: not those of one word or of the whole sentence.
 
     Attributes:
         before: how many counted words stand before each place between words.
@@ -26,12 +26,12 @@ class Reference:
 
     @classmethod
     def of(cls, tree: Tree, *, punctuation: bool) -> "Reference":
-        """Count punctuation as words, as for a grammar's own trees, or drop it as is usual for treebanks."""
+        """Take a tree's spans; punctuation counts as words in a grammar's own trees and is dropped in treebanks'."""
         before = places(tree.tags(), () if punctuation else PUNCTUATION)
         return cls(tuple(before), frozenset(inner_spans(tree.spans(), before)))
 
     def f1(self, spans: SpanArray) -> float | None:
-        """F1 of spans (first word, place after the last); None for fewer than three words, which have none that count."""
+        """F1 of spans (first word, place after the last); None for fewer than three words, which have no span that counts."""
         if self.before[-1] < 3:
             return None
         found = inner_spans(((None, start, end) for start, end in spans.tolist()), self.before)
@@ -39,7 +39,7 @@ class Reference:
 
 
 def minimum_risk(tables: Sequence[Float64[np.ndarray, "_ _"]]) -> list[SpanArray]:
-    """For each sentence, the binary tree of most expected recall (Goodman 1996): its spans' numbers have the highest sum.
+    """Find each sentence's binary tree of highest expected recall (Goodman 1996), the one whose spans' numbers have the highest sum.
 
     Args:
         tables: entry (i, j) is the probability of a constituent over words i to j.
@@ -57,7 +57,7 @@ def minimum_risk(tables: Sequence[Float64[np.ndarray, "_ _"]]) -> list[SpanArray
 
 
 def split_at_gaps(scores: Float64[np.ndarray, " gaps"]) -> SpanArray:
-    """Spans of the tree that splits, from the top down, at the gap between words with the highest score."""
+    """Split spans from the top down at the gap between words with the highest score; return the tree's spans."""
     n = len(scores) + 1
     splits = np.zeros((n, n + 1), np.int64)
     for start in range(n):

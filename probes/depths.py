@@ -1,4 +1,4 @@
-"""Relative depth of the lowest common ancestor of neighbouring words (Vilares et al. 2020), and the tree that depths spell."""
+"""Relative depth of the lowest common ancestor of neighbouring words (Vilares et al. 2020), and the trees built from them."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ _MOST_STEP = 5  # differences of depth beyond this are one class
 
 
 def depth_classes(dataset: Dataset, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " gaps"]:
-    """Depth of the lowest common ancestor of each two neighbouring words, relative to the two before.
+    """Depth of the lowest common ancestor of two neighbouring words, less that of the pair before, clipped to -5..5.
 
-    The first of a sentence is absolute (Vilares et al. 2020, section 3; Arps et al. 2022, section 3.2).
+    A sentence's first pair has its own depth (Vilares et al. 2020, section 3; Arps et al. 2022, section 3.2).
     """
     found = [np.diff(lca_depths(dataset.trees[i]), prepend=0) for i in numbers]
     return np.clip(np.concatenate(found), -_MOST_STEP, _MOST_STEP)
@@ -37,21 +37,21 @@ def fit_depths(
     classes: Int64[np.ndarray, " gaps"],
     seed: int,
 ) -> PairClassifier:
-    """A linear classifier of relative depths from the two words' states; `classes` as `depth_classes` of the numbers."""
+    """Fit a linear classifier of relative depths to the two words' states; `classes` as `depth_classes(dataset, numbers)`."""
     return PairClassifier.fit(features, gap_rows(dataset, numbers), classes, seed=seed)
 
 
 def depth_trees(
     probe: PairClassifier, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " test"]
 ) -> tuple[Int64[np.ndarray, " gaps"], list[Int64[np.ndarray, "_ 2"]]]:
-    """Predicted classes, and the trees that they spell: each span splits where the ancestor is highest."""
+    """Predict classes, and build the trees that split each span where the common ancestor is highest."""
     classes = probe(features, gap_rows(dataset, numbers))
     parts = np.split(classes, np.cumsum(dataset.lengths[numbers] - 1)[:-1])
     return classes, [split_at_gaps(-np.cumsum(part).astype(np.float64)) for part in parts]
 
 
 def control_depths(dataset: Dataset, numbers: Int64[np.ndarray, " some"], seed: int) -> Int64[np.ndarray, " gaps"]:
-    """A control task for depths: each pair of word classes gets a class drawn from the real ones."""
+    """Control task for depths: each pair of word classes gets a class drawn from the real ones."""
     classes, rows = word_classes(dataset, seed), gap_rows(dataset, numbers)
     table = np.random.default_rng(seed).choice(depth_classes(dataset, dataset.train), (CLASSES, CLASSES))
     return table[classes[rows], classes[rows + 1]]
@@ -59,10 +59,10 @@ def control_depths(dataset: Dataset, numbers: Int64[np.ndarray, " some"], seed: 
 
 @dataclass(frozen=True)
 class DepthProbe(Probe):
-    """A linear classifier of relative depths, with the trees that they spell."""
+    """Linear classifier of relative depths, and the trees built from its predictions."""
 
     def measure(self, scorer: Scorer, seen: Features) -> list[Measure]:
-        """Accuracy, F1 of trees and the control task."""
+        """Measure accuracy, F1 of trees and the control task."""
         assert seen.words is not None
         dataset, test, features = scorer.dataset, scorer.dataset.test, seen.words
         wanted, owners = depth_classes(dataset, test), np.repeat(np.arange(len(test)), dataset.lengths[test] - 1)
@@ -99,7 +99,7 @@ DEPTHS = DepthProbe(
             "f1",
             (*TRAINED, *BRANCHING),
             "F1 depth",
-            "unlabelled F1 of the trees that predicted depths of lowest common ancestors spell.",
+            "unlabelled F1 of the trees built from predicted depths of lowest common ancestors: each span splits where the ancestor is highest.",
         ),
         Metric("accuracy", (*TRAINED, "control task")),
     ),

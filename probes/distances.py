@@ -20,7 +20,7 @@ _RANK, _EPOCHS, _RATE = 32, 40, 3e-2
 
 @dataclass(frozen=True, eq=False)
 class DistanceProbe:
-    """||B (h_i - h_j)||^2 is the distance of words i and j in the tree (Hewitt & Manning 2019, section 2.2)."""
+    """Structural probe: ||B (h_i - h_j)||^2 predicts the distance of words i and j in the tree (Hewitt & Manning 2019, section 2.2)."""
 
     scale: Scale
     projection: Tensor
@@ -29,7 +29,7 @@ class DistanceProbe:
     def fit(
         cls, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " train"], *, seed: int
     ) -> "DistanceProbe":
-        """Least absolute error, each sentence's divided by the square of its length, as there."""
+        """Minimise the absolute error, each sentence's divided by the square of its length, as in the paper."""
         scale, random = Scale.fit(features, dataset.word_rows(numbers)), np.random.default_rng(seed)
         distances, weights = _wanted(dataset, numbers)
         generator = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ class DistanceProbe:
     def predict(
         self, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " test"]
     ) -> list[Float64[np.ndarray, "_ _"]]:
-        """Distances of all words of some sentences."""
+        """Predict the distances of all pairs of words, one [n, n] table a sentence."""
         found = []
         for batch in dataset.batches(numbers):
             some = numbers[batch]
@@ -69,7 +69,7 @@ class DistanceProbe:
 
 
 def distance_trees(distances: list[Float64[np.ndarray, "_ _"]]) -> list[Int64[np.ndarray, "_ 2"]]:
-    """Each span splits between the two neighbours that are farthest apart (as Shen et al. 2018's syntactic distances).
+    """Split each span between the two neighbours that are farthest apart (as Shen et al. 2018's syntactic distances).
 
     Even true distances lose something that way: F1 .95 on the example grammar's own trees, .69 on NLTK's treebank's
     (30 words or fewer), where binarised true trees have .85.
@@ -80,7 +80,7 @@ def distance_trees(distances: list[Float64[np.ndarray, "_ _"]]) -> list[Int64[np
 def _wanted(
     dataset: Dataset, numbers: Int64[np.ndarray, " some"]
 ) -> tuple[list[Float32[np.ndarray, " _"]], list[Float32[np.ndarray, " _"]]]:
-    """Distances of each two words of each sentence, and what each counts for."""
+    """Distances of each two words of each sentence, and their weights in the loss."""
     tables = [tree_distances(dataset.trees[i]) for i in numbers]
     distances = [table[np.triu_indices(len(table), 1)].astype(np.float32) for table in tables]
     return distances, [np.full(len(d), 2 / len(t) ** 2, np.float32) for d, t in zip(distances, tables, strict=True)]
@@ -106,7 +106,7 @@ def distance_correlations(
 def _distances(
     projection: Tensor, scale: Scale, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " some"]
 ) -> Tensor:
-    """Distances of each two words of each sentence, in turn."""
+    """Distances of each two words, one sentence after another."""
     rows, left, right = dataset.flat(numbers, every=True)
     states = torch.from_numpy(scale(features[rows])) @ projection
     apart = states.index_select(0, torch.from_numpy(left)) - states.index_select(0, torch.from_numpy(right))
@@ -115,10 +115,10 @@ def _distances(
 
 @dataclass(frozen=True)
 class TreeDistances(Probe):
-    """`DistanceProbe`, with the trees that split where neighbours are farthest apart."""
+    """`DistanceProbe` on a layer, and the trees that split where neighbours are farthest apart."""
 
     def measure(self, scorer: Scorer, seen: Features) -> list[Measure]:
-        """Rank correlation of distances, and F1 of trees."""
+        """Measure the rank correlation of distances, and F1 of trees."""
         assert seen.words is not None
         dataset, test = scorer.dataset, scorer.dataset.test
         ranks, trees = [], []

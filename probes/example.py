@@ -37,7 +37,7 @@ ADV -> 'often' [0.3] | 'today' [0.3] | 'light' [0.4]
 
 
 def example_grammar() -> "Grammar":
-    """Attachments, relative clauses and coordination: many sentences have several trees."""
+    """Return a grammar of attachments, relative clauses and coordination, by which many sentences have several trees."""
     import nltk
 
     from pcfg.grammars.grammar import Grammar
@@ -46,7 +46,7 @@ def example_grammar() -> "Grammar":
 
 
 def example_recipe() -> "PretrainRecipe":
-    """Two layers, trained for about two minutes."""
+    """Return the settings of a two-layer model that trains for about two minutes."""
     from pcfg.learning.pretraining import PretrainRecipe
 
     return PretrainRecipe(layers=2, heads=4, width=64, sentences=100_000, max_length=LENGTH, rate=3e-3, evaluation=500)
@@ -61,7 +61,7 @@ def run_example(
     progress: Progress = silent,
     **settings: Any,
 ) -> ProbeReport:
-    """Train the model into `folder/mlm` (goes on where a killed run was, and keeps a finished one), then probe it.
+    """Train the model into `folder/mlm` (going on where a killed run was, or taking the finished one), then probe it.
 
     Other settings are `probe_spans`'s. Raises ProbeError where `folder/mlm` is something else.
     """

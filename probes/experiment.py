@@ -69,15 +69,15 @@ def probe_spans(
         sentences: word lists or `pcfg.sample`'s; or how many to draw, none of those that `pretrain` draws
             to train on (the same words may come again by chance). A quarter of the different ones is held out.
         layers: `all`, or numbers; 0, what goes into the first block, is always among them.
-        seeds: of the probes; `seed` is of everything else.
+        seeds: number of times that each probe is trained; `seed` decides every other random choice.
         max_length: of drawn sentences; by default what the model takes, 40 at most.
         cache: a folder for states, where those of the same model and sentences are found again; by default a temporary one.
         resume: a folder for the numbers of each layer that is done; a later call with the same arguments goes on from
             there to the same report, one with others is refused. The caller deletes it.
 
     Raises:
-        GrammarError: the model's tokens aren't the grammar's words.
-        ProbeError: sentences that can't be aligned, parsed or split.
+        ProbeError: sentences that can't be aligned, parsed or split; and of its kinds ProbeGrammarError where the model's
+            tokens aren't the grammar's words, ProbeModelError and ProbeOptionError.
     """
     settings = _settings(seeds, seed, device, cache, resume, progress)
     _check_length(max_length)
@@ -114,7 +114,7 @@ def probe_trees(
         sentences: words of the cleaned trees, where the two come from different places; they must agree.
         max_length: trees of more words are left out.
 
-    Other arguments, and what is raised, as `probe_spans`.
+    The other arguments, and the errors, are those of `probe_spans`.
     """
     settings = _settings(seeds, seed, device, cache, resume, progress)
     _check_length(max_length)
@@ -210,7 +210,7 @@ def _measure(
     folder: Path,
     state: Path | None,
 ) -> tuple[Activations, list[Measure]]:
-    """The model's states on disk, and every probe on the layers of the model and of random weights, and on the controls."""
+    """Collect states, and run every probe on layers of the model, of one with random weights, and on the controls."""
     dataset, progress, found, done = scorer.dataset, scorer.settings.progress, list[Measure](), 0
     few = tuple(sorted({layers[0], layers[len(layers) // 2], layers[-1]}))  # random layers hardly differ
     features = _control_features(dataset, masked)
@@ -234,7 +234,7 @@ def _measure(
 
 
 def _control_features(dataset: Dataset, masked: MaskedWords | None) -> list[Features]:
-    """What words and places say, of each word and then of each masked one by its neighbours and its place."""
+    """Features that see no model: each word's identity and place, then each mask's neighbours and place."""
     places = controls.positions(dataset)
     found = [
         Features("word identity", None, controls.word_identity(dataset)),
@@ -251,7 +251,7 @@ def _control_features(dataset: Dataset, masked: MaskedWords | None) -> list[Feat
 
 
 def _resumed(scorer: Scorer, seen: Features, state: Path | None) -> list[Measure]:
-    """All probes of some features, from the folder to resume from where they are done."""
+    """Measure with every probe, or read the numbers of a stopped run from its state."""
     if state is None or seen.words is None:  # masked words alone take a moment
         return measure_all(scorer, seen)
     file = state / f"{seen.source}-{'all' if seen.layer is None else seen.layer}.json"
@@ -278,7 +278,7 @@ def _origin(call: str, about: dict[str, Any], inputs: dict[str, str], seed: int)
 
 
 def best_layer(measures: Sequence[Measure]) -> int:
-    """The layer whose states describe the training sentences' marginals in the fewest bits: the test has no say in it."""
+    """Return the layer whose states describe the training sentences' marginals in the fewest bits; test sentences don't count."""
     bits = {m.layer: m.value for m in measures if m.source == "model" and m.metric == "bits" and m.layer is not None}
     return min(bits, key=lambda layer: (bits[layer], layer))
 

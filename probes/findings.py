@@ -63,17 +63,17 @@ class Findings:
     seconds: float
 
     def find(self, probe: str, source: str, metric: str, layer: int | None = None, group: str = "") -> Measure | None:
-        """The measure of that description, or None."""
+        """Return the measure of that probe, source, metric, layer and group, or None."""
         key = (probe, source, metric, layer, group)
         return next((m for m in self.measures if (m.probe, m.source, m.metric, m.layer, m.group) == key), None)
 
     def by_layer(self, probe: str, source: str, metric: str, group: str = "") -> list[Measure]:
-        """The measures of a source's layers, in order."""
+        """Return a source's measures, in the order of layers."""
         found = [self.find(probe, source, metric, layer, group) for layer in self.layers]
         return [measure for measure in found if measure is not None]
 
     def layer_of(self, probe: str) -> int:
-        """The layer that speaks for a probe: the last for masked words, which are predicted there; else the best."""
+        """Return the layer that a probe is judged at: the last for masked words, which are predicted there; else the best."""
         last = any(known.judged_at_last_layer for known in PROBES if known.name == probe)
         return max(self.layers) if last else self.best_layer
 
@@ -146,7 +146,7 @@ class Findings:
         return [*best, *(f"Note: {note}." for note in self.notes)]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
-        """One row a layer and a control, one column a metric of a probe; a star marks the best layer."""
+        """Return one row for each layer and control, one column for each metric; a star marks the best layer."""
         shown = [(p, m) for p, m in METRICS if m.column and self.by_layer(p.name, "model", m.name)]
         rows: list[list[Any]] = []
         for source, name in (("model", "layer"), ("untrained", "untrained")):

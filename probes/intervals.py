@@ -40,10 +40,10 @@ class Measure:
 def bootstrap(
     stats: Stats, statistic: Callable[[np.ndarray], np.ndarray], seed: int
 ) -> tuple[float, float, float, tuple[float, ...]]:
-    """Mean over seeds of a statistic of sums over sentences, its 95% interval, and each seed's value.
+    """Average a statistic over seeds; return the mean, its 95% bootstrap interval over sentences, and each seed's value.
 
     Args:
-        stats: what each sentence adds to each sum; sentences are drawn again, the same for all seeds.
+        stats: what each sentence adds to each sum; each resample draws the same sentences for all seeds.
         statistic: from sums on the last axis to values.
     """
     count = stats.shape[1]
@@ -63,7 +63,7 @@ def _drawn(count: int, seed: int) -> Float64[np.ndarray, "resamples sentences"]:
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
-    """The first sum by the second: a mean, where the second counts."""
+    """Divide the first sum by the second: a mean, where the second sum counts."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums[..., 0] / sums[..., 1]
 
@@ -103,6 +103,6 @@ def spearman(predicted: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def entropy_bits(targets: Float64[np.ndarray, " spans"]) -> float:
-    """Bits a span that no code can go below: the mean binary entropy of the marginals."""
+    """Mean binary entropy of the marginals, in bits a span: no code can be shorter."""
     p = np.clip(targets, 1e-12, 1 - 1e-12)
     return float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean())

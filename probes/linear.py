@@ -1,4 +1,4 @@
-"""Linear probes that scikit-learn fits, and what all probes share: scaled features and thread-proof seeds."""
+"""Linear probes on pairs of words, fitted by scikit-learn, and the scaling of features that all probes share."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Scale:
 
     @classmethod
     def fit(cls, features: np.ndarray, rows: Int64[np.ndarray, " rows"]) -> "Scale":
-        """From some rows; a feature that never changes becomes 0, and yes-or-no features (int8) stay as they are."""
+        """Fit to some rows; a feature that never changes becomes 0, and yes-or-no features (int8) stay as they are."""
         if features.dtype == np.int8:
             return cls(np.zeros(features.shape[1], np.float32), np.ones(features.shape[1], np.float32))
         rows = np.sort(rows)[:: max(1, len(rows) // _MOST_SCALED)]
@@ -30,7 +30,7 @@ class Scale:
         return cls(some.mean(0), np.where(spread > 1e-6, spread, np.inf).astype(np.float32))
 
     def __call__(self, some: np.ndarray) -> np.ndarray:
-        """Scaled rows."""
+        """Return scaled rows, float32."""
         return ((some - self.mean) / self.spread).astype(np.float32)
 
 
@@ -58,7 +58,7 @@ class PairRegression:
         seed: int,
         penalty: float = 10.0,
     ) -> "PairRegression":
-        """From pairs of rows of `features` and a row of targets for each; at most `MOST_ROWS` of them, drawn by the seed."""
+        """Fit to pairs of rows of `features` and a row of targets for each; at most `MOST_ROWS` pairs, drawn by the seed."""
         from sklearn.linear_model import Ridge
 
         random = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ class PairRegression:
     def __call__(
         self, features: np.ndarray, left: Int64[np.ndarray, " rows"], right: Int64[np.ndarray, " rows"]
     ) -> Float64[np.ndarray, "rows outputs"]:
-        """Values for pairs of rows."""
+        """Predict values for pairs of rows."""
         rows, places = np.unique(np.concatenate([left, right]), return_inverse=True)
         states = self.scale(features[rows])
         return (states @ self.left)[places[: len(left)]] + (states @ self.right)[places[len(left) :]] + self.bias
@@ -92,7 +92,7 @@ class PairClassifier:
     def fit(
         cls, features: np.ndarray, left: Int64[np.ndarray, " rows"], classes: Int64[np.ndarray, " rows"], *, seed: int
     ) -> "PairClassifier":
-        """From rows of first words (the second is the next row) and their classes."""
+        """Fit to rows of first words (the second word is the next row) and their classes."""
         from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
         random = np.random.default_rng(seed)
@@ -111,6 +111,6 @@ class PairClassifier:
         return cls(scale, weights, bias, np.asarray(found.classes_, np.int64))
 
     def __call__(self, features: np.ndarray, left: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
-        """The likeliest class of each pair."""
+        """Predict the likeliest class of each pair."""
         columns = np.concatenate([self.scale(features[left]), self.scale(features[left + 1])], 1)
         return self.classes[(columns @ self.weights.T + self.bias).argmax(1)]

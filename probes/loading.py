@@ -1,4 +1,4 @@
-"""Loading a model to probe, its tokenizer, and TransformerLens' view of it, with every way they fail named."""
+"""Loading a model to probe, its tokenizer, and TransformerLens' view of it; whatever fails is named."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ from surgery.quiet import quiet
 
 
 def load_module(checkpoint: Checkpoint, untrained: int | None, device: torch.device) -> tuple[Any, bool, bool]:
-    """The model, whether it has a trained head, and whether it is causal."""
+    """Load the model; return it, whether it has a trained head, and whether it is causal."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     checkpoint.check_readable()
@@ -53,7 +53,7 @@ def load_module(checkpoint: Checkpoint, untrained: int | None, device: torch.dev
 
 
 def _predicts_next(config: Mapping[str, Any]) -> bool:
-    """Whether a model is, or its family's language model is, one of next words; a bare body or a classifier goes by the latter."""
+    """Whether a model predicts next words; a bare body or a classifier goes by the language model of its family."""
     from transformers.models.auto import modeling_auto as auto
 
     tables = (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -66,7 +66,7 @@ def _predicts_next(config: Mapping[str, Any]) -> bool:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The tokenizer; raises CheckpointError for none, ProbeError for one that gives no offsets of characters."""
+    """Load the tokenizer; raise CheckpointError for none, ProbeError for one that gives no offsets of characters."""
     from transformers import AutoTokenizer
 
     try:
@@ -79,7 +79,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def some_tokens(module: Any) -> tuple[Tensor, Tensor]:
-    """A sentence of 12 tokens that every vocabulary has, and its mask, to try a model with."""
+    """Return 12 token numbers that every vocabulary has, and their mask, to try a model with."""
     ids = torch.arange(12, device=module.device)[None] % len(module.get_input_embeddings().weight)
     return ids, torch.ones_like(ids)
 
@@ -103,7 +103,7 @@ def own_states(checkpoint: Checkpoint, module: Any) -> Sequence[Tensor]:
 
 
 def load_bridge(checkpoint: Checkpoint, module: Any, tokenizer: Any, device: torch.device) -> tuple[Any, str]:
-    """TransformerLens' view of a model; or None, and why."""
+    """Wrap the model by TransformerLens; return None and the reason where it can't."""
     try:
         from transformer_lens.model_bridge import TransformerBridge
     except ImportError:
@@ -119,7 +119,7 @@ def load_bridge(checkpoint: Checkpoint, module: Any, tokenizer: Any, device: tor
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the libraries' bars and tables; what matters is checked and raised here."""
+    """Silence the libraries' bars and tables; what matters is checked and raised here."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Masked words: can the exact posterior of a masked word be read off its state?"""
+"""MaskedWords: sentences with one word masked, the exact posterior of that word, and the states of the masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,17 +47,17 @@ class MaskedWords:
         return cls(dataset, numbers, position, masked, grammar.lexical_table)
 
     def rows(self, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " rows"]:
-        """Rows of some sentences."""
+        """Find the rows of some sentences."""
         return np.flatnonzero(np.isin(self.sentence, numbers))
 
     def posterior(self, rows: Int64[np.ndarray, " rows"]) -> Float32[np.ndarray, "rows V"]:
-        """Exact posteriors of the grammar's words."""
+        """Return exact posteriors of the grammar's words."""
         return (self.masked.tags[rows] @ self.table).astype(np.float32)
 
     def states(
         self, model: ProbedModel, layers: Sequence[int], progress: Progress = silent
     ) -> dict[int, Float32[np.ndarray, "rows width"]]:
-        """States of the masks after some layers."""
+        """Run the model; return the masks' states after some layers."""
         ids_of = word_ids(self.masked.grammar, model.tokenizer)
         mask_id = model.tokenizer.mask_token_id
         assert len(ids_of)

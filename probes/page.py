@@ -67,7 +67,7 @@ def _verdicts_table(findings: Findings) -> Table:
         ["probe: metric", "of the model", "control", "of the control", "beaten"],
         rows,
         {
-            "of the model": "the number at the layer that speaks for the probe, with its 95% interval over sentences.",
+            "of the model": "the number at the layer that the probe is judged at (the best; for masked words the last), with its 95% interval over sentences.",
             "control": "the rows of the table above; control task: the same probe trained on random targets that depend on the words alone (Hewitt & Liang 2019).",
             "of the control": "the control's number, at the layer where it is best.",
             "beaten": "whether the model's number is the better one and the two intervals don't touch.",

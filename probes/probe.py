@@ -1,4 +1,4 @@
-"""Probe: what a probe declares of itself, in its own file, so that tables, verdicts, figures and legends know it.
+"""Probe: the base of every probe, which declares its metrics, controls, columns, legend and label in its own file.
 
 A new probe is one file that makes a `Probe`, and one line in `probes.catalog`.
 """
@@ -67,10 +67,10 @@ class Probe(ABC):
     Attributes:
         name: in reports, for good: saved reports are read by it.
         label: in figures.
-        style: which of the figures' colours and markers is its own.
+        style: number of its colour and marker in figures.
         metrics: the numbers that it gives.
         sees: the part of `Features` that it is trained on.
-        judged_at_last_layer: whether the last layer speaks for it instead of the best.
+        judged_at_last_layer: whether it is judged at the last layer instead of the best.
     """
 
     name: str

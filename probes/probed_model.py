@@ -57,7 +57,7 @@ class ProbedModel:
     def load(
         cls, source: "str | Path | Checkpoint", *, device: Device | None = None, untrained: int | None = None
     ) -> "ProbedModel":
-        """A Hugging Face folder or hub id.
+        """Load a Hugging Face folder or hub id.
 
         Args:
             untrained: take random weights of the same shape, drawn with this seed.
@@ -103,7 +103,7 @@ class ProbedModel:
 
     @property
     def most_tokens(self) -> int:
-        """Tokens that fit into the position table."""
+        """Number of tokens that fit into the position table."""
         return position_limit(self.module) or 1 << 30
 
     @property
@@ -111,7 +111,7 @@ class ProbedModel:
         return len(self.module.get_input_embeddings().weight)
 
     def encode(self, sentences: Sequence[Sequence[str]]) -> list[Encoded]:
-        """Tokens of sentences, and the word that each belongs to.
+        """Tokenize sentences, and find the word that each token belongs to.
 
         Raises ProbeError, naming the first sentence and word, where a token spans two words, a word has no token, or a
         sentence is too long for the model.
@@ -138,13 +138,13 @@ class ProbedModel:
 
     @cached_property
     def _spelled(self) -> Mapping[str, str]:
-        """How the model saw the treebank's odd words; one that knows whole words, as a grammar's, saw them as they are."""
+        """Spelling of the treebank's escaped words in the model's text; a model of whole words, as a grammar's, saw them escaped."""
         return {} if isinstance(self.tokenizer.backend_tokenizer.model, WordLevel) else PENN
 
     def hidden_states(
         self, ids: Tensor, mask: Tensor, layers: Sequence[int]
     ) -> dict[int, Float[Tensor, "batch tokens width"]]:
-        """States after some layers, 0 to `layers`, for a padded batch of tokens."""
+        """Run a padded batch of tokens; return states after some layers, 0 to `layers`."""
         if self.bridge is None:
             return (self._unpadded_states if self._padding_matters else self._own_states)(ids, mask, layers)
         found: dict[int, Tensor] = {}
@@ -185,7 +185,7 @@ class ProbedModel:
 
     @contextlib.contextmanager
     def changed(self, changes: Mapping[int, Change]) -> Iterator[None]:
-        """While the block runs, `module` computes with the states after some layers changed on the way."""
+        """Change the states after some layers on the way through `module`, as long as the block runs."""
 
         def apply(change: Change) -> Callable[..., Tensor]:
             return lambda value, hook: change(value)
@@ -194,7 +194,7 @@ class ProbedModel:
             yield
 
     def attention(self, ids: Tensor, mask: Tensor) -> list[Float[Tensor, "_ _ _ _"]]:
-        """What each head attends to, from row to column, a tensor a block."""
+        """Run a padded batch; return each block's attention, [batch, heads, tokens, tokens], from row to column."""
         found: dict[str, Tensor] = {}
 
         def keep(value: Tensor, hook: Any) -> None:
@@ -206,7 +206,7 @@ class ProbedModel:
         return [found[name] for name in names]
 
     def check_layers(self, layers: "str | Sequence[int]") -> tuple[int, ...]:
-        """`all`, or numbers from 0 to `layers`, sorted; raise ProbeOptionError for one that isn't there."""
+        """Parse `all`, or numbers from 0 to `layers`, and sort them; raise ProbeOptionError for one that isn't there."""
         if isinstance(layers, str):
             if layers == "all":
                 return tuple(range(self.layers + 1))
@@ -236,7 +236,7 @@ class ProbedModel:
 
 
 def pad(model: ProbedModel, batch: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """Token numbers and attention mask of a batch, padded on the right."""
+    """Pad a batch on the right; return token numbers and attention mask, on the model's device."""
     width = max(len(encoded.ids) for encoded in batch)
     filler = model.tokenizer.pad_token_id or 0
     if filler >= model._vocabulary:  # added to the tokenizer and not to the model

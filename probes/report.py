@@ -68,7 +68,7 @@ class ProbeReport(Findings, Result):
             raise ProbeError(f"{path} is damaged ({error}): write it again") from None
 
     def check(self) -> None:
-        """Raise KeyError, TypeError, ValueError and the like where some of its parts lack what others refer to."""
+        """Raise KeyError, TypeError, ValueError and the like where parts of a loaded report don't fit together."""
         for example in self.examples:
             example.check()
         if self.best_layer not in self.layers:
@@ -104,7 +104,7 @@ class _Model(TypedDict):
 
 
 class _Content(TypedDict):
-    """What is tables in a report's dataclass, as far as anything reads it."""
+    """The parts of `report.json` that the dataclass holds as dictionaries, as far as anything reads them."""
 
     model: _Model
     loss: _Loss | None

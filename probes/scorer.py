@@ -1,4 +1,4 @@
-"""Scorer: fits probes on features of the training sentences and scores them on the test sentences."""
+"""Scorer: what probes are scored by on the test sentences, with intervals, ceilings and control tasks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _KEPT = 0.9  # share of the training sentences that a seed sees
 
 @dataclass(frozen=True)
 class Settings:
-    """What all parts of an experiment share."""
+    """Settings that all parts of an experiment share."""
 
     seeds: int
     seed: int
@@ -36,9 +36,9 @@ class Settings:
 
 
 class Scorer:
-    """Fits probes on features of the training sentences and scores them on the test sentences.
+    """Scores what probes predict for the test sentences.
 
-    Raises ProbeError for test sentences that no probe could be told apart on.
+    Raises ProbeError for test sentences in which no span is likelier than others.
     """
 
     def __init__(self, dataset: Dataset, settings: Settings) -> None:
@@ -55,20 +55,20 @@ class Scorer:
             )
 
     def train_for(self, seed: int) -> np.ndarray:
-        """The training sentences that one seed sees."""
+        """Draw the nine tenths of the training sentences that one seed sees."""
         train = self.dataset.train
         random = np.random.default_rng([self.settings.seed, seed])
         return np.sort(random.choice(train, max(2, round(_KEPT * len(train))), replace=False))
 
     def f1s(self, trees: Sequence[np.ndarray]) -> np.ndarray:
-        """For each test sentence, F1 and whether it counts."""
+        """Return F1 of each test sentence's tree, and whether it counts."""
         found = [reference.f1(spans) for reference, spans in zip(self.references, trees, strict=True)]
         return np.array([[0.0, 0.0] if f1 is None else [f1, 1.0] for f1 in found])
 
     def tree_measures(
         self, probe: str, source: str, layer: int | None, trees: Sequence[Sequence[np.ndarray]]
     ) -> list[Measure]:
-        """F1, and its share of the ceiling, of the trees that each seed gives."""
+        """Measure F1, and its share of the ceiling's, of the trees that each seed gives."""
         f1s = np.stack([self.f1s(some) for some in trees])
         ceiling = np.broadcast_to(self.ceiling[None, :, :1], (*f1s.shape[:2], 1))
         share = np.concatenate([f1s[..., :1], ceiling], 2)
@@ -87,13 +87,13 @@ class Scorer:
         statistic: Callable[[np.ndarray], np.ndarray],
         group: str = "",
     ) -> Measure:
-        """A measure with its bootstrap interval."""
+        """Make a measure with its bootstrap interval."""
         return Measure(probe, source, layer, metric, group, *bootstrap(stats, statistic, self.settings.seed))
 
     def marginal_measures(
         self, probe: str, source: str, layer: int | None, predicted: Sequence[np.ndarray]
     ) -> list[Measure]:
-        """R^2, Pearson, Spearman of any label: all spans, and by length; R^2 of each label."""
+        """Measure R^2, Pearson and Spearman of any label, for all spans and by length; and R^2 of each label."""
         dataset, count = self.dataset, len(self.dataset.test)
         about = (probe, source, layer)
         lengths = np.minimum(dataset.span_lengths(dataset.test), 10)
@@ -119,7 +119,7 @@ class Scorer:
     def selectivity(
         self, real: Measure, metric: str, stats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
     ) -> list[Measure]:
-        """The control task's number, and by how much the real task's is higher; none for a task that never changes."""
+        """Measure the control task, and by how much the real task is above it; nothing for a task that never changes."""
         control = self.measure(real.probe, real.source, real.layer, metric, stats, statistic)
         if not np.isfinite(control.value):
             return []
@@ -130,13 +130,13 @@ class Scorer:
         return [control, Measure(*about, "selectivity", "", real.value - control.value, low, high, each)]
 
     def per_sentence(self, sentence: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Sums and counts of values for each test sentence."""
+        """Add up values by test sentence; return sums and counts."""
         owner = np.searchsorted(self.dataset.test, sentence)
         count = len(self.dataset.test)
         return np.stack([np.bincount(owner, values, count), np.bincount(owner, minlength=count).astype(float)], 1)
 
     def without_model(self) -> list[Measure]:
-        """Trees that nothing was trained for, the ceiling, and what length alone says of marginals."""
+        """Measure trees that nothing was trained for, the ceiling, and marginals predicted by span length alone."""
         dataset, count = self.dataset, self.settings.seeds
         random = [np.random.default_rng([self.settings.seed, seed]) for seed in range(count)]
         lengths = dataset.lengths[dataset.test].tolist()

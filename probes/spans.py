@@ -1,4 +1,4 @@
-"""Span probes: how probable a constituent over words i to j is, from the states of words i and j (Zhao et al. 2023, section 5)."""
+"""Span probes: the probability of a constituent over words i to j, from the states of words i and j (Zhao et al. 2023, section 5)."""
 
 import math
 from dataclasses import dataclass
@@ -32,10 +32,10 @@ def fit_spans(
     targets: np.ndarray,
     seed: int,
 ) -> "PairRegression | TwoLayer":
-    """A span probe of one kind, from the spans of some sentences.
+    """Fit a span probe of one kind to the spans of some sentences.
 
     Args:
-        targets: a row for each span of all the dataset, as `dataset.targets`.
+        targets: a row for each span of the whole dataset, as `dataset.targets`.
     """
     if kind == "linear":
         left, right = dataset.ends(numbers)
@@ -46,7 +46,7 @@ def fit_spans(
 def predict_spans(
     probe: "PairRegression | TwoLayer", features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " test"]
 ) -> Float32[np.ndarray, "rows outputs"]:
-    """Predicted marginals, within 0 and 1, of the spans of some sentences in turn."""
+    """Predict marginals, within 0 and 1, of the spans of some sentences, one sentence after another."""
     if isinstance(probe, TwoLayer):
         return probe.predict(features, dataset, numbers)
     left, right = dataset.ends(numbers)
@@ -84,7 +84,7 @@ class TwoLayer:
         *,
         seed: int,
     ) -> "TwoLayer":
-        """AdamW, with a rate that falls to 0; the seed decides weights and order."""
+        """Train by AdamW, with a rate that falls to 0; the seed decides weights and order."""
         scale, random = Scale.fit(features, dataset.word_rows(numbers)), np.random.default_rng(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -106,7 +106,7 @@ class TwoLayer:
     def predict(
         self, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " test"]
     ) -> Float32[np.ndarray, "rows outputs"]:
-        """Predicted marginals of the spans of some sentences in turn."""
+        """Predict marginals of the spans of some sentences, one sentence after another."""
         with torch.no_grad():
             found = [
                 torch.sigmoid(self.net(*_inputs(self.scale, features, dataset, numbers[batch]))).numpy()
@@ -118,7 +118,7 @@ class TwoLayer:
 def description_length(
     features: np.ndarray, dataset: Dataset, targets: np.ndarray, seed: int, portions: int = 4
 ) -> float:
-    """Bits a span to send the marginals by online coding with a two-layer probe (Voita & Titov 2020, section 2.2.2).
+    """Description length of the marginals, in bits a span, by online coding with a two-layer probe (Voita & Titov 2020, section 2.2.2).
 
     Each portion of the sentences, as large as all before together, is coded by a probe trained on those before; the first
     by one bit a span. A marginal p costs the cross-entropy of p and the prediction.
@@ -137,7 +137,7 @@ def description_length(
 
 
 def control_spans(dataset: Dataset, seed: int) -> Float32[np.ndarray, "spans one"]:
-    """A control task for spans: words get random classes, and each pair of classes a marginal drawn from the real ones."""
+    """Control task for spans: words get random classes, and each pair of classes a marginal drawn from the real ones."""
     classes = word_classes(dataset, seed)
     left, right = dataset.ends(np.arange(len(dataset.sentences)))
     real = dataset.targets[dataset.span_rows(dataset.train), 0]
@@ -150,7 +150,7 @@ class SpanProbe(Probe):
     """A probe of span marginals, linear or two-layer, with the trees of least risk by what it predicts."""
 
     def measure(self, scorer: Scorer, seen: Features) -> list[Measure]:
-        """Correlations by span length and label, F1 of trees, the control task, and bits for the two-layer probe."""
+        """Measure correlations by span length and label, F1 of trees, the control task, and bits for the two-layer probe."""
         assert seen.words is not None
         kind, dataset, features = self.name.removeprefix("span-"), scorer.dataset, seen.words
         predicted, control = list[np.ndarray](), list[np.ndarray]()

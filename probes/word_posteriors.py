@@ -24,9 +24,9 @@ def fit_words(
     test: Int64[np.ndarray, " test"],
     seed: int,
 ) -> Float64[np.ndarray, " test"]:
-    """A linear probe with a softmax, trained on exact posteriors: KL(exact || predicted) at each test row, in nats.
+    """Train a linear softmax on exact posteriors; return KL(exact || predicted) at each test row, in nats.
 
-    It starts from the mean posterior, which is what a probe without features predicts.
+    Training starts from the mean posterior, which a probe without features would predict.
     """
     scale, random = Scale.fit(features, train), np.random.default_rng(seed)
     wanted = torch.from_numpy(words.posterior(train))
@@ -59,7 +59,7 @@ class WordPosteriorProbe(Probe):
     """A linear softmax on the states of masks."""
 
     def measure(self, scorer: Scorer, seen: Features) -> list[Measure]:
-        """Divergence of the predicted posterior from the exact one."""
+        """Measure the divergence of the predicted posterior from the exact one."""
         masked = seen.masked
         assert masked is not None and seen.masks is not None
         stats, test = [], masked.rows(scorer.dataset.test)
@@ -70,7 +70,7 @@ class WordPosteriorProbe(Probe):
 
 
 def own_prediction(scorer: Scorer, masked: MaskedWords, model: ProbedModel) -> Measure:
-    """Divergence of what the model's own head predicts, without any probe."""
+    """Measure the divergence of what the model's own head predicts, without any probe."""
     test = masked.rows(scorer.dataset.test)
     stats = scorer.per_sentence(masked.sentence[test], masked.model_kl(model, test))
     return scorer.measure("none", "model", None, "kl", stats[None], ratio)

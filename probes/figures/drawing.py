@@ -1,4 +1,4 @@
-"""What a figure of a report declares of itself, and the parts that several of them draw."""
+"""Drawing: what a figure of a report declares of itself; and the parts that several figures draw."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
