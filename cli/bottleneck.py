@@ -10,8 +10,10 @@ import typer
 
 from cli import options
 from cli.render import print_json, print_table, progress_bar, say, size
+from surgery.unlearning.evaluation.baselines import baselines_help
 
 if TYPE_CHECKING:
+    from surgery.tasks.examples import Columns
     from surgery.unlearning.bottleneck import Bottleneck
     from surgery.unlearning.eraser import Eraser
     from surgery.unlearning.evaluation.report import Report
@@ -34,6 +36,7 @@ Feature = Annotated[
 ]
 
 
+# Long: options, declared where Typer reads them.
 @app.command()
 def fit(
     encoder: Annotated[
@@ -74,8 +77,8 @@ def fit(
     values: Annotated[
         str, typer.Option(help="sgd (as published), or counts: closed form, from which a row can be taken exactly.")
     ] = "sgd",
-    rate: Annotated[float | None, typer.Option(help="Of SGD.", show_default="0.3")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Of SGD.", show_default="10")] = None,
+    rate: Annotated[float | None, typer.Option(help="Learning rate of SGD.", show_default="0.3")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of SGD.", show_default="10")] = None,
     seed: options.Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts or images encoded at once.")] = 32,
     column: options.Column = None,
@@ -90,21 +93,13 @@ def fit(
     """
     import time
 
-    from surgery.errors import OptionError
     from surgery.files import check_output
     from surgery.unlearning.bottleneck import Bottleneck
-    from surgery.unlearning.features.reading import named_columns as named
-    from surgery.unlearning.features.rows import read_rows
 
     folder = options.need_output(output)
     check_output(folder, overwrite=overwrite, inputs=[encoder, features, data, keys_from])
-    source, columns, began = data or features, options.named_columns(column), time.monotonic()
-    if source is None:
-        raise OptionError("the training rows are missing: give --data FILE with --encoder MODEL, or --features FILE")
-    if encoder and (features or feature):
-        raise OptionError("--encoder makes the features: leave it out, or --features and --feature")
-    if not encoder and (pooling or dtype):
-        raise OptionError("--pooling and --dtype are an encoder's: give --encoder, or leave them out")
+    columns, began = options.named_columns(column), time.monotonic()
+    source = _training_source(data, encoder, features or feature, pooling or dtype, features)
     settings: dict[str, Any] = {
         "codebooks": codebooks,
         "keys": keys,
@@ -125,11 +120,8 @@ def fit(
                 encoder, source, keys_from=keys_from, columns=columns, opening=opening, **settings
             )
         else:
-            beside = features if data else None
-            rows = read_rows(source, features=feature, features_file=beside, columns=columns)
-            others = keys_from and read_rows(keys_from, features=feature, labels_needed=False)
-            settings["read_as"] = {**named(columns), **({"features": feature} if feature else {})}
-            bottleneck = Bottleneck.fit_rows(rows, keys_from=others or None, **settings)
+            read = _read_features(source, features if data else None, feature, columns, keys_from)
+            bottleneck = Bottleneck.fit_rows(**read, **settings)
     bottleneck.save(folder, overwrite=overwrite)
     _fitted(bottleneck, folder, round(time.monotonic() - began, 3), json)
 
@@ -196,7 +188,7 @@ def verify(
     ] = 16,
     baselines: Annotated[
         bool,
-        typer.Option("--baselines/--no-baselines", help="Fine-tuning, random labels, NegGrad+, SCRUB, logit masking."),
+        typer.Option("--baselines/--no-baselines", help=f"Compare with other ways to forget: {baselines_help()}."),
     ] = True,
     encoder: Annotated[
         str | None, typer.Option(help="Where the encoder lies now.", show_default="where it lay for fit")
@@ -240,7 +232,7 @@ def show(
     folder: Annotated[Path, typer.Argument(help="Bottleneck or eraser: a folder or a hub id.")],
     json: options.Json = False,
 ) -> None:
-    """What a bottleneck or an eraser is: sizes, classes, how it was made, what was forgotten."""
+    """Show what a bottleneck or an eraser is: sizes, classes, how it was made, what was forgotten."""
     from surgery.checkpoints.hub import located
     from surgery.errors import BottleneckError
     from surgery.unlearning.bottleneck import Bottleneck
@@ -258,24 +250,54 @@ def print_report(report: "Report", folder: Path, json: bool) -> None:
     if json:
         print_json({**report.content, "output": str(folder)})
         return
-    columns, rows = report.table()
+    columns, rows = report.shown()
     for numbers in _side_by_side(columns, rows):
         print_table("", [columns[n] for n in numbers], [[row[n] for n in numbers] for row in rows])
     for line in (report.caption, "", *report.remarks):
         say(line)
-    say(f"{folder}: report.json, README.md and {len(list(folder.glob('*.png')))} figures")
+    figures = len(list(folder.glob("*.png")))
+    say(f"{folder}: index.html to open, with {figures} figure{'s' if figures != 1 else ''}; README.md, report.json")
 
 
 def _side_by_side(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[int]]:
     """Numbers of the columns that fit on a screen together, each time with the first, which names the rows."""
     room = (shutil.get_terminal_size((120, 0)).columns if sys.stdout.isatty() else 120) - 4  # margins
     widths = [3 + max(len(cell) for cell in (columns[n], *(row[n] for row in rows))) for n in range(len(columns))]
-    found: list[list[int]] = []
+    screens: list[list[int]] = []
     for number in range(1, len(columns)):
-        if not found or sum(widths[n] for n in found[-1]) + widths[number] > room:
-            found.append([0])
-        found[-1].append(number)
-    return found
+        if not screens or sum(widths[n] for n in screens[-1]) + widths[number] > room:
+            screens.append([0])
+        screens[-1].append(number)
+    return screens
+
+
+def _training_source(
+    data: str | None, encoder: str | None, made: str | None, opened: str | None, features: str | None
+) -> str:
+    """The file of training rows; refuses options that don't go together."""
+    from surgery.errors import OptionError
+
+    source = data or features
+    if source is None:
+        raise OptionError("the training rows are missing: give --data FILE with --encoder MODEL, or --features FILE")
+    if encoder and made:
+        raise OptionError("--encoder makes the features: leave it out, or --features and --feature")
+    if not encoder and opened:
+        raise OptionError("--pooling and --dtype are an encoder's: give --encoder, or leave them out")
+    return source
+
+
+def _read_features(
+    source: str, beside: str | None, feature: str | None, columns: "Columns | None", keys_from: str | None
+) -> dict[str, Any]:
+    """Training rows, rows to place keys by and how they were read, as `Bottleneck.fit_rows` takes them."""
+    from surgery.unlearning.features.reading import named_columns
+    from surgery.unlearning.features.rows import read_rows
+
+    rows = read_rows(source, features=feature, features_file=beside, columns=columns)
+    others = read_rows(keys_from, features=feature, labels_needed=False) if keys_from else None
+    read_as = {**named_columns(columns), **({"features": feature} if feature else {})}
+    return {"rows": rows, "keys_from": others, "read_as": read_as}
 
 
 def _recipe(values: str, rate: float | None, epochs: int | None) -> "Sgd":
@@ -320,9 +342,9 @@ def _show_bottleneck(bottleneck: "Bottleneck", json: bool) -> None:
     say(f"bottleneck {bottleneck.fingerprint[:16]}: {size_line}")
     for line in others:
         say(line)
-    counts = [f"{number:,}" for number in facts.training_rows or ()] or [""] * len(facts.classes)
-    cells = [[str(name), number] for name, number in zip(facts.classes, counts, strict=True)]
-    print_table("", ["class", "training rows"], cells[:_LISTED])
+    columns, rows = bottleneck.class_table()
+    cells = [[str(name), "" if count is None else f"{count:,}"] for name, count in rows]
+    print_table("", columns, cells[:_LISTED])
     if len(cells) > _LISTED:
         say(f"... and {len(cells) - _LISTED:,} more classes")
     for line in facts.edits:
@@ -334,8 +356,9 @@ def _show_eraser(eraser: "Eraser", json: bool) -> None:
 
     from surgery.unlearning.descriptions import edit_line, promises
 
-    edit, codebooks = eraser.edit, eraser.rows.ids.shape[1]
-    touched = np.bincount(eraser.pairs // (edit["of_pairs"] // codebooks), minlength=codebooks)
+    edit = eraser.edit
+    touched = np.array([pairs for _, pairs in eraser.table()[1]])
+    codebooks = len(touched)
     spread = {"min": int(touched.min()), "median": float(np.median(touched)), "max": int(touched.max())}
     if json:
         head = {"kind": "eraser", "hash": eraser.hash, "bottleneck": eraser.bottleneck, "previous": eraser.previous}

@@ -8,6 +8,7 @@ import typer
 from cli import options
 from cli.bottleneck import Feature, print_report
 from cli.render import print_json, progress_bar, say, show_example
+from surgery.unlearning.key_ranking import rankings_help
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _USAGE = "surgery unlearn BOTTLENECK --forget CLASS -o FOLDER"
 
 
+# Long: options, declared where Typer reads them.
 def unlearn(
     bottleneck: Annotated[
         Path | None, typer.Argument(help="Bottleneck folder, or its hub id.", show_default=False)
@@ -27,14 +29,15 @@ def unlearn(
         list[str] | None,
         typer.Option(help="Class to forget, or several with commas; may be repeated.", show_default=False),
     ] = None,
-    forget_rows: Annotated[
+    rows: Annotated[
         str | None,
         typer.Option(
-            help="Rows to forget, and their twins: numbers counted from 0 (3,17), or a file of them as they were in training.",
+            "--forget-rows",
+            help="Rows to forget, and all others of the same content: numbers counted from 0 (3,17), or a file of them as they were in training.",
             show_default=False,
         ),
     ] = None,
-    via: Annotated[
+    method: Annotated[
         str | None,
         typer.Option(
             help="activations or examples (masks), refit, or counts (of counted values; exact if other rows placed the keys).",
@@ -52,7 +55,7 @@ def unlearn(
         ),
     ] = None,
     rank: Annotated[
-        str, typer.Option(help="For activations: influence, count (as published) or purity.")
+        str, typer.Option(help=f"What activations orders (codebook, key) pairs by: {rankings_help()}.")
     ] = "influence",
     answer: Annotated[
         str, typer.Option(help="For a masked key, the next open one answers, or the codebook drops out: next or drop.")
@@ -71,35 +74,36 @@ def unlearn(
     device: options.Device = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
+    via: Annotated[str | None, typer.Option("--via", hidden=True)] = None,
 ) -> None:
     """Make a bottleneck forget classes or single training rows.
 
     Without arguments: the embedded example, start to finish, in under a minute; an earlier run's folder is replaced.
     """
     from surgery.errors import OptionError
-    from surgery.files import check_output, new_folder
+    from surgery.files import check_output
     from surgery.unlearning.bottleneck import Bottleneck
     from surgery.unlearning.forgetting import unlearn as run
 
+    method = _renamed(method, via)
     if bottleneck is None:
-        given = [forget, forget_rows, keys, examples, eraser, feature, column]
-        usual = (via, rank, answer) == (None, "influence", "next")
-        if not usual or any(value is not None for value in given):
+        given = [forget, rows, method, keys, examples, eraser, feature, column]
+        if (rank, answer) != ("influence", "next") or any(value is not None for value in given):
             raise OptionError(f"the bottleneck is missing: {_USAGE}")
         _example(output, device, seed, overwrite, json)
         return
     folder = options.need_output(output)
     aside = eraser or _beside(folder)
     for name in (folder, aside):
-        check_output(name, overwrite=overwrite, inputs=[bottleneck, forget_rows])
+        check_output(name, overwrite=overwrite, inputs=[bottleneck, rows])
     before = Bottleneck.load(bottleneck)
     _check_eraser(aside, folder, before)
     with progress_bar() as progress:
         edit = run(
             before,
             _classes(before, forget) if forget else None,
-            rows=_positions(before, forget_rows, feature, column) if forget_rows else None,
-            via=via,
+            rows=_positions(before, rows, feature, column) if rows else None,
+            method=method,
             keys=keys,
             examples=examples,
             rank=rank,
@@ -109,14 +113,29 @@ def unlearn(
             progress=progress,
         )
     after = edit.apply(before)
-    # Both appear or neither. The eraser takes its name first: without it the other couldn't be undone.
+    _write(after, folder, edit, aside, overwrite)
+    _report(edit, before, after, bottleneck, folder, aside, json)
+
+
+def _renamed(method: str | None, via: str | None) -> str | None:
+    """`--method`, or what `--via` said in earlier versions."""
+    from surgery.errors import OptionError
+
+    if method is not None and via is not None:
+        raise OptionError("--method and --via are two names of one option: give --method alone")
+    return method or via
+
+
+def _write(after: "Bottleneck", folder: Path, edit: "Eraser", aside: Path, overwrite: bool) -> None:
+    """Both folders appear or neither. The eraser takes its name first: without it the other couldn't be undone."""
+    from surgery.files import new_folder
+
     with (
         new_folder(folder, overwrite=overwrite) as staged,
         new_folder(aside, overwrite=overwrite) as private,
     ):
         after.write(staged)
         edit.write(private)
-    _report(edit, before, after, bottleneck, folder, aside, json)
 
 
 def _example(output: Path | None, device: str | None, seed: int, overwrite: bool, json: bool) -> None:
@@ -184,30 +203,22 @@ def _report(
     from surgery.unlearning.descriptions import promises, what
 
     done, seconds, effect = edit.edit, edit.report["seconds"], edit.effect(before, after)
+    promised = promises(after.history, counted=after.counted)
     if json:
-        found = {
-            "output": str(folder),
-            "eraser": str(aside),
-            "hash": edit.hash,
-            **done,
-            "effect": effect,
-            "seconds": seconds,
-        }
-        print_json({**found, "promises": promises(after.history, counted=after.counted)})
+        head = {"output": str(folder), "eraser": str(aside), "hash": edit.hash}
+        print_json({**head, **done, "effect": effect, "seconds": seconds, "promises": promised})
         return
-    said = [*promises(after.history, counted=after.counted), *_cautions(edit, after, effect)]
     verb = {"refit": "refitted", "counts": "counted down"}.get(done["via"], "masked")
     rows = f" ({done['rows']:,} rows)" if done["forget"] else _twins(done["twins"])
-    say(
-        f"{folder}: {what(done)}{rows} forgotten, {done['pairs']:,} of {done['of_pairs']:,} pairs {verb}, in {f'{1000 * seconds:.1f} ms' if seconds < 1 else f'{seconds:.1f} s'}"
-    )
+    took = f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    say(f"{folder}: {what(done)}{rows} forgotten, {done['pairs']:,} of {done['of_pairs']:,} pairs {verb}, in {took}")
     if done["rule"] not in (None, "given"):
         say(f"As many as it takes for this to hold on training rows: {done['rule']}")
     say(
         f"On training rows: {100 * effect['forgotten_right']:.1f}% of the forgotten are still answered right; "
         f"of the others {100 * effect['retained_after']:.1f}%, {100 * effect['retained_before']:.1f}% before"
     )
-    for line in said:
+    for line in (*promised, *_cautions(edit, after, effect)):
         say(line)
     say(f"{aside}: what undoes it; it holds what was taken out, so keep it, and {source}, to yourself")
     data = "--data test.jsonl" if after.encoder else "--features test.safetensors"

@@ -83,6 +83,14 @@ def what(edit: Mapping[str, Any]) -> str:
     return f"{edit['rows']:,} single row{'s' if edit['rows'] > 1 else ''}"
 
 
+def what_all(history: Sequence[Mapping[str, Any]]) -> str:
+    """What edits forgot, in one line."""
+    parts = [
+        ", ".join(map(str, edit["forget"])) if edit["forget"] else f"{edit['rows']:,} single rows" for edit in history
+    ]
+    return "; ".join(parts) or "nothing"
+
+
 def edit_line(edit: Mapping[str, Any]) -> str:
     """An edit in plain words; `edit` is an eraser's, or a bottleneck's note of it."""
     return what(edit) + edit_end(edit)

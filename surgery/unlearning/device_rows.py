@@ -40,7 +40,7 @@ def nearest(
     return torch.cat(found)
 
 
-class SentSelector:
+class DeviceSelector:
     """The frozen part of a bottleneck on a device.
 
     Args:
@@ -68,7 +68,7 @@ class SentSelector:
         block += 16 * min(SCRATCH, self._codebooks * ROWS * self._keys) * (1 if top == 1 else 4)
         needed = 4 * len(rows) * (rows.shape[1] + self._codebooks * top) + block
         what = f"selecting keys of {len(rows):,} rows"
-        with memory_for(self._device, needed, what, "give fewer rows at once, or give --device cpu"), full_float32():
+        with memory_for(self._device, needed, what, "give fewer rows at once, or give `device` cpu"), full_float32():
             rows, products = rows.to(self._device), self.products(closed)
             found = rows.new_empty((len(rows), self._codebooks, top), dtype=torch.int16)
             for start in range(0, len(rows), ROWS):
@@ -98,7 +98,7 @@ class SentSelector:
         return found
 
 
-class SentRows:
+class DeviceRows:
     """Rows on a device whose keys are asked for again and again, while ever other keys are closed.
 
     Args:
@@ -107,7 +107,7 @@ class SentRows:
 
     def __init__(
         self,
-        selector: SentSelector,
+        selector: DeviceSelector,
         features: Float32[np.ndarray, "N D"],
         ids: UInt16[np.ndarray, "N C top"],
         device: torch.device,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from surgery.checkpoints.hub import located
 from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
 from surgery.jsonfile import conform
+from surgery.reporting.results import Result
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.card import eraser_card
+from surgery.unlearning.descriptions import edit_line, what
 from surgery.unlearning.schema import EraserReport
 from surgery.unlearning.storage import (
     check_arrays,
@@ -31,11 +34,12 @@ from surgery.unlearning.training_rows import TrainingRows
 
 ERASER_FILE = "eraser.safetensors"
 _FORMAT = "surgery eraser 1"
+_LONGEST = 100  # characters of a repr for what was forgotten
 _ARRAYS = ("pairs", "old_entries", "new_entries", "old_states", "new_states", "positions", "salt")
 
 
 @dataclass(frozen=True, eq=False)
-class Eraser:
+class Eraser(Result):
     """What `unlearn` decides.
 
     Attributes:
@@ -46,7 +50,7 @@ class Eraser:
         salt: 32 random bytes, without which the hash in the edited bottleneck would let anyone test a guess at the rows.
         bottleneck: fingerprint of the bottleneck that it edits.
         previous: hash of the edit before it; empty for the first.
-        edit: via, forget, rank, answer, keys, rule, seed and counts of what it touches; `class_rows` before and after;
+        edit: via (the method), forget, rank, answer, keys, rule, seed and counts of what it touches; `class_rows` before and after;
             `inputs`: hashes of what it was fitted on, which the edited bottleneck must not keep, for the same reason.
         report: provenance.
     """
@@ -66,8 +70,22 @@ class Eraser:
     loaded: bool = False
 
     def __repr__(self) -> str:
-        what = ", ".join(map(str, self.forget)) or f"{len(self.positions):,} single rows"
-        return f"Eraser({what}, via {self.edit['via']}, {len(self.pairs):,} of {self.edit['of_pairs']:,} pairs)"
+        forgotten = shorten(what(self.edit), _LONGEST, placeholder=" ...")
+        return f"Eraser({forgotten}, by {self.edit['via']}, {len(self.pairs):,} of {self.edit['of_pairs']:,} pairs)"
+
+    @property
+    def summary(self) -> list[str]:
+        """What it forgets and how, what it changes, and that it is private."""
+        return [
+            f"Forgotten: {edit_line({**self.edit, 'hash': self.hash})}.",
+            f"It changes {len(self.pairs):,} of {self.edit['of_pairs']:,} pairs; the forgotten rows select {self.edit['active']:,}.",
+            "It holds what was taken out: keep it private.",
+        ]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Codebooks, and how many of each one's keys it changes."""
+        touched = np.bincount(self.codebook_keys[:, 0], minlength=self.source.ids.shape[1])
+        return ["codebook", "pairs"], [[codebook, int(pairs)] for codebook, pairs in enumerate(touched)]
 
     @property
     def forget(self) -> list[int | str]:
@@ -104,10 +122,8 @@ class Eraser:
             raise BottleneckError(
                 f"eraser {self.hash[:16]} doesn't fit the bottleneck that it names: use the one made with it"
             )
-        note = {
-            "hash": self.hash,
-            **{key: self.edit[key] for key in ("via", "forget", "rows", "masked", "keys_saw_them", "answer")},
-        }
+        told = ("via", "forget", "rows", "masked", "keys_saw_them", "answer")
+        note = {"hash": self.hash, **{key: self.edit[key] for key in told}}
         training = bottleneck.need_training()
         return replace(
             self._put(bottleneck, self.new_entries, self.new_states, self.edit["class_rows"][1]),

@@ -99,7 +99,7 @@ def _select(
         method=asked.key_init,
         seed=asked.seed,
         device=device,
-        sent=on_device if keys_from is None else None,
+        on_device=on_device if keys_from is None else None,
         progress=progress,
     )
     progress(0, 1, "selecting keys")
@@ -114,5 +114,5 @@ def _on_device(features: Float32[np.ndarray, "N D"], device: torch.device) -> Fl
     if not off_cpu(device):
         return None
     what = f"holding {len(features):,} rows of {features.shape[1]:,} features"
-    with memory_for(device, features.nbytes, what, "fit on fewer rows, or give --device cpu"):
+    with memory_for(device, features.nbytes, what, "fit on fewer rows, or give `device` cpu"):
         return torch.from_numpy(features).to(device)

@@ -49,7 +49,7 @@ def place_on_device(
     group = max(1, min(codebooks, SCRATCH // each))
     needed = 4 * (2 * padded * width + 2 * SCRATCH + group * padded * (4 * width_of(d) + 8))
     what = f"placing {keys} keys a codebook by {rows:,} rows"
-    with memory_for(device, needed, what, "place them by fewer rows, or give --device cpu"), full_float32():
+    with memory_for(device, needed, what, "place them by fewer rows, or give `device` cpu"), full_float32():
         centered = torch.zeros(padded, width, device=device)
         centered[:rows] = torch.as_tensor(features).to(device) - torch.from_numpy(center).to(device)
         maps = torch.from_numpy(projections).to(device)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from surgery.devices import off_cpu
-from surgery.unlearning.device_rows import SentRows, SentSelector
+from surgery.unlearning.device_rows import DeviceRows, DeviceSelector
 
 # What a (codebook, key) pair may be: open; closed, so that the next-nearest key answers; or silent, so that a row
 # nearest to it gets no answer from that codebook.
@@ -63,7 +63,7 @@ class Selector:
             features: an array, or a tensor, which may be on `device` already.
         """
         if off_cpu(device):
-            return self._sent(device).select(features, self.states == CLOSED, top)
+            return self._on(device).select(features, self.states == CLOSED, top)
         codebooks, keys, d = self.keys.shape
         found = np.empty((len(features), codebooks, top), np.uint16)
         block = min(_block(keys), max(_FEW, _SCRATCH // (codebooks * d)))
@@ -105,13 +105,13 @@ class Selector:
         The rows are projected once, and sent to a device other than the CPU once; there the ids stay.
         """
         if off_cpu(device):
-            rows = SentRows(self._sent(device), features, ids, device)
+            rows = DeviceRows(self._on(device), features, ids, device)
             return lambda states: rows.reselect(states == CLOSED)
         queries = self.project(features)
         return lambda states: self.with_states(states)._reselect(lambda book, rows: queries[book, rows], ids)
 
     def with_states(self, states: UInt8[np.ndarray, "C K"]) -> "Selector":
-        """The same keys in other states; they aren't sent to a device again."""
+        """The same keys in other states; what is on a device already stays there."""
         other = replace(self, states=states)
         other.__dict__["_devices"] = self._devices
         return other
@@ -134,13 +134,13 @@ class Selector:
                 found[stale, codebook] = nearest_keys(queries(codebook, stale)[None], right, top=ids.shape[2])[0]
         return found
 
-    def _sent(self, device: torch.device) -> SentSelector:
+    def _on(self, device: torch.device) -> DeviceSelector:
         if device not in self._devices:
-            self._devices[device] = SentSelector(self.center, self._map, self.keys, device)
+            self._devices[device] = DeviceSelector(self.center, self._map, self.keys, device)
         return self._devices[device]
 
     @cached_property
-    def _devices(self) -> dict[torch.device, SentSelector]:
+    def _devices(self) -> dict[torch.device, DeviceSelector]:
         return {}
 
     @cached_property

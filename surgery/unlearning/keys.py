@@ -27,10 +27,10 @@ KEY_METHODS = ("kmeans", "ema", "sample")
 def check_width(width: int, codebooks: int, d: int, projection: str) -> None:
     """Raise OptionError where rows have too few features for keys of d dimensions."""
     if projection == "random" and d > width:
-        raise OptionError(f"--key-dim {d} is more than the {width} features: lower it")
+        raise OptionError(f"`key_dim` {d} is more than the {width} features: lower it")
     if projection == "segments" and codebooks * d > width:
         raise OptionError(
-            f"{codebooks} disjoint segments of {d} features need {codebooks * d}, and there are {width}: lower --codebooks or --key-dim, or project"
+            f"{codebooks} disjoint segments of {d} features need {codebooks * d}, and there are {width}: lower `codebooks` or `key_dim`, or project"
         )
 
 
@@ -39,7 +39,7 @@ def check_keys(keys: int, rows: int) -> None:
     most = min(MOST_KEYS, rows)
     if not 2 <= keys <= most:
         raise OptionError(
-            f"--keys {keys} must lie between 2 and {most:,}: the {rows:,} rows that place them, and {MOST_KEYS:,} at most"
+            f"`keys` {keys} must lie between 2 and {most:,}: the {rows:,} rows that place them, and {MOST_KEYS:,} at most"
         )
 
 
@@ -67,7 +67,7 @@ def fit_keys(
     method: str = "kmeans",
     seed: int = 0,
     device: torch.device | None = None,
-    sent: Float32[Tensor, "N D"] | None = None,
+    on_device: Float32[Tensor, "N D"] | None = None,
     progress: Progress = silent,
 ) -> Selector:
     """Place every codebook's keys without labels: on a CPU one codebook at a time, on a GPU many at once.
@@ -79,19 +79,19 @@ def fit_keys(
         method: `kmeans` (Lloyd's rounds from rows drawn at random), `ema` (moving averages over batches, as published) or
             `sample` (rows drawn at random and left there). Keys that no row is nearest to move to a row that is far
             from its own key.
-        sent: the features on `device`, if they are there already.
+        on_device: the features on `device`, if they are there already.
 
     Raises:
         OptionError: more keys than rows to place them by, or than a uint16 can name.
     """
     if method not in KEY_METHODS:
-        raise OptionError(f"--key-init {method} isn't one of {', '.join(KEY_METHODS)}")
+        raise OptionError(f"`key_init` {method} isn't one of {', '.join(KEY_METHODS)}")
     check_keys(keys, len(features))
     codebooks, _, d = projections.shape
     center, states = _coarse_mean(features), np.zeros((codebooks, keys), np.uint8)
     randoms = [np.random.default_rng([seed, 1, codebook]) for codebook in range(codebooks)]
     if off_cpu(device):
-        given = features if sent is None else sent
+        given = features if on_device is None else on_device
         placed = place_on_device(given, center, projections, keys, method, randoms, device, progress)
         return Selector(center, projections, placed, states)
     centered = features - center

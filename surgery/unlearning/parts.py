@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,9 @@ from surgery.checkpoints.hub import located
 from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
 from surgery.jsonfile import conform
+from surgery.reporting.page import Table, Text, render
 from surgery.unlearning.card import bottleneck_card
-from surgery.unlearning.descriptions import Facts, placed_by
+from surgery.unlearning.descriptions import Facts, placed_by, what_all
 from surgery.unlearning.key_selection import CLOSED, OPEN, SILENT, Selector
 from surgery.unlearning.schema import BottleneckConfig, Origin
 from surgery.unlearning.storage import (
@@ -92,6 +93,20 @@ class Parts:
             **{key: config[key] for key in ("settings", "encoder", "history")},
             version=self.report.get("surgery", ""),
         )
+
+    @property
+    def summary(self) -> list[str]:
+        """Its sizes, what it was fitted on, and what was forgotten."""
+        size, made, _ = self.facts.made
+        return [f"{size}.", f"{made[:1].upper()}{made[1:]}.", f"Forgotten so far: {what_all(self.history)}."]
+
+    def class_table(self) -> tuple[list[str], list[list[Any]]]:
+        """Classes, and how many training rows of each it remembers; None without its training rows."""
+        counts: Sequence[int | None] = self.facts.training_rows or [None] * len(self.classes)
+        return ["class", "training rows"], [list(row) for row in zip(self.classes, counts, strict=True)]
+
+    def _repr_html_(self) -> str:
+        return render([*map(Text, self.summary), Table("What it knows.", *self.class_table())])
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `config.json`, `model.safetensors`, `training.safetensors`, `report.json` and a card.

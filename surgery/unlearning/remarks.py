@@ -7,18 +7,10 @@ import numpy as np
 
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.descriptions import listed, promises
-from surgery.unlearning.evaluation.membership import ATTACKS
+from surgery.unlearning.evaluation.attacks import ATTACKS
 
 _FEW = 10  # members below which resampling them says little
 _ANSWERED, _COST = 0.01, 0.05  # shares of what was forgotten and of the rest above which a remark is due
-
-
-def what_all(history: Sequence[Mapping[str, Any]]) -> str:
-    """What edits forgot, in one line."""
-    parts = [
-        ", ".join(map(str, edit["forget"])) if edit["forget"] else f"{edit['rows']:,} single rows" for edit in history
-    ]
-    return "; ".join(parts) or "nothing"
 
 
 def remarks(content: Mapping[str, Any], after: Bottleneck) -> list[str]:
@@ -93,19 +85,17 @@ def _narrow(content: Mapping[str, Any], after: Bottleneck) -> list[str]:
 def _attacks(content: Mapping[str, Any]) -> list[str]:
     points, examples, found = content["points"], content["examples"], []
     attacked = points["after"].get("membership", {})
-    for attack, name in ATTACKS.items():
-        beyond = attacked.get(attack, {}).get("against_refitted", {}).get("beyond")
+    for attack in ATTACKS:
+        beyond = attacked.get(attack.key, {}).get("against_refitted", {}).get("beyond")
         if beyond and beyond["low"] > 0:
-            areas = [points[who]["membership"][attack]["auc"] for who in ("after", "refitted")]
+            areas = [points[who]["membership"][attack.key]["auc"] for who in ("after", "refitted")]
             found.append(
-                f"The attack by {name} tells more of the forgotten rows than after refitting: an area of {areas[0]:.2f} against {areas[1]:.2f}, {beyond['auc']:.2f} further from guessing (95% {beyond['low']:.2f} to {beyond['high']:.2f}). Where that matters, refit."
+                f"The attack by {attack.name} tells more of the forgotten rows than after refitting: an area of {areas[0]:.2f} against {areas[1]:.2f}, {beyond['auc']:.2f} further from guessing (95% {beyond['low']:.2f} to {beyond['high']:.2f}). Where that matters, refit."
             )
     if "membership" not in points["after"]:
         found.append("No test row is of a forgotten class, so nothing is said of membership and relearning.")
     elif content["call"]["verify"]["shadows"] and "likelihood_ratio" not in attacked:
-        found.append(
-            f"Edits of different kinds, or earlier ones without an eraser: no attack by {ATTACKS['likelihood_ratio']}."
-        )
+        found.append("Edits of different kinds, or earlier ones without an eraser: no attack by likelihood ratio.")
     if examples["forgotten"] < _FEW:
         found.append(f"Only {examples['forgotten']} rows were forgotten: the intervals of the attacks mean little.")
     return found

@@ -29,19 +29,19 @@ class Settings:
     device: str | torch.device | None = None
 
     def __post_init__(self) -> None:
-        for name, number in (("--codebooks", self.codebooks), ("--key-dim", self.key_dim), ("--top", self.top)):
+        for name, number in (("codebooks", self.codebooks), ("key_dim", self.key_dim), ("top", self.top)):
             if number < 1:
-                raise OptionError(f"{name} {number} must be at least 1")
+                raise OptionError(f"`{name}` {number} must be at least 1")
         check_seed(self.seed)
         if self.top > self.keys:
-            raise OptionError(f"--top {self.top} is more than the {self.keys} keys of a codebook: lower it")
+            raise OptionError(f"`top` {self.top} is more than the {self.keys} keys of a codebook: lower it")
         for name, given, known in (
-            ("--values", self.values, VALUES),
-            ("--projection", self.projection, PROJECTIONS),
-            ("--key-init", self.key_init, KEY_METHODS),
+            ("values", self.values, VALUES),
+            ("projection", self.projection, PROJECTIONS),
+            ("key_init", self.key_init, KEY_METHODS),
         ):
             if given not in known:
-                raise OptionError(f"{name} {given} isn't one of {', '.join(known)}")
+                raise OptionError(f"`{name}` {given} isn't one of {', '.join(known)}")
         pick_device(self.device)
 
     @property
@@ -74,4 +74,4 @@ class Settings:
 def check_seed(seed: int) -> None:
     """Raise OptionError for a seed that numpy can't take."""
     if seed < 0:
-        raise OptionError(f"--seed {seed} must be at least 0")
+        raise OptionError(f"`seed` {seed} must be at least 0")

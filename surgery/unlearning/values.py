@@ -51,13 +51,13 @@ class Chosen:
     def __init__(self, ids: UInt16[np.ndarray, "N C top"], device: torch.device | None = None) -> None:
         self._ids = ids
         # int32: torch hardly computes with uint16.
-        self._sent = torch.from_numpy(ids.astype(np.int32)).to(device) if off_cpu(device) else None
+        self._on_device = torch.from_numpy(ids.astype(np.int32)).to(device) if off_cpu(device) else None
 
     def of(self, rows: Tensor) -> Tensor:
         """Those [B, C, top] of these rows, whose numbers are on the table's device."""
-        if self._sent is None:
+        if self._on_device is None:
             return torch.from_numpy(self._ids[rows.numpy()].astype(np.int64))
-        return self._sent[rows].long()
+        return self._on_device[rows].long()
 
 
 class Table:
@@ -188,7 +188,7 @@ def learn_values(
     step = 3 * min(recipe.batch * pairs * classes, _GPU_SCRATCH) + 8 * recipe.batch * pairs
     needed = 4 * (ids.size + (states.size + 1) * classes + step)
     what = f"learning values of {states.size:,} keys for {classes:,} classes"
-    with memory_for(place, needed, what, "lower --codebooks or --keys, or give --device cpu"):
+    with memory_for(place, needed, what, "lower `codebooks` or `keys`, or give `device` cpu"):
         table = Table(np.zeros((*states.shape, classes), np.float32), states, place)
         push, chosen = toward(targets, classes, recipe, place), Chosen(ids, place)
         for rows in batches(len(ids), recipe, seed, place):

@@ -20,12 +20,13 @@ import torch
 
 from surgery.progress import silent
 from surgery.unlearning import Bottleneck, Encoder, Rows, unlearn
-from surgery.unlearning.evaluation.baselines import RIVALS, rival
-from surgery.unlearning.evaluation.evaluator import Exam
+from surgery.unlearning.evaluation.baselines import BASELINES
+from surgery.unlearning.evaluation.comparison import run_baseline
+from surgery.unlearning.evaluation.evaluator import Evaluator
 from surgery.unlearning.evaluation.membership import RocArea, confidences, likelihood_ratios, masked_share
 from surgery.unlearning.example import digits
 from surgery.unlearning.features.rows import read_rows
-from surgery.unlearning.key_ranking import ForgetSet
+from surgery.unlearning.forget_set import ForgetSet
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -75,8 +76,8 @@ def one_class(bottleneck, test, number, seed, thorough):
     training = bottleneck.training
     positions = np.flatnonzero(training.targets == number)
     stay = np.flatnonzero(training.targets != number)
-    exam = Exam(bottleneck, test, [number], training.take(positions), CPU)
-    suspects = exam.suspects()
+    evaluator = Evaluator(bottleneck, test, [number], training.take(positions), CPU)
+    suspects = evaluator.suspects()
     members = len(suspects.members)
     area = RocArea(members, len(suspects.others), seed)
     models, seconds = {"before": bottleneck}, {}
@@ -92,7 +93,7 @@ def one_class(bottleneck, test, number, seed, thorough):
         "influence": {},
         "count": {"rank": "count"},
         "purity": {"rank": "purity"},
-        "examples": {"via": "examples"},
+        "examples": {"method": "examples"},
         "influence, drop": {"answer": "drop"},
     }.items():
         if method == "influence" or thorough:
@@ -104,8 +105,9 @@ def one_class(bottleneck, test, number, seed, thorough):
         scores = forgotten.scores("influence")
         voting = forgotten.best(scores, int((scores > 0).sum()))
         models["every key that speaks for it"] = bottleneck.masked(voting, "next")
-        for method in RIVALS:
-            timed(method, lambda method=method: rival(method, bottleneck, positions, np.array([number]), seed, CPU))
+        for baseline in BASELINES:
+            given = (baseline, bottleneck, positions, np.array([number]), seed, CPU)
+            timed(baseline.name, lambda given=given: run_baseline(*given))
     pool = suspects.both
     seen = {method: confidences(model, pool, CPU) for method, model in models.items()}
     ratios = {}
@@ -130,7 +132,7 @@ def one_class(bottleneck, test, number, seed, thorough):
             progress=silent,
         )
     for method, model in models.items():
-        point = exam.point(model)
+        point = evaluator.point(model)
         record = {key: point[key] for key in ("forget_accuracy", "retain_accuracy", "abstained")}
         record |= {"class": str(name), "method": method, "seconds": seconds.get(method)}
         record["loss"] = area.of(seen[method][:members], seen[method][members:])["auc"]
@@ -154,12 +156,12 @@ def in_turn(bottleneck, counted, test, seed):
     for method, start in (("activations", bottleneck), ("refit", bottleneck), ("counts", counted)):
         state, began = start, time.perf_counter()
         for number, target in enumerate(order[:-2], 1):
-            state = unlearn(state, state.classes[target], via=method).apply(state)
+            state = unlearn(state, state.classes[target], method=method).apply(state)
             if number not in TURNS:
                 continue
-            exam = Exam(state, test, order[:number], None, CPU)
-            point = exam.point(state)
-            reference = exam.point(state.refitted(np.arange(len(state.training)), device=CPU))
+            evaluator = Evaluator(state, test, order[:number], None, CPU)
+            point = evaluator.point(state)
+            reference = evaluator.point(state.refitted(np.arange(len(state.training)), device=CPU))
             yield {
                 "method": f"{method} in turn",
                 "class": str(number),
@@ -190,7 +192,7 @@ def exactness(seed):
         deletions = [{"rows": [row]} for row in range(100)] + [{"forget": name} for name in bottleneck.classes]
         same = 0
         for deletion in deletions:
-            eraser = unlearn(bottleneck, via="counts", **deletion)
+            eraser = unlearn(bottleneck, method="counts", **deletion)
             left = fit(ours.take(np.delete(np.arange(half), eraser.positions)))
             after = eraser.apply(bottleneck)
             # A class that is gone is unknown to the new fit: its column is compared as absent counts.
@@ -200,9 +202,9 @@ def exactness(seed):
                 and not np.delete(after.table, known, 2).any()
             )
         deleted = np.arange(60)
-        after = unlearn(bottleneck, rows=deleted, via="counts").apply(bottleneck)
-        exam = Exam(after, test, [], bottleneck.training.take(deleted), CPU)
-        suspects = exam.suspects()
+        after = unlearn(bottleneck, rows=deleted, method="counts").apply(bottleneck)
+        evaluator = Evaluator(after, test, [], bottleneck.training.take(deleted), CPU)
+        suspects = evaluator.suspects()
         area = RocArea(len(deleted), len(suspects.others), seed)
         found = area.of(confidences(after, suspects.members, CPU), confidences(after, suspects.others, CPU))
         yield {"method": method, "class": "60 rows", "identical": same, "deletions": len(deletions), **found}

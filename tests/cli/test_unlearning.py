@@ -101,7 +101,7 @@ def test_what_is_given_away_holds_neither_masked_values_nor_forgotten_rows(work,
 def test_every_way_of_forgetting_forgets_and_can_be_undone(how, work, files, ok):
     via, answer = how
     source = work / ("counted" if via == "counts" else "bn")
-    edit = ok("unlearn", source, "--forget", "ant", "--via", via, "--answer", answer, "-o", work / "f", "--json")
+    edit = ok("unlearn", source, "--forget", "ant", "--method", via, "--answer", answer, "-o", work / "f", "--json")
     assert (edit["via"], edit["forget"], edit["rows"]) == (via, ["ant"], EACH)
     assert "ant" not in predictions(work / "f", files / "test.safetensors").tolist()
     ok("bottleneck", "undo", work / "f", "--eraser", edit["eraser"], "-o", work / "again")
@@ -109,8 +109,8 @@ def test_every_way_of_forgetting_forgets_and_can_be_undone(how, work, files, ok)
 
 
 def test_rows_can_be_taken_from_counts_after_a_mask(work, files, ok):
-    ok("unlearn", work / "counted", "--forget", "cat", "--via", "activations", "-o", work / "masked")
-    command = ("unlearn", work / "masked", "--forget-rows", files / "two.safetensors", "--via", "counts")
+    ok("unlearn", work / "counted", "--forget", "cat", "--method", "activations", "-o", work / "masked")
+    command = ("unlearn", work / "masked", "--forget-rows", files / "two.safetensors", "--method", "counts")
     ok(*command, "-o", work / "f")
     assert load_file(work / "f" / "model.safetensors")["table"].min() >= 0
 
@@ -161,7 +161,7 @@ def test_bottlenecks_and_erasers_may_lie_on_the_hub(work, files, ok, run, monkey
 
 def test_edits_chain_and_are_undone_from_the_last(work, files, ok, run):
     ok("unlearn", work / "bn", "--forget", "ant", "-o", work / "one", "--eraser", work / "e1")
-    ok("unlearn", work / "one", "--forget", "cat", "--via", "examples", "-o", work / "two", "--eraser", work / "e2")
+    ok("unlearn", work / "one", "--forget", "cat", "--method", "examples", "-o", work / "two", "--eraser", work / "e2")
     assert not {"ant", "cat"} & set(predictions(work / "two", files / "test.safetensors"))
     undo = ("bottleneck", "undo", work / "two", "--eraser")
     status, out, err = run(*undo, work / "e1", "-o", work / "new")
@@ -186,7 +186,7 @@ def test_commas_in_names_and_several_classes(work, ok):
 
 
 def test_single_rows_are_deleted_exactly_from_counts_with_keys_from_other_rows(work, files, ok):
-    command = ("unlearn", work / "counted", "--forget-rows", files / "two.safetensors", "--via", "counts")
+    command = ("unlearn", work / "counted", "--forget-rows", files / "two.safetensors", "--method", "counts")
     out = ok(*command, "-o", work / "f")
     assert "2 single rows forgotten" in out and "Exact" in out and "membership" not in out
     features, labels = blobs(0)
@@ -276,7 +276,7 @@ def test_texts_from_fit_to_single_rows(tiny, ok, run, tmp_path):
     assert str(tiny("bert-encoder").parent) not in card and '["a text", "another"]' in card
     one = tmp_path / "one.jsonl"
     one.write_text(json.dumps({"text": rows[5]["text"]}))
-    edit = ok("unlearn", tmp_path / "bn", "--forget-rows", one, "--via", "refit", "-o", tmp_path / "f", "--json")
+    edit = ok("unlearn", tmp_path / "bn", "--forget-rows", one, "--method", "refit", "-o", tmp_path / "f", "--json")
     same = [number for number, row in enumerate(rows) if row["text"] == rows[5]["text"]]
     assert edit["rows"] == len(same) and edit["forget"] == []
     positions = load_file(tmp_path / "f-eraser" / "eraser.safetensors")["positions"]
@@ -334,18 +334,18 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, files, ok,
         "that is every training row: leave": unlearn("--forget-rows", train),
         "--keys 9,999 is more than the": unlearn("--forget", "ant", "--keys", 9999),
         "--keys 0 must be": unlearn("--forget", "ant", "--keys", 0),
-        "--examples 31 is more than the 30": unlearn("--forget", "ant", "--via", "examples", "--examples", 31),
-        "--keys is an option of --via activations": unlearn("--forget", "ant", "--via", "refit", "--keys", 3),
-        "--via magic isn't one of": unlearn("--forget", "ant", "--via", "magic"),
+        "--examples 31 is more than the 30": unlearn("--forget", "ant", "--method", "examples", "--examples", 31),
+        "--keys is an option of --method activations": unlearn("--forget", "ant", "--method", "refit", "--keys", 3),
+        "--method magic isn't one of": unlearn("--forget", "ant", "--method", "magic"),
         "--rank magic isn't one of": unlearn("--forget", "ant", "--rank", "magic"),
         "--answer magic isn't one of": unlearn("--forget", "ant", "--answer", "magic"),
-        "--via counts needs counted values": unlearn("--forget", "ant", "--via", "counts"),
+        "--method counts needs counted values": unlearn("--forget", "ant", "--method", "counts"),
         "one of the two": unlearn("--forget", "ant", "--forget-rows", files / "two.safetensors"),
         "give --forget": unlearn(),
         "it was forgotten before": unlearn("--forget", "ant", bottleneck="f"),
         "none of the 120 training rows": unlearn("--forget-rows", test),
         "row 0 of those to forget": unlearn("--forget-rows", jsonl),
-        "the bottleneck is missing: surgery": ("unlearn", "--via", "refit"),
+        "the bottleneck is missing: surgery": ("unlearn", "--method", "refit"),
         "the bottleneck is missing": ("unlearn", "--forget", "ant", *new),
         "-o is missing": ("unlearn", work / "bn", "--forget", "ant"),
         "holds no config.json": unlearn("--forget", "ant", bottleneck="nowhere"),

@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 from surgery import devices
 from surgery.errors import OptionError
 from surgery.unlearning import Bottleneck, Encoder, Rows, fitting, key_selection, keys, unlearn, values, verify
-from surgery.unlearning.evaluation.baselines import RIVALS, rival
-from surgery.unlearning.evaluation.evaluator import Exam
+from surgery.unlearning.evaluation.baselines import BASELINES
+from surgery.unlearning.evaluation.comparison import run_baseline
+from surgery.unlearning.evaluation.evaluator import Evaluator
 from surgery.unlearning.keys import KEY_METHODS
 from surgery.unlearning.values import Chosen, Sgd, Table, batches, learn_values
 from tests.support.fake_card import CARD, fake_card
@@ -24,10 +25,10 @@ from tests.support.fake_card import CARD, fake_card
 CPU = torch.device("cpu")
 SIZES = {"codebooks": 6, "keys": 9, "key_dim": 3}
 VIAS = (
-    {"via": "activations"},
-    {"via": "activations", "answer": "drop", "keys": 4},
-    {"via": "examples"},
-    {"via": "refit"},
+    {"method": "activations"},
+    {"method": "activations", "answer": "drop", "keys": 4},
+    {"method": "examples"},
+    {"method": "refit"},
 )
 
 
@@ -109,16 +110,24 @@ def test_rows_from_anywhere_meet_keys_and_values_on_the_card(more):
     with fake_card():
         found = Bottleneck.fit_features(X, Y, **SIZES, **more, sgd=Sgd(epochs=1), device=CARD)
         found.answer(X, device=CARD), found.predict(torch.from_numpy(X), device=CARD), found.select(X, device=CARD)
-        for how in ({"via": "activations", "keys": 3}, {"via": "examples", "answer": "drop"}, {"via": "refit"}):
+        for how in (
+            {"method": "activations", "keys": 3},
+            {"method": "examples", "answer": "drop"},
+            {"method": "refit"},
+        ):
             edit = unlearn(found, 1, **how, device=CARD)
             after = edit.apply(found)
             after.answer(X, device=CARD)
-            unlearn(after, 2, device=CARD), unlearn(after, rows=[0, 3], via="activations", device=CARD)
+            unlearn(after, 2, device=CARD), unlearn(after, rows=[0, 3], method="activations", device=CARD)
         verify(found, edit, whole(60, seed=3), shadows=4, device=CARD)
-        exam = Exam(found, Rows.of(X, Y), [1], found.training.take(np.flatnonzero(Y == 1)), torch.device(CARD))
-        exam.relearn(after, found.training.take(np.flatnonzero(Y == 1)), 1.0, 0)
-        for name in RIVALS:
-            rival(name, after, np.flatnonzero(after.training.targets == 2), np.array([2]), 0, torch.device(CARD))
+        evaluator = Evaluator(
+            found, Rows.of(X, Y), [1], found.training.take(np.flatnonzero(Y == 1)), torch.device(CARD)
+        )
+        evaluator.relearn(after, found.training.take(np.flatnonzero(Y == 1)), 1.0, 0)
+        for baseline in BASELINES:
+            run_baseline(
+                baseline, after, np.flatnonzero(after.training.targets == 2), np.array([2]), 0, torch.device(CARD)
+            )
 
 
 # -- bad input -------------------------------------------------------------------------------------------------------
@@ -149,7 +158,7 @@ def test_a_device_that_is_not_there_is_refused():
 def test_too_little_memory_is_told_with_what_how_much_and_what_to_lower(ask, what, monkeypatch):
     with fake_card():
         monkeypatch.setattr(devices, "free_memory", lambda device: 1000)
-        with pytest.raises(OptionError, match=rf"^{what} on cuda:0, which has 0 MiB free: .*or give --device cpu"):
+        with pytest.raises(OptionError, match=rf"^{what} on cuda:0, which has 0 MiB free: .*or give `device` cpu"):
             ask()
 
 
@@ -211,24 +220,24 @@ def test_float32_is_computed_as_such_and_what_was_set_before_is_set_again(precis
 
 def test_an_encoder_computes_in_full_float32_and_too_large_a_batch_is_told(tiny, monkeypatch):
     encoder = Encoder.open(tiny("bert"), device="cpu", batch_size=2)
-    seen, real = [], type(encoder.reader).features
+    seen, real = [], type(encoder.extractor).features
 
     def features(reader, rows, pooling):
         seen.append(settings())
         return real(reader, rows, pooling)
 
-    monkeypatch.setattr(type(encoder.reader), "features", features)
+    monkeypatch.setattr(type(encoder.extractor), "features", features)
     encoder.encode(["good", "bad", "fun"])
     assert len(seen) == 2 and all(one[1] not in ("tf32", True) and one[2] for one in seen) and settings() != seen[0]
 
     def too_much(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
 
-    monkeypatch.setattr(type(encoder.reader), "features", too_much)
+    monkeypatch.setattr(type(encoder.extractor), "features", too_much)
     monkeypatch.setattr(devices, "free_memory", lambda device: 1 << 30)
     monkeypatch.setattr(type(encoder.module), "device", property(lambda module: torch.device(CARD)))
     with pytest.raises(
-        OptionError, match=r"^encoding 2 texts at once needs 2.00 GiB more on cuda:0, .* lower --batch-size"
+        OptionError, match=r"^encoding 2 texts at once needs 2.00 GiB more on cuda:0, .* lower `batch_size`"
     ):
         encoder.encode(["good", "bad", "fun"])
 
@@ -274,7 +283,7 @@ def test_values_learnt_from_the_same_ids_are_the_same_bits_and_a_cpus_to_roundin
 def test_refitting_is_a_fit_that_never_saw_the_rows(digits, more):
     more = {**more, "keys_from": digits[2]}
     before, gone = on_card(digits, **more), np.arange(0, 1200, 7)
-    after = unlearn(before, rows=gone, via="refit", device="cuda").apply(before)
+    after = unlearn(before, rows=gone, method="refit", device="cuda").apply(before)
     stay = np.delete(np.arange(1200), gone)
     fresh = on_card((digits[0][stay], digits[1][stay]), **more)
     assert fresh.selector.keys.tobytes() == before.selector.keys.tobytes()
@@ -292,30 +301,30 @@ def test_a_rows_keys_and_answer_do_not_depend_on_the_rows_beside_it(digits):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("how", [{"via": "activations"}, {"via": "examples"}, {"via": "refit"}], ids=str)
+@pytest.mark.parametrize("how", [{"method": "activations"}, {"method": "examples"}, {"method": "refit"}], ids=str)
 def test_edits_are_the_same_each_time_and_can_be_undone(digits, how):
     before = on_card(digits)
     one, two = (unlearn(before, 3, **how, device="cuda") for _ in range(2))
     assert one.pairs.tolist() == two.pairs.tolist() and one.new_entries.tobytes() == two.new_entries.tobytes()
     after = one.apply(before)
     assert one.undo(after).fingerprint == before.fingerprint
-    if how["via"] != "refit":  # what another codebook says of a row that dropped none stays as it was
+    if how["method"] != "refit":  # what another codebook says of a row that dropped none stays as it was
         shut = after.selector.states.reshape(-1)[before.training.ids[:, :, 0] + np.arange(32) * 64] != 0
         rows = np.flatnonzero(~shut.any(1))
         found = after.selector.reselect(before.training.features, before.training.ids, device=torch.device("cuda"))
         np.testing.assert_array_equal(found[rows], before.training.ids[rows])
         assert (after.selector.states[np.arange(32)[:, None], found] == 0).all()
     report = verify(before, one, digits[2:], shadows=0, baselines=False, device="cuda")
-    assert report.content["bit_identical"] == (how["via"] == "refit")
+    assert report.content["bit_identical"] == (how["method"] == "refit")
     assert report.content["points"]["after"]["forget_accuracy"] < 0.05
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", RIVALS)
-def test_rivals_are_the_same_bits_each_time(digits, name):
+@pytest.mark.parametrize("baseline", BASELINES, ids=lambda baseline: baseline.name)
+def test_baselines_are_the_same_bits_each_time(digits, baseline):
     before = on_card(digits, sgd=Sgd(epochs=2))
     given = (before, np.flatnonzero(before.training.targets == 3), np.array([3]), 0, torch.device("cuda"))
-    one, two = rival(name, *given), rival(name, *given)
+    one, two = run_baseline(baseline, *given), run_baseline(baseline, *given)
     assert one.table.tobytes() == two.table.tobytes() != before.table.tobytes()
 
 

@@ -77,7 +77,7 @@ def test_counts_forget_exactly_and_keys_that_saw_the_rows_betray_them(fitted):
 
     bottleneck = fit(np.arange(half), other)
     for row in range(0, 100, 5):
-        after = unlearn(bottleneck, rows=[row], via="counts").apply(bottleneck)
+        after = unlearn(bottleneck, rows=[row], method="counts").apply(bottleneck)
         left = fit(np.delete(np.arange(half), row), other)
         assert after.table.tobytes() == left.table.tobytes() and after.values.tobytes() == left.values.tobytes()
     areas = []
@@ -85,7 +85,7 @@ def test_counts_forget_exactly_and_keys_that_saw_the_rows_betray_them(fitted):
         bottleneck = fit(np.arange(half), placing)
         report = verify(
             bottleneck,
-            unlearn(bottleneck, rows=np.arange(60), via="counts"),
+            unlearn(bottleneck, rows=np.arange(60), method="counts"),
             test,
             shadows=0,
             baselines=False,

@@ -214,7 +214,7 @@ def test_an_image_is_turned_upright(tiny_image, images, tmp_path):
 
 def test_a_classifier_without_pooler_is_read_by_the_mean_and_never_by_a_random_pooler(tiny_image):
     assert Encoder.open(tiny_image("vit-classifier")).pooling == "mean"
-    with pytest.raises(CheckpointError, match="no pooled output: give --pooling mean"):
+    with pytest.raises(CheckpointError, match="no pooled output: give `pooling` mean"):
         Encoder.open(tiny_image("vit-classifier"), pooling="pooled")
 
 
@@ -227,9 +227,9 @@ def test_a_model_that_drops_patches_at_random_is_refused(tiny_image):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pooling": "pooled"}, "--pooling pooled doesn't go with texts: give mean or last"),
-        ({"max_length": 3}, "--max-length 3 leaves no room"),
-        ({"batch_size": 0}, "--batch-size 0"),
+        ({"pooling": "pooled"}, "`pooling` pooled doesn't go with texts: give mean or last"),
+        ({"max_length": 3}, "`max_length` 3 leaves no room"),
+        ({"batch_size": 0}, "`batch_size` 0"),
         ({"dtype": "int8"}, "`dtype` int8"),
         ({"device": "nonsense"}, "`device` nonsense"),
     ],

@@ -131,8 +131,8 @@ def test_selecting_the_same_rows_again_under_other_states(made, data, gpu):
 
 def test_keys_are_sent_once_however_often_their_states_change(monkeypatch):
     seen = []
-    real = key_selection.SentSelector
-    monkeypatch.setattr(key_selection, "SentSelector", lambda *given: seen.append(1) or real(*given))
+    real = key_selection.DeviceSelector
+    monkeypatch.setattr(key_selection, "DeviceSelector", lambda *given: seen.append(1) or real(*given))
     monkeypatch.setattr(key_selection, "off_cpu", lambda device: device is not None)
     keys = np.random.default_rng(0).standard_normal((2, 5, 3)).astype(np.float32)
     selector = Selector(

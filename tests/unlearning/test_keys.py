@@ -46,7 +46,7 @@ def test_random_projections_keep_squared_lengths_on_average_and_follow_the_seed(
     assert np.array_equal(maps, random_projections(50, 40, 10, 3))
     assert not np.array_equal(maps, random_projections(50, 40, 10, 4))
     assert np.unique(maps.reshape(40, -1), axis=0).shape[0] == 40
-    with pytest.raises(OptionError, match="--key-dim 6 is more than the 5 features"):
+    with pytest.raises(OptionError, match="`key_dim` 6 is more than the 5 features"):
         random_projections(5, 2, 6, 0)
 
 
@@ -155,10 +155,10 @@ def test_progress_counts_codebooks():
 
 @pytest.mark.parametrize("keys", [-1, 0, 1, 61])
 def test_sizes_that_cannot_be_are_refused(keys):
-    with pytest.raises(OptionError, match=rf"--keys {keys} must lie between 2 and 60: the 60 rows"):
+    with pytest.raises(OptionError, match=rf"`keys` {keys} must lie between 2 and 60: the 60 rows"):
         fit_keys(blobs(), identity(4), keys)
 
 
 def test_more_keys_than_an_id_can_name_are_refused():
-    with pytest.raises(OptionError, match="--keys 65537 must lie between 2 and 65,536"):
+    with pytest.raises(OptionError, match="`keys` 65537 must lie between 2 and 65,536"):
         fit_keys(np.zeros((70_000, 1), np.float32), identity(1), 65_537)

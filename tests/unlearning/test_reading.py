@@ -63,24 +63,24 @@ def of_texts(tiny, tmp_path_factory):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"keys": 13}, OptionError, "--keys 13 must lie between 2 and 12: the 12 rows that place them"),
-        ({"keys_from": TABLES[:3]}, OptionError, "--keys 4 must lie between 2 and 3"),
+        ({"keys": 13}, OptionError, "`keys` 13 must lie between 2 and 12: the 12 rows that place them"),
+        ({"keys_from": TABLES[:3]}, OptionError, "`keys` 4 must lie between 2 and 3"),
         ({"keys_from": "nowhere.jsonl"}, TaskError, "there is no such file"),
         ({"data": "nowhere.jsonl"}, TaskError, "there is no such file"),
         ({"data": "rows.npz"}, OptionError, "holds features already"),
         ({"data": TABLES[:8]}, TaskError, "all training rows are of class 'up'"),
         ({"data": [*TABLES, {"text": "no label"}]}, TaskError, "example 16, counted from 0"),
-        ({"top": 5}, OptionError, "--top 5 is more than the 4 keys"),
-        ({"top": 0}, OptionError, "--top 0 must be at least 1"),
-        ({"codebooks": 0}, OptionError, "--codebooks 0 must be at least 1"),
-        ({"values": "magic"}, OptionError, "--values magic isn't one of sgd, counts"),
-        ({"projection": "magic"}, OptionError, "--projection magic isn't one of random, segments"),
-        ({"key_init": "magic"}, OptionError, "--key-init magic isn't one of kmeans, ema, sample"),
-        ({"seed": -1}, OptionError, "--seed -1 must be at least 0"),
+        ({"top": 5}, OptionError, "`top` 5 is more than the 4 keys"),
+        ({"top": 0}, OptionError, "`top` 0 must be at least 1"),
+        ({"codebooks": 0}, OptionError, "`codebooks` 0 must be at least 1"),
+        ({"values": "magic"}, OptionError, "`values` magic isn't one of sgd, counts"),
+        ({"projection": "magic"}, OptionError, "`projection` magic isn't one of random, segments"),
+        ({"key_init": "magic"}, OptionError, "`key_init` magic isn't one of kmeans, ema, sample"),
+        ({"seed": -1}, OptionError, "`seed` -1 must be at least 0"),
         ({"device": "nonsense"}, OptionError, "`device` nonsense can't be used here"),
-        ({"opening": {"pooling": "pooled"}}, OptionError, "--pooling pooled doesn't go with texts: give mean or last"),
+        ({"opening": {"pooling": "pooled"}}, OptionError, "`pooling` pooled doesn't go with texts: give mean or last"),
         ({"opening": {"dtype": "int8"}}, OptionError, "`dtype` int8"),
-        ({"opening": {"batch_size": 0}}, OptionError, "--batch-size 0"),
+        ({"opening": {"batch_size": 0}}, OptionError, "`batch_size` 0"),
     ],
     ids=str,
 )
@@ -102,7 +102,7 @@ def test_a_column_that_is_not_there_is_told_before_the_encoder_is_loaded(tiny, u
 def test_too_few_features_are_told_before_anything_is_encoded(tiny, monkeypatch):
     monkeypatch.setattr(Encoder, "encode", lambda *given: pytest.fail("encoded"))
     for change, message in (
-        ({"key_dim": 17}, "--key-dim 17 is more than the 16 features"),
+        ({"key_dim": 17}, "`key_dim` 17 is more than the 16 features"),
         ({"projection": "segments", "codebooks": 6}, "6 disjoint segments of 3 features need 18"),
     ):
         with pytest.raises(OptionError, match=message):
@@ -116,8 +116,8 @@ def test_too_few_features_are_told_before_anything_is_encoded(tiny, monkeypatch)
         ([{"text": "a", "label": "sideways"}], {}, TaskError, "class 'sideways' of the test rows is none of the 2"),
         (TABLES, {"columns": Columns(text="utterance")}, TaskError, "line 1: no utterance"),
         ([{"text": "a"}], {}, TaskError, "line 1: no label"),
-        (TABLES, {"shadows": 3}, OptionError, "--shadows 3 tells nothing"),
-        (TABLES, {"seed": -1}, OptionError, "--seed -1 must be at least 0"),
+        (TABLES, {"shadows": 3}, OptionError, "`shadows` 3 tells nothing"),
+        (TABLES, {"seed": -1}, OptionError, "`seed` -1 must be at least 0"),
         (TABLES, {"device": "nonsense"}, OptionError, "`device` nonsense can't be used here"),
     ],
     ids=str,

@@ -264,7 +264,7 @@ def test_features_of_one_file_go_with_the_labels_of_another(tmp_path, texts):
 def test_arguments_that_do_not_go_together_are_refused(tmp_path, texts):
     data, file = lines(tmp_path / "a.jsonl", EXAMPLES), held(tmp_path, "npz", X=NUMBERS, y=np.arange(4))
     for source, options, message in [
-        (data, {}, "a.jsonl holds no features: give --encoder, or a .safetensors or .npz file"),
+        (data, {}, "a.jsonl holds no features: give `encoder`, or a .safetensors or .npz file"),
         (file, {"encoder": texts}, "held.npz holds features already"),
         (data, {"encoder": texts, "features_file": file}, "held.npz holds features already"),
         (data, {"encoder": texts, "features": "X"}, "a.jsonl is no features file that could hold a tensor X"),

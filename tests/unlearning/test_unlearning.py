@@ -18,8 +18,8 @@ from surgery.progress import silent
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.eraser import Eraser
 from surgery.unlearning.features.rows import Rows
+from surgery.unlearning.forget_set import ForgetSet
 from surgery.unlearning.forgetting import unlearn
-from surgery.unlearning.key_ranking import ForgetSet
 from surgery.unlearning.key_selection import CLOSED, OPEN, SILENT
 from surgery.unlearning.values import Sgd
 from tests.support.tiny import hashes
@@ -64,12 +64,12 @@ def rows_of(*names):
 
 MASKS = [
     *(
-        {"via": "activations", "rank": r, "answer": a}
+        {"method": "activations", "rank": r, "answer": a}
         for r, a in product(("influence", "count", "purity"), ("next", "drop"))
     ),
-    *({"via": "examples", "answer": a} for a in ("next", "drop")),
+    *({"method": "examples", "answer": a} for a in ("next", "drop")),
 ]
-REST = [{"via": "refit"}, {"via": "counts"}]
+REST = [{"method": "refit"}, {"method": "counts"}]
 
 
 # -- what edits do ---------------------------------------------------------------------------------------------------
@@ -83,8 +83,8 @@ REST = [{"via": "refit"}, {"via": "counts"}]
 )
 def test_only_listed_pairs_and_rows_change_and_undo_gives_them_back(values, top, how, what):
     before = fitted(values, top)
-    if how["via"] == "counts" and values == "sgd":
-        with pytest.raises(OptionError, match="--via counts needs counted values"):
+    if how["method"] == "counts" and values == "sgd":
+        with pytest.raises(OptionError, match="`method` counts needs counted values"):
             unlearn(before, **what, **how)
         return
     edit = unlearn(before, **what, **how)
@@ -97,7 +97,7 @@ def test_only_listed_pairs_and_rows_change_and_undo_gives_them_back(values, top,
         np.testing.assert_array_equal(flat(old)[rest], flat(new)[rest])
     for name in ("center", "projections", "keys"):
         assert getattr(before.selector, name) is getattr(after.selector, name)
-    masks = how["via"] in ("activations", "examples")
+    masks = how["method"] in ("activations", "examples")
     states = flat(after.selector.states)[edit.pairs]
     assert (states == ({"next": CLOSED, "drop": SILENT}[how["answer"]] if masks else OPEN)).all()
     assert edit.masked == edit.edit["masked"] == (len(edit.pairs) if masks else 0)
@@ -129,7 +129,7 @@ def test_a_class_without_rows_is_not_answered_even_where_nothing_is_left_to_say(
         bottleneck = Bottleneck.fit_features(features, targets, codebooks=4, keys=9, key_dim=2, values=values)
         for number in range(3):
             assert (bottleneck.predict(features) == targets).all()
-            after = unlearn(bottleneck, number, via=via).apply(bottleneck)
+            after = unlearn(bottleneck, number, method=via).apply(bottleneck)
             answered = after.predict(features)
             assert not (answered[targets == number] == number).any()
             assert (answered == targets)[targets != number].all()
@@ -142,7 +142,7 @@ def test_refit_is_the_bottleneck_fitted_on_the_rest_with_the_same_keys(what, top
         before = fitted(values, top, keys_from=True)
         gone = rows_of("cat") if "forget" in what else np.array(what["rows"])
         stay = np.delete(np.arange(len(X)), gone)
-        after = unlearn(before, **what, via="refit").apply(before)
+        after = unlearn(before, **what, method="refit").apply(before)
         assert after.table.tobytes() == before.refitted(stay).table.tobytes()
         assert after.values.tobytes() == before.refitted(stay).values.tobytes()
         if "rows" in what:  # all classes are left, so that a fit of its own knows as many
@@ -160,7 +160,7 @@ def test_counts_without_a_row_are_the_counts_of_the_rest(top):
     for what in everything:
         gone = np.array(what["rows"]) if "rows" in what else rows_of(what["forget"])
         stay = np.delete(np.arange(len(X)), gone)
-        edit = unlearn(before, **what, via="counts")
+        edit = unlearn(before, **what, method="counts")
         after = edit.apply(before)
         assert edit.edit["keys_saw_them"] == 0
         fewer = before.table.astype(int) - after.table
@@ -182,14 +182,14 @@ def test_edits_after_masks_neither_count_below_zero_nor_bring_masked_values_back
     masked = unlearn(before, "ant", keys=20).apply(before)
     closed = flat(masked.selector.states)[:, 0] != OPEN
     for via in ("counts", "refit"):
-        after = unlearn(masked, "bee", via=via).apply(masked)
+        after = unlearn(masked, "bee", method=via).apply(masked)
         assert (after.table >= 0).all() and np.isfinite(after.values).all()
         assert not flat(after.table)[closed].any()
         assert not (after.predict(X[rows_of("bee")]) == "bee").any()
     learnt = fitted("sgd")
     masked = unlearn(learnt, "ant", keys=20).apply(learnt)
     closed = flat(masked.selector.states)[:, 0] != OPEN
-    after = unlearn(masked, "bee", via="refit").apply(masked)
+    after = unlearn(masked, "bee", method="refit").apply(masked)
     assert not flat(after.table)[closed].any()
     np.testing.assert_array_equal(
         flat(after.table)[~closed], flat(learnt.refitted(rows_of("cat", "dog")).table)[~closed]
@@ -224,20 +224,20 @@ def test_rules_and_given_numbers():
         edit = unlearn(before, "ant", keys=number)
         assert len(edit.pairs) == number and edit.edit["rule"] == "given"
     for number in (1, 5, 20):
-        edit = unlearn(before, "ant", via="examples", examples=number, seed=3)
+        edit = unlearn(before, "ant", method="examples", examples=number, seed=3)
         chosen = np.random.default_rng([3, 3]).permutation(20)[:number]
         expected = {(c, int(k)) for row in rows_of("ant")[chosen] for c, k in enumerate(before.training.ids[row, :, 0])}
         assert {divmod(pair, K) for pair in edit.pairs.tolist()} == expected
-    one = unlearn(before, "ant", via="examples", examples=5, seed=1)
-    again = unlearn(before, "ant", via="examples", examples=5, seed=1)
+    one = unlearn(before, "ant", method="examples", examples=5, seed=1)
+    again = unlearn(before, "ant", method="examples", examples=5, seed=1)
     assert one.pairs.tolist() == again.pairs.tolist() and one.edit == again.edit and one.hash != again.hash
-    assert one.hash != unlearn(before, "ant", via="examples", examples=5, seed=2).hash
+    assert one.hash != unlearn(before, "ant", method="examples", examples=5, seed=2).hash
 
 
 def test_single_rows_are_masked_until_no_more_are_right_than_after_refitting():
     before = fitted()
     for rows in ([3], [5, 6], list(range(0, 80, 2))):
-        edit = unlearn(before, rows=rows, via="activations")
+        edit = unlearn(before, rows=rows, method="activations")
         after = edit.apply(before)
         refitted = before.refitted(np.delete(np.arange(80), rows))
         if "not enough" not in edit.edit["rule"]:
@@ -272,7 +272,7 @@ def test_twins_of_a_row_go_with_it_by_number_and_by_content(asked, via):
     labels[81] = "dog"
     twice = fitted("counts" if via == "counts" else "sgd", X=np.concatenate([X, X[:4]]), labels=labels)
     assert twice.training.find(Rows.of(X[1:2]).digests).tolist() == [1, 81]
-    edit = unlearn(twice, **asked, via=via)
+    edit = unlearn(twice, **asked, method=via)
     after = edit.apply(twice)
     assert edit.positions.tolist() == [1, 81] and edit.edit["rows"] == 2 and edit.edit["twins"] == 1
     digest = Rows.of(X[1:2]).digests[0]
@@ -328,12 +328,12 @@ def test_content_that_no_training_row_has_is_refused(content, message):
 
 def test_an_integer_still_says_how_many_examples():
     for number in (5, np.int64(5)):
-        assert unlearn(fitted(), "ant", via="examples", examples=number).edit["examples"] == 5
+        assert unlearn(fitted(), "ant", method="examples", examples=number).edit["examples"] == 5
     with pytest.raises(OptionError, match="one of the two"):
         unlearn(fitted(), rows=[3], examples=X[:1])
     with pytest.raises(OptionError, match="one of the two"):
         unlearn(fitted(), "ant", examples=X[:1])
-    edit = unlearn(fitted(), examples=X[:8], via="examples")
+    edit = unlearn(fitted(), examples=X[:8], method="examples")
     assert edit.positions.tolist() == list(range(8)) and edit.edit["via"] == "examples"
 
 
@@ -352,7 +352,7 @@ def test_counts_are_the_way_where_they_are_exact_unless_a_mask_is_asked_for():
         rest = np.flatnonzero(~np.isin(LABELS, forget))
         assert after.table.tobytes() == exact.refitted(rest).table.tobytes()
         assert not np.isin(after.predict(X), forget).any()
-    for asked in ({"keys": 3}, {"rank": "purity"}, {"answer": "drop"}, {"via": "activations"}):
+    for asked in ({"keys": 3}, {"rank": "purity"}, {"answer": "drop"}, {"method": "activations"}):
         assert unlearn(exact, "ant", **asked).edit["via"] == "activations"
     for other in (fitted("counts"), fitted("sgd", keys_from=True)):
         assert unlearn(other, "ant").edit["via"] == "activations"
@@ -424,10 +424,10 @@ def test_the_best_pairs_by_plain_sorting(seed, rank, number):
 def test_masked_pairs_are_no_longer_active():
     before = fitted()
     for answer in ("next", "drop"):
-        masked = unlearn(before, "ant", answer=answer, via="examples", examples=20).apply(before)
+        masked = unlearn(before, "ant", answer=answer, method="examples", examples=20).apply(before)
         closed = np.flatnonzero(flat(masked.selector.states)[:, 0])
         for via in ("activations", "examples"):
-            edit = unlearn(masked, "bee", via=via)
+            edit = unlearn(masked, "bee", method=via)
             assert not set(edit.pairs.tolist()) & set(closed.tolist())
             chosen = masked.select(X[rows_of("bee")])[:, :, 0].astype(int) + np.arange(C) * K
             assert edit.edit["active"] == len(set(chosen.ravel().tolist()) - set(closed.tolist()))
@@ -442,7 +442,7 @@ def test_masked_pairs_are_no_longer_active():
 )
 def test_the_folder_to_give_away_holds_nothing_of_what_is_gone(values, via, tmp_path):
     before = fitted(values)
-    edit = unlearn(before, "dog", via=via)
+    edit = unlearn(before, "dog", method=via)
     after = edit.apply(before)
     after.save(tmp_path / "forgot")
     edit.save(tmp_path / "eraser")
@@ -483,10 +483,14 @@ def test_keys_from_other_rows_lose_only_what_they_saw():
 CHAINS = {
     "sgd": [
         {"forget": "ant"},
-        {"rows": [3, 17], "via": "refit"},
-        {"forget": "cat", "via": "examples", "answer": "drop"},
+        {"rows": [3, 17], "method": "refit"},
+        {"forget": "cat", "method": "examples", "answer": "drop"},
     ],
-    "counts": [{"rows": [9], "via": "counts"}, {"forget": "dog", "answer": "drop"}, {"forget": "bee", "via": "counts"}],
+    "counts": [
+        {"rows": [9], "method": "counts"},
+        {"forget": "dog", "answer": "drop"},
+        {"forget": "bee", "method": "counts"},
+    ],
 }
 
 
@@ -682,29 +686,33 @@ def test_no_flipped_bit_of_an_eraser_is_loaded(tmp_path):
         ({"rows": np.array([1.5])}, TaskError, "rows to forget are of type float64"),
         ({"rows": range(80)}, TaskError, "that is every training row"),
         ({"forget": np.array([["ant"]])}, TaskError, "no class ['ant']"),
-        ({"forget": "ant", "seed": -1}, OptionError, "--seed -1 must be at least 0"),
+        ({"forget": "ant", "seed": -1}, OptionError, "`seed` -1 must be at least 0"),
         ({"forget": list(NAMES)}, TaskError, "that is every training row"),
         ({}, OptionError, "one of the two"),
         ({"forget": "ant", "rows": [1]}, OptionError, "one of the two"),
-        ({"forget": "ant", "keys": 61}, OptionError, "--keys 61 is more than the"),
-        ({"forget": "ant", "keys": 0}, OptionError, "--keys 0 must be at least 1"),
+        ({"forget": "ant", "keys": 61}, OptionError, "`keys` 61 is more than the"),
+        ({"forget": "ant", "keys": 0}, OptionError, "`keys` 0 must be at least 1"),
         (
-            {"forget": "ant", "via": "examples", "examples": 21},
+            {"forget": "ant", "method": "examples", "examples": 21},
             OptionError,
-            "--examples 21 is more than the 20 forget rows",
+            "`examples` 21 is more than the 20 forget rows",
         ),
-        ({"forget": "ant", "via": "examples", "examples": 0}, OptionError, "--examples 0 must be at least 1"),
-        ({"forget": "ant", "via": "examples", "keys": 3}, OptionError, "--keys is an option of --via activations"),
-        ({"forget": "ant", "examples": 3}, OptionError, "--examples is an option of --via examples"),
-        ({"forget": "ant", "via": "refit", "keys": 3}, OptionError, "--keys is an option of"),
-        ({"forget": "ant", "via": "counts"}, OptionError, "--via counts needs counted values"),
+        ({"forget": "ant", "method": "examples", "examples": 0}, OptionError, "`examples` 0 must be at least 1"),
         (
-            {"forget": "ant", "via": "magic"},
+            {"forget": "ant", "method": "examples", "keys": 3},
             OptionError,
-            "--via magic isn't one of activations, examples, refit, counts",
+            "`keys` is an option of `method` activations",
         ),
-        ({"forget": "ant", "rank": "age"}, OptionError, "--rank age isn't one of"),
-        ({"forget": "ant", "answer": "no"}, OptionError, "--answer no isn't one of next, drop"),
+        ({"forget": "ant", "examples": 3}, OptionError, "`examples` is an option of `method` examples"),
+        ({"forget": "ant", "method": "refit", "keys": 3}, OptionError, "`keys` is an option of"),
+        ({"forget": "ant", "method": "counts"}, OptionError, "`method` counts needs counted values"),
+        (
+            {"forget": "ant", "method": "magic"},
+            OptionError,
+            "`method` magic isn't one of activations, examples, refit, counts",
+        ),
+        ({"forget": "ant", "rank": "age"}, OptionError, "`rank` age isn't one of"),
+        ({"forget": "ant", "answer": "no"}, OptionError, "`answer` no isn't one of next, drop"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(asked, error, message):
@@ -716,7 +724,7 @@ def test_what_cannot_be_is_refused_in_a_sentence(asked, error, message):
 def test_a_class_that_was_forgotten_before_and_the_last_ones_left():
     now = fitted()
     for name in ("ant", "bee", "cat"):
-        now = unlearn(now, name, via="refit").apply(now)
+        now = unlearn(now, name, method="refit").apply(now)
         with pytest.raises(TaskError, match=f"class '{name}' has no training rows left: it was forgotten before"):
             unlearn(now, name)
     assert set(now.predict(X).tolist()) == {"dog"}

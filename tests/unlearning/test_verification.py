@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import contextmanager
+from html import escape
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from surgery.errors import BottleneckError, OptionError, TaskError
 from surgery.reporting.figures import figure
 from surgery.unlearning import Bottleneck, Report, Rows, unlearn, verify
 from surgery.unlearning.descriptions import promises
+from surgery.unlearning.evaluation.attacks import ATTACKS
 from surgery.unlearning.evaluation.curves import in_turn, shared_keys, sweep_keys
-from surgery.unlearning.evaluation.evaluator import Exam
-from surgery.unlearning.evaluation.figures import _areas, _in_turn, _sweep
+from surgery.unlearning.evaluation.evaluator import Evaluator
+from surgery.unlearning.evaluation.figures import _areas, masks, turns
 from surgery.unlearning.evaluation.membership import (
-    ATTACKS,
     RocArea,
     _ratio,
     confidence,
@@ -127,15 +128,15 @@ def test_masked_share_counts_closed_nearest_keys(fitted):
 def test_exam_is_a_plain_count_and_abstained_is_wrong(fitted, data):
     features, labels = data[1]
     forgot = unlearn(fitted, ["a", "b"]).apply(fitted)
-    exam = Exam(forgot, Rows.of(features, labels), [0, 1], None, CPU)
+    evaluator = Evaluator(forgot, Rows.of(features, labels), [0, 1], None, CPU)
     said = forgot.predict(features, device="cpu")
-    point = exam.point(forgot)
+    point = evaluator.point(forgot)
     gone = np.isin(labels, ["a", "b"])
     assert point["forget_accuracy"] == np.mean(said[gone] == labels[gone])
     assert point["retain_accuracy"] == np.mean(said[~gone] == labels[~gone])
     assert point["per_class"] == {name: np.mean(said[labels == name] == name) for name in "abcd"}
     shut = fitted.masked(np.arange(12 * 16), "next")
-    assert exam.point(shut) | {"per_class": None} == {
+    assert evaluator.point(shut) | {"per_class": None} == {
         "forget_accuracy": 0,
         "retain_accuracy": 0,
         "per_class": None,
@@ -179,9 +180,11 @@ def test_a_report_saved_and_loaded_is_the_same(report, tmp_path):
     assert loaded.content == json.loads(json.dumps(report.content))
     assert loaded.rows == report.rows and len(report.rows[0]) == len(report.columns)
     names = {path.name for path in (tmp_path / "report").iterdir()}
-    assert names == {"report.json", "README.md", "methods.png", "keys.png", "shared.png"}
-    page = (tmp_path / "report" / "README.md").read_text()
-    assert all(remark in page for remark in report.remarks) and "![keys](keys.png)" in page
+    assert names == {"report.json", "README.md", "index.html", "methods.png", "keys.png", "shared.png"}
+    page, html = ((tmp_path / "report" / name).read_text() for name in ("README.md", "index.html"))
+    assert all(remark in page for remark in report.remarks) and "](keys.png)" in page
+    assert all(escape(sentence) in html for sentence in (*report.remarks, *report.summary))
+    assert all(f'<img src="{name}"' in html for name in names if name.endswith(".png"))
     written = (tmp_path / "report" / "report.json").read_text()
     (tmp_path / "report" / "report.json").write_text(written.replace('"retained": 1', '"retained": 2', 1))
     with pytest.raises(BottleneckError, match=r"report.json is damaged, or was changed since it was written"):
@@ -195,7 +198,7 @@ def test_a_report_saved_and_loaded_is_the_same(report, tmp_path):
 
 
 def test_counts_with_keys_of_other_rows_are_exact_and_said_to_be(counted, fitted, data):
-    report = verify(counted, unlearn(counted, "c", via="counts"), data[1], shadows=4, baselines=False, device="cpu")
+    report = verify(counted, unlearn(counted, "c", method="counts"), data[1], shadows=4, baselines=False, device="cpu")
     assert report.content["exact"] and "Exact" in report.remarks[1]
     for key in ("forget_accuracy", "retain_accuracy", "per_class", "membership"):
         after = report.after[key]
@@ -203,7 +206,7 @@ def test_counts_with_keys_of_other_rows_are_exact_and_said_to_be(counted, fitted
             after = {name: {k: v for k, v in found.items() if k != "against_refitted"} for name, found in after.items()}
         assert after == report.refitted[key]
     refit = verify(
-        fitted, unlearn(fitted, "c", via="refit", device="cpu"), data[1], shadows=0, baselines=False, device="cpu"
+        fitted, unlearn(fitted, "c", method="refit", device="cpu"), data[1], shadows=0, baselines=False, device="cpu"
     )
     assert refit.content["bit_identical"] and not refit.content["exact"]
     assert "keys were placed by 61" in refit.remarks[1]
@@ -211,7 +214,7 @@ def test_counts_with_keys_of_other_rows_are_exact_and_said_to_be(counted, fitted
 
 def test_single_rows_are_asked_about_themselves(fitted, data):
     rows = np.arange(30)
-    edit = unlearn(fitted, rows=rows, via="refit")
+    edit = unlearn(fitted, rows=rows, method="refit")
     report = verify(fitted, edit, data[1], shadows=4, device="cpu")
     after = edit.apply(fitted)
     (features, labels), test = data
@@ -222,7 +225,7 @@ def test_single_rows_are_asked_about_themselves(fitted, data):
 
 def test_a_chain_of_edits_is_verified_as_a_whole(fitted, data):
     first = unlearn(fitted, "a")
-    second = unlearn(first.apply(fitted), "d", via="refit")
+    second = unlearn(first.apply(fitted), "d", method="refit")
     report = verify(fitted, [first, second], data[1], shadows=4, baselines=False, device="cpu")
     labels = data[0][1]
     refitted = fitted.refitted(np.flatnonzero(~np.isin(labels, ["a", "d"])), device=CPU)
@@ -237,13 +240,13 @@ def test_a_chain_of_edits_is_verified_as_a_whole(fitted, data):
 
 def test_a_sweep_begins_with_nothing_and_ends_with_everything_masked(fitted, data):
     positions = np.flatnonzero(fitted.training.targets == 1)
-    exam = Exam(fitted, Rows.of(*data[1]), [1], fitted.training.take(positions), CPU)
-    points = sweep_keys(fitted, positions, exam, rank="count", answer="next", seed=0, device=CPU)
+    evaluator = Evaluator(fitted, Rows.of(*data[1]), [1], fitted.training.take(positions), CPU)
+    points = sweep_keys(fitted, positions, evaluator, rank="count", answer="next", seed=0, device=CPU)
     pairs = {(c, int(i)) for row in fitted.training.ids[positions] for c, i in enumerate(row[:, 0])}
     everything = fitted.masked(np.array(sorted(c * 16 + i for c, i in pairs)), "next")
     assert [points[0]["keys"], points[-1]["keys"]] == [0, len(pairs)]
     for point, model in ((points[0], fitted), (points[-1], everything)):
-        wanted = exam.point(model)
+        wanted = evaluator.point(model)
         assert point["retain_accuracy"] == wanted["retain_accuracy"]
         assert point["forget_accuracy"] == wanted["forget_accuracy"]
 
@@ -261,8 +264,8 @@ def test_shared_keys_by_a_plain_loop(fitted):
 def test_turns_compare_the_same_kept_classes(fitted, data):
     first = unlearn(fitted, "a").apply(fitted)
     second = unlearn(first, "b").apply(first)
-    exam = Exam(fitted, Rows.of(*data[1]), [0, 1], None, CPU)
-    points = in_turn([fitted, first, second], exam, CPU)
+    evaluator = Evaluator(fitted, Rows.of(*data[1]), [0, 1], None, CPU)
+    points = in_turn([fitted, first, second], evaluator, CPU)
     kept = np.isin(data[1][1], ["c", "d"])
     for point, state in zip(points, (fitted, first, second), strict=True):
         assert point["after"]["retain_accuracy"] == np.mean(
@@ -277,7 +280,7 @@ def test_shadows_tell_members_of_an_overfitted_bottleneck(data):
     labels = np.random.default_rng(5).integers(0, 2, 240)  # nothing to learn: what is known is memorised
     bottleneck = Bottleneck.fit_features(features, labels, codebooks=12, keys=64, key_dim=4, device="cpu")
     deleted = np.arange(60)
-    edit = unlearn(bottleneck, rows=deleted, via="refit")
+    edit = unlearn(bottleneck, rows=deleted, method="refit")
     report = verify(
         bottleneck, edit, (test, np.random.default_rng(6).integers(0, 2, 160)), shadows=8, baselines=False, device="cpu"
     )
@@ -289,8 +292,8 @@ def test_shadows_tell_members_of_an_overfitted_bottleneck(data):
 
 def test_a_shadow_that_saw_everything_or_nothing_does_no_harm(fitted, data):
     positions = np.flatnonzero(fitted.training.targets == 1)
-    exam = Exam(fitted, Rows.of(*data[1]), [1], fitted.training.take(positions), CPU)
-    suspects = exam.suspects()
+    evaluator = Evaluator(fitted, Rows.of(*data[1]), [1], fitted.training.take(positions), CPU)
+    suspects = evaluator.suspects()
     scores = likelihood_ratios(
         fitted,
         fitted.training.take(np.flatnonzero(fitted.training.targets != 1)),
@@ -356,7 +359,7 @@ def test_forgotten_rows_are_known_too(fitted, data):
     rows = np.arange(30)
     (features, labels), test = data
     given = np.concatenate([features[rows], test[0]]), np.concatenate([labels[rows], test[1]])
-    report = verify(fitted, unlearn(fitted, rows=rows, via="refit"), given, shadows=0, baselines=False, device="cpu")
+    report = verify(fitted, unlearn(fitted, rows=rows, method="refit"), given, shadows=0, baselines=False, device="cpu")
     assert report.content["known_test_rows"] == 30 and report.content["examples"]["test"] == 160
 
 
@@ -389,9 +392,9 @@ def test_what_are_no_test_rows_is_said_in_a_sentence(test, message, edited, fitt
 
 def test_too_few_shadows_and_negative_seeds_are_refused(fitted, data):
     for options, message in (
-        ({"shadows": 3}, "--shadows 3 tells nothing"),
-        ({"shadows": -1}, "--shadows -1 tells nothing"),
-        ({"seed": -1}, "--seed -1 must be at least 0"),
+        ({"shadows": 3}, "`shadows` 3 tells nothing"),
+        ({"shadows": -1}, "`shadows` -1 tells nothing"),
+        ({"seed": -1}, "`seed` -1 must be at least 0"),
     ):
         with pytest.raises(OptionError, match=message):
             verify(fitted, [], data[1], device="cpu", **options)
@@ -469,9 +472,9 @@ def test_an_edit_that_leaves_some_of_the_class_or_breaks_the_rest_draws_a_remark
     )
     lost = many.refitted["retain_accuracy"] - many.retain_accuracy
     assert lost > 0.05 and said(many, f"The edit costs {100 * lost:.1f} points of the rest")
-    plain = verify(fitted, unlearn(fitted, "b", via="refit"), data[1], **options)
+    plain = verify(fitted, unlearn(fitted, "b", method="refit"), data[1], **options)
     assert not said(plain, "Not all is forgotten") and not said(plain, "costs")
-    rows = verify(fitted, unlearn(fitted, rows=range(20), via="activations", keys=1), data[1], **options)
+    rows = verify(fitted, unlearn(fitted, rows=range(20), method="activations", keys=1), data[1], **options)
     assert rows.forget_accuracy - rows.refitted["forget_accuracy"] > 0.01 and said(rows, "Not all is forgotten")
 
 
@@ -488,17 +491,17 @@ def test_one_class_left_says_nothing_of_what_is_retained(fitted, data):
 
 def test_values_after_a_refit_keep_nothing_of_what_a_mask_left(fitted, counted, data):
     for bottleneck in (fitted, counted):
-        masked = unlearn(bottleneck, "a", via="activations")
+        masked = unlearn(bottleneck, "a", method="activations")
         now = masked.apply(bottleneck)
         assert "taught them" in " ".join(promises(now.history, counted=now.counted))
-        refit = unlearn(now, "b", via="refit")
+        refit = unlearn(now, "b", method="refit")
         after = refit.apply(now)
         rest = np.flatnonzero(~np.isin(data[0][1][: len(bottleneck.training)], ["a", "b"]))
         opened = after.selector.states == OPEN
         np.testing.assert_array_equal(after.table[opened], bottleneck.refitted(rest).table[opened])
         told = " ".join(promises(after.history, counted=after.counted))
         assert "taught them" not in told and "betrays membership" in told and "Exact:" not in told
-        again = unlearn(after, "c", via="activations")
+        again = unlearn(after, "c", method="activations")
         assert "taught them" in " ".join(promises(again.apply(after).history))
     nothing = [{**after.history[0], "masked": 0}, after.history[1]]
     assert "No key needed masking" in " ".join(promises(nothing[:1]))
@@ -530,7 +533,7 @@ def test_classes_have_a_table_in_the_report(report, data, tmp_path):
 
 
 def test_attacks_have_one_name_each(report, fitted, tmp_path):
-    names = list(ATTACKS.values())
+    names = [attack.name for attack in ATTACKS]
     assert [column for column in report.columns if column.startswith("AUC")] == [f"AUC, {name}" for name in names]
     assert all(name in report.caption for name in names)
     with figure(tmp_path / "areas.png") as axes:
@@ -559,14 +562,14 @@ def test_nothing_written_in_a_figure_hides_a_curve(report, tmp_path, monkeypatch
     monkeypatch.setattr("surgery.unlearning.evaluation.figures.figure", looking)
     for chosen in (0, report.content["sweep"][-1]["keys"] // 2, report.content["sweep"][-1]["keys"]):
         history = [{**report.content["history"][0], "masked": chosen}]
-        _sweep({**report.content, "history": history}, tmp_path / "keys.png")
+        masks({**report.content, "history": history}, tmp_path / "keys.png")
     assert len(seen) == 3 and not any(note.overlaps(axes) for note, axes in seen)
 
 
 def test_turns_have_a_place_each(fitted, data, tmp_path, monkeypatch):
     """An edit of single rows forgets no class, and yet is a turn."""
     first = unlearn(fitted, "a")
-    second = unlearn(first.apply(fitted), rows=[0, 1], via="refit")
+    second = unlearn(first.apply(fitted), rows=[0, 1], method="refit")
     report = verify(fitted, [first, second], data[1], shadows=0, baselines=False, device="cpu")
     places = []
 
@@ -577,7 +580,7 @@ def test_turns_have_a_place_each(fitted, data, tmp_path, monkeypatch):
             places.extend(list(line.get_xdata()) for pane in axes for line in pane.lines)
 
     monkeypatch.setattr("surgery.unlearning.evaluation.figures.figure", looking)
-    _in_turn(report.content["turns"], tmp_path / "turns.png")
+    turns(report.content, tmp_path / "turns.png")
     assert places == [[0, 1, 2]] * 2 + [[1, 2]] * 2
 
 

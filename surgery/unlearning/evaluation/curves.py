@@ -8,9 +8,9 @@ import torch
 
 from surgery.progress import Progress, silent
 from surgery.unlearning.bottleneck import Bottleneck
-from surgery.unlearning.evaluation.evaluator import Exam, mean
+from surgery.unlearning.evaluation.evaluator import Evaluator, mean
 from surgery.unlearning.evaluation.membership import RocArea, confidences
-from surgery.unlearning.key_ranking import ForgetSet
+from surgery.unlearning.forget_set import ForgetSet
 from surgery.unlearning.values import count
 
 _POINTS = 12
@@ -19,7 +19,7 @@ _POINTS = 12
 def sweep_keys(
     bottleneck: Bottleneck,
     positions: np.ndarray,
-    exam: Exam,
+    evaluator: Evaluator,
     *,
     rank: str,
     answer: str,
@@ -28,19 +28,19 @@ def sweep_keys(
     progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """Masks of growing size, by one ranking: from no key to every key that the forget rows select."""
-    forgotten = ForgetSet(bottleneck, positions, exam.classes, device, silent)
+    forgotten = ForgetSet(bottleneck, positions, evaluator.classes, device, silent)
     scores, active = forgotten.scores(rank), len(forgotten.active)
-    suspects = exam.suspects()
+    suspects = evaluator.suspects()
     area = RocArea(len(suspects.members), len(suspects.others), seed) if suspects else None
     points = []
     for number in np.unique(np.linspace(0, active, _POINTS).astype(int)).tolist():
         masked = bottleneck.masked(forgotten.best(scores, number) if number else np.empty(0, np.int64), answer)
-        point = exam.point(masked)
-        found: dict[str, Any] = {key: point[key] for key in ("forget_accuracy", "retain_accuracy")}
+        whole = evaluator.point(masked)
+        point: dict[str, Any] = {key: whole[key] for key in ("forget_accuracy", "retain_accuracy")}
         if suspects and area:
             seen = [confidences(masked, rows, device) for rows in (suspects.members, suspects.others)]
-            found["membership"] = area.of(*seen)["auc"]
-        points.append({"keys": number, "share": number / active, **found})
+            point["membership"] = area.of(*seen)["auc"]
+        points.append({"keys": number, "share": number / active, **point})
         progress(number, active, "masking more and more keys")
     return points
 
@@ -58,7 +58,7 @@ def shared_keys(bottleneck: Bottleneck) -> list[list[float]]:
     return (shared / np.maximum(total, 1)).tolist()
 
 
-def in_turn(states: Sequence[Bottleneck], exam: Exam, device: torch.device) -> list[dict[str, Any]]:
+def in_turn(states: Sequence[Bottleneck], evaluator: Evaluator, device: torch.device) -> list[dict[str, Any]]:
     """Bottlenecks after each of several edits, each beside its own refit.
 
     Accuracy on the classes forgotten so far, and on those that are never forgotten, so that the turns can be compared.
@@ -66,14 +66,14 @@ def in_turn(states: Sequence[Bottleneck], exam: Exam, device: torch.device) -> l
     points = []
     for state in states:
         gone = {name for edit in state.history for name in edit["forget"]}
-        so_far = np.isin(exam.rows.targets, [i for i, name in enumerate(state.classes) if name in gone])
+        so_far = np.isin(evaluator.rows.targets, [i for i, name in enumerate(state.classes) if name in gone])
         refitted = state.refitted(np.arange(len(state.need_training())), device=device)
-        found: dict[str, Any] = {"forgotten": [str(edit["forget"]) for edit in state.history], "classes": len(gone)}
+        point: dict[str, Any] = {"forgotten": [str(edit["forget"]) for edit in state.history], "classes": len(gone)}
         for name, model in (("after", state), ("refitted", refitted)):
-            right = exam.answer(model, exam.rows).targets == exam.rows.targets
-            found[name] = {
+            right = evaluator.answer(model, evaluator.rows).targets == evaluator.rows.targets
+            point[name] = {
                 "forget_accuracy": mean(right[so_far]),
-                "retain_accuracy": mean(right[~exam.forgotten]),
+                "retain_accuracy": mean(right[~evaluator.forgotten]),
             }
-        points.append(found)
+        points.append(point)
     return points

@@ -1,4 +1,4 @@
-"""Exam: one set of test rows, put to any bottleneck with the same keys."""
+"""Evaluator: one set of test rows, put to any bottleneck with the same keys."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from surgery.unlearning.values import Chosen, Table, batches, toward
 RELEARN = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
-class Exam:
+class Evaluator:
     """Test rows with the keys they select, and which of them are of forgotten classes.
 
     Args:

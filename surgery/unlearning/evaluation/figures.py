@@ -1,37 +1,28 @@
-"""The figures of a verification: methods side by side, masks of growing size, keys shared between classes, classes in turn."""
+"""The figures of a verification.
 
-from collections.abc import Mapping, Sequence
+To add one, write a function that draws it from a report's content, and name it in `DRAWINGS`: the report's folder and its
+pages have it then.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from surgery.reporting.figures import COLOURS, MARKERS, figure, plain
-from surgery.unlearning.evaluation.membership import ATTACKS
+from surgery.reporting.page import Figure
+from surgery.unlearning.evaluation.attacks import ATTACKS
 
 _GREY = "#555555"
+_COLUMNS = 3  # of a legend
+Content = Mapping[str, Any]
 
 
-def draw(content: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw what the report has material for, into `folder`; returns the files in the order to show them."""
-    made = []
-    if len(content["points"]) > 2:
-        made.append(folder / "methods.png")
-        _methods(content["points"], made[-1])
-    if content.get("sweep"):
-        made.append(folder / "keys.png")
-        _sweep(content, made[-1])
-    if len(content.get("turns", ())) > 1:
-        made.append(folder / "turns.png")
-        _in_turn(content["turns"], made[-1])
-    if content.get("shared_keys"):
-        made.append(folder / "shared.png")
-        _shared(content["shared_keys"], content["classes"], made[-1])
-    return made
-
-
-def _methods(points: Mapping[str, Mapping[str, Any]], file: Path) -> None:
-    """Accuracy on the forgotten and on the rest, and the membership attack, one row a method."""
+def methods(content: Content, file: Path) -> None:
+    """Accuracy on the forgotten and on the rest, and the membership attacks, one row a bottleneck."""
+    points = content["points"]
     names = list(points)
     places = np.arange(len(names))[::-1]
     attacked = any("membership" in points[name] for name in names)
@@ -58,28 +49,28 @@ def _methods(points: Mapping[str, Mapping[str, Any]], file: Path) -> None:
 
 
 def _areas(axes: Any, points: Mapping[str, Mapping[str, Any]], names: Sequence[str], places: Any) -> None:
-    for number, (attack, label) in enumerate(ATTACKS.items()):
+    apart = 0.6 / len(ATTACKS)
+    for number, attack in enumerate(ATTACKS):
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        label: str | None = attack.name
         for name, place in zip(names, places, strict=True):
-            found = points[name].get("membership", {}).get(attack)
-            if found is None:
+            area = points[name].get("membership", {}).get(attack.key)
+            if area is None:
                 continue
-            height = place + 0.2 * (1 - number)
-            axes.plot([found["low"], found["high"]], [height, height], color=COLOURS[number], linewidth=1.4)
-            axes.plot(
-                found["auc"],
-                height,
-                MARKERS[number],
-                color=COLOURS[number],
-                markersize=5,
-                label=label if not any(label == text for text in axes.get_legend_handles_labels()[1]) else None,
-            )
+            height = place + apart * ((len(ATTACKS) - 1) / 2 - number)
+            axes.plot([area["low"], area["high"]], [height, height], color=colour, linewidth=1.4)
+            axes.plot(area["auc"], height, marker, color=colour, markersize=5, label=label)
+            label = None  # once in the legend
     axes.axvline(0.5, color=_GREY, linestyle="--", linewidth=1)
     axes.set(xlabel="membership, area under ROC", ylim=(places.min() - 0.6, places.max() + 0.6))
     axes.set_yticks(places, [""] * len(names))
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8, columnspacing=1, handletextpad=0.2)
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=_COLUMNS, fontsize=8, columnspacing=1, handletextpad=0.2
+    )
 
 
-def _sweep(content: Mapping[str, Any], file: Path) -> None:
+def masks(content: Content, file: Path) -> None:
+    """Accuracy and membership by loss against the number of masked pairs."""
     points, chosen = content["sweep"], content["history"][-1]["masked"]
     reference = content["points"]["refitted"]
     keys = [point["keys"] for point in points]
@@ -106,7 +97,7 @@ def _sweep(content: Mapping[str, Any], file: Path) -> None:
                     color=COLOURS[number],
                     linestyle=":",
                     linewidth=1.4,
-                    label=f"{label.split(',')[0]}, refitted",
+                    label=f"{label.removesuffix(', area under ROC')}, refitted",
                 )
         axes.axvline(chosen, color=_GREY, linestyle="--", linewidth=1.2)
         axes.annotate(
@@ -127,9 +118,10 @@ def _sweep(content: Mapping[str, Any], file: Path) -> None:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=9)
 
 
-def _shared(shared: Sequence[Sequence[float]], classes: Sequence[str], file: Path) -> None:
-    grid = 100 * np.array(shared)
-    classes = [plain(name) for name in classes]
+def shared(content: Content, file: Path) -> None:
+    """Share of each class's selections that fall on keys which another class selects too."""
+    grid = 100 * np.array(content["shared_keys"])
+    classes = [plain(name) for name in content["classes"]]
     side = 2.2 + 0.42 * min(len(classes), 30)
     with figure(file, side + 1.2, side) as axes:
         axes.grid(False)
@@ -152,8 +144,9 @@ def _shared(shared: Sequence[Sequence[float]], classes: Sequence[str], file: Pat
         axes.figure.colorbar(image, ax=axes, label="shared selections (%)", shrink=0.8)
 
 
-def _in_turn(points: Sequence[Mapping[str, Any]], file: Path) -> None:
+def turns(content: Content, file: Path) -> None:
     """Accuracy on what is kept to the end, and on what is forgotten so far, after each edit in turn."""
+    points: Sequence[Content] = content["turns"]
     titles = {"retain_accuracy": "classes that are kept", "forget_accuracy": "classes forgotten so far"}
     with figure(file, 8.4, 3.9, columns=2) as pair:
         for axes, (key, title) in zip(pair, titles.items(), strict=True):
@@ -175,3 +168,61 @@ def _in_turn(points: Sequence[Mapping[str, Any]], file: Path) -> None:
         pair[0].set_ylabel("test accuracy (%)")
         pair[1].set_ylim(-3, 103)
         pair[0].legend(loc="best", fontsize=9)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a report.
+
+    Attributes:
+        stem: name of its file.
+        draw: draws a report's content into a file.
+        wanted: whether the content holds what it takes.
+        caption: what a reader should see in it.
+    """
+
+    stem: str
+    draw: Callable[[Content, Path], None]
+    wanted: Callable[[Content], bool]
+    caption: str
+
+
+DRAWINGS = (
+    Drawing(
+        "methods",
+        methods,
+        lambda content: len(content["points"]) > 2,
+        "Each row is a bottleneck: before the edit, after it, refitted without the forgotten rows, and after other methods. "
+        "The nearer to refitted in all panes, the better; in the right one the dashed line is guessing.",
+    ),
+    Drawing(
+        "keys",
+        masks,
+        lambda content: bool(content.get("sweep")),
+        "From no masked key to every key that the forgotten rows select, by the edit's own ranking. Dotted lines are the "
+        "refitted bottleneck's; the dashed line is the number that was chosen, without a look at test rows.",
+    ),
+    Drawing(
+        "turns",
+        turns,
+        lambda content: len(content.get("turns", ())) > 1,
+        "After each edit in turn, beside a bottleneck refitted without all that is forgotten so far.",
+    ),
+    Drawing(
+        "shared",
+        shared,
+        lambda content: bool(content.get("shared_keys")),
+        "How much classes share keys: of the keys that a row's class selects, the share that the column's class selects too. "
+        "Where classes share many, masking one costs the other.",
+    ),
+)
+
+
+def draw(content: Content, folder: Path) -> list[Figure]:
+    """Draw what a report's content allows, into `folder`; returns the figures in the order to show them."""
+    made = []
+    for drawing in DRAWINGS:
+        if drawing.wanted(content):
+            drawing.draw(content, folder / f"{drawing.stem}.png")
+            made.append(Figure(f"{drawing.stem}.png", drawing.caption, (drawing.draw.__doc__ or "").split(".")[0]))
+    return made

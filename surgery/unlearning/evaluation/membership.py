@@ -1,4 +1,4 @@
-"""What an attacker can tell: was this row among the forgotten ones? Three attacks, as areas under the ROC curve.
+"""Was this row among the forgotten ones? Scores of suspects, and the area under the ROC curve of such scores.
 
 .5 is what guessing gives; what a number means is told only by the same attack on a bottleneck that never saw the rows.
 """
@@ -17,9 +17,6 @@ from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.forgetting import unlearn
 from surgery.unlearning.key_selection import MASKS, OPEN
 from surgery.unlearning.training_rows import TrainingRows
-
-# As reports file them, and as people read them: everywhere by these names.
-ATTACKS = {"loss": "loss", "masked_share": "masked share", "likelihood_ratio": "likelihood ratio"}
 
 _RESAMPLES, _MOST = 1000, 2000
 
@@ -164,19 +161,19 @@ def _forget_again(
     trained: Bottleneck, retained: int, edit: Mapping[str, Any], seed: int, device: torch.device
 ) -> Bottleneck:
     rows = np.arange(retained, len(trained.need_training()))
-    via, share = edit["via"], edit["share"]
-    if via not in MASKS:
+    method, share = edit["via"], edit["share"]
+    if method not in MASKS:
         return trained.refitted(np.arange(retained), device=device)
     options: dict[str, Any] = {}
     ids = trained.need_training().ids[rows]
-    if via == "examples":
+    if method == "examples":
         options["examples"] = max(1, round(share * len(rows)))
     else:
         active = len(
             np.unique(ids.astype(np.int64) + np.arange(ids.shape[1])[:, None] * trained.selector.keys.shape[1])
         )
         options |= {"keys": max(1, round(share * active)), "rank": edit["rank"]}
-    eraser = unlearn(trained, rows=rows, via=via, answer=edit["answer"], seed=seed, device=str(device), **options)
+    eraser = unlearn(trained, rows=rows, method=method, answer=edit["answer"], seed=seed, device=str(device), **options)
     return trained.masked(eraser.pairs, edit["answer"])
 
 

@@ -16,22 +16,24 @@ from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.tasks.examples import Columns
 from surgery.unlearning.bottleneck import Bottleneck
+from surgery.unlearning.descriptions import what_all
 from surgery.unlearning.eraser import Eraser
-from surgery.unlearning.evaluation.baselines import RIVALS, rival
+from surgery.unlearning.evaluation.attacks import Attacked, attack
+from surgery.unlearning.evaluation.comparison import compared
 from surgery.unlearning.evaluation.curves import in_turn, shared_keys, sweep_keys
-from surgery.unlearning.evaluation.evaluator import Exam
-from surgery.unlearning.evaluation.membership import RocArea, confidences, likelihood_ratios, masked_share
+from surgery.unlearning.evaluation.evaluator import Evaluator
 from surgery.unlearning.evaluation.report import Report
 from surgery.unlearning.features.inputs import inputs_of
 from surgery.unlearning.features.reading import targets_of
 from surgery.unlearning.features.rows import Rows, encoded, feature_digests
 from surgery.unlearning.key_selection import OPEN
-from surgery.unlearning.remarks import remarks, what_all
+from surgery.unlearning.remarks import remarks
 from surgery.unlearning.settings import check_seed
 
 _FEWEST_SHADOWS = 4
 
 
+# Long: what its arguments mean takes half of it.
 def verify(
     bottleneck: Bottleneck,
     edits: Eraser | Sequence[Eraser],
@@ -67,75 +69,101 @@ def verify(
     """
     check_options(shadows, seed)
     place, began = pick_device(device), time.perf_counter()
-    chain = list(edits) if isinstance(edits, Sequence) else [edits]
-    if strange := [edit for edit in chain if not isinstance(edit, Eraser)]:
-        raise BottleneckError(
-            f"an edit is a {type(strange[0]).__name__}: give Erasers, as unlearn() and Eraser.load() return them"
-        )
-    states = [bottleneck]
-    for edit in chain:
-        states.append(edit.apply(states[-1]))
+    chain = _chain(edits)
+    states = _states(bottleneck, chain)
     before, after = states[0], states[-1]
     positions = _positions(before, chain)
     classes = sorted({after.classes.index(name) for edit in after.history for name in edit["forget"]})
-    removed = before.need_training().take(positions) if chain else None
     rows, known = _strangers(before, _test_rows(after, test, device, progress))
-    exam = Exam(after, rows, classes, removed, place)
-
-    models = {"before": before} if chain else {}
-    seconds: dict[str, float | None] = {"after": sum(edit.report["seconds"] for edit in chain) if chain else None}
-    models["after"] = after
-    timed = time.perf_counter()
-    models["refitted"] = after.refitted(np.arange(len(after.need_training())), device=place)
-    seconds["refitted"] = time.perf_counter() - timed
-    for name in RIVALS if baselines and chain else ():
-        progress(len(models), len(RIVALS) + 3, f"baseline {name}")
-        timed = time.perf_counter()
-        trained = rival(name, before, positions, np.array(classes, np.int64), seed, place)
-        if trained is not None:
-            models[name], seconds[name] = trained, time.perf_counter() - timed
-    points = {name: exam.point(model) | {"seconds": seconds.get(name)} for name, model in models.items()}
+    removed = before.need_training().take(positions) if chain else None
+    evaluator = Evaluator(after, rows, classes, removed, place)
+    how: dict[str, Any] = {"baselines": baselines, "seed": seed, "device": place, "progress": progress}
+    models, seconds = compared(before if chain else None, after, positions, classes, **how)
     if chain:
-        _attack(points, models, exam, chain, shadows=shadows, seed=seed, device=place, progress=progress)
-    if removed is not None and classes and points["before"]["forget_accuracy"]:
+        seconds["after"] = sum(edit.report["seconds"] for edit in chain)
+    points = {name: evaluator.point(model) | {"seconds": seconds.get(name)} for name, model in models.items()}
+    if suspects := evaluator.suspects():
+        for name, areas in attack(Attacked(models, suspects, chain, shadows, seed, place, progress)).items():
+            points[name]["membership"] = areas
+    if removed is not None and classes and (half := points["before"]["forget_accuracy"]):
         for name in ("after", "refitted"):
-            points[name]["relearn"] = exam.relearn(models[name], removed, points["before"]["forget_accuracy"], seed)
-    identical = np.array_equal(after.values, models["refitted"].values) and bool((after.selector.states == OPEN).all())
+            points[name]["relearn"] = evaluator.relearn(models[name], removed, half, seed)
     content: dict[str, Any] = {
         **provenance(
             call={"verify": {"baselines": baselines, "shadows": shadows, "edits": [edit.hash for edit in chain]}},
             inputs={"after": after.fingerprint},  # that of before would let anyone test a guess at the rows
             seed=seed,
         ),
-        "forgotten": what_all(after.history),
-        "history": [dict(edit) for edit in after.history],
-        "examples": {
-            "test": len(exam.rows),
-            "test_forgotten": int(exam.forgotten.sum()),
-            "retained": len(after.need_training()),
-            "forgotten": len(positions) if chain else None,
-        },
-        "known_test_rows": known,
-        "class_rows": np.bincount(exam.rows.targets, minlength=len(after.classes)).tolist(),
-        "classes": [str(name) for name in after.classes],
+        **_told(after, models["refitted"], evaluator, len(positions) if chain else None, known),
         "points": points,
-        "probe": exam.probe(seed),
-        "bit_identical": identical,
-        "exact": identical and not any(edit["keys_saw_them"] for edit in after.history),
+        "probe": evaluator.probe(seed),
     }
     if chain:
-        content["shared_keys"] = shared_keys(before)
-        last = chain[-1].edit
-        if last["via"] == "activations" and len(chain) == 1:
-            options = {"rank": last["rank"], "answer": last["answer"]}
-            content["sweep"] = sweep_keys(
-                before, positions, exam, **options, seed=seed, device=place, progress=progress
-            )
-        if len(chain) > 1:
-            content["turns"] = in_turn(states, exam, place)
+        content |= _curves(states, chain, positions, evaluator, seed, place, progress)
     content["remarks"] = remarks(content, after)
     content["total_seconds"] = round(time.perf_counter() - began, 1)
     return Report(content)
+
+
+def _chain(edits: Eraser | Sequence[Eraser]) -> list[Eraser]:
+    chain = list(edits) if isinstance(edits, Sequence) else [edits]
+    if strange := [edit for edit in chain if not isinstance(edit, Eraser)]:
+        raise BottleneckError(
+            f"an edit is a {type(strange[0]).__name__}: give Erasers, as unlearn() and Eraser.load() return them"
+        )
+    return chain
+
+
+def _states(bottleneck: Bottleneck, chain: Sequence[Eraser]) -> list[Bottleneck]:
+    """The bottleneck before the edits, and after each."""
+    states = [bottleneck]
+    for edit in chain:
+        states.append(edit.apply(states[-1]))
+    return states
+
+
+def _told(
+    after: Bottleneck, refitted: Bottleneck, evaluator: Evaluator, forgotten: int | None, known: int
+) -> dict[str, Any]:
+    """What was forgotten, by which rows that is measured, and whether it is exact."""
+    identical = np.array_equal(after.values, refitted.values) and bool((after.selector.states == OPEN).all())
+    return {
+        "forgotten": what_all(after.history),
+        "history": [dict(edit) for edit in after.history],
+        "examples": {
+            "test": len(evaluator.rows),
+            "test_forgotten": int(evaluator.forgotten.sum()),
+            "retained": len(after.need_training()),
+            "forgotten": forgotten,
+        },
+        "known_test_rows": known,
+        "class_rows": evaluator.rows.class_rows(len(after.classes)),
+        "classes": [str(name) for name in after.classes],
+        "bit_identical": identical,
+        "exact": identical and not any(edit["keys_saw_them"] for edit in after.history),
+    }
+
+
+def _curves(
+    states: Sequence[Bottleneck],
+    chain: Sequence[Eraser],
+    positions: Int64[np.ndarray, " R"],
+    evaluator: Evaluator,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What figures are drawn from: keys that classes share, masks of growing size, edits in turn."""
+    curves: dict[str, Any] = {"shared_keys": shared_keys(states[0])}
+    last = chain[-1].edit
+    if last["via"] == "activations" and len(chain) == 1:
+        options = {"rank": last["rank"], "answer": last["answer"]}
+        curves["sweep"] = sweep_keys(
+            states[0], positions, evaluator, **options, seed=seed, device=device, progress=progress
+        )
+    if len(chain) > 1:
+        curves["turns"] = in_turn(states, evaluator, device)
+    return curves
 
 
 def verify_folder(
@@ -159,13 +187,13 @@ def verify_folder(
     """
     check_options(options.get("shadows", 0), options.get("seed", 0))
     after = Bottleneck.load(folder)
-    chain = _chain(after, Path(folder), erasers)
+    chain = _erasers(after, Path(folder), erasers)
     before = after
     for edit in reversed(chain):
         before = edit.undo(before)
     source, beside = (features_file, None) if data is None else (data, features_file)
     if source is None:
-        raise OptionError("there are no test rows: name them with --data or --features")
+        raise OptionError("there are no test rows: give `data`, or a features file")
     test = after.read(
         source,
         features_file=beside,
@@ -181,7 +209,7 @@ def verify_folder(
 def check_options(shadows: int, seed: int) -> None:
     """Raise OptionError for what `verify` can't use."""
     if shadows and shadows < _FEWEST_SHADOWS:
-        raise OptionError(f"--shadows {shadows} tells nothing: give 0, or {_FEWEST_SHADOWS} at least")
+        raise OptionError(f"`shadows` {shadows} tells nothing: give 0, or {_FEWEST_SHADOWS} at least")
     check_seed(seed)
 
 
@@ -216,7 +244,7 @@ def _strangers(bottleneck: Bottleneck, test: Rows) -> tuple[Rows, int]:
     return (test.take(np.flatnonzero(~known)) if known.any() else test), int(known.sum())
 
 
-def _chain(after: Bottleneck, folder: Path, erasers: Sequence[str | Path] | None) -> list[Eraser]:
+def _erasers(after: Bottleneck, folder: Path, erasers: Sequence[str | Path] | None) -> list[Eraser]:
     """The erasers of a bottleneck's history, oldest first, as far back as they are at hand."""
     wanted = [edit["hash"] for edit in after.history]
     if erasers is not None:
@@ -252,58 +280,3 @@ def _positions(before: Bottleneck, chain: Sequence[Eraser]) -> Int64[np.ndarray,
         gone.append(numbers[edit.positions])
         numbers = np.delete(numbers, edit.positions)
     return np.sort(np.concatenate(gone)) if gone else np.empty(0, np.int64)
-
-
-def _attack(
-    points: dict[str, dict[str, Any]],
-    models: dict[str, Bottleneck],
-    exam: Exam,
-    chain: Sequence[Eraser],
-    *,
-    shadows: int,
-    seed: int,
-    device: torch.device,
-    progress: Progress,
-) -> None:
-    """Add `membership` to each point: the attacks, and how each differs from the same on the refitted bottleneck."""
-    suspects = exam.suspects()
-    if suspects is None:
-        return
-    pool, members = suspects.both, len(suspects.members)
-    area = RocArea(members, len(suspects.others), seed)
-    loss = {name: confidences(model, pool, device) for name, model in models.items()}
-    attacks = {"loss": loss}
-    if (models["after"].selector.states != OPEN).any():
-        attacks["masked_share"] = {"after": masked_share(models["after"], pool.ids)}
-    how = _how(models["before"], chain)
-    if shadows and how is not None:
-        attacks["likelihood_ratio"] = likelihood_ratios(
-            models["before"],
-            models["after"].need_training(),
-            suspects,
-            how,
-            {name: loss[name] for name in ("before", "after", "refitted")},
-            shadows=shadows,
-            seed=seed,
-            device=device,
-            progress=progress,
-        )
-    for attack, scores in attacks.items():
-        for name, score in scores.items():
-            found: dict[str, Any] = area.of(score[:members], score[members:])
-            if "refitted" in scores and name != "refitted":
-                other = scores["refitted"]
-                pairs = [(s[:members], s[members:]) for s in (score, other)]
-                found["against_refitted"] = area.difference(*pairs) | {"beyond": area.beyond(*pairs)}
-            points[name].setdefault("membership", {})[attack] = found
-
-
-def _how(before: Bottleneck, chain: Sequence[Eraser]) -> dict[str, Any] | None:
-    """How shadows are to forget: as the edits did, as large a share as they masked; None where the edits differ in kind."""
-    edits = [eraser.edit for eraser in chain]
-    first = {key: edits[0][key] for key in ("via", "rank", "answer")}
-    if before.history or any({key: edit[key] for key in first} != first for edit in edits):
-        return None
-    part, whole = ("examples", "rows") if first["via"] == "examples" else ("masked", "active")
-    share = sum(edit[part] or 0 for edit in edits) / max(1, sum(edit[whole] for edit in edits))
-    return {**first, "share": min(1.0, share)}

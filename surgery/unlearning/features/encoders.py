@@ -26,10 +26,10 @@ from surgery.files import replace_bytes
 from surgery.progress import Progress, silent
 from surgery.quiet import quiet
 from surgery.unlearning.features.extractors import (
-    ImageReader,
+    Extractor,
+    ImageExtractor,
     Input,
-    Reader,
-    TextReader,
+    TextExtractor,
     alike,
     image_digests,
     text_digests,
@@ -53,7 +53,7 @@ class Encoder:
 
     source: str
     checkpoint: Checkpoint
-    reader: Reader
+    extractor: Extractor
     module: Any
     pooling: str
     width: int
@@ -87,7 +87,7 @@ class Encoder:
             OptionError: an option out of its range, or a model that the device's memory doesn't hold.
         """
         if batch_size < 1:
-            raise OptionError(f"--batch-size {batch_size} is less than 1: raise it")
+            raise OptionError(f"`batch_size` {batch_size} is less than 1: raise it")
         # A checkpoint in memory may be older than its files, of which the model is made.
         place, precision, checkpoint = pick_device(device), pick_dtype(dtype), Checkpoint(source)
         stamps = _stamps(checkpoint)
@@ -98,25 +98,25 @@ class Encoder:
             module, has_pooler = _load_body(checkpoint, precision)
             opened = _hash_weights(module)
             size = sum(parameter.nbytes for parameter in module.parameters())
-            with memory_for(place, size, str(checkpoint), "give --dtype bfloat16, or --device cpu"):
+            with memory_for(place, size, str(checkpoint), "give `dtype` bfloat16, or `device` cpu"):
                 module = module.to(place).eval().requires_grad_(False)
-            reader = _reader(checkpoint, module, has_pooler, max_length)
+            extractor = _extractor(checkpoint, module, has_pooler, max_length)
         try:
             with torch.inference_mode(), full_float32():
-                pooling = reader.pick_pooling(pooling)
+                pooling = extractor.pick_pooling(pooling)
                 # Twice: a few models drop patches at random even in evaluation mode.
-                trial, again = (reader.features(reader.prepare([reader.trial]), pooling) for _ in range(2))
+                trial, again = (extractor.features(extractor.prepare([extractor.trial]), pooling) for _ in range(2))
         except Exception as error:  # anything a model can raise on inputs that aren't the ones it wants
             raise CheckpointError(
-                f"{checkpoint}: a {type(module).__name__} can't encode {reader.kind}s ({first_line(error)})"
+                f"{checkpoint}: a {type(module).__name__} can't encode {extractor.kind}s ({first_line(error)})"
             ) from error
         if not bool(torch.isfinite(trial).all()):
-            raise CheckpointError(f"{checkpoint} gives features of NaN or infinity: fetch it again or change --dtype")
+            raise CheckpointError(f"{checkpoint} gives features of NaN or infinity: fetch it again or change `dtype`")
         if not alike(trial, again):
             raise CheckpointError(
                 f"{checkpoint}: a {type(module).__name__} gives other features each time: use another encoder"
             )
-        encoder = cls(str(source), checkpoint, reader, module, pooling, trial.shape[1], batch_size, opened)
+        encoder = cls(str(source), checkpoint, extractor, module, pooling, trial.shape[1], batch_size, opened)
         # Now, not when first asked for: it must be of the files that were loaded.
         if not encoder.fingerprint or _stamps(checkpoint) != stamps:
             raise CheckpointError(f"{checkpoint} changed while it was read: try again once it is written")
@@ -165,12 +165,12 @@ class Encoder:
     @property
     def kind(self) -> str:
         """What it takes: text or image."""
-        return self.reader.kind
+        return self.extractor.kind
 
     @property
     def max_length(self) -> int | None:
         """Tokens after which a text is cut; None for images."""
-        return self.reader.max_length
+        return self.extractor.max_length
 
     @property
     def dtype(self) -> str:
@@ -183,7 +183,7 @@ class Encoder:
         files = {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in self.checkpoint.folder.iterdir()
-            if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in self.reader.files)
+            if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in self.extractor.files)
         }
         marks = ("transformers_version", "_name_or_path", "dtype", "torch_dtype")  # what saving again changes
         config = {key: value for key, value in self.checkpoint.config.items() if key not in marks}
@@ -205,15 +205,15 @@ class Encoder:
             OptionError: a batch that the device's memory doesn't hold.
         """
         features = np.empty((len(inputs), self.width), np.float32)
-        rows = self.reader.prepare(inputs)
+        rows = self.extractor.prepare(inputs)
         # Similar sizes together, the longest first: what fits in memory at all then fits at once.
-        order = sorted(range(len(rows)), key=lambda number: -self.reader.size(rows[number]))
+        order = sorted(range(len(rows)), key=lambda number: -self.extractor.size(rows[number]))
         most = f"encoding {min(self.batch_size, len(rows))} {self.kind}s at once"
-        with memory_for(self.module.device, 0, most, "lower --batch-size, or give --device cpu"):
+        with memory_for(self.module.device, 0, most, "lower `batch_size`, or give `device` cpu"):
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 with torch.inference_mode(), full_float32():
-                    found = self.reader.features([rows[number] for number in batch], self.pooling)
+                    found = self.extractor.features([rows[number] for number in batch], self.pooling)
                 features[batch] = found.cpu().numpy()
                 progress(start + len(batch), len(order), "encoding")
         return features
@@ -314,9 +314,9 @@ def _sees(model: Any) -> bool:
 
 
 def _check_pooling(pooling: str, kind: str) -> None:
-    poolings = ImageReader.poolings if kind == "image" else TextReader.poolings
+    poolings = ImageExtractor.poolings if kind == "image" else TextExtractor.poolings
     if pooling not in poolings:
-        raise OptionError(f"--pooling {pooling} doesn't go with {kind}s: give {' or '.join(poolings)}")
+        raise OptionError(f"`pooling` {pooling} doesn't go with {kind}s: give {' or '.join(poolings)}")
 
 
 def _load_body(checkpoint: Checkpoint, precision: torch.dtype) -> tuple[Any, bool]:
@@ -357,7 +357,7 @@ def _hash_weights(module: Any) -> str:
 def _stamps(checkpoint: Checkpoint) -> list[tuple[str, int, int, int]]:
     """What changes when one of the files that decide over features is written to or replaced."""
     names = {"config.json", *(file.name for file in checkpoint.files)}
-    patterns = (*TextReader.files, *ImageReader.files)
+    patterns = (*TextExtractor.files, *ImageExtractor.files)
     found = []
     for path in sorted(checkpoint.folder.iterdir()):
         if path.is_file() and (path.name in names or any(fnmatchcase(path.name, pattern) for pattern in patterns)):
@@ -366,7 +366,7 @@ def _stamps(checkpoint: Checkpoint) -> list[tuple[str, int, int, int]]:
     return found
 
 
-def _reader(checkpoint: Checkpoint, module: Any, has_pooler: bool, max_length: int) -> Reader:
+def _extractor(checkpoint: Checkpoint, module: Any, has_pooler: bool, max_length: int) -> Extractor:
     """By what the class takes: pixels, or else token ids."""
     if _sees(module):
         from transformers import AutoImageProcessor
@@ -380,9 +380,9 @@ def _reader(checkpoint: Checkpoint, module: Any, has_pooler: bool, max_length: i
             raise CheckpointError(
                 f"{checkpoint}: no image processor can be loaded from it ({first_line(error)})"
             ) from error
-        return ImageReader(module, processor, has_pooler)
+        return ImageExtractor(module, processor, has_pooler)
     if module.main_input_name != "input_ids":
         raise CheckpointError(
             f"{checkpoint}: a {type(module).__name__} takes {module.main_input_name}, neither text nor images: use another encoder"
         )
-    return TextReader.of(module, load_tokenizer(checkpoint), max_length)
+    return TextExtractor.of(module, load_tokenizer(checkpoint), max_length)

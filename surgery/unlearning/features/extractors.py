@@ -25,7 +25,7 @@ _ALIKE = 1e-3  # of the norm: two runs over the same shapes differ by less
 
 
 @dataclass(frozen=True, eq=False)
-class TextReader:
+class TextExtractor:
     """Texts and pairs of texts: the last hidden state's mean over the text's tokens, or its last token.
 
     Attributes:
@@ -44,13 +44,13 @@ class TextReader:
     trial = "It was good, and so was everything else."
 
     @classmethod
-    def of(cls, module: Any, tokenizer: Any, max_length: int) -> "TextReader":
+    def of(cls, module: Any, tokenizer: Any, max_length: int) -> "TextExtractor":
         """`max_length` is lowered to what the model has positions for."""
         positions = position_limit(module) or max_length
         # The library leaves texts whole, without a word, when nothing but special tokens fits.
         least = tokenizer.num_special_tokens_to_add(pair=True) + 3
         if max_length < least:
-            raise OptionError(f"--max-length {max_length} leaves no room for a text: give {least} or more")
+            raise OptionError(f"`max_length` {max_length} leaves no room for a text: give {least} or more")
         return cls(module, tokenizer, min(max_length, positions, tokenizer.model_max_length))
 
     def pick_pooling(self, asked: str | None) -> str:
@@ -117,7 +117,7 @@ class TextReader:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageReader:
+class ImageExtractor:
     """Images: the model's own pooled output (for CLIP and its kin, the image embedding), or the mean over patches.
 
     Attributes:
@@ -138,7 +138,7 @@ class ImageReader:
         if asked == "mean" or (self.has_pooler and self._pooled(self._pixels(self.trial)) is not None):
             return asked or "pooled"
         if asked == "pooled":
-            raise CheckpointError("it has no pooled output: give --pooling mean")
+            raise CheckpointError("it has no pooled output: give `pooling` mean")
         return "mean"
 
     def prepare(self, inputs: Sequence[Input]) -> list[Any]:
@@ -174,7 +174,7 @@ class ImageReader:
         return hidden[:, max(0, hidden.shape[1] - patches) :].mean(1)  # class and register tokens stand in front
 
 
-Reader = TextReader | ImageReader
+Extractor = TextExtractor | ImageExtractor
 
 
 def alike(one: Tensor, other: Tensor) -> bool:

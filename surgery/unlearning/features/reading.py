@@ -24,7 +24,7 @@ def training_inputs(
     if not isinstance(given, str | Path):
         return inputs_of(given, kind, labels_needed=labels_needed)
     if Path(given).suffix.lower() in FEATURE_FILES:
-        raise OptionError(f"{given} holds features already: leave out --encoder")
+        raise OptionError(f"{given} holds features already: leave out `encoder`")
     return read_inputs(given, kind, columns, labels_needed=labels_needed)
 
 

@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from surgery.errors import OptionError, TaskError
 from surgery.jsonfile import parse_loose
 from surgery.progress import Progress, silent
+from surgery.reporting.results import Result
 from surgery.tasks.examples import Columns, read_examples
 from surgery.unlearning.features.encoders import Encoder, cached_features
 from surgery.unlearning.features.extractors import text_digests
@@ -61,6 +63,18 @@ class Rows:
         return (
             f"Rows({len(self):,} x {self.features.shape[1]:,} features, {'with' if self.labels else 'without'} labels)"
         )
+
+    @property
+    def summary(self) -> list[str]:
+        """How many rows and classes there are."""
+        classes = f", {len(set(self.labels)):,} classes" if self.labels else ", without labels"
+        return [f"{len(self):,} rows of {self.features.shape[1]:,} features{classes}."]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Classes, and how many rows of each there are."""
+        return ["class", "rows"], [[name, count] for name, count in sorted(Counter(self.labels or ()).items())]
+
+    _repr_html_ = Result._repr_html_
 
     def __len__(self) -> int:
         return len(self.features)
@@ -161,7 +175,7 @@ def read_rows(
         OptionError: arguments that don't go together.
     """
     if encoder is not None and (features_file is not None or Path(source).suffix.lower() in FEATURE_FILES):
-        raise OptionError(f"{features_file or source} holds features already: leave out --encoder")
+        raise OptionError(f"{features_file or source} holds features already: leave out `encoder`")
     if features is not None and features_file is None and Path(source).suffix.lower() not in FEATURE_FILES:
         raise OptionError(f"{source} is no features file that could hold a tensor {features}: leave that name out")
     if Path(source).suffix.lower() in FEATURE_FILES:
@@ -188,7 +202,7 @@ def read_rows(
     if encoder is None:
         if Path(source).suffix and not Path(source).expanduser().exists():
             raise TaskError(f"{source}: there is no such file")
-        raise OptionError(f"{source} holds no features: give --encoder, or a .safetensors or .npz file of features")
+        raise OptionError(f"{source} holds no features: give `encoder`, or a .safetensors or .npz file of features")
     return encoded(encoder, read_inputs(source, encoder.kind, columns, labels_needed=labels_needed), progress)
 
 
@@ -275,7 +289,7 @@ def _pick_features(path: Path, arrays: Mapping[str, Any], named: str | None) -> 
     if named is None:
         named = next((name for name in _FEATURES if name in arrays), fits[0] if len(fits) == 1 else None)
     if named is None:
-        raise TaskError(f"{path} holds {_listed(arrays)}, and no name says which is the features: give --feature NAME")
+        raise TaskError(f"{path} holds {_listed(arrays)}, and no name says which is the features: name it")
     if named not in arrays:
         raise TaskError(f"{path} holds no tensor {named}, only {_listed(arrays)}: name another")
     return arrays[named]

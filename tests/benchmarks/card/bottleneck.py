@@ -85,7 +85,7 @@ def edit_lines(rows: Rows, fitted: Bottleneck, device: torch.device) -> Iterator
     fresh[:, :, 3] = np.minimum(fresh[:, :, 3], -1e-6)
     yield holds("bottleneck: refitting is fitting without the rows", fresh.tobytes() == table.tobytes())
     fitted.fingerprint  # noqa: B018 (found once for all edits)
-    for how in ({"via": "activations"}, {"via": "examples"}):
+    for how in ({"method": "activations"}, {"method": "examples"}):
         wait()
         edit = unlearn(fitted, 3, **how, device=DEVICE)
         again = unlearn(fitted, 3, **how, device=DEVICE)

@@ -57,7 +57,7 @@ class Bottlenecks(Checked):
 
         whole = bottleneck(self.values)
         edited = unlearn(
-            whole, forget=["c1"], via="activations" if self.values == "sgd" else "counts", device="cpu"
+            whole, forget=["c1"], method="activations" if self.values == "sgd" else "counts", device="cpu"
         ).apply(whole)
         edited.save(self.folder)
         self.encoder = {
@@ -91,7 +91,7 @@ class Erasers(Checked):
     def make(self):
         from surgery.unlearning import unlearn
 
-        unlearn(bottleneck(), forget=["c1"], via="activations", device="cpu").save(self.folder)
+        unlearn(bottleneck(), forget=["c1"], method="activations", device="cpu").save(self.folder)
 
     def summed(self, name, raw):
         from surgery.unlearning.storage import hash_arrays
@@ -131,7 +131,7 @@ class VerifyReports(Checked):
         from surgery.unlearning.features.rows import Rows
 
         whole = bottleneck()
-        eraser = unlearn(whole, forget=["c1"], via="activations", device="cpu")
+        eraser = unlearn(whole, forget=["c1"], method="activations", device="cpu")
         rng = np.random.default_rng(1)
         rows = Rows.of(rng.normal(size=(30, 6)).astype(np.float32), [f"c{i % 3}" for i in range(30)])
         verify(whole, eraser, rows, device="cpu").save(self.folder, figures=False)
