@@ -23,10 +23,10 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """An interrupt waits for the end of the block.
+    """Hold an interrupt (Ctrl-C) back until the end of the block.
 
-    numba looks at no exception that comes while it makes Python objects of what a kernel returns: one there ends in a
-    SystemError, or in a crash.
+    numba checks for no exception while it makes Python objects of what a kernel returns: an interrupt there ends in a
+    SystemError or a crash.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):

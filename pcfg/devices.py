@@ -20,9 +20,9 @@ Device = str | torch.device  # as users name them: "cuda:1" or torch's own objec
 Dtype = str | torch.dtype
 
 
-def returned(found: Tensor, name: Device | None) -> Tensor:
+def returned(result: Tensor, name: Device | None) -> Tensor:
     """A result where the user who named this device, or none, expects it."""
-    return found.to("cpu" if name is None else name)
+    return result.to("cpu" if name is None else name)
 
 
 def dtype_name(dtype: Dtype) -> str:

@@ -6,8 +6,8 @@ over splits is one batched matrix product; rules come after it, as one product f
 span one word and nonterminals at least two, so only the first and the last split of a span meet a preterminal: its
 rules are contracted with the word once, to a matrix per word.
 
-Layouts: n words first, then batch (so that slices of words fold into the batch without a copy), then width; the view
-by end has width u at index n - u, which makes right children run the same way as left ones.
+Axes: n words first, then batch (so that slices of words fold into the batch without a copy), then width; the view by end
+has width u at index n - u, which makes right children run the same way as left ones.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
-# Of left children and products over splits, which the outside pass and rule counts need again: on a CPU, and elsewhere.
+# Bytes of left children and products over splits that are kept for the outside pass and rule counts, on a CPU and elsewhere;
+# what would take more is computed again.
 KEPT_BYTES, KEPT_ON_CARD = 64 << 20, 1 << 30
 
 Settle = Callable[[Tensor], Tensor]
@@ -98,7 +99,10 @@ def _exponentials(logs: Tensor, dims: int, dtype: torch.dtype, tangent: Tensor |
 
 
 def floor_of(scores: Scores, dtype: torch.dtype) -> float:
-    """No entry of a span loses more than this to numbers too small for the type, before the span is divided."""
+    """What an entry of a span can lose at most to numbers too small for the type, before the span is divided.
+
+    An entry sums up to S^2 pairs of children over n splits, and each of these products may lose a few times `tiny`.
+    """
     symbols = sum(scores.symbols)
     return 8.0 * torch.finfo(dtype).tiny * symbols * symbols * scores.emissions.shape[1]
 
@@ -362,8 +366,8 @@ def by_end(by_width: Float[Tensor, "B n widths *N"]) -> Float[Tensor, "B n n1 *N
     n = by_width.shape[1]
     first = torch.arange(n, device=by_width.device)[:, None]
     width = torch.arange(n + 1, device=by_width.device) - first
-    found = by_width[:, first, width.clamp(min=0)]
-    return found.masked_fill((width < 2).reshape(n, n + 1, *[1] * (by_width.dim() - 3)), 0.0)
+    by_last = by_width[:, first, width.clamp(min=0)]
+    return by_last.masked_fill((width < 2).reshape(n, n + 1, *[1] * (by_width.dim() - 3)), 0.0)
 
 
 def full_precision(like: Tensor) -> torch.autocast:

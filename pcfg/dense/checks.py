@@ -10,7 +10,7 @@ from pcfg.errors import GrammarError
 
 
 def fitted(start: Tensor, binary: Tensor, emissions: Tensor, lengths: Tensor) -> Scores:
-    """The scores if their sizes fit together; their numbers aren't looked at, nor padding masked. GrammarError otherwise."""
+    """The scores if their sizes fit together, else GrammarError; numbers aren't checked, and padding isn't masked."""
     lengths = lengths.to(one_device(log_start=start, log_binary=binary, log_emissions=emissions))
     batch, n, preterminals = emissions.shape
     nonterminals, symbols = binary.shape[-3], binary.shape[-1]
@@ -41,23 +41,23 @@ def masked(scores: Scores) -> Scores:
 
 
 def within_chart(scores: Scores) -> Scores:
-    """The same with lengths that can be read in a chart; those that can't are told of by `alarms`."""
+    """The same with lengths clamped to those that a chart has; `alarms` reports the ones that had to be."""
     lengths = scores.lengths.clamp(1, scores.emissions.shape[1])
     return Scores(scores.start, scores.binary, scores.emissions, lengths)
 
 
 def alarms(scores: Scores) -> Bool[Tensor, "4"]:
-    """Whether lengths, and numbers of the start, rules and words, of which padding is masked, are none that can be."""
+    """Flags: a length out of range; NaN or +inf in the scores of the start, of rules, of words (whose padding is masked)."""
     n, lengths = scores.emissions.shape[1], scores.lengths
     numbers = [~(x.detach().amax() < torch.inf) for x in (scores.start, scores.binary, scores.emissions)]  # NaN too
     return torch.stack([((lengths <= 0) | (lengths > n)).any(), *numbers])
 
 
-def complain(scores: Scores, found: list[bool]) -> None:
-    """GrammarError for the first of `alarms`."""
-    if found[0]:
+def complain(scores: Scores, raised: list[bool]) -> None:
+    """Raise GrammarError for the first of `alarms` that is raised."""
+    if raised[0]:
         raise _misfit(scores.emissions.shape[1], scores.lengths)
-    for name, wrong in zip(("log_start", "log_binary", "log_emissions"), found[1:], strict=True):
+    for name, wrong in zip(("log_start", "log_binary", "log_emissions"), raised[1:], strict=True):
         if wrong:
             raise GrammarError(f"{name} holds NaN or +inf: give log-potentials, -inf for what can't be.")
 

@@ -1,11 +1,11 @@
 """Functions of tensors on a card, recorded once for inputs of one kind as CUDA graphs and replayed.
 
-A chart is a thousand small kernels, and starting one takes ten times as long as it does; a graph starts them all at once,
-and computes the same bits. What is recorded lives in memory of its own, which each replay writes anew: whoever asks a
-replay that another has written over since gets it replayed. Functions must be of their inputs alone, and neither wait
-for the card nor read a number from it (`torch.cuda.graph`).
+A chart is a thousand small kernels, and starting one takes ten times as long as it runs; a graph starts them all at once,
+and computes the same bits. A recording has memory of its own, which each replay overwrites: a result that another replay has
+overwritten is replayed when it is next read. A recorded function may use its inputs alone, and neither wait for the card nor
+read a number from it (`torch.cuda.graph`).
 
-Memory is bounded: recordings that weren't used for longest go first, and what can't be recorded is computed kernel by kernel.
+Memory is bounded: recordings unused for longest are dropped first, and what can't be recorded is computed kernel by kernel.
 """
 
 import threading
@@ -28,7 +28,7 @@ Function = Callable[..., Any]
 
 @runtime_checkable
 class Recorded(Protocol):
-    """What a recorder makes of a function and the inputs that it will always read."""
+    """A function recorded with the inputs that it will always read."""
 
     state: Any  # what the function returned; of the latest play
     size: int  # bytes that it holds
@@ -46,7 +46,7 @@ class CudaGraph:
     streams: dict[torch.device, torch.cuda.Stream] = {}  # noqa: RUF012 (one for each card: each keeps cuBLAS a workspace)
 
     def __init__(self, function: Function, inputs: Sequence[Tensor], beside: "CudaGraph | None" = None) -> None:
-        """`beside`: whose memory it shares, but for what that returned."""
+        """With `beside`, in the memory pool of that graph, whose result stays readable."""
         device: torch.device = inputs[0].device if beside is None else beside.device
         pool = None if beside is None else beside.graph.pool()
         self.device = device
@@ -122,7 +122,7 @@ class Once:
 
 
 class Replayed:
-    """A replay, which is played again if another was in its memory since it was read last."""
+    """The result of one replay, played again where another replay has overwritten its memory since it was last read."""
 
     def __init__(self, home: "Recordings", recording: Recording, given: Sequence[Tensor]) -> None:
         self.home, self.recording, self.given, self.turn = home, recording, tuple(given), 0
@@ -130,7 +130,7 @@ class Replayed:
 
     @property
     def state(self) -> Any:
-        """What is there now, of whichever play: of use for sizes."""
+        """What the memory holds now, perhaps of another replay: only sizes and types can be relied on."""
         return self.recording.made.state
 
     def read(self, function: Callable[[Any], Any]) -> Any:
@@ -148,8 +148,8 @@ class Replayed:
         return self.read(lambda state: _copied(cut(self.home.answer(self.recording, name, function, given))))
 
 
-def _copied(found: Any) -> Any:
-    return found.clone() if isinstance(found, Tensor) else tuple(x.clone() for x in found)
+def _copied(state: Any) -> Any:
+    return state.clone() if isinstance(state, Tensor) else tuple(x.clone() for x in state)
 
 
 class Recordings:
@@ -175,12 +175,12 @@ class Recordings:
         """
         key = (name, _precision(), *((x.shape, x.dtype, x.device) for x in given))
         with self.lock:
-            found = self.kept.get(key) if self.enabled else None
-            if found is None and self._is_worth_it(key):
-                found = self._recorded(key, function, given)
-            if found is not None:
+            recording = self.kept.get(key) if self.enabled else None
+            if recording is None and self._is_worth_it(key):
+                recording = self._recorded(key, function, given)
+            if recording is not None:
                 self.kept.move_to_end(key)
-                return Replayed(self, found, given)
+                return Replayed(self, recording, given)
         return Once(function(*given))
 
     def answer(self, recording: Recording, name: Hashable, function: Function, given: Sequence[Tensor]) -> Any:
@@ -241,16 +241,16 @@ class Recordings:
     def _recorded(self, key: Hashable, function: Function, given: Sequence[Tensor]) -> Recording | None:
         device = given[0].device
         with self.alone(device):
-            found = self._made(key, function, given)
-        if found is None:
+            recording = self._made(key, function, given)
+        if recording is None:
             return None
         most = self.most(device)
-        if found.size > most:
-            self.failures[key] = f"it takes {found.size:,} bytes of the {most:,} that recordings may take"
+        if recording.size > most:
+            self.failures[key] = f"it takes {recording.size:,} bytes of the {most:,} that recordings may take"
             return None
-        self.kept[key] = found
+        self.kept[key] = recording
         self._keep_to(most)
-        return found
+        return recording
 
     def _made(self, key: Hashable, function: Function, given: Sequence[Tensor], *beside: Recorded) -> Recording | None:
         """A recording, if there can be one."""

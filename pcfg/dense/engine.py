@@ -118,15 +118,15 @@ def dense_k_best(
     scores = _check(log_start.detach(), log_binary.detach(), log_emissions.detach(), lengths)
     there = None
     if is_recorded(scores):  # the search goes from one edge to the next: on a CPU
-        there = run_best(scores).read(lambda found: found[1].cpu())
+        there = run_best(scores).read(lambda best: best[1].cpu())
         scores = Scores(*(x.cpu() for x in (scores.start, scores.binary, scores.emissions, scores.lengths)))
-    found = []
+    trees = []
     for row, n in enumerate(scores.lengths.tolist()):
         one = scores.rows(torch.tensor([row], device=scores.lengths.device))
         chart = best_chart(one)[1] if there is None else there[row : row + 1, :n, : n + 1]
         parsed = bool((root_scores(one, chart) > -math.inf).any())
-        found.append(best_trees(one, chart, count) if parsed else [])
-    return found
+        trees.append(best_trees(one, chart, count) if parsed else [])
+    return trees
 
 
 def dense_sample(
@@ -144,8 +144,8 @@ def dense_sample(
         log_inside, log_z = log_inside[row : row + 1, :n, : n + 1], log_z[row : row + 1]
     doubled = Scores(scores.start.double(), scores.binary.double(), scores.emissions.double(), scores.lengths)
     trees = pick_trees(doubled, log_inside, count, drawn(generator))
-    found = (log_z > -torch.inf).tolist()
-    sizes = zip(trees, found, (2 * scores.lengths - 1).tolist(), strict=True)
+    parsed = (log_z > -torch.inf).tolist()
+    sizes = zip(trees, parsed, (2 * scores.lengths - 1).tolist(), strict=True)
     return [tree[: count if some else 0, :size] for tree, some, size in sizes]
 
 
@@ -225,11 +225,11 @@ class DenseResult(Shown):
 
         It is the slope of log Z along the weights, so that no sentence's expected rule counts are made.
         """
-        found = []
+        sums = []
         for part in self.parts:
             scores = self.scores.rows(part.rows)
-            found.append(part.slopes(scores, _rows_of((start, binary, emissions), part.rows, scores)))
-        return merge(self.parts, found, self.scores.lengths.shape)
+            sums.append(part.slopes(scores, _rows_of((start, binary, emissions), part.rows, scores)))
+        return merge(self.parts, sums, self.scores.lengths.shape)
 
     @property
     def _spans(self) -> tuple[int, int, int]:
@@ -266,12 +266,12 @@ class _Counts(torch.autograd.Function):
         if len(parts) == 1 and isinstance(parts[0], Scaled):  # of all sentences, in the order of the batch
             counts = parts[0].gradients(weights, start.dim() == 2)
             return tuple(x.to(like.dtype) for x, like in zip(counts, leaves, strict=True))  # type: ignore[return-value]
-        found = [torch.zeros_like(x, dtype=torch.float64) for x in leaves]
+        summed = [torch.zeros_like(x, dtype=torch.float64) for x in leaves]
         for part in parts:
             share = weights[part.rows]
             rules = part.binary_counts(share) if binary.dim() == 3 else part.binary_counts(None)
-            _gather(found, part.rows, share, part.start_counts(), rules, part.tags)
-        return found[0].to(start.dtype), found[1].to(binary.dtype), found[2].to(emissions.dtype)
+            _gather(summed, part.rows, share, part.start_counts(), rules, part.tags)
+        return summed[0].to(start.dtype), summed[1].to(binary.dtype), summed[2].to(emissions.dtype)
 
     @staticmethod
     @once_differentiable
@@ -279,13 +279,13 @@ class _Counts(torch.autograd.Function):
         weights, start, binary, emissions, lengths = ctx.saved_tensors
         scores = Scores(start, binary, emissions, lengths)
         slopes = torch.zeros_like(weights, dtype=torch.float64)
-        found = [torch.zeros_like(x, dtype=torch.float64) for x in (start, binary, emissions)]
+        summed = [torch.zeros_like(x, dtype=torch.float64) for x in (start, binary, emissions)]
         for part in ctx.parts:
             some, share = scores.rows(part.rows), weights[part.rows].double()
             along = _rows_of(ways, part.rows, some)
             if isinstance(part, Scaled):
                 slopes[part.rows], pieces = part.turned(some, along, share)
-                _gather(found, part.rows, share, *pieces)
+                _gather(summed, part.rows, share, *pieces)
             else:
                 for at, row in enumerate(part.rows):
                     one = tuple(
@@ -294,8 +294,8 @@ class _Counts(torch.autograd.Function):
                     )
                     slopes[row], turns = part.turned(at, one)
                     rules = turns[1] * share[at] if binary.dim() == 3 else turns[1][None]
-                    _gather(found, row[None], share[at : at + 1], turns[0][None], rules, turns[2][None])
-        gradients = (x.to(like.dtype) for x, like in zip(found, (start, binary, emissions), strict=True))
+                    _gather(summed, row[None], share[at : at + 1], turns[0][None], rules, turns[2][None])
+        gradients = (x.to(like.dtype) for x, like in zip(summed, (start, binary, emissions), strict=True))
         return slopes.to(weights.dtype), *gradients, None, None
 
 
@@ -306,18 +306,18 @@ def _rows_of(ways: tuple[Tensor, ...], rows: Tensor, some: Scores) -> tuple[Tens
     return start, binary, ways[2][rows, : some.emissions.shape[1]]
 
 
-def _gather(found: list[Tensor], rows: Tensor, share: Tensor, start: Tensor, binary: Tensor, tags: Tensor) -> None:
+def _gather(counts: list[Tensor], rows: Tensor, share: Tensor, start: Tensor, binary: Tensor, tags: Tensor) -> None:
     """Add weighted counts of some sentences to those of the batch; shared rules come weighted and summed."""
     start = start * share[:, None]
-    if found[0].dim() == 1:
-        found[0] += start.sum(0)
+    if counts[0].dim() == 1:
+        counts[0] += start.sum(0)
     else:
-        found[0][rows] += start
-    if found[1].dim() == 3:
-        found[1] += binary
+        counts[0][rows] += start
+    if counts[1].dim() == 3:
+        counts[1] += binary
     else:
-        found[1][rows] += binary * share[:, None, None, None]
-    found[2][rows, : tags.shape[1]] += tags * share[:, None, None]
+        counts[1][rows] += binary * share[:, None, None, None]
+    counts[2][rows, : tags.shape[1]] += tags * share[:, None, None]
 
 
 def _check_dtype(dtype: Dtype) -> torch.dtype:

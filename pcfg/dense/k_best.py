@@ -28,20 +28,20 @@ def best_trees(
 
     def edges(v: int) -> Edges | float:
         if v == root:
-            found, symbol = _most(roots, count)
+            highest, symbol = _most(roots, count)
             whole = torch.zeros_like(symbol)
             left = number(whole, whole + length, symbol)
-            return Edges(_numbers(start[symbol]), left, np.full(len(left), -1), _numbers(found))
+            return Edges(_numbers(start[symbol]), left, np.full(len(left), -1), _numbers(highest))
         place, head = divmod(v, symbols)
         first, width = divmod(place, widths)
         if width == 1:
             return float(scores.emissions[0, first, head - inner])
         node = Nodes(*(torch.tensor([x], device=chart.device) for x in (0, 0, 0, first, head)))
-        found, which = _most(choices_of(scores, chart, node, width)[0], count)
+        highest, which = _most(choices_of(scores, chart, node, width)[0], count)
         split, one, two = unfold(scores, width, which)
         begin = torch.full_like(split, first)
         left, right = number(begin, split, one), number(begin + split, width - split, two)
-        return Edges(_numbers(binary[head, one, two]), left, right, _numbers(found))
+        return Edges(_numbers(binary[head, one, two]), left, right, _numbers(highest))
 
     def row(v: int) -> tuple[int, int, int]:
         place, symbol = divmod(v, symbols)
@@ -52,9 +52,9 @@ def best_trees(
 
 def _most(values: Float[Tensor, " E"], count: int) -> tuple[Float[Tensor, " kept"], Int64[Tensor, " kept"]]:
     """The highest values that are possible at all, and where they are."""
-    found, where = values.topk(min(count, len(values)))
-    some = found > -torch.inf
-    return found[some], where[some]
+    highest, where = values.topk(min(count, len(values)))
+    some = highest > -torch.inf
+    return highest[some], where[some]
 
 
 def _numbers(values: Float[Tensor, " E"]) -> Float64[np.ndarray, " E"]:

@@ -67,10 +67,10 @@ class Logs:
 
     def __init__(self, rows: Int64[Tensor, " r"], scores: Scores) -> None:
         self.rows, self.scores = rows, scores
-        found = [self._differentiate(row) for row in range(len(rows))]
-        self.log_z = torch.stack([log_z for log_z, _, _ in found])
-        self._counts = [counts for _, counts, _ in found]
-        self.log_inside = torch.stack([chart for _, _, chart in found])
+        passes = [self._differentiate(row) for row in range(len(rows))]
+        self.log_z = torch.stack([log_z for log_z, _, _ in passes])
+        self._counts = [counts for _, counts, _ in passes]
+        self.log_inside = torch.stack([chart for _, _, chart in passes])
         self.tags = torch.stack([counts[2] for counts in self._counts])
         self.labels = by_end(torch.stack([counts[3] for counts in self._counts]))
         self.spans = self.labels.sum(3)
@@ -80,8 +80,8 @@ class Logs:
         scores, n, nonterminals = self.scores, self.scores.emissions.shape[1], self.scores.symbols[0]
         start = scores.start[row] if scores.start.dim() == 2 else scores.start
         binary = scores.binary[row] if scores.binary.dim() == 4 else scores.binary
-        found = (start, binary, scores.emissions[row], binary.new_zeros(n, n + 1, nonterminals))
-        return tuple(x.detach().double().requires_grad_() for x in found)  # type: ignore[return-value]
+        parts = (start, binary, scores.emissions[row], binary.new_zeros(n, n + 1, nonterminals))
+        return tuple(x.detach().double().requires_grad_() for x in parts)  # type: ignore[return-value]
 
     def run(self, row: int, leaves: tuple[Tensor, Tensor, Tensor, Tensor]) -> LogInside:
         """The differentiable inside pass of one sentence."""
@@ -111,11 +111,11 @@ class Logs:
 
     def slopes(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> Float64[Tensor, " r"]:
         """Slope of each sentence's log Z along `ways`: its expected counts times them."""
-        found = torch.zeros(len(self.rows), dtype=torch.float64, device=self.rows.device)
+        slopes = torch.zeros(len(self.rows), dtype=torch.float64, device=self.rows.device)
         for row, counts in enumerate(self._counts):
             for count, way in zip(counts[:3], ways, strict=True):
-                found[row] += (count * (way[row] if way.dim() > count.dim() else way).double()).sum()
-        return found
+                slopes[row] += (count * (way[row] if way.dim() > count.dim() else way).double()).sum()
+        return slopes
 
     def turned(self, row: int, ways: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Slope of one sentence's log Z along `ways`, and of its counts."""
@@ -127,7 +127,8 @@ class Logs:
 
 
 def _gradients(value: Tensor, leaves: tuple[Tensor, ...], create_graph: bool = False) -> tuple[Tensor, ...]:
-    found = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+    gradients = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
     return tuple(
-        torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, found, strict=True)
+        torch.zeros_like(leaf) if gradient is None else gradient
+        for leaf, gradient in zip(leaves, gradients, strict=True)
     )

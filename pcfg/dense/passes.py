@@ -124,22 +124,22 @@ def _least_bytes(scores: Scores, rows: int, words: int) -> int:
 
 def _passes(dtype: torch.dtype, outside: bool, checks: bool, *given: Tensor) -> Passes:
     scores = Scores(*given)
-    found_wrong: list[Tensor] = []
+    raised: list[Tensor] = []
     if checks:
-        found_wrong.append(alarms(masked(scores)))
+        raised.append(alarms(masked(scores)))
         scores = masked(within_chart(scores))
     floor, eps = floor_of(scores, dtype), torch.finfo(dtype).eps
     inside = _inside(scores, dtype, drop(floor))
     doubted = inside.faint(scores, floor / eps)
     if not outside:
         wrong = torch.zeros_like(doubted)
-        return Passes(inside, None, doubted, wrong, floor, _some(doubted, wrong, found_wrong))
-    found = Outside(inside)
+        return Passes(inside, None, doubted, wrong, floor, _some(doubted, wrong, raised))
+    posteriors = Outside(inside)
     words = torch.arange(len(inside.tags), device=doubted.device)[:, None] < scores.lengths
     expected = (words & (inside.total > 0)).to(dtype)
-    right = (found.tag_posteriors.sum(2) - expected).abs() <= ROUNDINGS * eps  # NaN is wrong too
+    right = (posteriors.tag_posteriors.sum(2) - expected).abs() <= ROUNDINGS * eps  # NaN is wrong too
     wrong = ~right.all(0)
-    return Passes(inside, found, doubted, wrong, floor, _some(doubted, wrong, found_wrong))
+    return Passes(inside, posteriors, doubted, wrong, floor, _some(doubted, wrong, raised))
 
 
 def _inside(

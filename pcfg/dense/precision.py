@@ -18,7 +18,7 @@ from pcfg.dense.scaled import Scaled
 def solve(scores: Scores, dtype: torch.dtype, outside: bool) -> list[Scaled | Logs]:
     """Charts in which no sentence has lost anything, the first of dtype, float64 and log-space that holds it.
 
-    Where charts are recorded numbers may be any, GrammarError tells of those that can't be, and padding need not be masked.
+    Where charts are recorded, the passes check the scores themselves (GrammarError) and mask what is beyond a sentence's length.
     """
     rows = torch.arange(len(scores.lengths), device=scores.lengths.device)
     parts: list[Scaled | Logs] = []
@@ -41,7 +41,7 @@ def solve(scores: Scores, dtype: torch.dtype, outside: bool) -> list[Scaled | Lo
         levels = " and ".join(f"{count} in {str(level).removeprefix('torch.')}" for level, count in failed.items())
         last = "log-space" if len(rows) else "float64"
         warnings.warn(
-            f"Scores of {levels} of {len(scores.lengths)} sentences underflow: promoted, up to {last}, which is slower and exact.",
+            f"{levels} of {len(scores.lengths)} sentences underflow: they were computed again, up to {last}, slower and exact.",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -56,23 +56,23 @@ def _scaled(rows: Int64[Tensor, " r"], run: Once | Replayed, scores: Scores) -> 
 def _attempt(scores: Scores, dtype: torch.dtype, outside: bool) -> tuple[Once | Replayed, Bool[Tensor, " B"] | None]:
     """Scaled charts, and which sentences they are proven to hold; None for all of them."""
     run, batch = run_passes(scores, dtype, outside), len(scores.lengths)
-    some_doubted, some_wrong, *wrongs = run.read(lambda found: found.some.tolist())  # waits for a card, once a chart
+    some_doubted, some_wrong, *wrongs = run.read(lambda passes: passes.some.tolist())  # waits for a card, once a chart
     if wrongs:
         complain(scores, wrongs)
     if not (some_doubted or some_wrong):
         return run, None
-    doubted, wrong = run.read(lambda found: (found.doubted[:batch].clone(), found.wrong[:batch].clone()))
+    doubted, wrong = run.read(lambda passes: (passes.doubted[:batch].clone(), passes.wrong[:batch].clone()))
     sound = ~doubted
     if some_doubted:
         rows = doubted.nonzero()[:, 0]
         some = scores.rows(rows)
-        log_z, empty = run.read(lambda found: (found.inside.log_z[rows], found.inside.total[rows] == 0))
-        floor = run.read(lambda found: found.floor)  # of the whole batch, whose entries are the ones in doubt
-        upper = run_upper(some, dtype, floor).read(lambda found: found[: len(rows)].clone())
+        log_z, empty = run.read(lambda passes: (passes.inside.log_z[rows], passes.inside.total[rows] == 0))
+        floor = run.read(lambda passes: passes.floor)  # of the whole batch, whose entries are the ones in doubt
+        upper = run_upper(some, dtype, floor).read(lambda bounds: bounds[: len(rows)].clone())
         gap, size = upper - log_z, upper.abs()
         sound[rows] = gap <= ROUNDINGS * torch.finfo(dtype).eps / 2 + 8 * torch.finfo(size.dtype).eps * size
         if bool(empty.any()):
-            sound[rows] |= empty & ~run_parsed(some, dtype).read(lambda found: found[: len(rows)].clone())
+            sound[rows] |= empty & ~run_parsed(some, dtype).read(lambda parsed: parsed[: len(rows)].clone())
     if some_wrong:
         sound &= ~wrong
     return run, None if bool(sound.all()) else sound
@@ -85,7 +85,7 @@ def merge(
     dtype: torch.dtype = torch.float64,
     padding: float = 0.0,
 ) -> Tensor:
-    """What the parts found, in the order of the batch; parts cut to shorter sentences are padded."""
+    """Results of the parts, in the order of the batch; parts cut to shorter sentences are padded."""
     if len(parts) == 1 and tensors[0].shape == tuple(shape):
         return tensors[0].to(dtype)
     merged = tensors[0].new_full(tuple(shape), padding, dtype=torch.float64)

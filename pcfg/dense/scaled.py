@@ -1,4 +1,4 @@
-"""What is asked of scaled charts: posteriors and counts of the sentences that a batch had before it was padded."""
+"""Posteriors, counts and derivatives read from scaled charts, without the sentences and words that a batch was padded with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pcfg.dense.passes import Passes, Turned, run_turned
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """Scaled charts of some sentences of a batch; they may be of more sentences and words, which nobody is told of."""
+    """Scaled charts of some sentences of a batch; on a card they may hold more sentences and words, which answers leave out."""
 
     rows: Int64[Tensor, " r"]
     run: Once | Replayed
@@ -26,50 +26,50 @@ class Scaled:
     @property
     def log_z(self) -> Float64[Tensor, " r"]:
         """Log of the weight of all trees."""
-        return self._ask("log_z", lambda found: found.inside.log_z)
+        return self._ask("log_z", lambda passes: passes.inside.log_z)
 
     @property
     def spans(self) -> Num[Tensor, "r n n1"]:
         """Posterior of each span of two words or more, by first word and end."""
-        return self._ask("spans", lambda found: by_end(_labels(found).sum(3)), self.words, self.words + 1)
+        return self._ask("spans", lambda passes: by_end(_labels(passes).sum(3)), self.words, self.words + 1)
 
     @property
     def labels(self) -> Num[Tensor, "r n n1 N"]:
         """Posterior of each nonterminal over each span, by first word and end."""
-        return self._ask("labels", lambda found: by_end(_labels(found)), self.words, self.words + 1)
+        return self._ask("labels", lambda passes: by_end(_labels(passes)), self.words, self.words + 1)
 
     @property
     def tags(self) -> Num[Tensor, "r n T"]:
         """Posterior of each preterminal over each word."""
-        return self._ask("tags", lambda found: _outside(found).tag_posteriors.transpose(0, 1), self.words)
+        return self._ask("tags", lambda passes: _outside(passes).tag_posteriors.transpose(0, 1), self.words)
 
     @property
     def log_inside(self) -> Float64[Tensor, "r n widths N"]:
         """Log inside scores by first word and width, but for a constant of each width."""
 
-        def logs(found: Passes) -> Tensor:
-            return self._cut(found.inside.by_start).double().log() + self._cut(found.inside.scales)[..., None]
+        def logs(passes: Passes) -> Tensor:
+            return self._cut(passes.inside.by_start).double().log() + self._cut(passes.inside.scales)[..., None]
 
         return self.run.read(logs)
 
     def start_counts(self) -> Num[Tensor, "r S"]:
         """Posterior of each symbol at the root."""
-        return self._ask("start", lambda found: _outside(found).start_counts())
+        return self._ask("start", lambda passes: _outside(passes).start_counts())
 
     def binary_counts(self, weights: Float[Tensor, " r"] | None) -> Num[Tensor, "*r N S S"]:
         """Expected uses of each rule, summed over sentences times `weights` where they share the rules."""
         if not self.shared:
-            return self._ask("rules", lambda found: _outside(found).binary_counts(None))
+            return self._ask("rules", lambda passes: _outside(passes).binary_counts(None))
         if weights is None and self.size == len(self.rows):
-            return self.run.ask("rules", lambda found: _outside(found).binary_counts(None), (), _all)
+            return self.run.ask("rules", lambda passes: _outside(passes).binary_counts(None), (), _all)
         return self.run.ask("rules", _weighed_rules, (self._weights(weights),), _all)
 
     def gradients(self, weights: Float[Tensor, " r"], own_start: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Counts of the start, rules and words [r, n, T] times a weight of each sentence, summed where they are shared."""
         rows, words = len(self.rows), self.words
 
-        def cut(found: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-            start, rules, tags = found
+        def cut(counts: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+            start, rules, tags = counts
             return start[:rows] if own_start else start, rules if self.shared else rules[:rows], tags[:rows, :words]
 
         given = (self._weights(weights),)
@@ -80,18 +80,18 @@ class Scaled:
     ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Slopes along `ways` of log Z, and of the counts: of the start, of rules (as `binary_counts`) and of tags."""
 
-        def slopes(found: Turned) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-            outside, step, kept = found.outside, found.step, len(self.rows)
+        def slopes(turned: Turned) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+            outside, step, kept = turned.outside, turned.step, len(self.rows)
             assert outside is not None
             rules = self._counts(outside, weights if self.shared else None)
             counts = (outside.start_counts()[:kept].imag / step, rules.imag / step, self._tags(outside).imag / step)
-            return found.slope[:kept].clone(), counts
+            return turned.slope[:kept].clone(), counts
 
         return run_turned(scores, ways, True).read(slopes)
 
     def slopes(self, scores: Scores, ways: tuple[Tensor, Tensor, Tensor]) -> Float64[Tensor, " r"]:
         """Slope of each sentence's log Z along `ways`."""
-        return run_turned(scores, ways, False).read(lambda found: found.slope[: len(self.rows)].clone())
+        return run_turned(scores, ways, False).read(lambda turned: turned.slope[: len(self.rows)].clone())
 
     def _cut(self, chart: Num[Tensor, "m B u *N"]) -> Num[Tensor, "r n widths *N"]:
         return chart[: self.words, : len(self.rows), : self.words + 1].transpose(0, 1)
@@ -115,32 +115,32 @@ class Scaled:
     def _ask(self, name: str, function: Callable[[Passes], Tensor], *sizes: int) -> Tensor:
         """What the function makes of the passes, cut to the sentences and the first of the words that there are."""
         place = tuple(slice(0, size) for size in (len(self.rows), *sizes))
-        return self.run.ask(name, function, (), lambda found: found[place])
+        return self.run.ask(name, function, (), lambda answer: answer[place])
 
 
-def _all(found: Tensor) -> Tensor:
-    return found
+def _all(answer: Tensor) -> Tensor:
+    return answer
 
 
-def _outside(found: Passes) -> Outside:
-    assert found.outside is not None
-    return found.outside
+def _outside(passes: Passes) -> Outside:
+    assert passes.outside is not None
+    return passes.outside
 
 
-def _labels(found: Passes) -> Num[Tensor, "B n widths N"]:
-    return _outside(found).labels.transpose(0, 1)
+def _labels(passes: Passes) -> Num[Tensor, "B n widths N"]:
+    return _outside(passes).labels.transpose(0, 1)
 
 
-def _weighed_rules(found: Passes, weights: Float[Tensor, " B"]) -> Num[Tensor, "N S S"]:
-    return _outside(found).binary_counts(weights.to(found.inside.tags.real.dtype))
+def _weighed_rules(passes: Passes, weights: Float[Tensor, " B"]) -> Num[Tensor, "N S S"]:
+    return _outside(passes).binary_counts(weights.to(passes.inside.tags.real.dtype))
 
 
-def _gradients_of(found: Passes, weights: Float[Tensor, " B"], own_start: bool) -> tuple[Tensor, Tensor, Tensor]:
-    outside = _outside(found)
+def _gradients_of(passes: Passes, weights: Float[Tensor, " B"], own_start: bool) -> tuple[Tensor, Tensor, Tensor]:
+    outside = _outside(passes)
     start = outside.start_counts() * weights[:, None]
     tags = outside.tag_posteriors.transpose(0, 1) * weights[:, None, None]
-    if found.inside.potentials.binary.dim() == 3:
-        rules = _weighed_rules(found, weights)
+    if passes.inside.potentials.binary.dim() == 3:
+        rules = _weighed_rules(passes, weights)
     else:
         rules = outside.binary_counts(None) * weights[:, None, None, None]
     return start if own_start else start.sum(0), rules, tags

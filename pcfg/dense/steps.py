@@ -1,8 +1,8 @@
 """What the dense passes do with the spans of one width, but for the products with the rules: tensors or compiled loops.
 
 `TensorSteps` runs anywhere and on complex numbers. In a small batch on a CPU its operations are so small that starting them
-takes longer than the arithmetic; `LoopSteps` does the same, to rounding, in two calls a pass and width. Neither holds the
-`Inside` that holds it: charts must go as soon as nobody needs them.
+takes longer than the arithmetic; `LoopSteps` does the same, to rounding, in two calls a pass and width. An `Inside` holds its
+steps, so steps don't hold the `Inside`: a cycle of references would keep large charts until Python's collector runs.
 """
 
 import torch

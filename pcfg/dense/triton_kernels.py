@@ -18,13 +18,13 @@ from torch import Tensor
 from pcfg.dense.chart import Inside, Outside, Potentials, Scores, times
 from pcfg.dense.steps import TensorSteps
 
-MOST_SYMBOLS = 64  # nonterminals: a program holds a matrix of them
-SPLITS = 16  # at once
+MOST_SYMBOLS = 64  # nonterminals: a program holds a matrix of them in registers
+SPLITS = 16  # summed over at once: the least that tl.dot takes
 reasons: dict[
     tuple[torch.device, int], str
 ] = {}  # why kernels aren't used, by device and padded number of nonterminals
-TRIED = 21  # words of the chart on which kernels are tried
-VARYING = ["n", "batch", "width"]  # kernels aren't compiled anew for each
+TRIED = 21  # words of the chart on which kernels are tried: more inner splits than `SPLITS`, and not a multiple of it
+VARYING = ["n", "batch", "width"]  # arguments for whose values kernels aren't compiled anew
 
 
 @triton.jit
@@ -53,12 +53,16 @@ def _weigh(
     symbols: tl.constexpr,
     total: tl.constexpr,
     side: tl.constexpr,
-    room: tl.constexpr,
+    longest: tl.constexpr,
     step: tl.constexpr,
 ):
-    span = tl.program_id(0).to(tl.int64)
+    """Weights of a span's splits; sums over those with a word (raw) and products over the others (pairs).
+
+    Children beside a word are weighed by `first` and `last`, computed again: Triton takes no single entry out of a vector.
+    """
+    span = tl.program_id(0).to(tl.int64)  # 64 bits: offsets into rules exceed 32
     i, b = span // batch, span % batch
-    splits = tl.arange(0, room) + 1
+    splits = tl.arange(0, longest) + 1
     held = splits < width
     sums = _sums(scales, i, b, splits, held, n, batch, width)
     top = tl.max(sums, 0)
@@ -72,11 +76,11 @@ def _weigh(
     right = tl.load(chart + (((i + 1) * batch + b) * (n + 1) + width - 1) * symbols + a, a < symbols, other=0.0) * first
     left = tl.load(chart + ((i * batch + b) * (n + 1) + width - 1) * symbols + a, a < symbols, other=0.0) * last
     rules = tl.load(left_words + (span * symbols + a[:, None]) * total + a[None, :], square, other=0.0)
-    found = tl.sum(rules * right[None, :], 1)
+    value = tl.sum(rules * right[None, :], 1)
     at_end = (i + width - 1) * batch + b
     rules = tl.load(right_words + (at_end * symbols + a[:, None]) * symbols + a[None, :], square, other=0.0)
-    found += tl.sum(rules * left[None, :], 1)
-    tl.store(raw + span * symbols + a, found, a < symbols)
+    value += tl.sum(rules * left[None, :], 1)
+    tl.store(raw + span * symbols + a, value, a < symbols)
     if width > 3:
         product = tl.zeros((side, side), tl.float32)
         for begin in range(2, width - 1, step):
@@ -95,14 +99,15 @@ def _weigh(
 @triton.jit(do_not_specialize=VARYING)
 @no_type_check
 def _scale(raw, best, chart, scales, peaks, tiny, n, batch, width, symbols: tl.constexpr, side: tl.constexpr):
+    """Divide a span's sums by the largest; tl.div_rn rounds as torch does, so both ways of computing agree."""
     span = tl.program_id(0).to(tl.int64)
     place = span * (n + 1) + width
     a = tl.arange(0, side)
-    found = tl.load(raw + span * symbols + a, a < symbols, other=0.0)
-    peak = tl.max(found, 0)
+    value = tl.load(raw + span * symbols + a, a < symbols, other=0.0)
+    peak = tl.max(value, 0)
     divisor = tl.maximum(peak, tiny)
     tl.store(peaks + place, divisor)
-    tl.store(chart + place * symbols + a, tl.div_rn(found, divisor), a < symbols)
+    tl.store(chart + place * symbols + a, tl.div_rn(value, divisor), a < symbols)
     tl.store(scales + place, tl.log(peak.to(tl.float64)) + tl.load(best + span))
 
 
@@ -111,6 +116,7 @@ def _scale(raw, best, chart, scales, peaks, tiny, n, batch, width, symbols: tl.c
 def _receive(
     chart, peaks, weights, out, here, at_left, at_right, n, batch, width, symbols: tl.constexpr, side: tl.constexpr
 ):
+    """Outside scores of a span's rules, and what its splits with a word pass on, by first word and by end."""
     span = tl.program_id(0).to(tl.int64)
     place = span * (n + 1) + width
     a = tl.arange(0, side)
@@ -118,13 +124,13 @@ def _receive(
     received = tl.load(out + place * symbols + a, a < symbols, other=0.0)
     received = tl.where(inside == 0.0, 0.0, received)
     tl.store(out + place * symbols + a, received, a < symbols)
-    found = tl.div_rn(received, tl.load(peaks + place))
-    tl.store(here + span * symbols + a, found, a < symbols)
+    value = tl.div_rn(received, tl.load(peaks + place))
+    tl.store(here + span * symbols + a, value, a < symbols)
     first = tl.load(weights + span * (width - 1))
     last = tl.load(weights + span * (width - 1) + width - 2)
-    tl.store(at_left + place * symbols + a, found * first, a < symbols)
+    tl.store(at_left + place * symbols + a, value * first, a < symbols)
     end = (span + width * batch) * (n + 1) + n - width
-    tl.store(at_right + end * symbols + a, found * last, a < symbols)
+    tl.store(at_right + end * symbols + a, value * last, a < symbols)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -143,7 +149,7 @@ def _to_left(
     side: tl.constexpr,
     step: tl.constexpr,
 ):
-    """What the left children of a width's spans get."""
+    """Add to the left children of a width's spans what their parents give. One program a span: its left children are its own."""
     span = tl.program_id(0).to(tl.int64)
     i, b = span // batch, span % batch
     a = tl.arange(0, side)
@@ -164,9 +170,9 @@ def _to_left(
             places = ((i + u) * batch + b) * (n + 1) + width - u
             rights = tl.load(chart + places[:, None] * symbols + a[None, :], both, other=0.0)
             w = tl.load(weights + span * (width - 1) + u - 1, inner, other=0.0)
-            found = tl.dot(rights, rule, input_precision="ieee") * w[:, None]
+            value = tl.dot(rights, rule, input_precision="ieee") * w[:, None]
             to = out + (span * (n + 1) + u)[:, None] * symbols + a[None, :]
-            tl.store(to, tl.load(to, both, other=0.0) + found, both)
+            tl.store(to, tl.load(to, both, other=0.0) + value, both)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -186,7 +192,7 @@ def _to_right(
     side: tl.constexpr,
     step: tl.constexpr,
 ):
-    """What the right children of a width's spans get."""
+    """Add to the right children likewise; each is that of one split of one span of this width, so no two programs meet."""
     span = tl.program_id(0).to(tl.int64)
     i, b = span // batch, span % batch
     a = tl.arange(0, side)
@@ -203,10 +209,10 @@ def _to_right(
             both = inner[:, None] & (a < symbols)[None, :]
             w = tl.load(weights + span * (width - 1) + u - 1, inner, other=0.0)
             lefts = tl.load(chart + (span * (n + 1) + u)[:, None] * symbols + a[None, :], both, other=0.0)
-            found = tl.dot(lefts * w[:, None], rule, input_precision="ieee")
+            value = tl.dot(lefts * w[:, None], rule, input_precision="ieee")
             places = ((i + u) * batch + b) * (n + 1) + width - u
             to = out + places[:, None] * symbols + a[None, :]
-            tl.store(to, tl.load(to, both, other=0.0) + found, both)
+            tl.store(to, tl.load(to, both, other=0.0) + value, both)
 
 
 class TritonSteps(TensorSteps):
@@ -237,7 +243,7 @@ class TritonSteps(TensorSteps):
             pairs = inside.tags.new_empty(spans, batch, nonterminals**2)
         given = (inside.by_start, inside.scales, inside.left_words, inside.right_words, weights, best, raw, pairs)
         sizes = {"symbols": nonterminals, "total": inside.left_words.shape[3], "side": _padded(nonterminals)}
-        _weigh[(spans * batch,)](*given, n, batch, width, **sizes, room=_padded(n), step=SPLITS)
+        _weigh[(spans * batch,)](*given, n, batch, width, **sizes, longest=_padded(n), step=SPLITS)
         self.latest = pairs
         return weights, best, raw
 
@@ -295,13 +301,13 @@ def works(device: torch.device, size: int) -> bool:
     start, binary, words = (torch.randn(shape, generator=draw).to(device) for shape in shapes)
     scores = Scores(start, binary, words, torch.full((3,), TRIED).to(device))
     try:
-        found = []
+        results = []
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a compiler's, of its own settings
             for steps in (TensorSteps, TritonSteps):
                 inside = Inside(Potentials.of(scores, torch.float32), size, torch.Tensor.relu, steps)
-                found.append((inside.log_z, Outside(inside).binary_counts()))
-        for one, two in zip(*found, strict=True):
+                results.append((inside.log_z, Outside(inside).binary_counts()))
+        for one, two in zip(*results, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-3)  # products may be in TF32
     except Exception as error:  # whatever a compiler or driver may raise: charts go on without
         reasons[device, size] = f"{type(error).__name__}: {error}"

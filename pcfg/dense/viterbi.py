@@ -1,6 +1,6 @@
 """Charts of best subtrees, and best trees found in steps that depend on sizes alone, so that they can be recorded.
 
-`walk` goes down a chart without waiting for anybody. Spans of one width in a tree don't overlap, so one of width w from word
+`walk` goes down a chart without waiting for the card. Spans of one width in a tree don't overlap, so one of width w from word
 i has the slot i // w among those of its width to itself: a tree's nodes of each width fit n // w slots, and which of them
 are used is only a number on the card.
 """
@@ -31,10 +31,10 @@ def best_chart(scores: Scores) -> tuple[Float[Tensor, " B"], Float[Tensor, "B n 
     for width in range(2, n + 1):
         spans = n - width + 1
         if width == 2:
-            found = (left[:, :-1, :, nonterminals:] + tags[:, 1:, None]).amax(3)
+            values = (left[:, :-1, :, nonterminals:] + tags[:, 1:, None]).amax(3)
         else:
-            found = (left[:, :spans, :, :nonterminals] + chart[:, 1 : spans + 1, width - 1, None]).amax(3)
-            found = found.maximum((right[:, width - 1 :] + chart[:, :spans, width - 1, None]).amax(3))
+            values = (left[:, :spans, :, :nonterminals] + chart[:, 1 : spans + 1, width - 1, None]).amax(3)
+            values = values.maximum((right[:, width - 1 :] + chart[:, :spans, width - 1, None]).amax(3))
         if width > 3:
             # A cache holds what is added for one split or symbol; a card would rather start few large steps.
             step = max(1, at_once // (batch * spans * nonterminals**2))
@@ -50,8 +50,8 @@ def best_chart(scores: Scores) -> tuple[Float[Tensor, " B"], Float[Tensor, "B n 
             for symbol in range(0, nonterminals, step):  # all symbols at once may hold N times the memory
                 these = slice(symbol, symbol + step)
                 scored = (inner[:, :, these] + pairs[:, :, None]).amax((3, 4))
-                found[:, :, these] = found[:, :, these].maximum(scored)
-        chart[:, :spans, width] = found
+                values[:, :, these] = values[:, :, these].maximum(scored)
+        chart[:, :spans, width] = values
     roots = root_scores(scores, chart)
     return roots.amax(1), chart
 

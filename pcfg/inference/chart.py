@@ -126,24 +126,24 @@ class Chart(Posteriors, Shown):
             return self._mbr_with_chains(cost)
         names = grammar.plain_labels.__getitem__
         plain = PlainLabels.of_symbols(grammar.nonterminals, grammar.preterminals, names)
-        found: list[Tree | None] = []
+        trees: list[Tree | None] = []
         for words, log_z, (labels, tags) in zip(self.sentences, self.log_z.tolist(), self._posteriors(), strict=True):
-            found.append(None if log_z == -math.inf else minimum_risk_tree(words, labels, tags, plain, cost))
-        return found
+            trees.append(None if log_z == -math.inf else minimum_risk_tree(words, labels, tags, plain, cost))
+        return trees
 
     def _mbr_with_chains(self, cost: float) -> list[Tree | None]:
         """By the sparse engine: it has the inside scores of the symbols in chains."""
         chains, whole = self.grammar.chains, self.grammar.whole
         charts = inside_outside(whole, self.sentences, engine="sparse", workers=self.workers)  # type: ignore[arg-type]
-        found: list[Tree | None] = []
+        trees: list[Tree | None] = []
         for words, chart in zip(self.sentences, charts._charts, strict=True):
             if chart.log_z == -math.inf:
-                found.append(None)
+                trees.append(None)
                 continue
             plain = chains.marginals(whole, chart, words)  # type: ignore[union-attr, arg-type]
             tags = [plain.tags[best] for best in plain.tag_posteriors.argmax(axis=1)]
-            found.append(mbr_tree(words, tags, plain.phrases, plain.labels, cost, plain.depths))
-        return found
+            trees.append(mbr_tree(words, tags, plain.phrases, plain.labels, cost, plain.depths))
+        return trees
 
     def k_best(self, k: int, *, plain: bool = False) -> list[list[tuple[float, Tree]]]:
         """The k most probable trees of each sentence, or all if there are fewer, best first, with log probabilities.
@@ -162,10 +162,10 @@ class Chart(Posteriors, Shown):
     def _k_best(self, k: int) -> list[list[tuple[float, Tree]]]:
         if self.engine == "dense":
             rows = dense_k_best(*self._scores, k)
-            found = [[(score, TreeNodes(*nodes.T)) for score, nodes in trees] for trees in rows]
+            nodes_of = [[(score, TreeNodes(*nodes.T)) for score, nodes in trees] for trees in rows]
         else:
-            found = self._map(partial(sparse.k_best, k=k), kept=False)
-        return [[(score, self._tree(row, nodes)) for score, nodes in trees] for row, trees in enumerate(found)]  # type: ignore[misc]
+            nodes_of = self._map(partial(sparse.k_best, k=k), kept=False)
+        return [[(score, self._tree(row, nodes)) for score, nodes in trees] for row, trees in enumerate(nodes_of)]  # type: ignore[misc]
 
     def sample_trees(self, count: int, *, seed: int = 0, plain: bool = False) -> list[list[Tree]]:
         """Independent draws from each sentence's posterior over trees, none without a parse.

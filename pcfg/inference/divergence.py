@@ -43,10 +43,10 @@ def kl(grammar_p: Grammar, grammar_q: Grammar, sentences: Sequence[Sequence[str]
     lacking = expected(lambda ratios: np.isinf(ratios).astype(np.float64))
     log_p, log_q = (chart.log_z.cpu().double().numpy() for chart in (chart_p, chart_q))
     with np.errstate(invalid="ignore"):
-        found = np.maximum(0.0, ratio - log_p + log_q)
-    found[lacking > 0] = math.inf
-    found[np.isneginf(log_p)] = math.nan
-    return found
+        divergence = np.maximum(0.0, ratio - log_p + log_q)
+    divergence[lacking > 0] = math.inf
+    divergence[np.isneginf(log_p)] = math.nan
+    return divergence
 
 
 def _same_symbols(grammar_p: Grammar, grammar_q: Grammar) -> Int32[np.ndarray, " S"]:

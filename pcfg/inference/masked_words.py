@@ -62,15 +62,15 @@ def masked_log_prob(
     -inf where the word can't stand there, NaN where none can.
     """
     table = _lexical(grammar).T
-    found = []
+    log_probs = []
     for sentence, tags in zip(
         sentences, tag_posteriors(grammar, sentences, engine=engine, device=device, workers=workers), strict=True
     ):
         numbers = [grammar.number_of(word, position) for position, word in enumerate(sentence)]
         with np.errstate(divide="ignore"):
             logs = np.log((tags * table[numbers]).sum(1))
-        found.append(np.where(tags.any(1), logs, np.nan))
-    return found
+        log_probs.append(np.where(tags.any(1), logs, np.nan))
+    return log_probs
 
 
 def tag_posteriors(
@@ -85,7 +85,7 @@ def tag_posteriors(
     doubled, tags = _doubled(grammar), len(grammar.preterminals)
     engine = pick_engine(doubled, engine)
     scores = [grammar.emissions(sentence) for sentence in sentences]
-    found: list[Float64[np.ndarray, "_ T"]] = [np.zeros(rows.shape) for rows in scores]
+    posterior_of: list[Float64[np.ndarray, "_ T"]] = [np.zeros(rows.shape) for rows in scores]
     order = sorted(range(len(scores)), key=lambda i: -len(scores[i]))
     order = [i for i in order if len(scores[i])]
     while order:
@@ -96,8 +96,8 @@ def tag_posteriors(
         chart = Posteriors(doubled, tuple(tuple(sentences[i]) for i in batch), rows, engine, device, "float64", workers)
         posteriors = chart.tag_posteriors[:, :, tags:].cpu().double().numpy()
         for i, posterior in zip(batch, posteriors, strict=True):
-            found[i] = _each_sum_one(grammar, sentences[i], posterior[: len(scores[i])], engine, device)
-    return found
+            posterior_of[i] = _each_sum_one(grammar, sentences[i], posterior[: len(scores[i])], engine, device)
+    return posterior_of
 
 
 def _each_sum_one(
@@ -105,10 +105,10 @@ def _each_sum_one(
 ) -> Float64[np.ndarray, "n T"]:
     """From posteriors of place and tag to those of the tag at each place."""
     shares = joint.sum(1)
-    found = joint / np.where(shares > 0, shares, 1.0)[:, None]
+    tags = joint / np.where(shares > 0, shares, 1.0)[:, None]
     for place in np.flatnonzero(shares < _FAINT).tolist():
-        found[place] = masked_posteriors(grammar, sentence, [place], engine=engine, device=device).tags[0]
-    return found
+        tags[place] = masked_posteriors(grammar, sentence, [place], engine=engine, device=device).tags[0]
+    return tags
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,10 +163,10 @@ class MaskedWords(Shown):
             raise OptionError(
                 f"the joint posterior of words would hold {entries:,} numbers: mask fewer, or use joint_tags"
             )
-        found, table = self.joint_tags, _lexical(self.grammar)
+        joint, table = self.joint_tags, _lexical(self.grammar)
         for _ in self.positions:  # takes the first axis of tags and puts one of words last
-            found = np.tensordot(found, table, (0, 0))
-        return found
+            joint = np.tensordot(joint, table, (0, 0))
+        return joint
 
 
 def masked_posteriors(
@@ -214,8 +214,8 @@ def _joint_tags(
     combinations = _product([np.flatnonzero(tags[mask]) for mask in tried])
     if len(combinations) > _MOST_CHARTS:
         raise OptionError(f"the joint posterior would take {len(combinations):,} charts: mask fewer words")
-    found = np.zeros((count,) * len(positions))
-    by_mask = np.moveaxis(found, free, -1)
+    joint = np.zeros((count,) * len(positions))
+    by_mask = np.moveaxis(joint, free, -1)
     sentence, scores = chart.sentences[0], chart.emissions[0]
     size = max(1, _BATCH_BYTES // (32 * len(chart.grammar.start) * len(sentence) * (len(sentence) + 1)))
     for first in range(0, len(combinations), size):
@@ -228,7 +228,7 @@ def _joint_tags(
         )
         weights = np.exp(charts.log_z.cpu().double().numpy() - float(chart.log_z[0]))
         by_mask[tuple(some.T)] = weights[:, None] * charts.tag_posteriors[:, positions[free]].cpu().double().numpy()
-    return found
+    return joint
 
 
 def _product(choices: Sequence[Int64[np.ndarray, " _"]]) -> Int64[np.ndarray, "combinations k"]:

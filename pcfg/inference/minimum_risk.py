@@ -1,7 +1,7 @@
 """The tree of most expected gain: labelled recall with a price on each label (after Goodman 1996, section 3).
 
-A grammar's symbols carry parents, sisters and collapsed chains. What counts is the plain labels that they stand for,
-so marginals are summed over symbols first, and what binarisation made counts for nothing.
+A grammar's symbols carry parents, sisters and collapsed chains. Recall counts the plain labels that they stand for, so
+marginals are summed over the symbols of each label first; nodes that binarisation added have no label and don't count.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ class PlainLabels:
         preterminals: Sequence[str],
         chain_of: Callable[[str], Sequence[str]] = chain,
     ) -> "PlainLabels":
-        """From symbol names; `chain_of` gives the labels that a name stands for (`treebank.chain`), top first."""
+        """From symbol names; `chain_of` gives the labels that a name stands for, top first."""
         chains = [tuple(chain_of(name)) for name in nonterminals]
         over_words = [tuple(chain_of(name)) for name in preterminals]
         phrases = [*chains, *(names[:-1] for names in over_words)]
@@ -116,7 +116,7 @@ def mbr_tree(
 
     Args:
         marginals: [n, n + 1, K], expected number of each label over words i..j-1, j > i.
-        cost: what a label must bring. At 0 every label that is possible is put; .3 to .4 gives the best F1 on the Penn
+        cost: the price of a label, from 0 to 1. At 0 every label that is possible is put; .3 to .4 gives the best F1 on the Penn
             Treebank.
         depths: marginal times expected place in the chain: orders the labels of one span, likelier first without it.
     """
@@ -137,11 +137,11 @@ def mbr_tree(
             middle = int(split[start, end])
             todo += [(start, end, True), (middle, end, False), (start, middle, False)]
             continue
-        found = marginals[start, end]
-        chosen = np.flatnonzero(found > cost)
+        here = marginals[start, end]
+        chosen = np.flatnonzero(here > cost)
         if not len(chosen) and end - start == n > 1:
-            chosen = found.argmax(keepdims=True)
-        order = -found[chosen] if depths is None else depths[start, end, chosen] / np.maximum(found[chosen], 1e-300)
+            chosen = here.argmax(keepdims=True)
+        order = -here[chosen] if depths is None else depths[start, end, chosen] / np.maximum(here[chosen], 1e-300)
         for label in chosen[np.argsort(-order, kind="stable")]:  # from the bottom up
             below = (Tree(labels[label], below),)
         done.append(below)

@@ -56,7 +56,7 @@ def parse(
 
     Args:
         rule: `viterbi`, the most probable tree, or `mbr`, the tree with the most expected labelled recall.
-        cost: for `mbr`: what a label must bring.
+        cost: for `mbr`: the marginal above which a label is worth putting, 0 to 1.
         binary: leave the most probable trees as the grammar has them.
         device, workers: as for `inside_outside`.
     """
@@ -64,20 +64,20 @@ def parse(
     from pcfg.inference.engines import chart_numbers, pick_engine
 
     if rule not in RULES:
-        raise OptionError(f"--rule {rule} isn't one of {', '.join(RULES)}")
+        raise OptionError(f"`rule` {rule} isn't one of {', '.join(RULES)}")
     if rule != "mbr" and cost is not None:
-        raise OptionError("--cost is for --rule mbr: leave it out")
+        raise OptionError("`cost` is for `rule` mbr: leave it out")
     if rule == "mbr" and binary:
-        raise OptionError("--binary is for --rule viterbi: minimum-risk trees aren't the grammar's own")
+        raise OptionError("`binary` is for `rule` viterbi: minimum-risk trees aren't the grammar's own")
     trees: list[Tree | None] = [None] * len(sentences)
     tables = rule == "mbr" or pick_engine(grammar) == "dense"  # the sparse engine's best trees take none that last
     for numbers in batches(sentences, lambda n: chart_numbers(grammar, n) if tables else n * n):
         chart = inside_outside(grammar, [sentences[number] for number in numbers], device=device, workers=workers)
         if rule == "mbr":
-            found = chart.mbr_trees() if cost is None else chart.mbr_trees(cost=cost)
+            plain = chart.mbr_trees() if cost is None else chart.mbr_trees(cost=cost)
         else:
-            found = [tree if tree is None or binary else grammar.undo(tree) for tree in chart.best_trees()]
-        for number, tree in zip(numbers, found, strict=True):
+            plain = [tree if tree is None or binary else grammar.undo(tree) for tree in chart.best_trees()]
+        for number, tree in zip(numbers, plain, strict=True):
             trees[number] = tree
     return trees
 
@@ -97,7 +97,9 @@ def write_parses(
 ) -> WrittenParses:
     """`parse` into a file, a tree a line; goes on where an interrupted call stopped."""
     output = Path(output)
-    parse(grammar, [], rule=rule, cost=cost, binary=binary)  # raises now what would be raised later
+    parse(
+        grammar, [], rule=rule, cost=cost, binary=binary
+    )  # settings that don't go together are refused before any work
     settings = {"rule": rule, "cost": cost, "binary": binary, "shard_size": shard_size}
     call = {"what": "parse", "grammar": grammar.fingerprint, "text": fingerprint(sentences), **settings}
     with resumable_output(output, call) as partial:
@@ -196,7 +198,10 @@ def read_spans(path: str | Path) -> list[Float[np.ndarray, "n places"]]:
 
 
 def _longest_first(sentences: Sequence[Sequence[str]], size: int) -> Iterator[tuple[int, slice]]:
-    """Stretches of so many sentences, and how many are done then: what is too long is found out before hours are spent."""
+    """Stretches of `size` sentences, the one with the longest first, each with how many are done after it.
+
+    So a sentence too long for the memory is refused at once, not after hours.
+    """
     stretches = [slice(first, min(first + size, len(sentences))) for first in range(0, len(sentences), size)]
     done = 0
     for some in sorted(stretches, key=lambda some: -max(map(len, sentences[some]))):
@@ -211,7 +216,7 @@ def _marginals(
     from pcfg.inference.chart import inside_outside
     from pcfg.inference.engines import chart_numbers
 
-    found: list[np.ndarray] = [np.zeros(0, dtype)] * len(sentences)
+    marginals: list[np.ndarray] = [np.zeros(0, dtype)] * len(sentences)
     log_z = np.full(len(sentences), -np.inf)
     for numbers in batches(sentences, lambda n: chart_numbers(grammar, n)):
         some = [sentences[number] for number in numbers]
@@ -220,8 +225,8 @@ def _marginals(
         spans = chart.span_marginals.detach().cpu().numpy().astype(dtype)
         for row, number in enumerate(numbers):
             n = len(sentences[number])
-            found[number] = spans[row, :n, : n + 1].ravel()
-    return np.concatenate(found), log_z
+            marginals[number] = spans[row, :n, : n + 1].ravel()
+    return np.concatenate(marginals), log_z
 
 
 def _write_safetensors(

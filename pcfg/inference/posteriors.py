@@ -72,10 +72,12 @@ class Posteriors:
         """Posterior probability of each preterminal over each word."""
         if self.engine == "dense":
             return returned(self._dense.tag_posteriors, self.device)
-        found = torch.zeros(len(self.sentences), self._longest, len(self.grammar.preterminals), dtype=torch.float64)
+        posteriors = torch.zeros(
+            len(self.sentences), self._longest, len(self.grammar.preterminals), dtype=torch.float64
+        )
         for row, chart in enumerate(self._charts):
-            found[row, : chart.n] = torch.from_numpy(chart.tag_posteriors())
-        return returned(found, self.device)
+            posteriors[row, : chart.n] = torch.from_numpy(chart.tag_posteriors())
+        return returned(posteriors, self.device)
 
     def rule_counts(self) -> Float64[np.ndarray, " R"]:
         """Expected number of times that each binary rule is used in all sentences together, in the grammar's order."""
@@ -119,7 +121,7 @@ class Posteriors:
         words: Sequence[Float64[np.ndarray, "_ T"]],
     ) -> Float64[np.ndarray, " batch"]:
         """Expected sum of such (finite) weights of root, rules and words over a tree; NaN without a parse."""
-        found = np.full(len(self.sentences), np.nan)
+        sums = np.full(len(self.sentences), np.nan)
         if self.engine == "dense":
             given = self._tensors(start, rules, words, 0.0)
             some = self._dense.log_z > -math.inf
@@ -127,8 +129,8 @@ class Posteriors:
         for row, (chart, weights) in enumerate(zip(self._charts, words, strict=True)):
             if chart.log_z > -math.inf:
                 roots, used = chart.start_counts() @ start, chart.rule_counts() @ rules
-                found[row] = roots + used + (chart.tag_posteriors() * weights).sum()
-        return found
+                sums[row] = roots + used + (chart.tag_posteriors() * weights).sum()
+        return sums
 
     def of_rules(
         self, values: Float64[np.ndarray, " rules"]
@@ -195,12 +197,12 @@ class Posteriors:
         rules, start = self.grammar.compiled, self.grammar.start
 
         def run(scores: NDArray) -> Any:
-            found = function(rules, start, scores)
+            result = function(rules, start, scores)
             if kept and free_memory(torch.device("cpu")) < _LEAST_BYTES:
                 raise OptionError(
                     f"the charts of these {len(self.emissions)} sentences fill the memory: give fewer at once"
                 )
-            return found
+            return result
 
         return sparse.parallel(run, self.emissions, self.workers)
 
@@ -209,10 +211,10 @@ class Posteriors:
         return max(1, *map(len, self.sentences))
 
     def _stack(self, parts: list[NDArray]) -> Tensor:
-        found = torch.zeros(len(parts), self._longest, self._longest + 1, *parts[0].shape[2:], dtype=torch.float64)
+        stacked = torch.zeros(len(parts), self._longest, self._longest + 1, *parts[0].shape[2:], dtype=torch.float64)
         for row, part in enumerate(parts):
-            found[row, : len(part), : len(part) + 1] = torch.from_numpy(part)
-        return returned(found, self.device)
+            stacked[row, : len(part), : len(part) + 1] = torch.from_numpy(part)
+        return returned(stacked, self.device)
 
     def _refuse(self, wanted: int) -> None:
         """Before anything is allocated: a process that the system kills says nothing."""
@@ -231,7 +233,7 @@ def _logs(values: NDArray, nothing: float = 0.0) -> NDArray:
 
 def _inner(spans: NDArray) -> NDArray:
     """Spans of two words or more."""
-    found = spans.copy()
-    numbers = np.arange(len(found))
-    found[numbers, numbers + 1] = 0
-    return found
+    inner = spans.copy()
+    numbers = np.arange(len(inner))
+    inner[numbers, numbers + 1] = 0
+    return inner

@@ -27,12 +27,12 @@ def prefix_log_z(grammar: Grammar, prefixes: Sequence[Sequence[str]]) -> Float64
     proper = Grammar.of_arrays(**pruned_arrays(grammar))
     tags = [grammar.preterminals.index(name) for name in proper.preterminals]
     corners, rules = _LeftCorners(proper), proper.compiled
-    found = np.full(len(prefixes), ending)
+    log_probs = np.full(len(prefixes), ending)
     for row, prefix in enumerate(prefixes):
         scores = grammar.emissions(prefix)[:, tags]
         if len(prefix):
-            found[row] += corners.log_prefix(sparse.inside_outside(rules, proper.start, scores), scores)
-    return found
+            log_probs[row] += corners.log_prefix(sparse.inside_outside(rules, proper.start, scores), scores)
+    return log_probs
 
 
 class _LeftCorners:
@@ -77,9 +77,9 @@ class _LeftCorners:
         """Log sum over rules and splits of a whole left child beside a right child that has begun."""
         grammar = self.grammar
         parts = self.log_probs + np.logaddexp.reduce(inside[grammar.left] + begins[grammar.right], 1)
-        found = np.full(len(grammar.nonterminals), -np.inf)
-        found[self.heads] = np.logaddexp.reduceat(parts, self.first)
-        return found
+        sums = np.full(len(grammar.nonterminals), -np.inf)
+        sums[self.heads] = np.logaddexp.reduceat(parts, self.first)
+        return sums
 
 
 def _closure(step: Float64[np.ndarray, "N N"]) -> Float64[np.ndarray, "N N"]:

@@ -20,7 +20,7 @@ from pcfg.errors import GrammarError, OptionError
 from pcfg.sparse.forest import Forest, Items, best_of_forest, draw, grow_forest, root_edges
 from pcfg.sparse.kernels import (
     DONE,
-    NO_ROOM,
+    FULL,
     Cells,
     Space,
     Tables,
@@ -325,7 +325,7 @@ def _bottom_up(
         return rules.space(1), _cells(0), 0.0, np.zeros((0, 1), np.int32), np.zeros(3, np.int64)
     space, cells = rules.space(n), _cells(n)
     status, active, used = inside_pass(rules.tables, space, cells, emissions, maximum)
-    while status == NO_ROOM:
+    while status == FULL:
         space, cells = rules.space(n, more=True), _cells(n)
         status, active, used = inside_pass(rules.tables, space, cells, emissions, maximum)
     if status != DONE:
@@ -390,8 +390,8 @@ def _grow(
 def _ordered(
     first: Int64[np.ndarray, "n n+1"],
     size: Int64[np.ndarray, "n n+1"],
-    symbols: Int32[np.ndarray, " room"],
-    inside: Float64[np.ndarray, " room"],
+    symbols: Int32[np.ndarray, " capacity"],
+    inside: Float64[np.ndarray, " capacity"],
 ) -> tuple[Items, Int64[np.ndarray, " items"]]:
     """Items (with no exponents yet) by rising start, end and symbol, and where each of them was."""
     sizes = size.ravel()

@@ -107,15 +107,15 @@ def grow_forest(tables, items, start, most):
     Returns:
         The forest's arrays, each item's marginal, and the expected count of each rule.
 
-    Raises MemoryError when there is no room among `most` edges.
+    Raises MemoryError when they are more than `most`.
     """
     n, vertices = items.first.shape[0], items.symbols.size
     first, size = np.zeros(vertices + 1, np.int64), np.zeros(vertices + 1, np.int64)
     reached, marginals, counts = np.zeros(vertices, np.bool_), np.zeros(vertices), np.zeros(tables.rules)
     roots, shares, _, _ = root_edges(items, start)
-    used, room = roots.size, 4096 + roots.size
-    left, right, rules = np.empty(room, np.int64), np.full(room, -1), np.full(room, -1)
-    share = np.empty(room)
+    used, capacity = roots.size, 4096 + roots.size
+    left, right, rules = np.empty(capacity, np.int64), np.full(capacity, -1), np.full(capacity, -1)
+    share = np.empty(capacity)
     left[:used], share[:used], size[vertices] = roots, shares, used
     reached[roots] = True
     marginals[roots] = shares
@@ -229,7 +229,7 @@ class Edges(NamedTuple):
 
 
 class _Vertex:
-    """What is known of one vertex's best trees: found ones in order, candidates in a heap, successors not yet scored."""
+    """One vertex's best trees so far, best first, with a heap of candidates and the successors that aren't scored yet."""
 
     __slots__ = ("candidates", "edges", "found", "pending", "seen")
 

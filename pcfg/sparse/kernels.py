@@ -1,6 +1,6 @@
 """The sparse chart's two passes in compiled loops: Inside (or Viterbi) bottom-up, Outside top-down, scaled per span.
 
-Layout. `left[row, m]` holds the scaled inside value of a left child that starts at i and ends at m, its row given by
+Memory. `left[row, m]` holds the scaled inside value of a left child that starts at i and ends at m, its row given by
 `left_row[i, symbol]`; `right[row, m]` that of a right child that starts at m and ends at j. So the splits of (i, j) for
 one pair of children are two contiguous rows multiplied, and a word of bits a row says which splits exist: most pairs are
 dismissed by one AND. Rules with the same children share that product.
@@ -17,7 +17,7 @@ from numba.cpython.unsafe.numbers import leading_zeros, trailing_zeros
 
 from pcfg.compiling import compiled
 
-DONE, UNDERFLOW, NO_ROOM = 0, 1, 2
+DONE, UNDERFLOW, FULL = 0, 1, 2
 NOTHING = -(1 << 60)
 LOWEST = -1000  # exponent below which nothing may fall: float64 is normal down to -1022, and products have four factors
 
@@ -239,9 +239,11 @@ def inside_pass(tables, space, cells, emissions, maximum):
     space.right_mask[:] = 0
     for j in range(1, n + 1):
         for i in range(j - 1, -1, -1):
-            room = min(space.left.shape[0] - used[0], space.right.shape[0] - used[1], space.item_symbol.size - used[2])
-            if room < symbols:
-                return NO_ROOM, active, used
+            left_over = min(
+                space.left.shape[0] - used[0], space.right.shape[0] - used[1], space.item_symbol.size - used[2]
+            )
+            if left_over < symbols:
+                return FULL, active, used
             exponent = 0
             if j - i == 1:
                 leaves(emissions, i, symbols - tags, sums, bits)

@@ -44,9 +44,9 @@ def combine_wide(tables, items, sizes, position, i, j, split, mantissas, exponen
 def inside_wide(tables, emissions):
     """Items by rising (j - i, i, symbol): firsts and sizes [n, n + 1], symbols, mantissas in [1/2, 1), exponents."""
     n, tags = emissions.shape
-    symbols, room, used = tables.left_start.size - 1, 1024, 0
+    symbols, capacity, used = tables.left_start.size - 1, 1024, 0
     first, sizes = np.zeros((n, n + 1), np.int64), np.zeros((n, n + 1), np.int64)
-    names, values, scales = np.empty(room, np.int32), np.empty(room), np.empty(room, np.int32)
+    names, values, scales = np.empty(capacity, np.int32), np.empty(capacity), np.empty(capacity, np.int32)
     mantissas, exponents = np.zeros(symbols), np.zeros(symbols, np.int64)
     position = np.full(symbols, -1)
     for width in range(1, n + 1):
