@@ -130,3 +130,44 @@ def test_the_command_without_arguments_makes_verifies_and_runs_a_model(run, tmp_
     assert points["TinT exact"] == pytest.approx(points["dynamic evaluation"], rel=1e-3)
     assert points["TinT exact"] < points["frozen"] and points["TinT paper"] < points["frozen"]
     assert {"model", "text.txt", "verification", "run"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_every_option_reaches_the_work(run, tiny, text, tmp_path):
+    model, data = tiny("llama"), data_file(tmp_path)
+    shared = (
+        "--lr",
+        0.03,
+        "--lr",
+        0.01,
+        "--steps",
+        2,
+        "--layers",
+        1,
+        "--mode",
+        "exact",
+        "--dtype",
+        "float64",
+        "--seed",
+        5,
+    )
+    wanted = {"lr": [0.01, 0.03], "steps": 2, "layers": "1", "dtype": "float64", "model": str(model)}
+    of_text = ("--train-share", 0.25, "--window", 20, "--windows", 3, "--dev-windows", 2, "--batch-size", 3)
+    status, out, _ = run("tint", "text", model, text, *shared, *of_text, "--no-start-token", "--json")
+    report = json.loads(out)
+    assert status == 0 and report["seed"] == 5
+    assert report["call"]["run_text"] == wanted | {
+        "text": str(text), "start_token": None, "shares": [0.25], "window": 20, "windows": 3, "dev_windows": 2,
+        "batch_size": 3, "methods": ["frozen", "dynamic evaluation", "TinT exact"],
+    }  # fmt: skip
+    of_task = ("--data", data, "--eval", data, "--dev", data, "--shots", 6, "--tests", 7, "--loss", "all")
+    status, out, _ = run("tint", "task", model, "sst2", *shared, *of_task, "--max-length", 32, "--json")
+    report = json.loads(out)
+    task = report["call"]["run_task"].pop("task")
+    assert status == 0 and report["seed"] == 5 and (report["shots"], report["tests"]) == (6, 7)
+    assert report["call"]["run_task"] == wanted | {
+        "shots": 6, "modes": ["exact"], "loss": "all", "dev_examples": 48, "tests": 7,
+    }  # fmt: skip
+    assert task["max_length"] == 32 and report["dev_examples"] == len(ROWS)
+    seeds = [run("tint", "verify", model, "--tokens", 9, "--no-sweep", "--seed", seed, "--json") for seed in (1, 1, 2)]
+    first, again, other = (json.loads(out)["inputs"]["tokens"] for _, out, _ in seeds)
+    assert first == again != other

@@ -1,5 +1,6 @@
 """run_task: prompts, demonstrations and answers against the model asked one prompt at a time."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from surgery.tasks.readout import WordReadout
 from surgery.tasks.task import Task
 from surgery.tint import TinT, run_task, run_text
 from surgery.tint.auxiliary import Auxiliary
-from surgery.tint.evaluation.in_context import Prompting, draw_demonstrations
+from surgery.tint.evaluation.in_context import Prompting, _Examples, _wilson, draw_demonstrations
 from tests.support.tint import ROWS
 
 
@@ -112,3 +113,65 @@ def test_a_task_whose_descent_becomes_nan_has_no_accuracy(tiny):
         run_task(tiny("gpt2"), task, shots=4, lr=1e30, modes=("exact",))
     found = run_task(tiny("gpt2"), task, shots=4, lr=(1e-3, 1e30), modes=("exact",))  # too high a rate loses the choice
     assert [point["lr"] for point in found.points] == [None, 1e-3, None, 1e-3]
+
+
+def test_everything_is_learnt_where_the_loss_is_all(tiny):
+    """Each demonstration alone: every token of it that follows another."""
+    task = Task.load("sst2", train=ROWS, test=ROWS)
+    loaded = load_model(Checkpoint(tiny("gpt2")))
+    demonstrations, _ = draw_demonstrations(task, 4, 0)
+    place = Prompting(Auxiliary.of(loaded), WordReadout.of(loaded, task), task, demonstrations, "all")
+    ours = place.update(TinT.build(place.auxiliary, mode="exact"), 0.5, False)
+    plain = AutoModelForCausalLM.from_pretrained(tiny("gpt2"), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny("gpt2"))
+    for example in demonstrations:
+        ids = tokenizer(f"{example.text} It was {task.words[example.label]}", return_tensors="pt")["input_ids"]
+        F.cross_entropy(plain(ids).logits[0, :-1], ids[0, 1:], reduction="sum").backward()
+    weight = plain.transformer.h[0].attn.c_proj.weight
+    moved = ours[0]["o.weight"][0] - place.auxiliary.blocks[0]["o.weight"]
+    assert torch.allclose(moved, -0.5 * weight.grad.T, rtol=1e-3, atol=1e-5)
+
+
+def test_examples_are_drawn_by_seed_and_used_for_one_thing(tiny):
+    task = Task.load("sst2", train=ROWS)
+    given = Task.load("sst2", train=ROWS[::2], dev=ROWS[1:9:2], test=ROWS[9::2])
+    picked = [_Examples.pick(task, 4, 8, 6, seed) for seed in (0, 0, 1)]
+    assert picked[0] == picked[1]
+    assert set(picked[0].demonstrations) != set(picked[2].demonstrations)
+    for demonstrations, dev, test in picked:
+        assert (len(demonstrations), len(dev), len(test)) == (4, 8, 6)
+        assert len({*demonstrations, *dev, *test}) == 18
+    # The test examples alone: their order is the file's, whatever the seed.
+    first, other = (_Examples.pick(given, 4, 8, 4, seed).test for seed in (0, 1))
+    assert first != other and all(t == [row for row in given.test if row in t] for t in (first, other))
+    assert _Examples.pick(given, 4, 3, None, 0)[1:] == (list(given.dev)[:3], list(given.test))
+    for seed in (0, 1):
+        spec = run_task(tiny("gpt2"), given, shots=4, lr=0.1, modes=("exact",), seed=seed).content
+        assert spec["seed"] == seed and spec["shots"] == 4
+
+
+def test_an_interval_of_accuracy_is_wilsons():
+    """Its ends are the shares from which the count seen is 1.96 standard errors away."""
+    for right, count in ((0, 5), (7, 12), (190, 200), (9, 9)):
+        interval = _wilson(right, count)
+        assert interval["value"] == right / count
+        for end in (interval["low"], interval["high"]):
+            if 0 < end < 1:
+                assert (right / count - end) ** 2 == pytest.approx(1.96**2 * end * (1 - end) / count)
+
+
+def test_gains_are_against_the_same_prompt(tiny, monkeypatch):
+    """Planted answers: right on so many of eight, without and with learning, zero-shot and few-shot."""
+    task = Task.load("sst2", train=ROWS, test=[*ROWS[:3], *ROWS[-5:]])
+    targets, right = np.array(task.targets(task.test)), iter((3, 5, 7, 4))
+
+    def planted(self, blocks, examples, shown, key=None):
+        answers = targets.copy()
+        answers[next(right) :] = 1 - answers[-1]
+        return np.eye(2, dtype=np.float32)[answers]
+
+    monkeypatch.setattr(Prompting, "logits", planted)
+    run = run_task(tiny("gpt2"), task, shots=2, lr=0.1, modes=("exact",))
+    assert [point["value"] for point in run.points] == [3 / 8, 5 / 8, 7 / 8, 4 / 8]
+    assert [point.get("gain") for point in run.points] == [None, 2 / 8, None, -3 / 8]
+    assert run.content["majority"] == 5 / 8

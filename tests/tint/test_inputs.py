@@ -362,3 +362,19 @@ def test_an_auxiliary_is_taken_as_it_is(model):
     auxiliary = Auxiliary.of(model())
     assert Auxiliary.of(auxiliary) is auxiliary
     assert TinT.build(auxiliary, dtype="float64").auxiliary.dtype is torch.float64
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, layer_norm_epsilon=0.3),
+        transformers.LlamaConfig(**SIZES, rms_norm_eps=0.3),
+    ],
+    ids=["gpt2", "llama"],
+)
+def test_norms_divide_by_what_the_config_says(config):
+    torch.manual_seed(0)
+    plain = shaken(AutoModelForCausalLM.from_config(config))
+    ids, simulation = tokens(plain), TinT.build(plain)
+    with torch.no_grad():
+        assert float((simulation.hidden(ids) @ simulation.auxiliary.head.T - plain(ids).logits).abs().max()) < 1e-5

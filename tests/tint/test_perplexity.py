@@ -12,9 +12,10 @@ from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import OptionError, TintError
 from surgery.tasks.task import Task
 from surgery.tint import TinT, run_task, run_text, verify
+from surgery.tint.evaluation.perplexity import _perplexity
 from surgery.tint.evaluation.report import best, difference
 from surgery.tint.evaluation.texts import load_with_tokens
-from tests.support.tint import ROWS
+from tests.support.tint import ROWS, tokens
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -175,3 +176,24 @@ def test_reports_say_what_they_were_made_of(tiny, text):
         assert asked["model"] == str(checkpoint)
     assert first.content["inputs"]["tokens"] != other.content["inputs"]["tokens"]
     assert first.content["call"]["run_text"]["lr"] == [0.1]
+
+
+def test_the_interval_is_the_resampled_windows_by_seed():
+    """Of many windows the mean is normal: its interval is known without resampling."""
+    losses = np.random.default_rng(0).exponential(3.0, 800)
+    first, again, other = (_perplexity(losses, 2, seed) for seed in (0, 0, 1))
+    assert first == again and (first["low"], first["high"]) != (other["low"], other["high"])
+    middle, half = losses.mean() / 2, 1.96 * losses.std(ddof=1) / math.sqrt(800) / 2
+    assert first["value"] == pytest.approx(math.exp(middle))
+    assert math.log(first["low"]) == pytest.approx(middle - half, abs=0.1 * half)
+    assert math.log(first["high"]) == pytest.approx(middle + half, abs=0.1 * half)
+    assert first["losses"] == pytest.approx((losses / 2).tolist())
+
+
+def test_windows_are_the_first_of_the_text(model):
+    plain = model("gpt2")
+    ids = tokens(plain, count=16 * 6)[0]
+    few, alone = (
+        run_text(plain, given, window=16, windows=2, dev_windows=2, lr=(1e-3, 1e-2)) for given in (ids, ids[:64])
+    )
+    assert few.points == alone.points and few.content["windows"] == 2

@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from surgery.errors import OptionError, SurgeryError, TintError
 from surgery.tint import Count, Layout, Shape, TinT, count
 from surgery.tint.auxiliary import Auxiliary
+from surgery.tint.construction.layers import LayerSet
 from surgery.tint.construction.packing import pack, unpack
 from surgery.tint.construction.transformer import Transformer
 from tests.support.tint import prefix_mask, tokens
@@ -153,6 +154,40 @@ def test_count_says_how_many_weights_ever_read_anything(width, heads, inner):
     found = count(plain)
     assert found.read == sum(int(marked.sum()) for marked in inputs.read.values())
     assert found.loss.read == sum(int(inputs.read[p].sum()) for p in loss.parameters())
+
+
+@pytest.mark.parametrize("inner", [20, 8])
+def test_a_pass_uses_each_layer_as_often_as_count_says(inner, monkeypatch):
+    """One inner step; what the layers of block 0 are called for, counted as they are called."""
+    kinds = {
+        "linear, forward": "linear", "linear, backward": "linear_backward", "linear, descent": "linear_descent",
+        "norm weights, forward": "scaled", "norm weights, backward": "scaled_backward", "norm weights, descent": "scaled_descent",
+        "attention": "attend", "normalising, forward": "normalised", "normalising, backward": "normalised_backward",
+        "activation, forward": "activated", "activation, backward": "activated_backward", "moves between slots": "move",
+    }  # fmt: skip
+    config = GPT2Config(vocab_size=11, n_embd=8, n_layer=2, n_head=2, n_inner=inner, n_positions=9, bos_token_id=None, eos_token_id=None)  # fmt: skip
+    plain = GPT2LMHeadModel(config).eval()
+    whole = TinT.build(plain, materialise=True)
+    first, calls = whole.transformer.sets[0], dict.fromkeys(kinds.values(), 0)
+
+    def counted(name, method):
+        def call(self, *arguments, **options):
+            calls[name] += self is first
+            return method(self, *arguments, **options)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(LayerSet, name, counted(name, getattr(LayerSet, name)))
+    whole(torch.randint(11, (1, 8)), prefix_mask(1, 8, 5), lr=0.01)
+    size = count(plain)
+    assert {kinds[piece.name]: piece.uses for piece in size.pieces} == calls
+    # Without sharing there would be as many layers as calls; dense ones have four square matrices.
+    rest = size.prefixes + size.tables
+    own = sum(calls[kinds[piece.name]] * piece.weights for piece in size.pieces)
+    assert size.unshared == 2 * own + size.loss.weights + rest
+    assert size.dense == 4 * size.layout.embedding**2 * (2 * sum(calls.values()) + 1) + rest
+    assert size.total - size.shared_by_all == size.set_weights  # two blocks: one set more
 
 
 def test_opt_125m_is_simulated_with_fewer_than_two_billion_weights():
