@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import options
-from cli.grammars import NltkTreebank, load_grammar
+from cli.grammars import NltkTreebank, load_grammar, read_bank
 from cli.render import print_json, progress_bar, say
 from cli.resuming import state_beside
 from surgery.errors import OptionError
@@ -103,7 +103,6 @@ def _choose(
     """What to run by the options given: the example, a model against a treebank, or a model against its grammar."""
     from functools import partial
 
-    from cli.grammars import read_bank
     from probes import probe_spans, probe_trees
     from probes.example import SENTENCES, run_example
 

@@ -45,6 +45,9 @@ class MaskedSet:
     optimum: Float64[np.ndarray, " M"]
     entropies: Float64[np.ndarray, " M"]
 
+    def __repr__(self) -> str:
+        return f"<MaskedSet: {len(self.optimum):,} masked words in {len(self.sentences):,} sentences>"
+
     @classmethod
     def draw(
         cls,
@@ -116,6 +119,10 @@ class MaskedLoss:
     loss: Float64[np.ndarray, " M"]
     optimum: Float64[np.ndarray, " M"]
     excess: Float64[np.ndarray, " M"]
+
+    def __repr__(self) -> str:
+        sentences = len(np.unique(self.sentence))
+        return f"<MaskedLoss: {self.excess.mean():.4g} nats of excess over {len(self.loss):,} masked words in {sentences:,} sentences>"
 
     def to_json(self, seed: int = 0) -> dict[str, Any]:
         """Means, 95% intervals over sentences, and the excess by position (from 1) and by number of masks."""

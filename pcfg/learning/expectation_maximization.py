@@ -104,6 +104,9 @@ class Counts:
     log_likelihood: float
     left_out: tuple[int, ...]
 
+    def __repr__(self) -> str:
+        return f"<Counts: log-likelihood {self.log_likelihood:.4f}, {len(self.left_out):,} sentences left out>"
+
     def by_nonterminal(self, grammar: Grammar) -> Float64[np.ndarray, " N"]:
         """Expected number of nodes of each nonterminal."""
         return np.bincount(grammar.parents, self.rules, len(grammar.nonterminals))
@@ -204,8 +207,7 @@ def expected_counts(
     start, rules, words = (np.zeros(len(x)) for x in (grammar.start, grammar.rule_probs, grammar.word_probs))
     log_z, done = np.full(len(sentences), -math.inf), 0
     for batch in _batches(sentences, len(grammar.start)):
-        texts = [sentences[i] for i in batch]
-        chart = inside_outside(grammar, texts, engine=engine, device=device, workers=workers)
+        chart = inside_outside(grammar, [sentences[i] for i in batch], engine=engine, device=device, workers=workers)
         log_z[batch] = chart.log_z.cpu().double().numpy()
         start += chart.start_counts()
         rules += chart.rule_counts()

@@ -36,6 +36,10 @@ class Induced:
     trees: int
     tokens: int
 
+    def __repr__(self) -> str:
+        symbols = len(self.nonterminals) + len(self.preterminals)
+        return f"<Induced: {symbols:,} symbols, {len(self.rules):,} binary rules, from {self.trees:,} trees of {self.tokens:,} words>"
+
     def arrays(self) -> dict[str, Any]:
         """Relative frequencies (the maximum-likelihood estimate), as keywords for `Grammar.of_arrays`."""
         start = np.zeros(len(self.nonterminals) + len(self.preterminals))

@@ -139,6 +139,12 @@ class SmoothedLexicon:
             float(k),
         )
 
+    def __repr__(self) -> str:
+        signs = len(self.forms) - self.word_count
+        return (
+            f"<SmoothedLexicon: {self.word_count:,} words and {signs:,} signatures over {len(self.tag_probs):,} tags>"
+        )
+
     @cached_property
     def numbers(self) -> dict[str, int]:
         """Words and signatures by name. Where a text holds a word that is spelled like a signature, the word wins."""
@@ -208,11 +214,11 @@ class SmoothedLexicon:
                 np.asarray(content["counts"], np.float64),
                 float(content["k"]),
             )
+            made._check()
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise TreebankError(
                 f"the lexicon in the grammar file is damaged ({error!r}): induce the grammar again"
             ) from None
-        made._check()
         return made
 
     def _check(self) -> None:

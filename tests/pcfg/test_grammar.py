@@ -124,8 +124,10 @@ def test_random_grammars_have_the_sizes_asked_for():
     assert len(Grammar.random(3, 4, 5, seed=0, rules=3).rule_probs) == 3
     assert same(few, Grammar.random(3, 4, 5, seed=0, rules=20))
     assert not same(few, Grammar.random(3, 4, 5, seed=1, rules=20))
-    assert np.ptp(Grammar.random(3, 4, 5, seed=0, temperature=0.0).rule_probs) == 0
-    assert Grammar.random(3, 4, 5, seed=0, temperature=10.0).rule_probs.max() > 0.8
+    flat, peaked = (Grammar.random(3, 4, 5, seed=0, temperature=temperature) for temperature in (0.0, 10.0))
+    assert np.ptp(flat.rule_probs) == np.ptp(flat.word_probs) == 0
+    assert flat.start == pytest.approx([0.9 / 3] * 3 + [0.1 / 4] * 4)
+    assert peaked.rule_probs.max() > 0.8 and peaked.word_probs.max() > 0.8 and peaked.start.max() > 0.8
     with pytest.raises(OptionError, match="can have 3 to 147"):
         Grammar.random(3, 4, 5, seed=0, rules=2)
     with pytest.raises(OptionError, match="at least one nonterminal"):

@@ -8,11 +8,13 @@ import pytest
 
 from pcfg import Grammar, Samples, Tree, sample
 from pcfg.errors import GrammarError, PcfgError, TreebankError
-from pcfg.learning.expectation_maximization import Fitted, fit
+from pcfg.learning.excess_loss import MaskedLoss, MaskedSet
+from pcfg.learning.expectation_maximization import Fitted, expected_counts, fit
 from pcfg.learning.pretraining import Pretrained, pretrain
 from pcfg.learning.pretraining_recipe import PretrainRecipe
 from pcfg.treebanks.drawing import draw
 from pcfg.treebanks.evalb import LabelledScore, UnlabelledScore, score_labelled, score_unlabelled
+from pcfg.treebanks.induction import induce
 
 GOLD = [Tree.parse("(S (NP (D the) (N dog)) (VP (V saw) (NP (N it))))"), Tree.parse("(S (N it) (V ran) (P .))")]
 PARSES = [Tree.parse("(S (D the) (VP (N dog) (V saw) (NP (N it))))"), None]
@@ -147,3 +149,22 @@ def test_a_tree_drawn():
     middle = (place["D"][0] + next(x for text, x, _ in texts if text == "N")) / 2
     assert abs(next(x for text, x, _ in texts if text == "NP") - middle) < 12
     assert re.search(r'width="\d+" height="\d+"', draw(["a"], ["T"], []))
+
+
+def test_everything_large_prints_in_a_line(grammar):
+    induced = induce([GOLD[0]], min_count=2)
+    drawn = [*sample(grammar, 40, seed=0, max_length=9)]
+    masked = MaskedSet.draw(grammar, drawn, seed=0, device="cpu")
+    zeros = np.zeros(3)
+    loss = MaskedLoss(
+        np.array([0, 0, 2]), np.arange(3), np.ones(3, np.int64), zeros, zeros, np.array([0.25, 0.5, 0.75])
+    )
+    lines = {
+        induced: f"from 1 trees of {len(GOLD[0].words())} words",
+        induced.lexicon: "4 words and",
+        masked: "in 40 sentences",
+        loss: "0.5 nats of excess over 3 masked words in 2 sentences",
+        expected_counts(grammar, drawn, device="cpu"): "0 sentences left out",
+    }
+    for thing, part in lines.items():
+        assert part in repr(thing) and len(repr(thing)) <= 200 and "\n" not in repr(thing)
