@@ -47,14 +47,14 @@ def show(skill: SkillFolder, json: options.Json = False) -> None:
         figures = {key: report[key] for key in ("base", "tuned", "graft") if key in report}
         content = {
             "task": loaded.task.name,
-            **({"tasks": [task.name for task, _ in loaded.carried]} if loaded.further else {}),
+            **({"tasks": [task.name for task in loaded.tasks]} if loaded.further else {}),
             "weights": delta.weights,
             "sparsity": delta.sparsity,
             "base_fingerprint": delta.base_fingerprint,
         }
         print_json({**content, **figures, "layers": by_layer(counts), "modules": modules, "tensors": dict(counts)})
         return
-    labels = "; ".join(", ".join(task.labels) for task, _ in loaded.carried)
+    labels = "; ".join(", ".join(task.labels) for task in loaded.tasks)
     say(f"{loaded.name}: {delta.weights:,} of {delta.movable:,} block weights ({delta.sparsity:.2e}), labels {labels}")
     say(f"base {base_of(report)} (fingerprint {delta.base_fingerprint[:16]})")
     if parts := report.get("made_of"):
@@ -200,7 +200,7 @@ def _save(skill: "Skill", folder: Path, overwrite: bool, json: bool) -> None:
     report = skill.report
     if json:
         keys = ("method", "made_of", "weights", "sparsity", "bytes")
-        print_json({"output": str(folder), "tasks": [t.name for t, _ in skill.carried], **{k: report[k] for k in keys}})
+        print_json({"output": str(folder), "tasks": [t.name for t in skill.tasks], **{k: report[k] for k in keys}})
         return
     rows = [[part["skill"], ", ".join(part["tasks"]), f"{part['weights']:,}"] for part in report["made_of"]]
     print_table("", ["skill", "tasks", "weights"], [*rows, [str(folder), skill.name, f"{skill.delta.weights:,}"]])

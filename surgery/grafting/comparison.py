@@ -233,7 +233,7 @@ def compare(skills: Mapping[str, Skill]) -> Comparison:
     compared = tuple(
         ComparedSkill(
             name,
-            tuple(task.name for task, _ in skill.carried),
+            tuple(task.name for task in skill.tasks),
             skill.delta.weights,
             skill.report.get("call", {}).get("graft", {}).get("weights"),
             skill.report.get("moved"),

@@ -61,7 +61,7 @@ def check_comparable(skills: Mapping[str, Skill]) -> None:
     for name, skill in skills.items():
         if (other := seen.setdefault(skill.layer.id, name)) != name:
             raise OptionError(f"{other} and {name} are the same skill: name each skill once")
-        for task, _ in skill.carried:
+        for task in skill.tasks:
             whose, held = labels.setdefault(task.name, (name, task.labels))
             if held != task.labels:
                 raise SkillError(
@@ -117,7 +117,7 @@ def _made_of(
         "tasks": [task.spec() for task, _ in carried],
         "method": method,
         "made_of": [
-            {"skill": name, "tasks": [task.name for task, _ in skill.carried], "weights": skill.delta.weights}
+            {"skill": name, "tasks": [task.name for task in skill.tasks], "weights": skill.delta.weights}
             for name, skill in skills.items()
         ],
         "weights": delta.weights,
