@@ -24,7 +24,9 @@ def graft(
     base: Annotated[
         str | None, typer.Argument(help="Base checkpoint: a folder or a hub id.", show_default=False)
     ] = None,
-    tuned: Annotated[str | None, typer.Argument(help="The same after fine-tuning.", show_default=False)] = None,
+    tuned: Annotated[
+        str | None, typer.Argument(help="Tuned checkpoint: the base after fine-tuning.", show_default=False)
+    ] = None,
     task: options.TaskName = None,
     data: options.Train = None,
     evaluate: options.Test = None,
@@ -35,10 +37,12 @@ def graft(
     weights: Annotated[
         int | None, typer.Option(help="Number of weights to take, instead of --sparsity.", show_default=False)
     ] = None,
-    method: Annotated[str, typer.Option(help="dual-averaging, sigmoid (as published) or movement.")] = "dual-averaging",
+    method: Annotated[
+        str, typer.Option(help="Way to choose the weights: dual-averaging, sigmoid (as published) or movement.")
+    ] = "dual-averaging",
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Of --method sigmoid.", show_default="chosen on held-out training examples"),
+        typer.Option(min=1, help="Epochs of --method sigmoid.", show_default="chosen on held-out training examples"),
     ] = None,
     sweep: Annotated[
         str | None, typer.Option(help="More sparsities to try: 1e-5:1e-2, or a list with commas.", show_default=False)
@@ -52,7 +56,7 @@ def graft(
     head: Annotated[
         str | None,
         typer.Option(
-            help="tuned: give the base the tuned checkpoint's head first, in FOLDER-base beside -o FOLDER.",
+            help="Head of the base. tuned: write it with the tuned checkpoint's head first, as FOLDER-base beside -o FOLDER.",
             show_default="the base's",
         ),
     ] = None,

@@ -25,9 +25,11 @@ Device = Annotated[
 ]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.", show_default="float32")]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what memory it needs, what is free and what to lower; do nothing.")
+    bool, typer.Option("--dry-run", help="Print what memory it needs, what is free and what to lower; do nothing else.")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of every random choice.")]
+Seed = Annotated[
+    int, typer.Option(min=0, help="Number that decides every random choice; the same number gives the same result.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples scored at once.")]
 Include = Annotated[
     list[str] | None,
@@ -44,8 +46,18 @@ NeededTaskName = Annotated[str | None, typer.Option("--task", help=f"{TASK_NAMES
 _EXAMPLES = "Training examples: .jsonl, .csv, .tsv, .parquet or a dataset id."
 Train = Annotated[str | None, typer.Option("--data", help=_EXAMPLES, rich_help_panel=_TASK)]
 NeededTrain = Annotated[str | None, typer.Option("--data", help=f"{_EXAMPLES} Required.", rich_help_panel=_TASK)]
-Test = Annotated[str | None, typer.Option("--eval", help="Test examples, likewise.", rich_help_panel=_TASK)]
-Dev = Annotated[str | None, typer.Option("--dev", help="Examples to stop early by, likewise.", rich_help_panel=_TASK)]
+Test = Annotated[
+    str | None,
+    typer.Option("--eval", help="Test examples: a file or dataset id, as for --data.", rich_help_panel=_TASK),
+]
+Dev = Annotated[
+    str | None,
+    typer.Option(
+        "--dev",
+        help="Examples that decide when to stop early: a file or dataset id, as for --data.",
+        rich_help_panel=_TASK,
+    ),
+]
 Shots = Annotated[
     int | None,
     typer.Option(
@@ -55,18 +67,22 @@ Shots = Annotated[
 Prompt = Annotated[
     str | None,
     typer.Option(
-        help="With {text}, {mask}, {text_pair}; for a causal model it ends where the label word goes.",
+        help="Text around an example, with {text}, {mask} and {text_pair}; for a causal model it ends where the label word goes.",
         rich_help_panel=_TASK,
     ),
 ]
 Word = Annotated[
     list[str] | None,
-    typer.Option(help="LABEL=WORD; may be repeated.", show_default="the preset's", rich_help_panel=_TASK),
+    typer.Option(
+        help="Word that stands for a label, LABEL=WORD; may be repeated.",
+        show_default="the preset's",
+        rich_help_panel=_TASK,
+    ),
 ]
 Phrase = Annotated[
     list[str] | None,
     typer.Option(
-        help="LABEL=PHRASE, for sentence encoders; may be repeated.",
+        help="Phrase that stands for a label, LABEL=PHRASE, for sentence encoders; may be repeated.",
         show_default="the preset's",
         rich_help_panel=_TASK,
     ),
@@ -74,7 +90,8 @@ Phrase = Annotated[
 Column = Annotated[
     list[str] | None,
     typer.Option(
-        help="text=NAME, text_pair=NAME or label=NAME, when columns are called otherwise.", rich_help_panel=_TASK
+        help="Name of a column that is called otherwise: text=NAME, text_pair=NAME or label=NAME; may be repeated.",
+        rich_help_panel=_TASK,
     ),
 ]
 MaxLength = Annotated[

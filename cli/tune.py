@@ -27,7 +27,8 @@ def tune(
     column: options.Column = None,
     max_length: options.MaxLength = 128,
     optimizer: Annotated[
-        str, typer.Option(help="sgd-l1, sgd, adamw or adamw-l1; only the first leaves a skill in few weights.")
+        str,
+        typer.Option(help="Optimizer: sgd-l1, sgd, adamw or adamw-l1; only the first leaves a skill in few weights."),
     ] = "sgd-l1",
     rate: Annotated[
         float | None, typer.Option(help="Peak learning rate.", show_default="by optimizer and model")
@@ -46,7 +47,9 @@ def tune(
     device: options.Device = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32, or bfloat16 for mixed precision.", show_default="bfloat16 where CUDA has it"),
+        typer.Option(
+            help="Precision: float32, or bfloat16 for mixed precision.", show_default="bfloat16 where CUDA has it"
+        ),
     ] = None,
     dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,

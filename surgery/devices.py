@@ -1,4 +1,4 @@
-"""Which device work runs on, and what a GPU needs beside the code: products in full float32, a sentence when its memory is too small."""
+"""Devices: picking the one that work runs on, products in full float32 on a GPU, and a sentence when its memory is too small."""
 
 import re
 import warnings
@@ -13,7 +13,7 @@ from surgery.memory import free_memory, size
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
-    """`working_device`, one that computes: OptionError for `meta` too."""
+    """Pick a device that computes, as `working_device` does; raises OptionError for `meta` too."""
     device = working_device(name)
     if device.type == "meta":
         raise OptionError("`device` meta computes nothing: try cpu")
@@ -21,7 +21,7 @@ def pick_device(name: str | torch.device | None) -> torch.device:
 
 
 def working_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name, by default CUDA if there is one, else the CPU; OptionError for one that isn't here."""
+    """Pick a device by its name, by default CUDA if there is one, else the CPU; raises OptionError for one that isn't here."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -31,7 +31,7 @@ def working_device(name: str | torch.device | None) -> torch.device:
 
 
 def off_cpu(device: torch.device | None) -> TypeGuard[torch.device]:
-    """Whether this is another device than the CPU, which None stands for too."""
+    """Return whether this is another device than the CPU; None stands for the CPU."""
     return device is not None and device.type != "cpu"
 
 
@@ -88,7 +88,7 @@ def _no_warnings() -> Iterator[None]:
 
 @contextmanager
 def memory_for(device: torch.device, needed: int, what: str, lower: str) -> Iterator[None]:
-    """Work that needs so many bytes of a GPU's memory at once, about; anything goes on a CPU.
+    """Run work that needs so many bytes of a GPU's memory at once, about; anything goes on a CPU.
 
     Args:
         needed: 0 where it can't be told before.

@@ -1,4 +1,4 @@
-"""What goes wrong on the user's side: every message is one sentence that says what, where and what to do."""
+"""Errors that the user can mend: every message is one sentence that says what, where and what to do."""
 
 
 class SurgeryError(Exception):
@@ -38,5 +38,5 @@ class MissingPackageError(SurgeryError):
 
 
 def first_line(error: Exception) -> str:
-    """What a library says of an error, on one line; its type when it says nothing."""
+    """First line of a library's error; its type when it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

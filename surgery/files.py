@@ -66,7 +66,7 @@ def sweep_files(path: Path) -> None:
 
 
 def _leftovers(path: Path, kinds: str) -> list[Path]:
-    """What runs that were killed, or that go on, keep beside `path` while they write it."""
+    """List what runs, killed ones or others, keep beside `path` while they write it."""
     name = re.compile(rf"{re.escape(f'.{path.name}.')}[a-z0-9_]{{8}}\.({kinds})")
     return [Path(entry) for entry in os.scandir(path.parent) if name.fullmatch(entry.name)]
 

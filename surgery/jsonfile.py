@@ -19,7 +19,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class JsonError(ValueError):
-    """What isn't JSON, or not of the type asked for; one line that says what and where."""
+    """Text that isn't JSON, or not of the type asked for; the message says what and where on one line."""
 
 
 class KindError(JsonError):

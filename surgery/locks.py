@@ -62,7 +62,7 @@ def hold(path: Path) -> Iterator[None]:
 
 
 def lock_file(path: Path) -> Path:
-    """Where the lock of an absolute path is: beside it, or inside a folder beside which nothing can be written."""
+    """Path of the lock of an absolute path: beside it, or inside a folder beside which nothing can be written."""
     inside = path.is_dir() and not os.access(path.parent, os.W_OK)
     return path / ".surgery.lock" if inside else path.with_name(f".{path.name}.lock")
 

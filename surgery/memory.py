@@ -56,7 +56,7 @@ def _table(file: Path) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Need:
-    """What work needs of a device's memory at once, at its fullest.
+    """Memory of a device that work needs at its peak.
 
     Attributes:
         parts: bytes by what they are for. `lower`: what to do where they are too many.
@@ -81,7 +81,7 @@ class Need:
         lower: str,
         files: Mapping[str, int],
     ) -> "Need":
-        """From bytes that are known and the peak that a rehearsal finds: what is over is activations.
+        """Add up bytes that are known and take the rest of the peak that a rehearsal finds for activations.
 
         Code that can't run over tensors without content, as where it looks at numbers, leaves activations uncounted, and
         `note` says so.

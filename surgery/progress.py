@@ -1,4 +1,4 @@
-"""How long work tells where it is."""
+"""Progress: the callback by which long work tells how far it is."""
 
 from collections.abc import Callable
 
@@ -7,4 +7,4 @@ Progress = Callable[[int, int, str], None]
 
 
 def silent(done: int, total: int, line: str) -> None:
-    """Tell nobody."""
+    """Ignore progress."""

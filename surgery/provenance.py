@@ -1,4 +1,4 @@
-"""Where a report comes from: versions, call, inputs."""
+"""Provenance of a report: versions, call, inputs."""
 
 import subprocess
 import sys

@@ -300,7 +300,9 @@ def read_journal(folder: Path) -> dict[str, Any] | None:
         found = parse_loose(journal.read_bytes())
         return {**found, "delta": str(found["delta"])}
     except (ValueError, TypeError, KeyError):
-        raise CheckpointError(f"{journal} can't be read, so this folder is half patched by no one knows what") from None
+        raise CheckpointError(
+            f"{journal} can't be read, so the patch that was begun here can't be told: fetch the checkpoint again"
+        ) from None
 
 
 def _check_extras(folder: Path, add: Mapping[str, bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Whether two configs put the same weights to the same use.
+"""Comparison of two configs: do they put the same weights to the same use?
 
 They are compared as the library completes them, with its defaults and in its spelling: saving a config again changes its
 text (`"p2c|c2p"` becomes a list, a window that is not in use becomes null), and not what the model computes.

@@ -1,4 +1,4 @@
-"""What lies beside a checkpoint's weights and holds weights too: other formats, other training steps, stale shards."""
+"""Further copies of a checkpoint's weights that lie beside them: other formats, other training steps, stale shards."""
 
 import re
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Which tensors of two checkpoints play the same part, and whether such a pair can be compared weight by weight."""
+"""Pairs of tensors that play the same part in two checkpoints, and the check that a pair can be compared weight by weight."""
 
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.formats import check_weight

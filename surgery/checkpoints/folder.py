@@ -1,4 +1,4 @@
-"""What opening a model folder shows before any weights are read: its config, and where each tensor lies."""
+"""Model folders as opening them shows, before any weights are read: the config, and where each tensor lies."""
 
 from collections.abc import Mapping
 from pathlib import Path

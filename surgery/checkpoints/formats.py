@@ -1,4 +1,4 @@
-"""What a model folder may hold that isn't plain weights (codes, adapters, code to run), refused by name."""
+"""Refusals, by name, of what a model folder may hold that isn't plain weights: codes, adapters, code to run."""
 
 import json
 import re

@@ -37,7 +37,7 @@ class Model:
 
     @property
     def kind(self) -> Kind:
-        """What the model is, which picks the readout."""
+        """Kind of model, which picks the readout."""
         return self.checkpoint.structure.kind
 
     @property
@@ -59,7 +59,7 @@ class Model:
 
     @cached_property
     def padding_matters(self) -> bool:
-        """Whether tokens after a text's end, though masked, change what the model says of it.
+        """Whether padding changes a text's scores: tokens after its end, though masked.
 
         They do where something beside attention mixes places: Fourier transforms (FNet), convolutions (ConvBERT, YOSO,
         Nystromformer, MobileBERT's embeddings), pooling (Funnel), a summary at the last place (XLNet). Tried out on a
@@ -106,7 +106,7 @@ class Model:
 
 
 def run(module: Any, batch: Mapping[str, Any]) -> torch.Tensor:
-    """A model's answer to a batch: logits, or the last hidden state of a bare encoder.
+    """Run a model on a batch; returns its logits, or the last hidden state of a bare encoder.
 
     Raises CheckpointError, with the library's own words, for a model that gives none: some need more than text, and
     some more tokens than there are.

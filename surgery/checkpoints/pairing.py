@@ -1,4 +1,4 @@
-"""Whether two checkpoints are a base and what was tuned from it: one architecture, one tokenizer."""
+"""Checks that two checkpoints are a base and what was tuned from it: one architecture, one tokenizer."""
 
 import shlex
 

@@ -1,4 +1,4 @@
-"""What an architecture says of a checkpoint's tensors, read from the model's module tree, built without weights."""
+"""Structure of a checkpoint: what its architecture says of its tensors, read from the model's module tree, built without weights."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _OLD_NORM = {"gamma": "weight", "beta": "bias"}
 
 @dataclass(frozen=True)
 class Structure:
-    """How a checkpoint's tensors relate to the model that the transformers library builds from them.
+    """Relation of a checkpoint's tensors to the model that the transformers library builds from them.
 
     Attributes:
         model_class: the transformers class, such as `BertForMaskedLM`.

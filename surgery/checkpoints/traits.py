@@ -1,4 +1,4 @@
-"""What decides a checkpoint's computation besides its weights: fields of its config, and its tokenizer.
+"""Traits: what decides a checkpoint's computation besides its weights, fields of its config, and its tokenizer.
 
 Neither is compared by bytes, which saving again changes. A config counts as the library completes it, without the
 fields that change nothing; a tokenizer counts by its vocabulary, merges or scores, special tokens, and what it makes of

@@ -1,4 +1,4 @@
-"""What a graft is held against, at the same number of weights (Panigrahi et al. 2023, section 3.3 and appendix)."""
+"""Baselines that a graft is held against, at the same number of weights (Panigrahi et al. 2023, section 3.3 and appendix)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal

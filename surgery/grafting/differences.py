@@ -1,4 +1,4 @@
-"""What else differs between a base and its tuned checkpoint than what a graft may move: heads, embeddings, dtypes."""
+"""Differences between a base and its tuned checkpoint outside of what a graft may move: heads, embeddings, dtypes."""
 
 from collections.abc import Sequence
 
@@ -36,5 +36,5 @@ def _differ(base: Checkpoint, name: str, tuned: Checkpoint, other: str) -> bool:
 
 
 def block_dtype(checkpoint: Checkpoint) -> str:
-    """What the blocks are stored in."""
+    """Dtype that the blocks are stored in."""
     return " and ".join(sorted({str(checkpoint.entries[name].dtype)[6:] for name in checkpoint.structure.blocks}))

@@ -1,4 +1,4 @@
-"""How good a graft is on the test examples: scores, agreement with the tuned model, the gain recovered and its interval."""
+"""Evaluation of a graft on the test examples: scores, agreement with the tuned model, the gain recovered and its interval."""
 
 from dataclasses import asdict
 from typing import Any
@@ -43,7 +43,7 @@ class Evaluator:
         return (score.value - self.base.value) / gained if gained > 0 else None
 
     def against(self, score: Score) -> dict[str, Any]:
-        """What a score is beside the tuned model's and the base's, as a report holds it."""
+        """Set a score against the tuned model's and the base's, as a report holds it."""
         return {
             "agreement": score.agreement_with(self.tuned),
             "gain_recovered": self.gain(score),

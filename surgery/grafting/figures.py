@@ -87,7 +87,7 @@ def _reliability(report: Mapping[str, Any], file: Path) -> None:
             bins = {key: np.array(value) for key, value in report[name]["reliability"].items()}
             used = bins["share"] > 0
             axes.plot([0, 1], [0, 1], color="#555555", linestyle="--", linewidth=1.2)
-            # Area in proportion to the examples in the bin, so that a nearly empty bin doesn't shout.
+            # Area in proportion to the examples in the bin, so that nearly empty bins don't stand out.
             axes.scatter(
                 bins["confidence"][used],
                 bins["accuracy"][used],

@@ -1,4 +1,4 @@
-"""What grafting needs of a device's memory: scoring and one gradient rehearsed on the longest rows."""
+"""Memory that grafting needs: scoring and one gradient rehearsed on the longest rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ def graft_need(
     dtype: str | torch.dtype | None = None,
     batch_size: int = 32,
 ) -> Need:
-    """What `graft` with these arguments needs at once, from shapes alone; no weights are read.
+    """Find what memory `graft` with these arguments needs at once, from shapes alone; no weights are read.
 
     As many candidates are counted as may be kept; where fewer weights moved, it needs less.
     """

@@ -22,7 +22,7 @@ Chosen = Int64[Tensor, " k"]
 
 
 class Evidence(NamedTuple):
-    """What a method learns from: encoded training examples and, for each, the label and the tuned model's probabilities."""
+    """Evidence that a method learns from: encoded training examples and, for each, the label and the tuned model's probabilities."""
 
     rows: Sequence[Encoded]
     labels: Int64[Tensor, " examples"]

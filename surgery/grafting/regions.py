@@ -1,4 +1,4 @@
-"""What was located, kept in a file, so that a stopped sweep needn't locate it again."""
+"""Regions that were located, kept in files, so that a stopped sweep needn't locate them again."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from surgery.resuming import damaged
 def kept_region(
     file: Path | None, candidates: int, find: Callable[[], Int64[Tensor, " k"]]
 ) -> tuple[Int64[Tensor, " k"], float]:
-    """The candidates that are in a file, or those that `find` locates now, and the seconds that locating took."""
+    """Read the candidates that are in a file, or locate them by `find`; returns them and the seconds that locating took."""
     if file is not None and file.exists():
         return _read(file, candidates)
     began = time.monotonic()

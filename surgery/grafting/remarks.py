@@ -1,4 +1,4 @@
-"""What a report's figures mean for the next step, in sentences: shown on screen and in the card."""
+"""Remarks on a skill: what its report's figures mean for the next step, in sentences, on screen and on its page."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a skill's `report.json` holds, as far as anything reads it. Fields that older versions didn't write may be missing."""
+"""Schema of a skill's `report.json`, as far as anything reads it. Fields that older versions didn't write may be missing."""
 
 from collections.abc import Mapping
 from typing import Any, Required, TypedDict

@@ -1,4 +1,4 @@
-"""How far a model's confidence can be trusted, and the two corrections that change no weight."""
+"""Calibration: how far a model's confidence can be trusted, and two corrections that change no weight."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Reliability:
 
     @classmethod
     def of(cls, probabilities: NDArray, targets: NDArray, bins: int = BINS) -> "Reliability":
-        """From class probabilities [examples, labels] and the right labels [examples]."""
+        """Bin class probabilities [examples, labels] and the right labels [examples]."""
         sure = probabilities.max(1)
         right = probabilities.argmax(1) == targets
         number = np.minimum((sure * bins).astype(int), bins - 1)
@@ -69,7 +69,7 @@ def fit_bias(logits: NDArray, targets: NDArray) -> NDArray:
     """The constant per label, [labels], whose addition to the logits gives the right labels the highest likelihood."""
     scores, right = torch.from_numpy(logits).double(), torch.from_numpy(targets)
     start = torch.zeros(logits.shape[1], dtype=torch.float64)
-    # A whisper of ridge keeps the bias finite when a label is always or never right.
+    # A very small ridge penalty keeps the bias finite when a label is always or never right.
     return _minimise(start, lambda b: F.cross_entropy(scores + b, right) + 1e-6 * (b**2).sum()).numpy()
 
 

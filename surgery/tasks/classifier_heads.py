@@ -1,4 +1,4 @@
-"""Which output of a classifier's head is which of a task's labels."""
+"""Order of a classifier's head: which of its outputs is which of a task's labels."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -26,7 +26,7 @@ class Example(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Which columns hold the text, the second text (empty: none) and the label; None finds the usual names."""
+    """Names of the columns with the text, the second text (empty: none) and the label; None finds the usual names."""
 
     text: str | None = None
     text_pair: str | None = None

@@ -1,4 +1,4 @@
-"""Whether a model can be learnt from: some give no gradients outside training mode, or none at all."""
+"""A check that a model can be learnt from: some give no gradients outside training mode, or none at all."""
 
 from collections.abc import Sequence
 

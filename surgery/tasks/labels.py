@@ -1,4 +1,4 @@
-"""Which label of a list a name stands for: its own, in any case, an alias, or the number of a dataset or a head."""
+"""Names of labels: a label's own in any case, an alias, or the number that a dataset or a head has for it."""
 
 import re
 from collections.abc import Sequence

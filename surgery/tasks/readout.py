@@ -177,7 +177,7 @@ class HeadReadout:
         return cls(model.tokenizer, head_order(head_names(model.module.config), task), token_limit(model, task))
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """As the tokenizer puts single texts and pairs."""
+        """Encode single texts and pairs as the tokenizer does."""
         return encode_plain(self.tokenizer, examples, self.max_length)
 
     def logits(self, module: nn.Module, batch: dict[str, Tensor], positions: Tensor) -> Float[Tensor, "batch labels"]:
@@ -197,7 +197,7 @@ class PhraseReadout:
 
     @classmethod
     def of(cls, model: Model, task: Task) -> "PhraseReadout":
-        """From the file beside the checkpoint when a base left one there, else from this model, which then is the base."""
+        """Read the phrases' embeddings from the file beside the checkpoint, else embed them with this model, which then is the base."""
         file = model.checkpoint.folder / readout_file(task)
         phrases = tuple(task.phrases[label] for label in task.labels)
         if file.exists():
@@ -238,7 +238,7 @@ class PhraseReadout:
         return save({"anchors": self.anchors.contiguous()}, metadata={"phrases": json.dumps(self.phrases)})
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
-        """As the tokenizer puts single texts and pairs."""
+        """Encode single texts and pairs as the tokenizer does."""
         return encode_plain(self.tokenizer, examples, self.max_length)
 
     def logits(self, module: nn.Module, batch: dict[str, Tensor], positions: Tensor) -> Float[Tensor, "batch labels"]:
@@ -249,7 +249,7 @@ class PhraseReadout:
 
 
 def pick_readout(model: Model, task: Task) -> Readout:
-    """The readout that fits what the model is, tried out.
+    """Pick the readout that fits the model's kind, and try it out.
 
     Raises TaskError for a task that doesn't fit the model, CheckpointError for a model that needs more than text.
     """
@@ -349,12 +349,12 @@ def _mask(tokenizer: Any) -> str:
 
 
 def token_limit(model: Model, task: Task) -> int:
-    """How many tokens the task and the model's positions both allow."""
+    """Number of tokens that the task and the model's positions both allow."""
     return min(task.max_length, position_limit(model.module) or task.max_length)
 
 
 def position_limit(module: Any) -> int | None:
-    """How many tokens the model's position table has room for; None where its config sets no limit (XLNet says -1)."""
+    """Number of tokens that fit the model's position table; None where its config sets no limit (XLNet says -1)."""
     names = ("max_position_embeddings", "n_positions", "max_seq_len")
     positions = next((n for name in names if (n := getattr(module.config, name, None))), 0)
     if positions <= 0:

@@ -34,7 +34,7 @@ class _Saved(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class Score(Result):
-    """What a model does on the examples of a task.
+    """Label scores of a model on the examples of a task, and the figures that follow from them.
 
     Attributes:
         logits: [examples, labels]; `targets`: [examples].

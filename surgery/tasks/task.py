@@ -30,7 +30,7 @@ class _Spec(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Task:
-    """What "a skill" is to a model: examples, a prompt with label words, and the metric that counts.
+    """Task: what "a skill" is to a model, examples, a prompt with label words, and the metric that counts.
 
     Attributes:
         name: a preset's name, or any other.
@@ -59,6 +59,7 @@ class Task:
     def __post_init__(self) -> None:
         check_file_name(self.name)
 
+    # Long: options and what they mean.
     @classmethod
     def load(
         cls,
@@ -89,34 +90,18 @@ class Task:
         Raises:
             TaskError: unreadable or missing examples, an unknown label, one class only, a prompt without its places.
         """
+        sources = {"train": train, "dev": dev, "test": test}
         preset = PRESETS.get(name)
-        splits = {
-            split: read_examples(
-                source,
-                columns or (preset.columns if preset else None),
-                "validation" if split == "dev" else split,
-                usual_too=columns is None,
-            )
-            if isinstance(source, str | Path)
-            else _checked(source, split)
-            for split, source in (("train", train), ("dev", dev), ("test", test))
-        }
+        splits = {split: _read(source, split, columns, preset) for split, source in sources.items()}
         if preset:
             words, phrases = (_named(given, preset) for given in (words, phrases))
         if preset and not set(words or ()) <= set(preset.words):
             preset = None  # other labels than the preset's: nothing of it fits but the examples' columns
         own = preset or Preset("{text} It was {mask}.", {}, {})
-        words = {**own.words, **{label_text(label) or label: word for label, word in (words or {}).items()}}
-        if not words:
-            labels = merged([], [example.label for example in splits["train"]])
-            words = {
-                label: label
-                for label in merged(labels, [example.label for rows in splits.values() for example in rows])
-            }
-        phrases = {**{label: f"It is {word}." for label, word in words.items()}, **own.phrases, **(phrases or {})}
-        sources = {"train": train, "dev": dev, "test": test}
+        labelled = {**own.words, **{label_text(label) or label: word for label, word in (words or {}).items()}}
+        labelled = labelled or _labels_of(splits)
         splits = {
-            split: _with_labels(rows, list(words), own.integers, _where(sources[split], split))
+            split: _with_labels(rows, list(labelled), own.integers, _where(sources[split], split))
             for split, rows in splits.items()
         }
         task = cls(
@@ -124,16 +109,14 @@ class Task:
             prompt=own.prompt if prompt is None else prompt,
             causal_prompt=causal_prompt
             or (_up_to_mask(prompt) if prompt else own.causal_prompt or _up_to_mask(own.prompt)),
-            words=words,
-            phrases=phrases,
+            words=labelled,
+            phrases={**{key: f"It is {word}." for key, word in labelled.items()}, **own.phrases, **(phrases or {})},
             metric=own.metric,
             max_length=max_length,
             integers=own.integers,
-            train=tuple(splits["train"]),
-            dev=tuple(splits["dev"]),
-            test=tuple(splits["test"]),
+            **{split: tuple(rows) for split, rows in splits.items()},
         )
-        task._check(bool(splits["train"]))
+        task._check(bool(task.train))
         return replace(task, train=tuple(k_shot(task.train, task.labels, shots, seed))) if shots else task
 
     @property
@@ -146,7 +129,7 @@ class Task:
         return name if name in self.words else known_names(self.labels, self.integers).get(plain(name))
 
     def repeated(self, split: Literal["dev", "test"]) -> int:
-        """How many examples of a split have the texts of a training example, case and spaces aside."""
+        """Count the examples of a split that have the texts of a training example, case and spaces aside."""
         known = {_key(example) for example in self.train}
         return sum(_key(example) in known for example in getattr(self, split))
 
@@ -215,6 +198,21 @@ def check_file_name(name: object) -> None:
         raise TaskError(
             f"the task's name {str(name)[:60]!r} can't be part of a file's name: use letters, digits, - and _"
         )
+
+
+def _read(source: Source, split: str, columns: Columns | None, preset: Preset | None) -> list[Example]:
+    """The examples of a split, from a file, a dataset or memory."""
+    if not isinstance(source, str | Path):
+        return _checked(source, split)
+    own = preset.columns if preset else None
+    return read_examples(source, columns or own, "validation" if split == "dev" else split, usual_too=columns is None)
+
+
+def _labels_of(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
+    """The labels that the examples have, the training examples' names first, each as its own label word."""
+    labels = merged([], [example.label for example in splits["train"]])
+    every = [example.label for rows in splits.values() for example in rows]
+    return {label: label for label in merged(labels, every)}
 
 
 def _with_labels(rows: Sequence[Example], labels: Sequence[str], integers: Sequence[str], where: str) -> list[Example]:

@@ -1,4 +1,4 @@
-"""What fine-tuning needs of a device's memory: two of its own steps rehearsed on the longest rows."""
+"""Memory that fine-tuning needs: two of its own steps rehearsed on the longest rows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def tune_need(
     device: str | torch.device | None = None,
     dtype: str | None = None,
 ) -> Need:
-    """What `tune` with these arguments needs at once, from shapes alone; no weights are read.
+    """Find what memory `tune` with these arguments needs at once, from shapes alone; no weights are read.
 
     Within 15% of the measured peak for models of a hundred megabytes or more; libraries take what they take beside it.
     """

@@ -1,4 +1,4 @@
-"""How to fine-tune: the recipe, and the numbers it comes to for a model, its weights and its examples."""
+"""Recipes for fine-tuning, and the numbers that one comes to for a model, its weights and its examples."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _PULL = 11
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to fine-tune. Raises OptionError for a value out of its range.
+    """Recipe for fine-tuning. Raises OptionError for a value out of its range.
 
     Attributes:
         rate: peak learning rate; None picks 1e-4 for AdamW, for SGD .05 on sentence encoders and .004 on language models.

@@ -221,6 +221,25 @@ def test_baselines_hold_what_they_say(pair):
             assert count == size == 30
 
 
+@pytest.mark.parametrize("name", ["random", "random moved"])
+def test_random_baselines_repeat_by_seed_and_by_number(pair, name):
+    base, tuned = pair
+    grafted, _ = grafted_model(base, tuned)
+
+    def changed(seed, k=30):
+        grafted.model.load_weights(base)
+        load_baseline(name, grafted.model, tuned, base.block_weights(), grafted.candidates, k, torch.arange(k), seed)
+        before = weights(base.folder)
+        return {
+            (tensor, int(i))
+            for tensor in base.block_weights()
+            for i in (grafted.model.parameters[tensor].detach() != before[tensor]).view(-1).nonzero()
+        }
+
+    assert changed(0) == changed(0) != changed(1)
+    assert not changed(0) <= changed(0, 31)  # another number is another draw
+
+
 def test_sweep_and_baselines_are_reported(pair, tmp_path):
     skill = graft(*pair, task(), weights=20, sweep=[0.001, 0.1], baselines=True, device="cpu")
     points = skill.report["points"]

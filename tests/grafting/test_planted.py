@@ -94,6 +94,23 @@ def test_the_budget_narrows_to_its_size_over_the_first_rounds(monkeypatch):
     assert widths[0] == 8 and widths == sorted(widths, reverse=True) and widths[15:] == [2] * 10 and widths[7] == 4
 
 
+def test_saliency_is_the_mean_along_the_straight_path_from_base_to_tuned(monkeypatch):
+    """All along the path the last three weights gain, at its end three others more."""
+    model, shares = Planted(), []
+    model.delta = 1.0 + 1e-4 * model.delta  # movement hardly tells them apart
+
+    def gradient(rows, targets):
+        if len(shares) > 8 or not (model.mask == model.mask[0]).all() or float(model.mask[0]) in (0.0, 1.0):
+            return torch.zeros(9)
+        shares.append(float(model.mask[0]))
+        end = len(shares) == 8
+        return -torch.tensor([0.0] * 3 + [2.0 * end] * 3 + [1.0 - end] * 3)
+
+    monkeypatch.setattr(model, "mask_gradient", gradient)
+    assert sorted(locate("dual-averaging", model, model.evidence, 3).tolist()) == [6, 7, 8]
+    assert shares == pytest.approx([(step + 0.5) / 8 for step in range(8)])
+
+
 def test_of_score_and_movement_what_comes_closer_to_the_tuned_model_stays(monkeypatch):
     """Where saliency points at weights that do harm, those that moved furthest are taken."""
     model = Planted()
