@@ -51,24 +51,28 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def shell_lines(page, change=str):
-    """The lines of a page's shell blocks as lists of words: without comments, and without variables set before a command."""
-    code = [change(block.code) for block in blocks(page) if block.language == "sh"]
-    lines = [shlex.split(line, comments=True) for part in code for line in part.splitlines()]
-    return [list(dropwhile(_VARIABLE.fullmatch, words)) for words in lines if words]
+def shell_lines(page):
+    """The lines of a page's shell blocks as lists of words."""
+    return words("".join(block.code for block in blocks(page) if block.language == "sh"))
 
 
-def find(words):
+def words(code):
+    """The words of each line of shell code: without comments, and without variables set before a command."""
+    lines = [shlex.split(line, comments=True) for line in code.splitlines()]
+    return [list(dropwhile(_VARIABLE.fullmatch, line)) for line in lines if line]
+
+
+def find(line):
     """The command that the words after `surgery` lead to, and the words that are left for it."""
-    command, left = _app(), list(words)
+    command, left = _app(), list(line)
     while left and left[0] in getattr(command, "commands", {}):
         command = command.commands[left.pop(0)]
     return command, left
 
 
-def parse(words):
+def parse(line):
     """Have Typer read a whole line: its own error for an option that isn't there; returns the command."""
-    command, left = find(words)
+    command, left = find(line)
     if left or not hasattr(command, "commands"):
         command.make_context(command.name, left)
     return command
