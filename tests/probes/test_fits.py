@@ -13,7 +13,7 @@ from probes.example import example_grammar
 from probes.intervals import entropy_bits, r_squared, squares
 from probes.linear import MOST_ROWS, PairRegression
 from probes.masked_words import MaskedWords, divergence
-from probes.spans import KINDS, description_length, fit_spans, predict_spans
+from probes.spans import KINDS, TwoLayer, description_length, fit_spans, predict_spans
 from probes.word_posteriors import fit_words
 
 
@@ -83,6 +83,33 @@ def test_description_length_is_short_for_what_is_planted(dataset):
     floor = entropy_bits(targets[dataset.span_rows(dataset.train), 0].astype(np.float64))
     short, long = (description_length(some, dataset, targets, 0) for some in (states, noise))
     assert floor < short < long
+
+
+def test_description_length_codes_each_portion_by_those_before(dataset, monkeypatch):
+    """With a coin for a probe, a span costs a bit; each probe has seen what was coded before it, and nothing else."""
+    seen, coded = [], []
+
+    class Coin:
+        def predict(self, features, dataset, numbers):
+            coded.append(set(numbers.tolist()))
+            return np.full((len(dataset.span_rows(numbers)), 1), 0.5, np.float32)
+
+    def fit(features, dataset, numbers, targets, *, seed):
+        assert seed == 7
+        seen.append(set(numbers.tolist()))
+        return Coin()
+
+    monkeypatch.setattr(TwoLayer, "fit", fit)
+    states, targets = planted(dataset)
+    assert description_length(states, dataset, targets, 7) == pytest.approx(1.0)
+    assert len(seen) == 4
+    for before, now, after in zip(seen, coded, [*seen[1:], set(dataset.train.tolist())], strict=True):
+        assert not before & now
+        assert before | now == after
+    assert [round(len(now) / len(before), 1) for before, now in zip(seen, coded, strict=True)] == pytest.approx(
+        [1] * 4, abs=0.2
+    )
+    assert seen[-1] != set(dataset.train[: len(seen[-1])].tolist())  # drawn, not the first
 
 
 def test_entropy_of_a_coin_is_a_bit():
