@@ -109,16 +109,19 @@ def test_several_steps_are_plain_gradient_descent(model, kind, dtype, limit):
     assert moved > 100 * limit  # else nothing was tested
 
 
-def test_other_layers_stay_as_they_are(model):
+@pytest.mark.parametrize("learning", [0, 1])
+def test_other_blocks_stay_as_they_are(model, learning):
+    """Below the block that learns, and above it, where the gradient passes."""
     plain = model("opt")
     ids = tokens(plain)
-    simulation = TinT.build(plain, layers="1", mode="exact")
+    simulation = TinT.build(plain, layers=str(learning), mode="exact")
     out = simulation(ids, prefix_mask(), lr=0.01)
-    for name, value in out.update.blocks[0].items():
-        assert torch.equal(value, simulation.auxiliary.blocks[0][name])
+    before = simulation.auxiliary.blocks
+    for name, value in out.update.blocks[1 - learning].items():
+        assert torch.equal(value, before[1 - learning][name])
     for layer, name, wanted in gradients(plain, summed_loss(plain, ids[0, :TRAIN]), simulation):
-        if layer == 1 and name != "k.bias":
-            moved = simulation.auxiliary.blocks[1][name] - out.update.blocks[1][name][0]
+        if layer == learning and name != "k.bias":
+            moved = before[learning][name] - out.update.blocks[learning][name][0]
             assert relative(moved / 0.01, wanted) < 1e-9
 
 

@@ -29,7 +29,7 @@ def test_the_transformer_and_the_fast_path_agree(model, kind, dtype, scale, limi
     plain = model(kind, dtype)
     ids, mask = tokens(plain, 2), prefix_mask(2)
     mask[0, 5] = mask[1, 9:] = False
-    for options in ({}, {"steps": 2, "layers": "1"}):
+    for options in ({}, {"steps": 2, "layers": "1"}, {"layers": "0"}):
         whole = TinT.build(plain, scale=scale, materialise=True, **options)
         fast = TinT.build(plain, scale=scale, **options)
         ours, wanted = whole(ids, mask, lr=0.01), fast(ids, mask, lr=0.01)
