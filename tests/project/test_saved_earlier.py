@@ -9,10 +9,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from pcfg import Grammar, Tree, inside_outside
+from pcfg.learning.pretraining import Pretrained
 from pcfg.learning.resumable_fit import fit_file
 from probes import ProbeReport
-from surgery import Checkpoint, Recipe, Skill, Task, score, tune
+from surgery import Checkpoint, Recipe, Skill, Task, Tuned, score, tune
 from surgery.tasks.examples import Example
+from surgery.tasks.scoring import Score
 from surgery.tint import Run, Verification
 from surgery.unlearning import Bottleneck, Eraser, Report
 from tests.support.tiny import expected_fingerprint, hashes, weights
@@ -66,10 +68,22 @@ def test_a_tuned_checkpoint_scores_as_it_did_and_its_recipe_is_one(task):
     assert again.report["losses"] == pytest.approx(report["losses"], abs=1e-4)
 
 
+def test_a_tuned_checkpoint_is_read_as_the_result_that_it_was():
+    tuned = Tuned.load(SAVED / "tuned", base=SAVED / "base")
+    assert tuned.report["losses"] == [0.7091, 0.69761, 0.73259, 0.66549] and tuned.task.labels == (
+        "negative",
+        "positive",
+    )
+    whole = load_file(SAVED / "tuned" / "model.safetensors")
+    assert all(np.array_equal(tensor.numpy(), whole[name]) for name, tensor in tuned.tensors.items())
+    assert sum(tensor.numel() for tensor in tuned.tensors.values()) == 2224
+
+
 def test_a_score_report_holds_every_example():
-    report = json.loads((SAVED / "score" / "report.json").read_text())
-    assert report["logits"] == LOGITS * 2 and report["targets"] == [1, 0] * 4
-    assert (report["accuracy"], report["agreement"], report["metric"]) == (0.5, 1.0, "accuracy")
+    found = Score.load(SAVED / "score")
+    assert found.logits.tolist() == LOGITS * 2 and found.targets.tolist() == [1, 0] * 4
+    assert (found.accuracy, found.agreement, found.metric) == (0.5, 1.0, "accuracy")
+    assert found.labels == ("negative", "positive")
 
 
 ROWS = np.linspace(-1, 1, 30, dtype=np.float32).reshape(5, 6)
@@ -148,7 +162,9 @@ def test_a_stopped_estimation_goes_on_from_its_rounds(tmp_path):
 def test_a_pretrained_model_has_its_grammar_and_its_figures():
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    report = json.loads((SAVED / "pretrained" / "report.json").read_text())
+    pretrained = Pretrained.load(SAVED / "pretrained")
+    report = pretrained.report
+    assert float(pretrained.loss.excess.mean()) == pytest.approx(report["excess"]["value"], abs=1e-5)
     assert report["excess"]["value"] == 1.4848696455571944 and report["optimum"] == pytest.approx(np.log(2))
     assert [row["excess"] for row in report["history"]][-1] == report["excess"]["value"]
     grammar = Grammar.load(SAVED / "pretrained" / "grammar.pcfg.json")
