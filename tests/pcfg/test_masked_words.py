@@ -71,16 +71,18 @@ def test_one_pass_equals_a_chart_for_each_mask():
         assert found.sum(1) == pytest.approx(np.ones(len(sentence)), abs=1e-12)
 
 
-def test_a_place_that_hardly_weighs_beside_others_is_as_exact():
-    # Masking "odd" frees a probability 1e13 times that which masking another word does.
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+@pytest.mark.parametrize("odd", [1e-13, 1e-306])
+def test_a_place_that_hardly_weighs_beside_others_is_as_exact(odd, engine):
+    # Masking "odd" frees a probability 1e13 times that which masking another word does; or more than a marginal can hold.
     grammar = Grammar(
         {"S": 1.0},
         {("S", "A", "B"): 1.0},
-        {("A", "odd"): 1e-13, ("A", "usual"): 1 - 1e-13, ("B", "x"): 0.25, ("B", "y"): 0.75},
+        {("A", "odd"): odd, ("A", "usual"): 1 - odd, ("B", "x"): 0.25, ("B", "y"): 0.75},
     )
-    (found,) = word_posteriors(grammar, [["odd", "x"]])
+    (found,) = word_posteriors(grammar, [["odd", "x"]], engine=engine)
     columns = [grammar.words.index(word) for word in ("odd", "usual", "x", "y")]
-    expected = [[1e-13, 1 - 1e-13, 0, 0], [0, 0, 0.25, 0.75]]
+    expected = [[odd, 1 - odd, 0, 0], [0, 0, 0.25, 0.75]]
     assert found[:, columns] == pytest.approx(np.array(expected), abs=1e-14)
 
 
