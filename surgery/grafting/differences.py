@@ -16,15 +16,15 @@ def left_out(base: Checkpoint, tuned: Checkpoint, names: Sequence[str]) -> list[
 
 def head_tensors(base: Checkpoint, tuned: Checkpoint, others: Sequence[str], resized: Sequence[str]) -> list[str]:
     """Those left out that belong to the head; not one that only has other rows for tokens that were added."""
-    theirs, found = counterparts(base, tuned), []
+    theirs, names = counterparts(base, tuned), []
     for name in sorted(set(others) - set(base.structure.body)):
         if name in resized:
             ours, other = base.tensor(name), tuned.tensor(theirs[name])
             rows = min(len(ours), len(other))
             if torch.equal(ours[:rows], other[:rows].to(ours.dtype)):
                 continue
-        found.append(name)
-    return found
+        names.append(name)
+    return names
 
 
 def _differ(base: Checkpoint, name: str, tuned: Checkpoint, other: str) -> bool:

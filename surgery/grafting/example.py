@@ -87,7 +87,7 @@ def run_example(
 
 
 def _package(name: str, purpose: str) -> Path:
-    found = find_spec(name)
-    if found is None or not found.submodule_search_locations:
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(name, "demo", purpose)
-    return Path(found.submodule_search_locations[0])
+    return Path(spec.submodule_search_locations[0])

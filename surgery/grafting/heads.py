@@ -51,7 +51,7 @@ def _body(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
     """Each tensor of the tuned checkpoint's body that the base has -> the base's tensor."""
     ours = {name: tensor for tensor, name in body_tensors(base, tuned).items()}
     structure = tuned.structure
-    found = {}
+    body = {}
     for tensor, name in structure.parameters.items():
         # An output matrix that is tied to the embedding belongs to the body, though its name doesn't say so.
         held = next((ours[mate] for mate in (name, *structure.mates(name)) if mate in ours), None)
@@ -63,8 +63,8 @@ def _body(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
             raise CheckpointError(
                 f"tensor {held} is {shapes[0]} in {base}, but {shapes[1]} in {tuned}: both must be one architecture"
             )
-        found[tensor] = held
-    return found
+        body[tensor] = held
+    return body
 
 
 def _with_rows(base: Checkpoint, ours: str, tuned: Checkpoint, name: str) -> Tensor:

@@ -18,17 +18,17 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     Args:
         report: a skill's `report.json`; fields that older versions didn't write may be missing.
     """
-    found = []
+    sentences = []
     if head := report.get("head"):
-        found.append(
+        sentences.append(
             f"The head differs ({_some(head)}), and the graft has the base's: `--head tuned` gives the base the tuned one's."
         )
     if resized := report.get("resized"):
-        found.append(f"Tuning resized {_some(resized)}; the graft has the base's rows and the base's tokenizer.")
-    found += _fewer(report)
-    found += _gain(report)
-    found += _moved(report)
-    return found
+        sentences.append(f"Tuning resized {_some(resized)}; the graft has the base's rows and the base's tokenizer.")
+    sentences += _fewer(report)
+    sentences += _gain(report)
+    sentences += _moved(report)
+    return sentences
 
 
 def _fewer(report: Mapping[str, Any]) -> list[str]:

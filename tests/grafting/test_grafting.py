@@ -16,7 +16,7 @@ from surgery.errors import CheckpointError, OptionError, TaskError
 from surgery.grafting.baselines import BASELINES, load_baseline
 from surgery.grafting.budget import budget, parse_sweep
 from surgery.grafting.candidates import Candidates, GraftedModel
-from surgery.grafting.evaluation import gain_interval
+from surgery.grafting.evaluation import Evaluator, gain_interval
 from surgery.grafting.methods import Evidence, dual_averaging, movement, sigmoid
 from surgery.tasks.readout import Encoded, pick_readout
 from surgery.tasks.scoring import Score
@@ -238,6 +238,19 @@ def test_random_baselines_repeat_by_seed_and_by_number(pair, name):
 
     assert changed(0) == changed(0) != changed(1)
     assert not changed(0) <= changed(0, 31)  # another number is another draw
+    whole = len(grafted.candidates) if name == "random moved" else grafted.candidates.movable
+    assert len(changed(0, whole)) == grafted.candidates.moved  # none is drawn twice
+
+
+def test_a_fitted_bias_is_added_to_the_bases_scores():
+    evaluator = object.__new__(Evaluator)
+    evaluator._targets = np.array([0, 1, 1, 1])
+    evaluator.base = Score(("a", "b"), "accuracy", np.array([[2.0, 0.0]] * 4, np.float32), evaluator._targets)
+    assert [evaluator.accuracy_with(np.array(bias)) for bias in ((0.0, 0.0), (0.0, 1.0), (0.0, 3.0))] == [
+        0.25,
+        0.25,
+        0.75,
+    ]
 
 
 def test_sweep_and_baselines_are_reported(pair, tmp_path):
