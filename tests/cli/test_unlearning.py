@@ -432,31 +432,3 @@ def test_neither_folder_appears_when_one_cannot_be_written(work, run, monkeypatc
     status, out, err = run("unlearn", work / "bn", "--forget", "ant", "-o", work / "f")
     assert (status, out) == (2, "") and "No space left" in err
     assert hashes(work) == before and not (work / "f").exists() and not (work / "f-eraser").exists()
-
-
-def test_unlearn_without_arguments_runs_the_example(run, tmp_path, monkeypatch):
-    from surgery.unlearning import example
-    from surgery.unlearning.evaluation.report import Report
-
-    point = {"forget_accuracy": 0.0, "retain_accuracy": 1.0}
-    report = Report({"points": {"after": point, "refitted": point}, "remarks": ["Said."]})
-    asked = []
-
-    def instead(output, **options):
-        asked.append((output, options["overwrite"], options["seed"]))
-        options["say"]("1. A step")
-        return report, tmp_path
-
-    monkeypatch.setattr(example, "run_example", instead)
-    status, out, _ = run("unlearn", "--seed", 3)
-    assert status == 0 and asked == [(None, False, 3)] and "1. A step" in out and "Said." in out
-    status, out, _ = run("unlearn", "--json")
-    assert status == 0 and json.loads(out)["remarks"] == ["Said."]
-
-
-def test_help(run):
-    status, out, _ = run("--help")
-    assert status == 0 and "unlearn" in out and "bottleneck" in out
-    for command in ("fit", "undo", "verify", "show"):
-        assert run("bottleneck", command, "--help")[0] == 0
-    assert run("unlearn", "--help")[0] == 0

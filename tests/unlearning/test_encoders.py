@@ -1,4 +1,4 @@
-"""Frozen encoders: features against the library run on one input at a time, and the cache that keeps them."""
+"""Frozen encoders: features against the library run on one input at a time."""
 
 import json
 import shutil
@@ -14,70 +14,12 @@ from safetensors.torch import load_file, save_file
 from surgery import Checkpoint
 from surgery.errors import CheckpointError, OptionError, TaskError
 from surgery.grafting.example import minilm
-from surgery.unlearning.features import encoders
 from surgery.unlearning.features.encoders import Encoder, cached_features
 from tests.support import architectures
+from tests.support.encoders import IMAGE_KINDS, TEXTS, one_by_one
 from tests.support.tiny import _quiet, change, pickled
 
-TEXTS = [
-    "It was great",
-    "The film was terrible and the acting was not good , but I liked the music and the story",
-    "fun",
-    ("a book", "It was boring and so was the music"),
-    "we saw it and loved it",
-]
 CAUSAL = ("gpt2", "opt", "llama", "llama-tied")
-
-_VIT = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "image_size": 16,
-    "patch_size": 8,
-}
-_CONV = {"hidden_sizes": [8, 16], "depths": [1, 1]}
-_CROP = {"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}}
-_SQUARE = {"size": {"height": 16, "width": 16}}
-# kind -> class, its config, its image processor and that one's sizes
-_IMAGE_KINDS = {
-    "clip": (
-        "CLIPModel",
-        {"text_config": {**_VIT, "vocab_size": 9}, "vision_config": _VIT, "projection_dim": 12},
-        "CLIP",
-        _CROP,
-    ),
-    "clip-tower": ("CLIPVisionModel", _VIT, "CLIP", _CROP),
-    "vit": ("ViTModel", _VIT, "ViT", _SQUARE),
-    "vit-classifier": ("ViTForImageClassification", _VIT, "ViT", _SQUARE),
-    "dinov2": ("Dinov2Model", _VIT, "Bit", _CROP),
-    "resnet": ("ResNetModel", {**_CONV, "embedding_size": 8}, "ConvNext", {"size": {"shortest_edge": 16}}),
-    "convnext": ("ConvNextModel", {**_CONV, "num_stages": 2}, "ConvNext", {"size": {"shortest_edge": 16}}),
-    "mae": ("ViTMAEModel", {**_VIT, "patch_size": 2}, "ViT", _SQUARE),
-}
-
-
-@pytest.fixture(scope="session")
-def tiny_image(tmp_path_factory):
-    """`tiny_image(kind)`: the folder of a tiny image model of random weights, made once a session."""
-    made = {}
-
-    def get(kind):
-        if kind not in made:
-            name, sizes, processor, options = _IMAGE_KINDS[kind]
-            folder = tmp_path_factory.mktemp("image") / kind
-            model_class = getattr(transformers, name)
-            torch.manual_seed(0)
-            with _quiet():
-                model = model_class(model_class.config_class(**sizes))
-                for parameter in model.parameters():
-                    torch.nn.init.normal_(parameter, std=0.2)
-                model.save_pretrained(folder)
-                getattr(transformers, f"{processor}ImageProcessorPil")(**options).save_pretrained(folder)
-            made[kind] = folder
-        return made[kind]
-
-    return get
 
 
 @pytest.fixture(autouse=True)
@@ -85,36 +27,6 @@ def cache(tmp_path, monkeypatch):
     """The cache, in the test's own folder."""
     monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "features"
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Images of several sizes and modes, on disk."""
-    random = np.random.default_rng(0)
-    shapes = {
-        "a.png": (40, 30, 3),
-        "b.jpg": (16, 64, 3),
-        "c.png": (20, 20),
-        "d.webp": (33, 21, 3),
-        "e.bmp": (17, 17, 3),
-    }
-    for name, shape in shapes.items():
-        Image.fromarray(random.integers(0, 256, shape, np.uint8)).save(tmp_path / name)
-    return [tmp_path / name for name in shapes]
-
-
-def one_by_one(folder, texts, pooling):
-    """Features by the library alone: the whole model as it was saved, one text at a time, nothing padded."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    name = json.loads((folder / "config.json").read_text())["architectures"][0]
-    with _quiet(), torch.no_grad():
-        model = getattr(transformers, name).from_pretrained(folder).eval()
-        rows = []
-        for text in texts:
-            batch = tokenizer(*([text] if isinstance(text, str) else text), return_tensors="pt")
-            hidden = model(**batch, output_hidden_states=True).hidden_states[-1][0]
-            rows.append((hidden.mean(0) if pooling == "mean" else hidden[-1]).numpy())
-    return np.stack(rows)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
@@ -166,10 +78,10 @@ def test_images_are_encoded_as_the_library_encodes_each(name, tiny_image, images
         IMAGE_WIDTHS[name],
         None,
     )
-    processor = getattr(transformers, f"{_IMAGE_KINDS[name][2]}ImageProcessorPil").from_pretrained(folder)
+    processor = getattr(transformers, f"{IMAGE_KINDS[name][2]}ImageProcessorPil").from_pretrained(folder)
     pooled, mean = [], []
     with _quiet(), torch.no_grad():
-        model = getattr(transformers, _IMAGE_KINDS[name][0]).from_pretrained(folder).eval()
+        model = getattr(transformers, IMAGE_KINDS[name][0]).from_pretrained(folder).eval()
         for path in images:
             pixels = processor(Image.open(path).convert("RGB"), return_tensors="pt")["pixel_values"]
             if name == "clip":
@@ -338,181 +250,6 @@ def test_a_spec_opens_the_same_encoder_and_refuses_another(name, tiny, tiny_imag
         Encoder.from_spec(spec, source=other)
     with pytest.raises(CheckpointError, match="lacks 'fingerprint'"):
         Encoder.from_spec({key: value for key, value in spec.items() if key != "fingerprint"})
-
-
-@pytest.fixture
-def encoded(monkeypatch):
-    """How many inputs were really encoded since."""
-    counted, encode = [], Encoder.encode
-
-    def counting(self, inputs, progress=encoders.silent):
-        features = encode(self, inputs, progress)
-        counted.extend(inputs)
-        return features
-
-    monkeypatch.setattr(Encoder, "encode", counting)
-    return counted
-
-
-def test_features_are_computed_once(tiny, encoded, cache):
-    encoder = Encoder.open(tiny("bert"))
-    first = cached_features(encoder, TEXTS)
-    np.testing.assert_allclose(first, one_by_one(tiny("bert"), TEXTS, "mean"), atol=1e-5)
-    assert len(encoded) == 5 and len(list(cache.iterdir())) == 1
-    second = cached_features(Encoder.open(tiny("bert")), TEXTS)
-    np.testing.assert_array_equal(first, second)
-    assert len(encoded) == 5 and second.dtype == np.float32 and second.flags.writeable
-    cached_features(encoder, TEXTS[::-1])
-    cached_features(Encoder.open(tiny("bert"), pooling="last"), TEXTS)
-    assert len(encoded) == 15
-
-
-def in_place(folder, factor=2):
-    """Double the weights in the very file, as a patch in place does."""
-    with (folder / "model.safetensors").open("r+b") as file:
-        for entry in Checkpoint(folder).entries.values():
-            file.seek(entry.start)
-            values = np.frombuffer(file.read(entry.stop - entry.start), np.float32)
-            file.seek(entry.start)
-            file.write((values * np.float32(factor)).tobytes())
-
-
-def replaced(folder):
-    """Other weights under the same name, as saving again does."""
-    other = {name: tensor * 2 for name, tensor in load_file(folder / "model.safetensors").items()}
-    save_file(other, folder / "other.safetensors", metadata={"format": "pt"})
-    (folder / "other.safetensors").replace(folder / "model.safetensors")
-
-
-@pytest.mark.parametrize("asked", ["before", "after"], ids=lambda when: f"fingerprint asked for {when}")
-@pytest.mark.parametrize("write", [in_place, replaced])
-def test_an_open_encoder_stays_as_it_was_when_its_files_change(write, asked, copied, encoded):
-    folder = copied("bert", "model")
-    expected, encoder = one_by_one(folder, TEXTS, "mean"), Encoder.open(folder)
-    fingerprint = Encoder.open(folder).fingerprint if asked == "after" else encoder.fingerprint
-    write(folder)
-    np.testing.assert_allclose(cached_features(encoder, TEXTS), expected, atol=1e-5)
-    assert encoder.fingerprint == fingerprint == encoder.spec()["fingerprint"]
-    again = Encoder.open(folder)
-    assert again.fingerprint != fingerprint
-    np.testing.assert_allclose(cached_features(again, TEXTS), one_by_one(folder, TEXTS, "mean"), atol=1e-5)
-    assert len(encoded) == 10
-
-
-def test_a_checkpoint_opened_before_its_files_changed_is_read_again(copied):
-    folder = copied("bert", "model")
-    early = Checkpoint(folder)
-    assert early.fingerprint
-    replaced(folder)
-    encoder = Encoder.open(early)
-    assert encoder.fingerprint == Encoder.open(folder).fingerprint
-    np.testing.assert_allclose(encoder.encode(TEXTS), one_by_one(folder, TEXTS, "mean"), atol=1e-5)
-
-
-def test_files_that_change_while_they_are_read_are_refused(copied, monkeypatch):
-    folder, load = copied("bert", "model"), encoders._load_body
-
-    def slow(*given):
-        found = load(*given)
-        in_place(folder)
-        return found
-
-    monkeypatch.setattr(encoders, "_load_body", slow)
-    with pytest.raises(CheckpointError, match="model changed while it was read"):
-        Encoder.open(folder)
-
-
-def test_weights_changed_in_memory_have_a_place_of_their_own_and_no_spec(tiny, encoded):
-    encoder = Encoder.open(tiny("bert"))
-    first = cached_features(encoder, TEXTS)
-    with torch.no_grad():
-        encoder.module.encoder.layer[1].output.dense.weight.mul_(2)
-    second = cached_features(encoder, TEXTS)
-    np.testing.assert_array_equal(second, encoder.encode(TEXTS))
-    assert np.abs(second - first).max() > 1e-3
-    np.testing.assert_array_equal(cached_features(Encoder.open(tiny("bert")), TEXTS), first)
-    assert len(encoded) == 15
-    with pytest.raises(CheckpointError, match="were changed in memory since it was opened: save it"):
-        encoder.spec()
-
-
-def test_an_image_that_changes_while_it_is_encoded_is_refused_and_not_kept(tiny_image, images, cache, monkeypatch):
-    encoder, encode = Encoder.open(tiny_image("vit")), Encoder.encode
-
-    def slow(self, inputs, progress=encoders.silent):
-        found = encode(self, inputs, progress)
-        shutil.copyfile(images[1], images[0])
-        return found
-
-    monkeypatch.setattr(Encoder, "encode", slow)
-    with pytest.raises(TaskError, match=r"a\.png changed while it was encoded"):
-        cached_features(encoder, images)
-    assert not cache.exists()
-
-
-def test_an_image_file_with_other_content_is_encoded_again(tiny_image, images, encoded):
-    encoder = Encoder.open(tiny_image("vit"))
-    first = cached_features(encoder, images)
-    shutil.copyfile(images[1], images[4])
-    second = cached_features(encoder, images)
-    assert len(encoded) == 10
-    np.testing.assert_array_equal(second[4], first[1])
-    np.testing.assert_array_equal(cached_features(encoder, images), second)
-    assert len(encoded) == 10
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda raw: raw[:-7],
-        lambda raw: b"",
-        lambda raw: raw[:-40] + bytes([raw[-40] ^ 1]) + raw[-39:],
-        lambda raw: b"nonsense" * 50,
-    ],
-)
-def test_a_damaged_cache_is_computed_again(tiny, encoded, cache, damage):
-    encoder = Encoder.open(tiny("bert"))
-    first = cached_features(encoder, TEXTS)
-    (file,) = cache.iterdir()
-    whole = file.read_bytes()
-    file.write_bytes(damage(whole))
-    np.testing.assert_array_equal(cached_features(encoder, TEXTS), first)
-    assert len(encoded) == 10 and file.read_bytes() == whole
-
-
-def test_an_interrupted_run_goes_on_where_it_stopped(tiny, encoded, cache, monkeypatch):
-    monkeypatch.setattr(encoders, "_CHUNK", 4)
-    encoder = Encoder.open(tiny("bert"), batch_size=2)
-    texts = [f"{first} {second}" for first in ("good", "bad", "fun") for second in ("film", "book", "plot", "story")]
-    seen = []
-
-    def stop(done, total, line):
-        seen.append((done, total))
-        if done == 10:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cached_features(encoder, texts[:11], stop)
-    assert seen == [(2, 11), (4, 11), (6, 11), (8, 11), (10, 11)]
-    assert encoded == texts[:8] and len(list(cache.iterdir())) == 2
-    features = cached_features(encoder, texts[:11])
-    assert encoded == texts[:11] and len(list(cache.iterdir())) == 1
-    np.testing.assert_allclose(features, one_by_one(tiny("bert"), texts[:11], "mean"), atol=1e-5)
-
-
-def test_without_a_cache_that_can_be_written_features_come_all_the_same(tiny, encoded, tmp_path, monkeypatch):
-    encoder = Encoder.open(tiny("bert"))
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "file"))
-    first = cached_features(encoder, TEXTS)
-
-    def refuse(path, content):
-        raise PermissionError(13, "read-only", str(path))
-
-    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "readonly"))
-    monkeypatch.setattr(encoders, "replace_bytes", refuse)
-    np.testing.assert_array_equal(cached_features(encoder, TEXTS), first)
-    assert len(encoded) == 10 and not (tmp_path / "readonly").exists()
 
 
 def test_nothing_to_encode_is_no_error(tiny):

@@ -212,7 +212,8 @@ DRAWINGS = (
         "shared",
         shared,
         lambda content: bool(content.get("shared_keys")),
-        "How much classes share keys: of the keys that a row's class selects, the share that the column's class selects too. "
+        "How much classes share keys: of the selections of the class at the left, the share that falls on keys which the class "
+        "below selects too. "
         "Where classes share many, masking one costs the other.",
     ),
 )
