@@ -9,7 +9,7 @@ import pytest
 from pcfg.errors import GrammarError, TreebankError
 from pcfg.grammars.grammar import Grammar
 from pcfg.inference.chart import inside_outside
-from pcfg.treebanks.lexicon import SmoothedLexicon, known_form, signatures
+from pcfg.treebanks.lexicon import UNKNOWN, SmoothedLexicon, frequent_signatures, known_form, signatures
 from pcfg.treebanks.trees import Tree
 
 
@@ -33,6 +33,13 @@ from pcfg.treebanks.trees import Tree
 )
 def test_signatures(word, position, expected):
     assert signatures(word, position) == expected
+
+
+def test_signatures_stand_for_themselves_from_so_many_rare_words_on():
+    rare = [("eating", 1), ("sitting", 2), ("1984", 1), ("!", 0)]
+    assert frequent_signatures(rare, 2) == {"<unk:lower-ing>", "<unk:lower>", UNKNOWN}
+    assert frequent_signatures(rare, 3) == frequent_signatures(rare[:1], 3) == {UNKNOWN}
+    assert frequent_signatures([], 1) == set()
 
 
 def test_known_forms():

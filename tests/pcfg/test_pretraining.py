@@ -23,6 +23,7 @@ from pcfg.treebanks.induction import induce
 from pcfg.treebanks.trees import Tree
 from probes.example import example_grammar
 
+PAIRS = {("S", "A", "A"): 0.5, ("S", "A", "S"): 0.5}
 TINY = PretrainRecipe(layers=1, heads=2, width=16, sentences=640, max_length=8, batch_size=32, evaluation=30)
 
 
@@ -50,6 +51,32 @@ def test_the_optimum_is_the_exact_posterior(grammar):
             assert masked.entropies[first] == pytest.approx(-(row * np.log(row)).sum(), abs=1e-9)
             first += 1
     assert first == len(masked.optimum)
+
+
+def test_masks_follow_the_share_and_the_seed():
+    sentences = [["w0"] * 12] * 60
+
+    def masks(**options):
+        return MaskedSet.draw(Grammar({"S": 1.0}, PAIRS, {("A", "w0"): 1.0}), sentences, **options).masks
+
+    for share in (0.3, 0.6):
+        assert abs(sum(map(len, masks(seed=0, share=share))) / 720 - share) < 0.08
+    assert masks(seed=0) == masks(seed=0) != masks(seed=1)
+    assert all(len(found) == 5 for found in masks(seed=0, count=5))
+
+
+def test_every_batch_has_masks_of_its_own_which_the_seed_decides():
+    grammar = Grammar({"S": 1.0}, {("S", "A", "A"): 1.0}, {("A", "a"): 1.0})  # all sentences are the same
+    words, drawn = tokenizer(grammar), sample(grammar, 64, seed=0)
+
+    def masks(seed, share=0.3):
+        ids, device = word_ids(grammar, words), torch.device("cpu")
+        made = Batches.of(drawn, ids, words, batch_size=32, share=share, seed=seed, device=device)
+        return [made[number].labels != -100 for number in range(len(made))]
+
+    (one, other), (again, _), (elsewhere, _) = masks(0), masks(0), masks(1)
+    assert torch.equal(one, again) and not torch.equal(one, other) and not torch.equal(one, elsewhere)
+    assert sum(int(batch.sum()) for batch in masks(0, 0.8)) / 128 > 0.65
 
 
 class Oracle(torch.nn.Module):

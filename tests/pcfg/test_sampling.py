@@ -130,8 +130,12 @@ def test_long_exact_samples_have_the_right_lengths():
     assert_frequencies(Counter(thrown.lengths.tolist()), dict(enumerate(expected / acceptance)))
 
 
-def test_auto_takes_rejection_where_few_draws_are_lost():
+def test_auto_takes_rejection_where_a_fifth_of_the_draws_or_more_are_kept():
     assert sample(SMALL, 10, seed=0, max_length=5).method == "rejection"
+    for kept, method in ((0.21, "rejection"), (0.19, "exact")):
+        rules = {("S", "A", "A"): kept, ("S", "A", "B"): 1 - kept, ("B", "A", "A"): 1.0}  # two words, or three
+        drawn = sample(Grammar({"S": 1.0}, rules, {("A", "a"): 1.0}), 10, seed=0, max_length=2)
+        assert drawn.method == method and drawn.acceptance == pytest.approx(kept)
 
 
 @pytest.mark.parametrize(
