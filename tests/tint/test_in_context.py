@@ -145,6 +145,9 @@ def test_examples_are_drawn_by_seed_and_used_for_one_thing(tiny):
     first, other = (_Examples.pick(given, 4, 8, 4, seed).test for seed in (0, 1))
     assert first != other and all(t == [row for row in given.test if row in t] for t in (first, other))
     assert _Examples.pick(given, 4, 3, None, 0)[1:] == (list(given.dev)[:3], list(given.test))
+    undeveloped = Task.load("sst2", train=ROWS[::2], test=ROWS[1::2])
+    demonstrations, dev, test = _Examples.pick(undeveloped, 4, 5, None, 0)
+    assert test == ROWS[1::2] and len(dev) == 5 and set(dev) <= set(ROWS[::2]) - set(demonstrations)
     for seed in (0, 1):
         spec = run_task(tiny("gpt2"), given, shots=4, lr=0.1, modes=("exact",), seed=seed).content
         assert spec["seed"] == seed and spec["shots"] == 4

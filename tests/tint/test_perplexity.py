@@ -197,3 +197,7 @@ def test_windows_are_the_first_of_the_text(model):
         run_text(plain, given, window=16, windows=2, dev_windows=2, lr=(1e-3, 1e-2)) for given in (ids, ids[:64])
     )
     assert few.points == alone.points and few.content["windows"] == 2
+    frozen, resampled = (
+        run_text(plain, ids, window=16, lr=0.1, methods=("frozen",), seed=seed).points[0] for seed in (0, 1)
+    )
+    assert frozen["value"] == resampled["value"] and frozen["low"] != resampled["low"]
