@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,18 @@ import pytest
 from pcfg import Grammar, sample
 from pcfg.learning.pretraining import PretrainRecipe, pretrain
 from pcfg.treebanks.trees import format_trees
+from surgery.grafting.skill import Skill
+from surgery.tasks.examples import Example
+from surgery.tasks.task import Task
 from tests.support import pages
 from tests.support.pages import ROOT
+from tests.support.stacks import delta_on
 
 PAGES = pages.pages()
 # What blocks are run with in place of what they say, so that each line takes a second or two on the stage's tiny models.
 SMALLER = {
     "1e-4": "1e-2",
     "CLASS": "negative",
-    "other-skill/": "skill/",
     "--nltk-treebank --only 1-3414": "--trees treebank.txt",
     "--nltk-treebank --only 3415-3914 --max-length 40": "--trees treebank.txt",
     "--nltk-treebank --sentences 800 --max-length 30": "--trees treebank.txt",
@@ -44,6 +48,9 @@ SMALLER = {
 # The embedded examples, which tests of their own run.
 ALONE = ("graft", "unlearn", "tint", "probe")
 
+# A label of each skill that pages combine.
+LABELS = {"trec": "Human", "subj": "subjective", "cr": "positive", "other-skill": "positive"}
+
 RULES = """
 S -> NP VP [1.0]
 NP -> Det N [0.7] | NP PP [0.2] | 'they' [0.1]
@@ -63,6 +70,8 @@ def stage(tiny, tmp_path_factory):
     for name, kind in {"BASE": "bert", "base": "bert", "MODEL": "gpt2", "gpt2-folder": "gpt2"}.items():
         shutil.copytree(tiny(kind), folder / name)
     write_reviews(folder)
+    for number, name in enumerate(LABELS):
+        save_skill(folder, name, range(4 * number, 4 * number + 8))
     features = np.random.default_rng(0).normal(size=(90, 6)).astype(np.float32)
     for name, part in {"train": slice(60), "other": slice(60, 90), "rows": slice(3)}.items():
         np.savez(folder / f"{name}.npz", features=features[part], label=np.arange(90)[part] % 3)
@@ -91,6 +100,14 @@ def write_reviews(folder):
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     reviews = [f"{text},{label}" for text, label in rows(40, ["music", "service"], ("bad", "good"))]
     (folder / "reviews.csv").write_text("\n".join(["text,label", *reviews]))
+
+
+def save_skill(folder, name, places):
+    """A skill of the base that gives some weights of one tensor other values."""
+    task = Task.load("sst2" if name == "other-skill" else name, test=[Example("It was great .", "", LABELS[name])])
+    delta = delta_on(folder / "BASE", {place: 5.0 + place for place in places})
+    report = {"call": {"graft": {"base": "BASE", "weights": len(places)}}, "task": task.spec(), "weights": len(places)}
+    Skill(replace(delta, metadata={"task": json.dumps(task.spec())}), task, report).save(folder / name)
 
 
 @pytest.fixture
@@ -125,9 +142,7 @@ def test_every_command_of_a_page_runs(page, work, run):
     for words in commands(page):
         if words in elsewhere:
             continue
-        over = (
-            ["--overwrite"] if any("--overwrite" in parameter.opts for parameter in pages.parse(words).params) else []
-        )
+        over = ["--overwrite"] if "-o" in words else []
         status, _, said = run(*words, *over)
         assert status == 0, f"surgery {' '.join(words)}: {said}"
 
