@@ -89,6 +89,16 @@ def test_a_skill_goes_onto_a_plain_graft_that_is_named_too(tiny, layers, tmp_pat
         restack("apply", [b, layers["c"]], tmp_path / "a", tmp_path / "out")
 
 
+def test_of_two_skills_that_a_plain_graft_could_hold_the_larger_is_taken_for_it(tiny, layers, tmp_path):
+    a = layers["a"]
+    part = Layer("part", a.delta.keep(torch.tensor([True, False, True, False])))
+    write_patched(a.delta, Checkpoint(tiny("bert")), tmp_path / "a", add=a.readouts)
+    done = restack("apply", [part, a], tmp_path / "a", tmp_path / "both")
+    assert (done.before.ids, done.after.ids, done.changed) == ([a.id], [a.id, part.id], 0)
+    restack("revert", [a], tmp_path / "both", in_place=True)
+    assert holds(tmp_path / "both", tiny("bert"), [part])
+
+
 def test_applying_again_changes_nothing(tiny, layers, tmp_path):
     base, (a, b) = tiny("bert"), (layers[name] for name in "ab")
     restack("apply", [a, b], base, tmp_path / "ab")
