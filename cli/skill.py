@@ -138,7 +138,7 @@ def subtract(
 def compare(
     skill: SkillFolders, output: options.Output = None, overwrite: options.Overwrite = False, json: options.Json = False
 ) -> None:
-    """How far skills touch the same weights: both ways, by layer, against chance, and whether they move them alike."""
+    """Compare which weights skills touch: both ways, by layer, against chance, and whether they move them alike."""
     from surgery.grafting.comparison import compare as run
     from surgery.reporting.page import cell
 
@@ -162,7 +162,7 @@ def compare(
 
 @app.command()
 def overlap(first: SkillFolder, second: SkillFolder, json: options.Json = False) -> None:
-    """How many of each skill's weights the other touches too; `compare` says more."""
+    """Count how many of each skill's weights the other touches too; `compare` says more."""
     from surgery.grafting.skill import Skill
 
     one, two = Skill.load(first).delta, Skill.load(second).delta

@@ -155,7 +155,7 @@ class Comparison(Result):
             replace_json(staged / "report.json", {"format": _FORMAT, "provenance": dict(self.provenance), **parts})
             _draw_matrix(self, staged / "overlap.png")
             drawn = _draw_layers(self, staged / "layers.png")
-            self._page(drawn).write(staged)
+            self.page(drawn).write(staged)
         return Path(folder)
 
     @classmethod
@@ -172,7 +172,8 @@ class Comparison(Result):
             raise SkillError(f"{file} is no comparison of skills, or one with pairs missing: make it again")
         return cls(tuple(content["skills"]), tuple(content["pairs"]), content["provenance"])
 
-    def _page(self, drawn: int) -> Page:
+    def page(self, drawn: int = _MOST_BARS) -> Page:
+        """The report for people; `drawn` pairs are in the chart of layers."""
         columns, rows = self.table()
         some = "" if drawn == len(self.pairs) else f" The {drawn} pairs that share most are shown."
         layers = [

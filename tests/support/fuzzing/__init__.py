@@ -19,6 +19,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from surgery.errors import SurgeryError
+from tests.support.fuzzing.combining import Comparisons, MergedSkills, Stacks
 from tests.support.fuzzing.grafting import Skills, TuneStates
 from tests.support.fuzzing.grammars import CorpusStates, FitStates, Grammars, PretrainStates, Rules, Trees
 from tests.support.fuzzing.probing import ProbeReports, ProbeStates
@@ -29,6 +30,7 @@ FORMATS = {
     "skill": Skills, "grammar": Grammars, "rules": Rules, "trees": Trees, "bottleneck": Bottlenecks, "counted": Counted,
     "eraser": Erasers, "verify-report": VerifyReports, "probe-report": ProbeReports, "tint-run": TintRuns,
     "tint-verification": TintVerifications, "probe-state": ProbeStates, "tint-state": TintStates, "fit-state": FitStates,
+    "merged-skill": MergedSkills, "comparison": Comparisons, "stack": Stacks,
     "corpus-state": CorpusStates, "tune-state": TuneStates, "pretrain-state": PretrainStates,
 }  # fmt: skip
 
