@@ -242,3 +242,13 @@ def test_threads_change_nothing():
     sentences = [random_sentence(grammar, seed) for seed in range(12)]
     one, three = (inside_outside(grammar, sentences, engine="sparse", workers=workers) for workers in (1, 3))
     assert torch.equal(one.log_z, three.log_z) and torch.equal(one.label_marginals, three.label_marginals)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_each_sentences_chains_are_drawn_by_the_seed_and_for_itself(engine):
+    rules = "S -> X [0.5] | Y [0.5]\nX -> A B [1.0]\nY -> A B [1.0]\nA -> 'a' [1.0]\nB -> 'b' [1.0]"
+    chart = inside_outside(Grammar.from_text(rules), [["a", "b"]] * 2, engine=engine, device="cpu")
+    first, second = chart.sample_trees(60, seed=1, plain=True)
+    assert {str(tree) for tree in first} == {"(S (X (A a) (B b)))", "(S (Y (A a) (B b)))"}
+    assert first != second and chart.sample_trees(60, seed=2, plain=True)[0] != first
+    assert chart.sample_trees(60, seed=1, plain=True) == [first, second]

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcfg.errors import OptionError, TreebankError
+from pcfg.grammars.grammar import Grammar
+from pcfg.inference.chart import inside_outside
 from pcfg.inference.minimum_risk import PlainLabels, mbr_tree, minimum_risk_tree
 from pcfg.treebanks.transforms import undo
 from pcfg.treebanks.trees import Tree
@@ -105,3 +107,18 @@ def test_what_does_not_fit():
             minimum_risk_tree(words, np.zeros((2, 3, 1)), np.ones((2, 1)), plain, 0.4)
     with pytest.raises(OptionError, match="between 0 and 1"):
         mbr_tree(["a"], ["A"], np.zeros((1, 2, 1)), ["S"], 1.5)
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ("S -> X C [0.65] | Y C [0.35]\nX -> A B [1.0]\nY -> A B [1.0]\nC -> 'c' [1.0]", "(S {} (C c))"),
+        ("S -> X [0.65] | Y [0.35]\nX -> A B [1.0]\nY -> A B [1.0]", "(S {})"),  # with chains, whose labels differ
+    ],
+)
+def test_a_charts_labels_are_put_where_they_are_likelier_than_their_price(rules, expected):
+    grammar = Grammar.from_text(f"{rules}\nA -> 'a' [1.0]\nB -> 'b' [1.0]")
+    chart = inside_outside(grammar, [["a", "b", "c"] if "'c'" in rules else ["a", "b"]], device="cpu")
+    words = "(A a) (B b)"
+    for cost, put in ((0.3, {f"(X (Y {words}))", f"(Y (X {words}))"}), (0.5, {f"(X {words})"}), (0.7, {words})):
+        assert str(chart.mbr_trees(cost)[0]) in {expected.format(labels) for labels in put}, cost
