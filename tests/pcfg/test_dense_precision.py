@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+from pcfg.dense.chart import Outside
 from pcfg.dense.engine import dense_inside_outside, dense_sample, log_partition
 from pcfg.dense.log_space import LogInside
 from tests.support.dense_scores import INF, dense, grammar, misleading, softmaxed
@@ -133,3 +134,21 @@ def test_what_single_precision_scores_would_lose_is_promoted_in_time(gap):
     assert float(log_z.detach()) == pytest.approx(right, rel=1e-6)
     assert free.grad[0, 2, 2:].tolist() == pytest.approx([1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))], abs=1e-6)
     assert [float(result.log_z) for result in results] == pytest.approx([right, right], abs=1e-12)
+
+
+@pytest.mark.usefixtures("steps")
+def test_a_sentence_whose_outside_pass_lost_something_is_computed_again(monkeypatch):
+    whole = Outside._reach_words
+
+    def lossy(self):
+        whole(self)
+        if self.of_words.dtype == torch.float32 and self.inside.batch > 2:  # not again in the sentences that are kept
+            self.of_words[1, 1] *= 0.9  # the second word of the second sentence
+
+    scores = grammar(0, 3, 4, 3, 5)
+    exact = dense(scores, [5, 5, 4])
+    monkeypatch.setattr(Outside, "_reach_words", lossy)
+    with pytest.warns(RuntimeWarning, match="^1 in float32 of 3 sentences underflow"):
+        found = dense([x.float().double() for x in scores], [5, 5, 4], dtype=torch.float32)
+    assert [sorted(part.rows.tolist()) for part in found.parts] == [[0, 2], [1]]
+    torch.testing.assert_close(found.tag_posteriors.double(), exact.tag_posteriors, atol=1e-5, rtol=0)
