@@ -10,8 +10,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from surgery import Skill, graft, score
+from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import CheckpointError
 from surgery.grafting.card import skill_page
+from surgery.grafting.differences import head_tensors
 from surgery.grafting.heads import with_tuned_head
 from surgery.grafting.remarks import carries, remarks
 from tests.checkpoints.test_pairing import grow
@@ -291,3 +293,10 @@ def test_a_killed_graft_with_the_tuned_head_can_be_run_again(trained, tiny, tmp_
     (tmp_path / "skill-base" / "report.json").write_text(json.dumps(report))
     status, _, err = run(*graft)
     assert status == 2 and "skill-base exists already" in err
+
+
+def test_the_head_is_what_is_no_part_of_the_body(tiny):
+    checkpoint = Checkpoint(tiny("bert-classifier"))
+    everything = sorted(checkpoint.entries)
+    head = head_tensors(checkpoint, checkpoint, everything, [])
+    assert head == [name for name in everything if not name.startswith("bert.")] != []
