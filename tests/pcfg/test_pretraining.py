@@ -16,7 +16,7 @@ from pcfg.grammars.grammar import GRAMMAR_FILE
 from pcfg.inference.masked_words import masked_posteriors
 from pcfg.learning.excess_loss import MaskedLoss, MaskedSet, generative, masked_log_probs, word_ids
 from pcfg.learning.masked_lm import Batches, Trainer
-from pcfg.learning.pretraining import _seen_share, pretrain
+from pcfg.learning.pretraining import _held_out, _seen_share, pretrain
 from pcfg.learning.pretraining_recipe import PretrainRecipe, read_config
 from pcfg.sampling.tokenizer import tokenizer
 from pcfg.treebanks.induction import induce
@@ -134,6 +134,26 @@ def test_means_by_position_and_masks_are_those_of_a_loop():
     assert {e["position"]: e["value"] for e in found["by_position"]} == {1: 2.0, 2: 4.0, 3: 5.0, 4: 2.0, 5: 9.0}
     assert {e["masks"]: e["value"] for e in found["by_masks"]} == {1: 3.0, 2: 1.5, 3: 6.0}
     assert found["excess"]["low"] < 4.0 < found["excess"]["high"]
+
+
+def test_intervals_are_over_sentences_whose_masks_go_together():
+    of_sentence = np.random.default_rng(0).normal(1.0, 0.3, 40)
+    sentence, zeros = np.repeat(np.arange(40), 9), np.zeros(360)  # nine masks a sentence, all with the same excess
+    loss = MaskedLoss(sentence, np.tile(np.arange(9), 40), np.full(360, 9), zeros, zeros, of_sentence[sentence])
+    found = loss.to_json()["excess"]
+    width = 2 * 1.96 * of_sentence.std() / math.sqrt(40)
+    assert found["high"] - found["low"] == pytest.approx(width, rel=0.2)
+    assert found["low"] < of_sentence.mean() < found["high"]
+
+
+def test_held_out_sentences_are_drawn_apart_from_those_of_training():
+    grammar = Grammar.random(3, 4, words=500, seed=1)
+    held_out = _held_out(grammar, TINY, 5)
+    trained = sample(grammar, TINY.sentences, seed=5, max_length=TINY.max_length)
+    assert len(held_out) == TINY.evaluation and max(map(len, held_out)) <= TINY.max_length
+    long = {tuple(sentence) for sentence in held_out if len(sentence) > 2}
+    assert len(long) > 10 and not long & {tuple(sentence) for sentence in trained}
+    assert held_out == _held_out(grammar, TINY, 5) != _held_out(grammar, TINY, 6)
 
 
 def test_batches_hold_every_sentence_once_masked_at_words_alone(grammar):
