@@ -12,7 +12,7 @@ from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import OptionError, TintError
 from surgery.tasks.task import Task
 from surgery.tint import TinT, run_task, run_text, verify
-from surgery.tint.evaluation.perplexity import _perplexity
+from surgery.tint.evaluation.perplexity import _Evaluation, _perplexity
 from surgery.tint.evaluation.report import best, difference
 from surgery.tint.evaluation.texts import load_with_tokens
 from tests.support.tint import ROWS, tokens
@@ -201,3 +201,16 @@ def test_windows_are_the_first_of_the_text(model):
         run_text(plain, ids, window=16, lr=0.1, methods=("frozen",), seed=seed).points[0] for seed in (0, 1)
     )
     assert frozen["value"] == resampled["value"] and frozen["low"] != resampled["low"]
+
+
+def test_a_rate_that_the_measured_windows_like_better_is_not_taken(model, monkeypatch):
+    """Planted losses: the two windows that choose are best at .1, the two that are measured at .01."""
+
+    def planted(self, method, first, last, boundary, lr, dev):
+        return [abs(lr - (0.1 if window < 2 else 0.01)) for window in range(first, last)]
+
+    monkeypatch.setattr(_Evaluation, "_find", planted)
+    plain = model("gpt2")
+    run = run_text(plain, tokens(plain, count=64)[0], window=16, dev_windows=2, lr=(0.01, 0.1), methods=("TinT exact",))
+    (point,) = run.points
+    assert point["lr"] == 0.1 and point["losses"] == pytest.approx([0.09 / 8] * 2)
