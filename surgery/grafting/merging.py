@@ -13,6 +13,7 @@ from surgery.grafting.card import base_of
 from surgery.grafting.skill import FURTHER_TASKS, Carried, Skill
 from surgery.provenance import provenance
 from surgery.tasks.readout import readout_file
+from surgery.tasks.task import Task
 
 
 def merge_skills(skills: Mapping[str, Skill], rule: str = "mean") -> Skill:
@@ -84,13 +85,17 @@ def _carried_by_all(skills: Mapping[str, Skill]) -> tuple[Carried, ...]:
                     "make or fetch it again"
                 )
             whose, held = found.setdefault(task.name, (name, carried))
-            if held.task.phrases != task.phrases or (held.readout and readout and held.readout != readout):
+            if _read_by(held.task) != _read_by(task) or (held.readout and readout and held.readout != readout):
                 raise SkillError(
-                    f"{whose} and {name} read the task {task.name} by different phrases: merge one of them"
+                    f"{whose} and {name} read the task {task.name} by different prompts, label words or phrases: merge one of them"
                 )
             if readout and not held.readout:
                 found[task.name] = (name, carried)
     return tuple(carried for _, carried in found.values())
+
+
+def _read_by(task: Task) -> tuple[object, ...]:
+    return task.prompt, task.causal_prompt, task.words, task.phrases
 
 
 def _in_base(skill: Skill, file: str) -> bool:

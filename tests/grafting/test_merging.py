@@ -78,6 +78,7 @@ def test_a_merged_skill_is_a_skill(base, skills, tmp_path, rule):
     assert [c.readout for c in loaded.carried] == [skill.readout for skill in skills.values()]
     assert loaded.further[0].task == replace(skills["two"].task, test=())
     report = loaded.report
+    assert [spec["name"] for spec in report["tasks"]] == ["sst2", "subj"]
     assert report["call"]["merge"] == {"skills": ["one", "two"], "rule": rule, "base": str(base)}
     assert report["method"] == f"union by {rule}"
     assert [(part["skill"], part["tasks"], part["weights"]) for part in report["made_of"]] == [
@@ -174,7 +175,7 @@ def test_refusals(base, skills, tmp_path):
     for make in (merge_skills, subtract_skill):
         with pytest.raises(OptionError, match="one skill is given"):
             make({"one": one})
-    with pytest.raises(SkillError, match="one and b read the task sst2 by different phrases"):
+    with pytest.raises(SkillError, match="one and b read the task sst2 by different prompts, label words or phrases"):
         merge_skills({"one": one, "b": skill_on(base, phrases, range(3))})
     for lost in ({"one": one, "two": replace(two, readout=None)}, {"two": replace(two, readout=None), "one": one}):
         with pytest.raises(
@@ -187,6 +188,22 @@ def test_refusals(base, skills, tmp_path):
         merge_skills(skills, "error")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"words": {"negative": "bad", "positive": "good"}},
+        {"prompt": "{text} so {mask}"},
+        {"causal_prompt": "{text} so"},
+    ],
+)
+def test_a_task_that_a_masked_model_reads_otherwise_is_another(tiny, change):
+    one = skill_on(tiny("bert"), task_of("sst2"), range(3), readout=False)
+    two = skill_on(tiny("bert"), task_of("sst2", **change), range(2, 5), readout=False)
+    with pytest.raises(SkillError, match="one and two read the task sst2 by different prompts"):
+        merge_skills({"one": one, "two": two})
+    assert not subtract_skill({"one": one, "two": two}).layer.readouts
+
+
 def test_phrases_that_the_base_has_itself_are_not_missed(base, tmp_path):
     """As where a base was made from an encoder that was tuned on the task before."""
     own = shutil.copytree(base, tmp_path / "own")
@@ -194,6 +211,10 @@ def test_phrases_that_the_base_has_itself_are_not_missed(base, tmp_path):
     inherited = replace(skill_on(own, task_of("subj"), range(3)), readout=None)
     merged = merge_skills({"one": skill_on(own, task_of("sst2"), range(9, 11)), "two": inherited})
     assert [carried.readout is None for carried in merged.carried] == [False, True]
+    own_phrases = skill_on(base, task_of("subj"), range(5, 7)).readout
+    again = replace(skill_on(own, task_of("subj"), range(5, 7)), readout=own_phrases)
+    for skills in ({"a": inherited, "b": again}, {"b": again, "a": inherited}):  # whichever comes first
+        assert merge_skills(skills).carried == (again.carried[0],)
 
 
 def test_a_skill_with_fewer_weights_than_asked_says_so():
