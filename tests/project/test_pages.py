@@ -211,3 +211,13 @@ def test_readme_is_short_and_leads_to_every_page():
 def test_a_methods_page_says_how_to_choose_and_how_to_measure_again(page):
     assert {"use", "which-way-to-choose", "how-it-works", "what-we-measured", "measure-it-again"} <= pages.anchors(page)
     assert any("benchmarks" in word for words in pages.shell_lines(page) for word in words)
+
+
+def test_contributing_names_what_its_files_have():
+    for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines():
+        named = re.findall(r"`([\w/.]+)`", line) if line.startswith("| a") else []
+        modules = [ROOT / name for name in named if name.endswith(".py")]
+        source = "".join(module.read_text() for module in modules)
+        for name in named:
+            if modules and re.fullmatch(r"[A-Za-z_]{4,}", name) and name != "__all__":
+                assert name in source, f"{name} isn't in {[module.name for module in modules]}"
