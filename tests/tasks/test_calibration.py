@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgery.tasks.calibration import Reliability, fit_bias, fit_temperature, scaled_ece, softmax
+from surgery.tasks.scoring import Score
 
 
 def plain_ece(probabilities, targets, bins):
@@ -65,3 +66,21 @@ def test_bias_is_recovered_up_to_a_constant():
 
 def test_bias_stays_finite_when_a_label_never_occurs():
     assert np.isfinite(fit_bias(np.zeros((10, 3)), np.array([0] * 5 + [1] * 5))).all()
+
+
+def test_each_half_is_scaled_by_the_temperature_of_the_other():
+    logits = np.random.default_rng(0).normal(size=(60, 3)) * 5
+    targets = logits.argmax(1)
+    targets[1::2] = (targets[1::2] + np.arange(30) % 2) % 3  # one half is always right, the other half the time
+    scaled = logits.copy()
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        other = slice(1 - half.start, None, 2)
+        scaled[half] /= fit_temperature(logits[other], targets[other])
+    assert scaled_ece(logits, targets) == pytest.approx(Reliability.of(softmax(scaled), targets).ece)
+
+
+def test_f1_is_that_of_the_last_label():
+    logits = np.eye(2)[[1, 1, 0, 0, 0]]
+    scored = Score(("no", "yes"), "f1", logits, np.array([1, 0, 1, 0, 0]))
+    assert scored.f1 == scored.value == pytest.approx(2 * 1 / (2 * 1 + 1 + 1))
+    assert Score(("no", "yes"), "f1", logits, np.array([1, 0, 0, 0, 0])).f1 == pytest.approx(2 / 3)
