@@ -1,0 +1,147 @@
+"""The two kinds of layers of the compiled transformer: a step of the inside pass, and a step of the outside pass.
+
+Both are causal attention without a softmax ("linear" attention), one head for each symbol as a right child. What isn't
+standard, and said here once: scores aren't normalised; positions multiply queries, keys, values and outputs by fixed
+zeros and ones, as rotary embeddings multiply queries and keys by fixed rotations, instead of being added to the state;
+and a layer replaces the slots that it writes instead of adding to them, which makes each pass a fixed-point iteration
+whose step t is exact for all spans of t + 1 words or fewer (inside) and of n - t or more (outside).
+
+Shapes: B sentences, T tokens, S symbols of which the first N are nonterminals, L start positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pcfg.compiled.slots import Slots
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each token's word stands: the fixed zeros and ones by which layers multiply.
+
+    Attributes:
+        here: 1 at the position of the token's word; all 0 for tokens that are no words.
+        next: 1 at the position after it.
+        upto: 1 at its position and all before.
+        last: 1 for the last word of its sentence.
+        before: [reader, read]: 1 where the token that is read stands before the one that reads.
+    """
+
+    here: Float[Tensor, "B T L"]
+    next: Float[Tensor, "B T L"]
+    upto: Float[Tensor, "B T L"]
+    last: Float[Tensor, "B T"]
+    before: Float[Tensor, "B T T"]
+
+    @classmethod
+    def of(cls, is_word: Tensor, length: int, dtype: torch.dtype) -> "Places":
+        """Of tokens that are words (bool [B, T]), counted from 0 in each sentence."""
+        positions = is_word.long().cumsum(1) - 1
+        ones = is_word.to(dtype)
+        here = nn.functional.one_hot(positions.clamp(min=0), length + 1).to(dtype) * ones[..., None]
+        last = (positions == positions[:, -1:]) & is_word
+        before = (positions[:, :, None] > positions[:, None, :]).to(dtype) * ones[:, :, None] * ones[:, None, :]
+        upto = here.flip(-1).cumsum(-1).flip(-1)
+        return cls(here[..., :length], here.roll(1, -1)[..., :length], upto[..., :length], last.to(dtype), before)
+
+
+class _Layer(nn.Module):
+    """What both kinds share: named views of the state."""
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def spans(self, state: Tensor, score: str) -> Tensor:
+        """Scores over spans, [B, T, N, L]."""
+        found = state[..., self.slots.spans(score)]
+        return found.unflatten(-1, (len(self.slots.nonterminals), self.slots.length))
+
+    def tags(self, state: Tensor, score: str) -> Tensor:
+        """Scores of preterminals over the token's own word, [B, T, P]."""
+        return state[..., self.slots.tags(score)]
+
+    def every(self, state: Tensor, places: Places) -> Tensor:
+        """Inside scores of every symbol over i..j, [B, T, S, L]: a preterminal's stand at i = j."""
+        own = self.tags(state, "inside")[..., None] * places.here[..., None, :]
+        return torch.cat([self.spans(state, "inside"), own], 2)
+
+    def parents(self, state: Tensor, rules: Tensor, places: Places) -> Tensor:
+        """For a right sibling C, sum over B of P(A -> B C) inside(B, i, k), [B, T, S (C), N (A), L (i)]."""
+        inner = len(self.slots.nonterminals)
+        found = torch.einsum("alr,bkli->bkrai", rules[:, :inner], self.spans(state, "inside"))
+        own = torch.einsum("alr,bkl->bkra", rules[:, inner:], self.tags(state, "inside"))
+        return found + own[..., None] * places.here[:, :, None, None]
+
+
+class InsideLayer(_Layer):
+    """One step of the inside pass: inside(A, i, j) = sum over k, B, C of P(A -> B C) inside(B, i, k) inside(C, k + 1, j).
+
+    The head of C: the query at j holds inside(C, s, j) for every start s, the key at k is 1 at k + 1, so the attention
+    score is inside(C, k + 1, j); the value at k is every inside(B, i, k), and the output matrix holds P(A -> B C).
+    """
+
+    def forward(
+        self,
+        state: Float[Tensor, "B T D"],
+        rules: Float[Tensor, "N S S"],
+        places: Places,
+        head_mask: Float[Tensor, " H"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The state with inside scores over spans replaced; `head_mask` multiplies heads, in the order of the symbols."""
+        scores = torch.einsum("bjrs,bks->bjkr", self.every(state, places), places.next) * places.before[..., None]
+        if head_mask is not None:
+            scores = scores * head_mask
+        found = torch.einsum("bjkr,bkrai->bjai", scores, self.parents(state, rules, places))
+        new = state.clone()
+        new[..., self.slots.spans("inside")] = found.flatten(2)
+        return new
+
+
+class OutsideLayer(_Layer):
+    """One step of the outside pass: each symbol's outside score from the outside scores of the parents it may have.
+
+    The first S heads serve right children C: outside(C, k + 1, j) sums, over i, A and B, P(A -> B C) outside(A, i, j)
+    inside(B, i, k): the query at j holds outside(A, i, j), the key at k the sum over B, the value is 1 at k + 1. The other S heads
+    serve left children B with the sibling C, and read from tokens after their own: outside(B, i, k) sums, over j, A and C, P(A -> B C)
+    outside(A, i, j) inside(C, k + 1, j): the query at k is 1 at k + 1, the key at j holds inside(C, s, j), the value outside(A, i, j).
+    """
+
+    def forward(
+        self,
+        state: Float[Tensor, "B T D"],
+        rules: Float[Tensor, "N S S"],
+        roots: Float[Tensor, " S"],
+        places: Places,
+        head_mask: Float[Tensor, " H"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The state with outside scores replaced; `head_mask` multiplies the 2 S heads: right children, then siblings of left ones."""
+        inner, symbols = len(self.slots.nonterminals), len(self.slots.symbols)
+        outer = self.spans(state, "outside")
+        right = torch.einsum("bjai,bkrai->bjkr", outer, self.parents(state, rules, places)) * places.before[..., None]
+        left = torch.einsum("bks,bjrs->bkjr", places.next, self.every(state, places)) * places.before.mT[..., None]
+        if head_mask is not None:
+            right, left = right * head_mask[:symbols], left * head_mask[symbols:]
+        of_right = torch.einsum("bjkr,bks->bjrs", right, places.next)
+        gathered = torch.einsum("bkjr,bjai->bkrai", left, outer)
+        of_left = torch.einsum("alr,bkrai->bkli", rules[:, :inner], gathered) * places.upto[:, :, None]
+        own = torch.einsum("bkrai,bki->bkra", gathered, places.here)
+        tags = torch.einsum("alr,bkra->bkl", rules[:, inner:], own)
+        tags = tags + torch.einsum("bjrs,bjs->bjr", of_right[:, :, inner:], places.here)
+        new = state.clone()
+        new[..., self.slots.spans("outside")] = (of_right[:, :, :inner] + of_left).flatten(2)
+        new[..., self.slots.tags("outside")] = tags
+        return with_roots(new, self.slots, roots, places)
+
+
+def with_roots(state: Tensor, slots: Slots, roots: Tensor, places: Places) -> Tensor:
+    """The start distribution added where a whole sentence ends: outside scores of spans from its first to its last word."""
+    inner = len(slots.nonterminals)
+    spans = slots.spans("outside")
+    new = state.clone()
+    new[..., spans.start : spans.stop : slots.length] += places.last[..., None] * roots[:inner]
+    new[..., slots.tags("outside")] += (places.last * places.here[..., 0])[..., None] * roots[inner:]
+    return new

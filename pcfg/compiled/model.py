@@ -1,0 +1,216 @@
+"""InsideOutsideTransformer: the compiled model, in the form that the transformers library gives models."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+from pcfg.compiled.circuit import circuit
+from pcfg.compiled.layers import InsideLayer, OutsideLayer, Places, with_roots
+from pcfg.compiled.slots import Slots
+from pcfg.errors import GrammarError, OptionError
+from pcfg.sampling.tokenizer import SPECIAL, UNKNOWN
+
+
+class InsideOutsideConfig(PretrainedConfig):
+    """What decides the model's shape, and what its dimensions are called.
+
+    Attributes:
+        nonterminals, preterminals: the grammar's symbols, in its order.
+        max_words: L, the most words of a sentence.
+        vocab_size: tokens, as `pcfg.sampling.tokenizer.tokenizer` numbers them: special ones first, then the grammar's words.
+        mask_token_id, unk_token_id: of <mask>; of <unk>, -1 where that is one of the grammar's own words.
+    """
+
+    model_type = "inside-outside"
+
+    def __init__(
+        self,
+        nonterminals: list[str] | tuple[str, ...] = (),
+        preterminals: list[str] | tuple[str, ...] = (),
+        max_words: int = 2,
+        vocab_size: int = len(SPECIAL),
+        mask_token_id: int = SPECIAL.index("<mask>"),
+        unk_token_id: int = SPECIAL.index(UNKNOWN),
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.nonterminals, self.preterminals = list(nonterminals), list(preterminals)
+        self.max_words, self.vocab_size = max_words, vocab_size
+        self.mask_token_id, self.unk_token_id = mask_token_id, unk_token_id
+        slots = self.slots
+        self.hidden_size, self.num_hidden_layers = slots.width, 2 * (max_words - 1)
+        self.num_attention_heads = len(slots.symbols)
+
+    @property
+    def slots(self) -> Slots:
+        """What each dimension of the state holds."""
+        return Slots(tuple(self.nonterminals), tuple(self.preterminals), self.max_words)
+
+
+@dataclass
+class InsideOutsideOutput(ModelOutput):
+    """What the model says of B sentences of T tokens, n words at most.
+
+    Attributes:
+        logits: [B, T, V] log posterior of each word at each token given all *other* words (the word that stands there, or
+            <mask>, isn't read); the least number of the dtype for what can't be, and everywhere where no tree is left.
+        log_z: [B] log probability of each sentence, summed over what masked words may be.
+        span_marginals: [B, n, n + 1] posterior that words i..j-1, two or more, are a constituent; as `Chart` has them.
+        label_marginals: [B, n, n + 1, N] the same for each nonterminal.
+        tag_posteriors: [B, n, P] posterior of each preterminal over each word.
+        hidden_states: the state [B, T, width] after the embedding and after each layer, if asked for.
+    """
+
+    logits: Tensor | None = None
+    log_z: Tensor | None = None
+    span_marginals: Tensor | None = None
+    label_marginals: Tensor | None = None
+    tag_posteriors: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class InsideOutsideTransformer(PreTrainedModel):
+    """A transformer that computes the exact Inside-Outside algorithm (Zhao et al. 2023, section 3.2, theorem 3.1).
+
+    2 (L - 1) layers of two kinds (`pcfg.compiled.layers` says what they do and what isn't standard about them), all of a
+    kind with the same weights: S heads an inside layer, 2 S heads an outside layer, states of 1 + 2 (N L + P) dimensions.
+    Nothing is trained. Marginals, log Z and logits are products, quotients and logarithms of slots, taken at the end.
+
+    Its weights: `rules` [N, S, S] are P(A -> B C); `words` [V, P] are P(word | tag) times the word's scale; `scales` [V] the
+    logarithms of those scales, which keep long sentences within the range of floating-point numbers and are taken out
+    of log Z again; `roots` [S] the start distribution.
+    """
+
+    config_class = InsideOutsideConfig
+    base_model_prefix = "inside_outside"
+    main_input_name = "input_ids"
+
+    def __init__(self, config: InsideOutsideConfig) -> None:
+        super().__init__(config)
+        self.slots = slots = config.slots
+        inner, symbols = len(slots.nonterminals), len(slots.symbols)
+        self.rules = nn.Parameter(torch.zeros(inner, symbols, symbols))
+        self.words = nn.Parameter(torch.zeros(config.vocab_size, symbols - inner))
+        self.scales = nn.Parameter(torch.zeros(config.vocab_size))
+        self.roots = nn.Parameter(torch.zeros(symbols))
+        self.layers = nn.ModuleList(
+            kind(slots) for kind in (InsideLayer, OutsideLayer) for _ in range(config.max_words - 1)
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing is drawn at random: weights are a grammar's, or 0."""
+
+    def forward(
+        self,
+        input_ids: Integer[Tensor, "B T"],
+        attention_mask: Tensor | None = None,
+        head_mask: Float[Tensor, "layers heads"] | None = None,
+        output_hidden_states: bool | None = None,
+        **_: Any,
+    ) -> InsideOutsideOutput:
+        """Inside and outside scores of sentences.
+
+        Args:
+            input_ids: words and <mask>, with or without <s>, </s> and <pad> around them.
+            attention_mask: 0 for tokens to leave out; without it only <pad> is.
+            head_mask: multiplies heads: [2 (L - 1), 2 S]; inside layers have the first S.
+
+        Raises:
+            OptionError: a sentence longer than the model was compiled for.
+            GrammarError: <unk>: a word that the grammar doesn't have.
+        """
+        is_word = self._words_of(input_ids, attention_mask)
+        places = Places.of(is_word, self.slots.length, self.words.dtype)
+        state, states = self._embedded(input_ids, is_word, places), []
+        for number, layer in enumerate(self.layers):
+            states.append(state)
+            mask = None if head_mask is None else head_mask[number]
+            if isinstance(layer, InsideLayer):
+                state = layer(state, self.rules, places, None if mask is None else mask[: len(self.slots.symbols)])
+            else:
+                state = layer(state, self.rules, self.roots, places, mask)
+        states.append(state)
+        found = self._read(state, input_ids, is_word, places)
+        if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
+            found.hidden_states = tuple(states)
+        return found
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Write the folder, and beside the weights `slots.json` (what dimensions hold) and `circuit.json` (what heads do)."""
+        super().save_pretrained(save_directory, **options)
+        folder = Path(save_directory)
+        (folder / "slots.json").write_text(json.dumps(self.slots.to_json(), ensure_ascii=False, indent=1))
+        (folder / "circuit.json").write_text(json.dumps(self.circuit(), ensure_ascii=False, indent=1))
+
+    def circuit(self) -> dict[str, Any]:
+        """Which head serves which child, what it reads and writes, and every edge: see `pcfg.compiled.circuit`."""
+        return circuit(self.slots, self.rules.detach())
+
+    def _words_of(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Which tokens are words or masks, bool [B, T]."""
+        config = self.config
+        if (input_ids == config.unk_token_id).any():
+            row, place = (input_ids == config.unk_token_id).nonzero()[0].tolist()
+            raise GrammarError(f"token {place} of sentence {row} is {UNKNOWN}: give words of the grammar's only")
+        is_word = input_ids >= len(SPECIAL)
+        is_word |= input_ids == config.mask_token_id
+        if config.unk_token_id < 0:  # <unk> is one of the grammar's words
+            is_word |= input_ids == SPECIAL.index(UNKNOWN)
+        if attention_mask is not None:
+            is_word &= attention_mask.bool()
+        longest = int(is_word.sum(1).max())
+        if longest > self.slots.length:
+            raise OptionError(
+                f"a sentence has {longest} words and the model was compiled for {self.slots.length}: compile it with a larger max_length"
+            )
+        if not longest or bool((is_word.sum(1) == 0).any()):
+            raise OptionError("a sentence has no words: leave it out")
+        return is_word
+
+    def _embedded(self, input_ids: Tensor, is_word: Tensor, places: Places) -> Tensor:
+        state = self.words.new_zeros(*input_ids.shape, self.slots.width)
+        state[..., self.slots.tags("inside")] = self.words[input_ids] * is_word[..., None].to(self.words.dtype)
+        state[..., self.slots["last"]] = places.last[..., None]
+        return with_roots(state, self.slots, self.roots, places)
+
+    def _read(self, state: Tensor, input_ids: Tensor, is_word: Tensor, places: Places) -> InsideOutsideOutput:
+        slots, reader = self.slots, self.layers[0] if len(self.layers) else InsideLayer(self.slots)
+        n = int(is_word.sum(1).max())
+        inside, outside = reader.spans(state, "inside"), reader.spans(state, "outside")
+        tags = reader.tags(state, "inside") * reader.tags(state, "outside")
+        whole = torch.cat([inside[..., 0], reader.tags(state, "inside") * places.here[..., :1]], -1)
+        z = torch.einsum("bts,bt,s->b", whole, places.last, self.roots)
+        scale = (self.scales[input_ids] * is_word).sum(1)
+        share = torch.where(z > 0, 1 / z, torch.zeros_like(z))
+        by_end = torch.einsum("btp,btai->bipa", places.here, inside * outside)[:, :n, :n] * share[:, None, None, None]
+        labels = torch.cat([torch.zeros_like(by_end[:, :, :1]), by_end], 2)
+        return InsideOutsideOutput(
+            logits=self._logits(reader.tags(state, "outside"), is_word),
+            log_z=z.log() - scale,
+            span_marginals=labels.sum(-1),
+            label_marginals=labels,
+            tag_posteriors=torch.einsum("btp,bta->bpa", places.here, tags)[:, :n] * share[:, None, None],
+        )
+
+    def _logits(self, outside: Tensor, is_word: Tensor) -> Tensor:
+        """Log posterior of each token from outside scores of preterminals [B, T, P]."""
+        table = self.words * torch.exp(-self.scales)[:, None]
+        table = table.clone()
+        table[self.config.mask_token_id] = 0
+        found = outside @ table.T
+        logs = (found / found.sum(-1, keepdim=True)).log()
+        least = torch.finfo(logs.dtype).min
+        return torch.where(is_word[..., None] & logs.isfinite(), logs, torch.full_like(logs, least))
+
+
+AutoConfig.register("inside-outside", InsideOutsideConfig)
+AutoModel.register(InsideOutsideConfig, InsideOutsideTransformer)
+AutoModelForMaskedLM.register(InsideOutsideConfig, InsideOutsideTransformer)

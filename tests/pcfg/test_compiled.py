@@ -1,0 +1,282 @@
+"""The compiled transformer against exact charts, against plain linear attention with whole matrices, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from pcfg import Grammar, inside_outside, sample
+from pcfg.compiled import InsideOutsideTransformer, compile_transformer
+from pcfg.compiled.circuit import heads
+from pcfg.compiled.layers import Places
+from pcfg.compiled.matrices import dense_head
+from pcfg.compiled.sizes import Sizes
+from pcfg.errors import GrammarError, OptionError
+from pcfg.sampling.tokenizer import tokenizer
+
+
+def grammar_of(seed):
+    random = np.random.default_rng(seed)
+    sizes = (int(random.integers(1, 5)), int(random.integers(1, 5)), int(random.integers(2, 7)))
+    return Grammar.random(*sizes, seed=seed, temperature=float(random.uniform(0, 3)))
+
+
+def sentences(grammar, lengths, seed=0):
+    random = np.random.default_rng(seed)
+    return [tuple(random.choice(grammar.words, n)) for n in lengths]
+
+
+def encoded(grammar, found):
+    batch = tokenizer(grammar)([" ".join(sentence) for sentence in found], return_tensors="pt", padding=True)
+    return batch["input_ids"], batch["attention_mask"]
+
+
+def run(model, grammar, found, **options):
+    return model(*encoded(grammar, found), **options)
+
+
+def check(out, chart, grammar, tolerance):
+    there = torch.isfinite(chart.log_z)
+    assert torch.equal(torch.isfinite(out.log_z), there)
+    assert torch.allclose(out.log_z[there].double(), chart.log_z[there], rtol=0, atol=tolerance * 20)
+    for name in ("span_marginals", "label_marginals", "tag_posteriors"):
+        ours, theirs = getattr(out, name).double(), getattr(chart, name)
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() < tolerance, name
+    numbers = tokenizer(grammar).get_vocab()
+    columns = [numbers[word] for word in grammar.words]
+    for row, posterior in enumerate(chart.word_posteriors()):
+        found = out.logits[row, 1 : 1 + len(posterior)].double().exp()
+        if there[row]:
+            assert np.abs(found[:, columns].numpy() - posterior).max() < tolerance
+            assert torch.allclose(found.sum(-1), torch.ones(()).double(), atol=tolerance)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_all_posteriors_are_the_chart_s(seed):
+    """Of sentences of every length up to 20, drawn words, under random grammars with few and many likely rules."""
+    grammar = grammar_of(seed)
+    model, found = compile_transformer(grammar, max_length=20), sentences(grammar, range(1, 21), seed)
+    check(run(model, grammar, found), inside_outside(grammar, found), grammar, 1e-10)
+
+
+def test_single_precision():
+    grammar = Grammar.random(4, 5, 30, seed=3)
+    model = compile_transformer(grammar, max_length=20, dtype="float32")
+    found = sentences(grammar, range(1, 21))
+    out = run(model, grammar, found)
+    assert out.logits.dtype == torch.float32
+    check(out, inside_outside(grammar, found), grammar, 1e-4)
+
+
+def test_every_slot_holds_its_score():
+    """Inside and outside scores of a hand-made grammar, by summing over all trees of a sentence of three words."""
+    grammar = Grammar(
+        {"S": 1.0},
+        {("S", "S", "S"): 0.3, ("S", "A", "S"): 0.3, ("S", "A", "A"): 0.4},
+        {("A", "a"): 0.25, ("A", "b"): 0.75},
+    )
+    model = compile_transformer(grammar, max_length=4)
+    numbers = tokenizer(grammar).get_vocab()
+    ids = torch.tensor([[numbers[w] for w in ("a", "b", "b")]])
+    state = model(ids, output_hidden_states=True).hidden_states[-1][0]
+    a, b = 0.25, 0.75
+    s = {1: model.scales[numbers["a"]].exp().item(), 2: model.scales[numbers["b"]].exp().item()}
+    scale = [s[1], s[2], s[2]]
+    inside = state[:, model.slots["inside", "S"]]
+    assert inside[2, 1].item() == pytest.approx(0.4 * b * b * scale[1] * scale[2])
+    assert inside[1, 0].item() == pytest.approx(0.4 * a * b * scale[0] * scale[1])
+    assert inside[2, 0].item() == pytest.approx(0.3 * a * 0.4 * b * b * np.prod(scale))
+    assert inside[0].abs().sum() == 0 and inside[2, 2] == 0 and inside[1, 1] == 0
+    outside = state[:, model.slots["outside", "S"]]
+    assert outside[2, 0].item() == 1
+    assert outside[2, 1].item() == pytest.approx(0.3 * a * scale[0])
+    tags = state[:, model.slots["outside", "A"]][:, 0]
+    assert tags[0].item() == pytest.approx(0.3 * 0.4 * b * b * scale[1] * scale[2])
+    assert tags[2].item() == pytest.approx(0.3 * a * 0.4 * b * scale[0] * scale[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_each_step_completes_one_more_width(seed):
+    """After inside step t, spans of up to t + 1 words; after outside step t, of n - t or more; and nothing changes then."""
+    grammar, n = grammar_of(seed), 7
+    model = compile_transformer(grammar, max_length=n)
+    states = run(model, grammar, sentences(grammar, [n], seed), output_hidden_states=True).hidden_states
+    states = [state[0, 1 : n + 1] for state in states]
+    spans = {score: model.slots.spans(score) for score in ("inside", "outside")}
+    widths = torch.arange(n)[:, None] - torch.arange(n)[None] + 1  # of the span from start i to end j, [j, i]
+    for score, steps in (("inside", range(1, n)), ("outside", range(n, 2 * n - 1))):
+        final = states[-1][:, spans[score]].unflatten(1, (-1, n))
+        for t, number in enumerate(steps, 1):
+            now = states[number][:, spans[score]].unflatten(1, (-1, n))
+            done = (widths <= t + 1) if score == "inside" else (widths >= n - t)
+            kept = (done & (widths > 0))[:, None].expand_as(final)
+            assert torch.allclose(now[kept], final[kept], rtol=1e-12, atol=0)
+            if t < n - 1 and score == "inside":
+                assert not torch.allclose(now, final, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["inside", "outside right", "outside left"])
+def test_heads_are_matrices(kind):
+    """A layer is the sum of its heads; a head is linear attention with four matrices and fixed zeros and ones for positions."""
+    grammar = Grammar.random(2, 3, 5, seed=8)
+    model = compile_transformer(grammar, max_length=5)
+    slots = model.slots
+    ids, _ = encoded(grammar, sentences(grammar, [5, 3]))
+    is_word = ids >= 5
+    places = Places.of(is_word, slots.length, torch.float64)
+    state = torch.randn(2, ids.shape[1], slots.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    state *= is_word[..., None]
+    layer = model.layers[0 if kind == "inside" else -1]
+    every = [number for number, (own, _) in enumerate(heads(slots)) if own == kind]
+    for number in every:
+        mask = torch.zeros(len(slots.symbols) * (1 if kind == "inside" else 2), dtype=torch.float64)
+        mask[number if kind == "inside" else number - len(slots.symbols)] = 1
+        if kind == "inside":
+            found = layer(state, model.rules, places, mask)
+        else:
+            found = layer(state, model.rules, torch.zeros_like(model.roots), places, mask)
+        score = kind.split()[0]
+        written = slice(
+            slots.tags(score).start if score == "outside" else slots.spans(score).start, slots.spans(score).stop
+        )
+        expected = plain_attention(state, dense_head(slots, model.rules, number), places)
+        assert torch.allclose(found[..., written], expected[..., written], atol=1e-12)
+
+
+def plain_attention(state, head, places):
+    """One head of gated linear attention, with loops over tokens."""
+    out = torch.zeros_like(state)
+    for row in range(state.shape[0]):
+        for reader in range(state.shape[1]):
+            for read in range(state.shape[1]):
+                there = places.before[row, reader, read] if head.reads == "before" else places.before[row, read, reader]
+                if not there:
+                    continue
+                query = (head.query @ state[row, reader] + head.query_bias) * head.gate("query", places, row, reader)
+                key = (head.key @ state[row, read] + head.key_bias) * head.gate("key", places, row, read)
+                value = (head.value @ state[row, read] + head.value_bias) * head.gate("value", places, row, read)
+                out[row, reader] += head.output @ (head.gate("output", places, row, reader) * ((query @ key) * value))
+    return out
+
+
+def test_a_head_taken_out_is_its_rules_taken_out():
+    """Inside scores without the head of C are those of the grammar without the rules that have C on the right."""
+    grammar = Grammar.random(3, 3, 6, seed=4)
+    model, found = compile_transformer(grammar, max_length=6), sentences(grammar, [6, 5])
+    for number, symbol in enumerate(model.slots.symbols):
+        mask = torch.ones(10, 2 * len(model.slots.symbols), dtype=torch.float64)
+        mask[:5, number] = 0
+        mask[5:, [number, number + len(model.slots.symbols)]] = 0
+        without = compile_transformer(grammar, max_length=6)
+        without.rules[:, :, number] = 0
+        ours = run(model, grammar, found, head_mask=mask, output_hidden_states=True).hidden_states[-1]
+        theirs = run(without, grammar, found, output_hidden_states=True).hidden_states[-1]
+        assert torch.equal(ours, theirs), symbol
+        assert not torch.equal(ours, run(model, grammar, found, output_hidden_states=True).hidden_states[-1])
+
+
+def test_masked_words_are_summed_over():
+    grammar = Grammar.random(3, 3, 4, seed=5)
+    model = compile_transformer(grammar, max_length=5)
+    ids, attention = encoded(grammar, sentences(grammar, [5]))
+    masked = ids.clone()
+    masked[0, 3] = model.config.mask_token_id
+    filled = ids.repeat(len(grammar.words), 1)
+    filled[:, 3] = torch.tensor([tokenizer(grammar).get_vocab()[word] for word in grammar.words])
+    each = model(filled, attention.expand_as(filled)).log_z
+    out = model(masked, attention)
+    assert out.log_z.item() == pytest.approx(each.logsumexp(0).item())
+    assert torch.allclose(out.logits[0, 3, filled[:, 3]], each - each.logsumexp(0))
+
+
+def test_impossible_sentences_have_no_trees():
+    grammar = Grammar({"S": 1.0}, {("S", "A", "B"): 1.0}, {("A", "a"): 1.0, ("B", "b"): 1.0})
+    out = run(compile_transformer(grammar, max_length=3), grammar, [("b", "a"), ("a", "b")])
+    assert out.log_z.tolist() == [-np.inf, 0]
+    assert out.span_marginals[0].sum() == 0 and out.span_marginals[1].sum() == 1
+    assert torch.isfinite(out.logits).all()
+
+
+def test_saved_and_loaded_bit_for_bit(tmp_path):
+    grammar = Grammar.random(3, 4, 5, seed=6)
+    model = compile_transformer(grammar, max_length=6)
+    model.save_pretrained(tmp_path / "built")
+    found = sentences(grammar, [6, 2])
+    for loaded in (InsideOutsideTransformer, AutoModel, AutoModelForMaskedLM):
+        again = loaded.from_pretrained(tmp_path / "built")
+        assert isinstance(again, InsideOutsideTransformer)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+        assert torch.equal(run(again, grammar, found).logits, run(model, grammar, found).logits)
+    slots = json.loads((tmp_path / "built" / "slots.json").read_text())
+    first, stop = slots["outside"][grammar.nonterminals[1]]
+    assert slice(first, stop) == model.slots["outside", grammar.nonterminals[1]]
+    edges = {
+        (a, b, c): p
+        for head in json.loads((tmp_path / "built" / "circuit.json").read_text())["heads"]
+        for a, b, c, p in head["rules"]
+    }
+    assert edges == grammar.binary
+
+
+def test_slots_name_every_dimension_once():
+    slots = compile_transformer(Grammar.random(3, 4, 5, seed=6), max_length=6).slots
+    names = list(slots.names())
+    assert [number for number, *_ in names] == list(range(slots.width))
+    for number, score, symbol, start in names[1:]:
+        assert number == slots[score, symbol].start + (start or 0)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(2, 9))
+def test_sizes_are_the_built_model_s(nonterminals, preterminals, length):
+    grammar = Grammar.random(nonterminals, preterminals, 7, seed=1)
+    model, sizes = compile_transformer(grammar, max_length=length), Sizes.of(grammar, length)
+    assert (sizes.layers, sizes.width) == (len(model.layers), model.slots.width)
+    assert sizes.stored == sum(p.numel() for p in model.parameters())
+    kinds = [kind for kind, _ in heads(model.slots)]
+    assert sizes.inside_heads == kinds.count("inside") and sizes.outside_heads == len(kinds) - sizes.inside_heads
+
+
+def test_width_at_the_paper_s_sizes():
+    """20 nonterminals and 45 preterminals for 25 words: at most the paper's 1,275 dimensions."""
+    assert Sizes(20, 45, 1, 1, 25).width == 1091
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "said"),
+    [
+        ([[0, 5, 6, 5, 6, 5]], OptionError, "5 words and the model was compiled for 4"),
+        ([[1, 5, 3, 2]], GrammarError, "token 2 of sentence 0"),
+        ([[1, 2, 0]], OptionError, "no words"),
+    ],
+)
+def test_bad_sentences(ids, error, said):
+    model = compile_transformer(Grammar.random(2, 2, 3, seed=0), max_length=4)
+    with pytest.raises(error, match=said):
+        model(torch.tensor(ids))
+
+
+def test_bad_grammars(monkeypatch):
+    grammar = Grammar.random(2, 2, 3, seed=0)
+    with pytest.raises(OptionError, match="max_length is 1"):
+        compile_transformer(grammar, max_length=1)
+    with pytest.raises(GrammarError, match="no binary rules"):
+        compile_transformer(Grammar({"A": 1.0}, {}, {("A", "a"): 1.0}))
+    monkeypatch.setattr("pcfg.compiled.sizes.room", lambda _: 100)
+    with pytest.raises(OptionError, match="are free"):
+        compile_transformer(grammar, max_length=5)
+
+
+def test_sampled_sentences_score_near_one():
+    """Scales keep whole sentences in the range of single precision, long ones and large vocabularies too."""
+    grammar = Grammar.random(4, 5, 2000, seed=1)
+    model = compile_transformer(grammar, max_length=20)
+    drawn = [tuple(s) for s in sample(grammar, 50, seed=9, max_length=20)]
+    found = run(model, grammar, drawn)
+    ids, _ = encoded(grammar, drawn)
+    scaled = found.log_z + model.scales[ids].sum(1)
+    assert scaled.abs().max() < 40
