@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from cli import bottleneck, graft, pcfg, pcfg_pretrain, probe, score, skill, tint, tune, unlearn
+from cli import bottleneck, graft, pcfg, pcfg_compile, pcfg_pretrain, probe, score, skill, tint, tune, unlearn
 from cli.flags import with_flags
 from cli.render import print_error
 
@@ -23,6 +23,7 @@ app.command()(score.score)
 app.command()(unlearn.unlearn)
 app.add_typer(bottleneck.app, name="bottleneck")
 pcfg.app.command()(pcfg_pretrain.pretrain)
+pcfg.app.command()(pcfg_compile.compile)
 app.add_typer(pcfg.app, name="pcfg")
 app.add_typer(tint.app, name="tint")
 app.command()(probe.probe)

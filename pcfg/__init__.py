@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pcfg.compiled.compiling import compile_transformer
     from pcfg.grammars.grammar import Grammar
     from pcfg.inference.chart import Chart, inside_outside
     from pcfg.sampling.sampler import sample
@@ -19,11 +20,12 @@ _HOMES = {
     "Grammar": "pcfg.grammars.grammar",
     "Samples": "pcfg.sampling.samples",
     "Tree": "pcfg.treebanks.trees",
+    "compile_transformer": "pcfg.compiled.compiling",
     "inside_outside": "pcfg.inference.chart",
     "sample": "pcfg.sampling.sampler",
 }
 
-__all__ = ["Chart", "Grammar", "Samples", "Tree", "inside_outside", "sample"]
+__all__ = ["Chart", "Grammar", "Samples", "Tree", "compile_transformer", "inside_outside", "sample"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,8 +5,15 @@ from pcfg.compiled import InsideOutsideTransformer, compile_transformer
 Importing this package tells the transformers library of the architecture, so that `AutoModel` loads its folders.
 """
 
-from pcfg.compiled.compiling import compile_transformer
+from pcfg.compiled.compiling import compile_transformer, save
 from pcfg.compiled.model import InsideOutsideConfig, InsideOutsideOutput, InsideOutsideTransformer
 from pcfg.compiled.slots import Slots
 
-__all__ = ["InsideOutsideConfig", "InsideOutsideOutput", "InsideOutsideTransformer", "Slots", "compile_transformer"]
+__all__ = [
+    "InsideOutsideConfig",
+    "InsideOutsideOutput",
+    "InsideOutsideTransformer",
+    "Slots",
+    "compile_transformer",
+    "save",
+]

@@ -1,5 +1,7 @@
 """compile_transformer(): from a grammar to a transformer that computes its Inside-Outside algorithm."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -9,8 +11,10 @@ from pcfg.devices import Dtype, dtype_name
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammars.grammar import Grammar
 from pcfg.inference.chart import inside_outside
+from pcfg.learning.excess_loss import generative
 from pcfg.sampling.sampler import sample
 from pcfg.sampling.tokenizer import UNKNOWN, tokenizer
+from surgery.files import new_folder
 
 _SAMPLED = 100  # sentences by which the range of scores is chosen
 
@@ -20,23 +24,23 @@ def compile_transformer(
 ) -> InsideOutsideTransformer:
     """A transformer whose weights are the grammar's probabilities and whose layers compute Inside-Outside, exactly.
 
+    A smoothed lexicon, whose scores aren't probabilities of words, is left out, as in pretraining: the words that the
+    grammar has rules for are the model's.
+
     Args:
         max_length: L, the most words of a sentence, 2 or more: the model has 2 (L - 1) layers.
         dtype: float64 (marginals to about 1e-12) or float32 (to about 1e-5).
 
     Raises:
-        GrammarError: a grammar without nonterminals, or with a smoothed lexicon, whose scores are no probabilities of words.
+        GrammarError: a grammar without nonterminals.
         OptionError: a length below 2, or a model that would not fit into memory.
     """
     if max_length < 2:
         raise OptionError(f"max_length is {max_length}: give 2 words or more")
+    grammar = generative(grammar)
     if not grammar.nonterminals:
         raise GrammarError(
             "the grammar has no binary rules: its sentences are single words, and nothing is to be computed"
-        )
-    if grammar.lexicon is not None:
-        raise GrammarError(
-            "the grammar has a smoothed lexicon, whose scores aren't probabilities of words: give grammar.replaced(lexicon=None)"
         )
     wanted = getattr(torch, dtype_name(dtype))
     numbers = tokenizer(grammar).get_vocab()
@@ -76,3 +80,12 @@ def _shift(grammar: Grammar, scales: dict[str, float], max_length: int) -> float
     kept = [sentence for sentence in drawn if len(sentence) > 1] or drawn
     log_z = inside_outside(grammar, kept).log_z.numpy() + [sum(scales[w] for w in s) for s in kept]
     return float(-log_z.sum() / sum(map(len, kept)))
+
+
+def save(model: InsideOutsideTransformer, grammar: Grammar, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write the model, its tokenizer, `slots.json`, `circuit.json` and the grammar into a folder, whole or not at all."""
+    with new_folder(Path(folder), overwrite=overwrite, replaces="slots.json") as staged:
+        model.save_pretrained(staged)
+        tokenizer(grammar).save_pretrained(staged)
+        generative(grammar).save(staged / "grammar.pcfg.json")
+    return Path(folder)

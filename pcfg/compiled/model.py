@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Integer
@@ -182,7 +182,7 @@ class InsideOutsideTransformer(PreTrainedModel):
         return with_roots(state, self.slots, self.roots, places)
 
     def _read(self, state: Tensor, input_ids: Tensor, is_word: Tensor, places: Places) -> InsideOutsideOutput:
-        slots, reader = self.slots, self.layers[0] if len(self.layers) else InsideLayer(self.slots)
+        reader = cast(InsideLayer, self.layers[0])
         n = int(is_word.sum(1).max())
         inside, outside = reader.spans(state, "inside"), reader.spans(state, "outside")
         tags = reader.tags(state, "inside") * reader.tags(state, "outside")

@@ -6,7 +6,7 @@ import torch
 
 from pcfg.errors import OptionError
 from pcfg.grammars.grammar import Grammar
-from surgery.memory import room, size
+from surgery.memory import free_memory, size
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Sizes:
 
     def check_memory(self, itemsize: int) -> None:
         """Raise OptionError where the model and one sentence would not fit into what is free."""
-        needed, free = self.memory(itemsize), room(torch.device("cpu"))
+        needed, free = self.memory(itemsize), free_memory(torch.device("cpu"))
         if needed > free:
             raise OptionError(
                 f"a transformer of {self.nonterminals:,} nonterminals and {self.preterminals:,} preterminals for {self.length} words "

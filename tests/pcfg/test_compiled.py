@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from pcfg import Grammar, inside_outside, sample
 from pcfg.compiled import InsideOutsideTransformer, compile_transformer
@@ -35,7 +35,7 @@ def encoded(grammar, found):
     return batch["input_ids"], batch["attention_mask"]
 
 
-def run(model, grammar, found, **options):
+def asked(model, grammar, found, **options):
     return model(*encoded(grammar, found), **options)
 
 
@@ -61,14 +61,14 @@ def test_all_posteriors_are_the_chart_s(seed):
     """Of sentences of every length up to 20, drawn words, under random grammars with few and many likely rules."""
     grammar = grammar_of(seed)
     model, found = compile_transformer(grammar, max_length=20), sentences(grammar, range(1, 21), seed)
-    check(run(model, grammar, found), inside_outside(grammar, found), grammar, 1e-10)
+    check(asked(model, grammar, found), inside_outside(grammar, found), grammar, 1e-10)
 
 
 def test_single_precision():
     grammar = Grammar.random(4, 5, 30, seed=3)
     model = compile_transformer(grammar, max_length=20, dtype="float32")
     found = sentences(grammar, range(1, 21))
-    out = run(model, grammar, found)
+    out = asked(model, grammar, found)
     assert out.logits.dtype == torch.float32
     check(out, inside_outside(grammar, found), grammar, 1e-4)
 
@@ -105,7 +105,7 @@ def test_each_step_completes_one_more_width(seed):
     """After inside step t, spans of up to t + 1 words; after outside step t, of n - t or more; and nothing changes then."""
     grammar, n = grammar_of(seed), 7
     model = compile_transformer(grammar, max_length=n)
-    states = run(model, grammar, sentences(grammar, [n], seed), output_hidden_states=True).hidden_states
+    states = asked(model, grammar, sentences(grammar, [n], seed), output_hidden_states=True).hidden_states
     states = [state[0, 1 : n + 1] for state in states]
     spans = {score: model.slots.spans(score) for score in ("inside", "outside")}
     widths = torch.arange(n)[:, None] - torch.arange(n)[None] + 1  # of the span from start i to end j, [j, i]
@@ -174,10 +174,10 @@ def test_a_head_taken_out_is_its_rules_taken_out():
         mask[5:, [number, number + len(model.slots.symbols)]] = 0
         without = compile_transformer(grammar, max_length=6)
         without.rules[:, :, number] = 0
-        ours = run(model, grammar, found, head_mask=mask, output_hidden_states=True).hidden_states[-1]
-        theirs = run(without, grammar, found, output_hidden_states=True).hidden_states[-1]
+        ours = asked(model, grammar, found, head_mask=mask, output_hidden_states=True).hidden_states[-1]
+        theirs = asked(without, grammar, found, output_hidden_states=True).hidden_states[-1]
         assert torch.equal(ours, theirs), symbol
-        assert not torch.equal(ours, run(model, grammar, found, output_hidden_states=True).hidden_states[-1])
+        assert not torch.equal(ours, asked(model, grammar, found, output_hidden_states=True).hidden_states[-1])
 
 
 def test_masked_words_are_summed_over():
@@ -196,7 +196,7 @@ def test_masked_words_are_summed_over():
 
 def test_impossible_sentences_have_no_trees():
     grammar = Grammar({"S": 1.0}, {("S", "A", "B"): 1.0}, {("A", "a"): 1.0, ("B", "b"): 1.0})
-    out = run(compile_transformer(grammar, max_length=3), grammar, [("b", "a"), ("a", "b")])
+    out = asked(compile_transformer(grammar, max_length=3), grammar, [("b", "a"), ("a", "b")])
     assert out.log_z.tolist() == [-np.inf, 0]
     assert out.span_marginals[0].sum() == 0 and out.span_marginals[1].sum() == 1
     assert torch.isfinite(out.logits).all()
@@ -211,7 +211,7 @@ def test_saved_and_loaded_bit_for_bit(tmp_path):
         again = loaded.from_pretrained(tmp_path / "built")
         assert isinstance(again, InsideOutsideTransformer)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-        assert torch.equal(run(again, grammar, found).logits, run(model, grammar, found).logits)
+        assert torch.equal(asked(again, grammar, found).logits, asked(model, grammar, found).logits)
     slots = json.loads((tmp_path / "built" / "slots.json").read_text())
     first, stop = slots["outside"][grammar.nonterminals[1]]
     assert slice(first, stop) == model.slots["outside", grammar.nonterminals[1]]
@@ -266,7 +266,7 @@ def test_bad_grammars(monkeypatch):
         compile_transformer(grammar, max_length=1)
     with pytest.raises(GrammarError, match="no binary rules"):
         compile_transformer(Grammar({"A": 1.0}, {}, {("A", "a"): 1.0}))
-    monkeypatch.setattr("pcfg.compiled.sizes.room", lambda _: 100)
+    monkeypatch.setattr("pcfg.compiled.sizes.free_memory", lambda _: 100)
     with pytest.raises(OptionError, match="are free"):
         compile_transformer(grammar, max_length=5)
 
@@ -276,7 +276,36 @@ def test_sampled_sentences_score_near_one():
     grammar = Grammar.random(4, 5, 2000, seed=1)
     model = compile_transformer(grammar, max_length=20)
     drawn = [tuple(s) for s in sample(grammar, 50, seed=9, max_length=20)]
-    found = run(model, grammar, drawn)
+    found = asked(model, grammar, drawn)
     ids, _ = encoded(grammar, drawn)
     scaled = found.log_z + model.scales[ids].sum(1)
     assert scaled.abs().max() < 40
+
+
+def test_the_command_writes_a_folder(tmp_path, run):
+    """Model, tokenizer, names and grammar in one folder; with `--keep`, exact for the smaller grammar that lies beside it."""
+    rules = (
+        "1 S -> NP VP",
+        "1 NP -> Det N",
+        ".6 VP -> V NP",
+        ".4 VP -> VP NP",
+        "1 Det -> 'the'",
+        "1 N -> 'dog' [.5] | 'man' [.5]",
+        "1 V -> 'saw'",
+    )
+    grammar = Grammar.from_text("\n".join(rules).replace("1 N -> 'dog' [.5]", "N -> 'dog' [.5]"))
+    grammar.save(tmp_path / "g.pcfg.json")
+    status, out, _ = run(
+        "pcfg", "compile", tmp_path / "g.pcfg.json", "--max-length", 6, "-o", tmp_path / "built", "--show"
+    )
+    assert status == 0 and "10 layers" in out
+    model = AutoModel.from_pretrained(tmp_path / "built")
+    words = AutoTokenizer.from_pretrained(tmp_path / "built")
+    sentence = "the dog saw the man"
+    found = model(**words(sentence, return_tensors="pt", return_token_type_ids=False))
+    assert found.log_z.item() == pytest.approx(inside_outside(grammar, [sentence.split()]).log_z.item())
+    status, out, _ = run("pcfg", "compile", tmp_path / "g.pcfg.json", "--keep", 3, "-o", tmp_path / "small", "--json")
+    assert status == 0 and json.loads(out)["nonterminals"] <= 3
+    for options, said in ((["--max-length", 1], "max-length"), (["-o", tmp_path / "built"], "exists already")):
+        status, _, err = run("pcfg", "compile", tmp_path / "g.pcfg.json", "-o", tmp_path / "new", *options)
+        assert status == 2 and said in err
