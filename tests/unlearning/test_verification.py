@@ -245,3 +245,18 @@ def test_test_rows_must_have_labels_that_training_saw(fitted, data):
         verify(fitted, edit, Rows.of(data[1][0]), shadows=0)
     with pytest.raises(TaskError, match="9 features"):
         verify(fitted, edit, (data[1][0][:, :9], data[1][1]), shadows=0)
+
+
+def test_the_seed_reaches_attacks_relearning_and_the_probe_and_half_is_half(fitted, data):
+    edit, options = unlearn(fitted, "b", method="refit", device="cpu"), {"shadows": 0, "baselines": False}
+    one, again, other = (verify(fitted, edit, data[1], seed=seed, device="cpu", **options) for seed in (0, 0, 1))
+    for read in (
+        lambda report: report.after["membership"]["loss"]["low"],
+        lambda report: report.after["relearn"]["curve"],
+        lambda report: report.content["probe"],
+    ):
+        assert read(one) == read(again) != read(other)
+    for report in (one, other):
+        half, curve = report.before["forget_accuracy"] / 2, report.after["relearn"]["curve"]
+        enough = [int(number) for number, accuracy in curve.items() if accuracy >= half]
+        assert report.after["relearn"]["examples"] == min(enough, default=None)
