@@ -173,3 +173,16 @@ def test_runs_at_once_that_are_killed_at_random(tiny, copied, tmp_path, kills):
     assert hashes(folder) == states[0]
     restack("apply", [c], folder, in_place=True)
     assert hashes(folder) == states[1]
+
+
+def test_what_a_kill_left_of_a_file_goes_with_the_file(tiny, layers, tmp_path, monkeypatch):
+    c = layers["c"]
+    folder = held(layers, "ab", tiny("bert"), tmp_path / "x")
+    start = hashes(folder)
+    with monkeypatch.context() as moment:
+        MOMENTS["while the table is written"][0](moment)
+        with pytest.raises(Killed):
+            restack("apply", [c], folder, in_place=True)
+    (folder / STACK / f".{c.id}.safetensors.abcdefgh.tmp").write_bytes(b"half")
+    restack("revert", [c], folder, in_place=True)
+    assert hashes(folder) == start
