@@ -18,32 +18,30 @@ def data(tmp_path_factory):
     return file
 
 
+@pytest.fixture(scope="module")
+def made_once(tiny, data, tmp_path_factory):
+    """Tuned and skill folders, made by the commands themselves, once: a copy each is every test's own."""
+    from cli.main import main
+
+    folder, task = tmp_path_factory.mktemp("work"), ("--task", "sst2", "--data", data)
+    base, tuned = tiny("llama"), folder / "tuned"
+    tuning = ("--rate", 0.3, "--l1", 0.003, "--steps", 60, "--device", "cpu", "-o", tuned)
+    located = ("--eval", data, "--weights", 50, "--device", "cpu", "-o", folder / "skill")
+    for words in (("tune", base, *task, *tuning), ("graft", base, tuned, *task, *located)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["surgery", *map(str, words)])
+            with pytest.raises(SystemExit) as end:
+                main()
+            assert not end.value.code
+    return folder
+
+
 @pytest.fixture
-def work(tiny, data, run, tmp_path):
-    """Base, tuned and skill folders, made by the commands themselves."""
-    base = tiny("llama")
-    task = ("--task", "sst2", "--data", data)
-    assert (
-        run(
-            "tune",
-            base,
-            *task,
-            "--rate",
-            0.3,
-            "--l1",
-            0.003,
-            "--steps",
-            60,
-            "--device",
-            "cpu",
-            "-o",
-            tmp_path / "tuned",
-        )[0]
-        == 0
-    )
-    graft = ("graft", base, tmp_path / "tuned", *task, "--eval", data, "--weights", 50, "--device", "cpu")
-    assert run(*graft, "-o", tmp_path / "skill")[0] == 0
-    return base, tmp_path / "tuned", tmp_path / "skill"
+def work(tiny, made_once, tmp_path):
+    """Base, tuned and skill folders."""
+    for name in ("tuned", "skill"):
+        shutil.copytree(made_once / name, tmp_path / name)
+    return tiny("llama"), tmp_path / "tuned", tmp_path / "skill"
 
 
 def test_the_whole_way_round(work, run, data, tmp_path):
