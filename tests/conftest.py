@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402 (the first lines must run before the imports that follow)
 import fcntl
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's library
@@ -74,6 +75,18 @@ def run(monkeypatch, capsys):
             status = end.code or 0
         printed = capsys.readouterr()
         return status, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def ok(run):
+    """`ok(*arguments)`: stdout of a run that must end well; parsed with --json."""
+
+    def call(*arguments):
+        status, out, err = run(*arguments)
+        assert status == 0, err
+        return json.loads(out) if "--json" in arguments else out
 
     return call
 

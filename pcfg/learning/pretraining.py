@@ -105,8 +105,10 @@ class Pretrained(Result):
                 )
             grammar = Grammar.load(folder / GRAMMAR_FILE)
             with quiet():
-                module = RobertaForMaskedLM.from_pretrained(folder, local_files_only=True).eval()
-                words = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+                module = RobertaForMaskedLM.from_pretrained(
+                    folder, local_files_only=True, weights_only=True, trust_remote_code=False
+                ).eval()
+                words = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, SafetensorError) as error:
             raise PcfgError(f"{folder} isn't a model that pretraining saved ({first_line(error)})") from None
         return cls(grammar, module, words, report)

@@ -148,17 +148,7 @@ def load_model(
     place, precision = pick_device(device), pick_dtype(dtype)
     structure = checkpoint.structure
     with quiet():
-        try:
-            module, info = structure.model_class.from_pretrained(  # type: ignore[attr-defined]
-                checkpoint.folder,
-                dtype=precision,
-                local_files_only=True,
-                output_loading_info=True,
-                weights_only=True,
-                trust_remote_code=False,
-            )
-        except Exception as error:  # whatever the library raises on files it can't use
-            raise CheckpointError(f"{checkpoint}: transformers can't load it ({first_line(error)})") from error
+        module, info = read_module(structure.model_class, checkpoint, precision)
         tokenizer = load_tokenizer(checkpoint) if tokenized else None
     # A bare encoder's pooler isn't read by any readout, and many checkpoints come without one.
     if missing := [name for name in info["missing_keys"] if structure.kind != "encoder" or "pooler" not in name]:
@@ -223,3 +213,18 @@ def steady_attention() -> AbstractContextManager[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+
+
+def read_module(kind: Any, checkpoint: Checkpoint, precision: torch.dtype) -> tuple[Any, Mapping[str, Any]]:
+    """A model by one of transformers' classes, from this disk alone and without running code of the folder's; and what was missing."""
+    try:
+        return kind.from_pretrained(
+            checkpoint.folder,
+            dtype=precision,
+            local_files_only=True,
+            output_loading_info=True,
+            weights_only=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # whatever the library raises on files it can't use
+        raise CheckpointError(f"{checkpoint}: transformers can't load it ({first_line(error)})") from error

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from surgery.checkpoints.delta import SparseDelta
-from surgery.reporting.figures import COLOURS, MARKERS, figure
+from surgery.reporting.figures import COLOURS, MARKERS, figure, write_numbers
 
 LABELS = {
     "dual-averaging": "graft (dual averaging of saliency)",
@@ -127,17 +127,7 @@ def _where(counts: Mapping[str, int], file: Path) -> None:
         axes.set_xticks(layers[:: max(1, len(layers) // 16)])
         axes.set_xlabel("layer")
         if len(layers) <= 16:
-            for row, column in np.argwhere(grid > 0):
-                dark = grid[row, column] > grid.max() ** 0.6
-                axes.text(
-                    column,
-                    row,
-                    f"{grid[row, column]:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if dark else "black",
-                )
+            write_numbers(axes, grid, np.argwhere(grid > 0), lambda value: value > grid.max() ** 0.6)
         axes.figure.colorbar(shown, ax=axes, label="weights in the skill")
 
 

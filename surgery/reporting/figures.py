@@ -1,6 +1,6 @@
 """The one place that imports matplotlib: a plain style, and saving."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,3 +40,11 @@ def figure(file: Path, width: float = 6.4, height: float = 4.0, columns: int = 1
         FigureCanvasAgg(drawing)
         yield drawing.subplots(1, columns)
         drawing.savefig(file, metadata={"Software": None})
+
+
+def write_numbers(axes: Any, grid: Any, places: Any, dark: Callable[[float], bool]) -> None:
+    """Write a heat map's whole numbers into its fields: `places` (row, column), white where `dark` says that the field is."""
+    for row, column in places:
+        value = float(grid[row, column])
+        colour = "white" if dark(value) else "black"
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)

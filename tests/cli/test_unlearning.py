@@ -21,18 +21,6 @@ def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("SURGERY_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-@pytest.fixture
-def ok(run):
-    """`ok(*arguments)`: stdout of a run that must end well; parsed with --json."""
-
-    def call(*arguments):
-        status, out, err = run(*arguments)
-        assert status == 0, err
-        return json.loads(out) if "--json" in arguments else out
-
-    return call
-
-
 def blobs(seed, each=EACH):
     """Four well separated clouds; labels 0 to 3."""
     labels = np.repeat(np.arange(len(NAMES)), each)

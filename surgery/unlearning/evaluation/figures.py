@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery.reporting.figures import COLOURS, MARKERS, figure, plain
+from surgery.reporting.figures import COLOURS, MARKERS, figure, plain, write_numbers
 from surgery.reporting.page import Figure
 from surgery.unlearning.evaluation.attacks import ATTACKS
 
@@ -131,16 +131,7 @@ def shared(content: Content, file: Path) -> None:
         axes.set_yticks(range(len(classes)), classes)
         axes.set(xlabel="... fall on keys that this class selects too", ylabel="of this class's selections, %")
         if len(classes) <= 12:
-            for row, column in np.ndindex(grid.shape):
-                axes.text(
-                    column,
-                    row,
-                    f"{grid[row, column]:.0f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if grid[row, column] > 60 else "black",
-                )
+            write_numbers(axes, grid, np.ndindex(grid.shape), lambda value: value > 60)
         axes.figure.colorbar(image, ax=axes, label="shared selections (%)", shrink=0.8)
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from surgery.checkpoints.checkpoint import Checkpoint
-from surgery.checkpoints.models import load_tokenizer, pick_dtype
+from surgery.checkpoints.models import load_tokenizer, pick_dtype, read_module
 from surgery.devices import full_float32, memory_for, pick_device
 from surgery.errors import CheckpointError, OptionError, TaskError, first_line
 from surgery.files import replace_bytes
@@ -324,17 +324,7 @@ def _load_body(checkpoint: Checkpoint, precision: torch.dtype) -> tuple[Any, boo
     from transformers import AutoModel
 
     checkpoint.check_readable()
-    try:
-        module, info = AutoModel.from_pretrained(
-            checkpoint.folder,
-            dtype=precision,
-            local_files_only=True,
-            output_loading_info=True,
-            weights_only=True,
-            trust_remote_code=False,
-        )
-    except Exception as error:  # whatever the library raises on files it can't use
-        raise CheckpointError(f"{checkpoint}: transformers can't load it ({first_line(error)})") from error
+    module, info = read_module(AutoModel, checkpoint, precision)
     if missing := [name for name in info["missing_keys"] if "pooler" not in name]:
         raise CheckpointError(
             f"{checkpoint} lacks {len(missing)} tensors of a {type(module).__name__}, {min(missing)} first: fetch it again"

@@ -1,7 +1,6 @@
 """`surgery pcfg` on a folder with a grammar worked by hand, sentences and trees."""
 
 import functools
-import json
 
 import pytest
 
@@ -12,18 +11,6 @@ from tests.support.toy_grammar import RULES, TEXT, TREES
 def run(run):
     """`run(*arguments)`: of `surgery pcfg`: exit status, stdout, stderr."""
     return functools.partial(run, "pcfg")
-
-
-@pytest.fixture
-def ok(run):
-    """`ok(*arguments)`: stdout of a run that must end well; parsed with --json."""
-
-    def call(*arguments):
-        status, out, err = run(*arguments)
-        assert status == 0, err
-        return json.loads(out) if "--json" in arguments else out
-
-    return call
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 import itertools
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -120,21 +117,6 @@ def test_show_tells_sizes_lengths_and_rules(work, ok):
     assert found["expected_length"] == pytest.approx(noun + (0.7 * (1 + noun) + 0.3 * (1 + noun)) / 0.7)
     (work / "wild.txt").write_text("0.6 S -> S S\n0.4 S -> 'a'\n")
     assert "expected length of a sentence is infinite" in ok("show", work / "wild.txt")
-
-
-def test_the_example_script(tmp_path):
-    script = Path(__file__).resolve().parents[3] / "examples" / "grammar.py"
-    command = [sys.executable, script, tmp_path / "fitted.pcfg.json"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    said = ended.stdout
-    assert (
-        f"log Z {math.log(WEIGHT * 0.5):.4f}, entropy of the trees {-0.6 * math.log(0.6) - 0.4 * math.log(0.4):.4f}"
-        in said
-    )
-    assert f"likeliest: {VERB}" in said and "'saw the dog' is a constituent: 0.600" in said
-    assert "{'man': 0.5, 'dog': 0.3, 'telescope': 0.2}" in said
-    assert Grammar.load(tmp_path / "fitted.pcfg.json").expected_length < math.inf
 
 
 def test_the_likeliest_tree_where_chains_compete_and_probabilities_that_were_rounded(tmp_path, run):
