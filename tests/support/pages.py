@@ -73,6 +73,7 @@ def find(line):
 def parse(line):
     """Have Typer read a whole line: its own error for an option that isn't there; returns the command."""
     command, left = find(line)
+    assert not hasattr(command, "commands") or not left or left[0].startswith("-"), f"no command {left[0]}"
     if left or not hasattr(command, "commands"):
         command.make_context(command.name, left)
     return command
