@@ -69,7 +69,7 @@ def fit(
     codebooks: Annotated[int, typer.Option(help="Number of codebooks.")] = 256,
     keys: Annotated[int, typer.Option(help="Keys in each codebook.")] = 256,
     key_dim: Annotated[int, typer.Option(help="Dimensions of a key.")] = 14,
-    top: Annotated[int, typer.Option(help="How many nearest keys of a codebook answer.")] = 1,
+    top: Annotated[int, typer.Option(help="Number of nearest keys that answer in each codebook.")] = 1,
     projection: Annotated[
         str, typer.Option(help="random, or segments: each codebook sees features of its own.")
     ] = "random",
@@ -191,7 +191,10 @@ def verify(
         typer.Option("--baselines/--no-baselines", help=f"Compare with other ways to forget: {baselines_help()}."),
     ] = True,
     encoder: Annotated[
-        str | None, typer.Option(help="Where the encoder lies now.", show_default="where it lay for fit")
+        str | None,
+        typer.Option(
+            help="Folder or hub id of the encoder, if it has moved since the fit.", show_default="where it lay for fit"
+        ),
     ] = None,
     output: options.NeededOutput = None,
     seed: options.Seed = 0,

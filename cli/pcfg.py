@@ -143,7 +143,7 @@ def trees(
 @app.command()
 def sample(
     grammar: grammars.GrammarFile,
-    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Sentences.")] = 100_000,
+    count: Annotated[int, typer.Option("-n", "--count", min=1, help="Number of sentences to draw.")] = 100_000,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Most words of a sentence.", show_default="no limit")
     ] = None,

@@ -30,7 +30,7 @@ InPlace = Annotated[
 
 @app.command()
 def show(skill: SkillFolder, json: options.Json = False) -> None:
-    """What a skill is, how well it works, where it sits."""
+    """Show what a skill is, how well it works and where it sits."""
     from surgery.grafting.card import base_of
     from surgery.grafting.figures import by_layer, layer_and_module
     from surgery.grafting.remarks import remarks

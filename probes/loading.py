@@ -14,6 +14,7 @@ from probes.errors import ProbeError
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, MissingPackageError, first_line
 from surgery.quiet import quiet
+from surgery.tasks.readout import position_limit
 
 
 def load_module(checkpoint: Checkpoint, untrained: int | None, device: torch.device) -> tuple[Any, bool, bool]:
@@ -79,8 +80,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def some_tokens(module: Any) -> tuple[Tensor, Tensor]:
-    """Return 12 token numbers that every vocabulary has, and their mask, to try a model with."""
-    ids = torch.arange(12, device=module.device)[None] % len(module.get_input_embeddings().weight)
+    """Return 12 token numbers that every vocabulary has, or as many as the model reads, and their mask, to try it with."""
+    count = min(12, position_limit(module) or 12)
+    ids = torch.arange(count, device=module.device)[None] % len(module.get_input_embeddings().weight)
     return ids, torch.ones_like(ids)
 
 

@@ -7,11 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, RobertaConfig, RobertaForMaskedLM
 
 from probes.activations import Activations
 from probes.causal import Whitening, random_directions, smallest_spans, word_attention
 from probes.errors import ProbeError
+from probes.loading import some_tokens
 from probes.probed_model import ProbedModel, pad
 from surgery.errors import CheckpointError, OptionError, SurgeryError
 from tests.support import architectures
@@ -430,3 +431,17 @@ def test_a_tokenizer_that_knows_more_than_the_model(copied, tmp_path):
     np.testing.assert_array_equal(Activations.collect(model, sentences, tmp_path / "two", [1]).layer(1), before)
     with pytest.raises(ProbeError, match=r"sentence 2.* has token \d+, and .* its tokenizer is another model's"):
         model.encode([SENTENCES[2], ["zebra"]])
+
+
+def test_a_model_of_few_positions_is_tried_with_as_many_tokens_as_it_reads(tmp_path):
+    """RoBERTa counts positions from its padding's number on: 10 of them are 8 tokens."""
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 20,
+    }
+    model = RobertaForMaskedLM(RobertaConfig(**sizes, max_position_embeddings=10, pad_token_id=1))
+    assert [tuple(part.shape) for part in some_tokens(model)] == [(1, 8)] * 2
+    model(*some_tokens(model))
