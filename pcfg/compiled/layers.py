@@ -28,6 +28,7 @@ class Places:
         upto: 1 at its position and all before.
         last: 1 for the last word of its sentence.
         before: [reader, read]: 1 where the token that is read stands before the one that reads.
+        previous: [reader, read]: 1 where it stands right before it.
     """
 
     here: Float[Tensor, "B T L"]
@@ -35,6 +36,7 @@ class Places:
     upto: Float[Tensor, "B T L"]
     last: Float[Tensor, "B T"]
     before: Float[Tensor, "B T T"]
+    previous: Float[Tensor, "B T T"]
 
     @classmethod
     def of(cls, is_word: Tensor, length: int, dtype: torch.dtype) -> "Places":
@@ -45,7 +47,8 @@ class Places:
         last = (positions == positions[:, -1:]) & is_word
         before = (positions[:, :, None] > positions[:, None, :]).to(dtype) * ones[:, :, None] * ones[:, None, :]
         upto = here.flip(-1).cumsum(-1).flip(-1)
-        return cls(here[..., :length], here.roll(1, -1)[..., :length], upto[..., :length], last.to(dtype), before)
+        here, following = here[..., :length], here.roll(1, -1)[..., :length]
+        return cls(here, following, upto[..., :length], last.to(dtype), before, here @ following.mT)
 
 
 class _Layer(nn.Module):
@@ -69,12 +72,21 @@ class _Layer(nn.Module):
         own = self.tags(state, "inside")[..., None] * places.here[..., None, :]
         return torch.cat([self.spans(state, "inside"), own], 2)
 
+    def scores(self, state: Tensor, places: Places) -> Tensor:
+        """Attention of a nonterminal's inside head, inside(C, k + 1, j) from j (dimension 1) to k, [B, T, T, N]."""
+        found = torch.einsum("bjrs,bks->bjkr", self.spans(state, "inside"), places.next)
+        return found * places.before[..., None]
+
     def parents(self, state: Tensor, rules: Tensor, places: Places) -> Tensor:
-        """For a right sibling C, sum over B of P(A -> B C) inside(B, i, k), [B, T, S (C), N (A), L (i)]."""
+        """For a nonterminal C on the right, sum over B of P(A -> B C) inside(B, i, k), [B, T, N (C), N (A), L (i)]."""
         inner = len(self.slots.nonterminals)
-        found = torch.einsum("alr,bkli->bkrai", rules[:, :inner], self.spans(state, "inside"))
-        own = torch.einsum("alr,bkl->bkra", rules[:, inner:], self.tags(state, "inside"))
-        return found + own[..., None] * places.here[:, :, None, None]
+        found = torch.einsum("alr,bkli->bkrai", rules[:, :inner, :inner], self.spans(state, "inside"))
+        own = torch.einsum("alr,bkl->bkra", rules[:, inner:, :inner], self.tags(state, "inside"))
+        return torch.addcmul(found, own[..., None], places.here[:, :, None, None])
+
+    def siblings(self, state: Tensor, rules: Tensor) -> Tensor:
+        """Sum over the preterminals C that the token's own word may have of P(A -> B C) P(word | C), [B, T, N (A), S (B)]."""
+        return torch.einsum("alr,bjr->bjal", rules[..., len(self.slots.nonterminals) :], self.tags(state, "inside"))
 
 
 class InsideLayer(_Layer):
@@ -82,6 +94,7 @@ class InsideLayer(_Layer):
 
     The head of C: the query at j holds inside(C, s, j) for every start s, the key at k is 1 at k + 1, so the attention
     score is inside(C, k + 1, j); the value at k is every inside(B, i, k), and the output matrix holds P(A -> B C).
+    A preterminal's head attends to the token right before its own only, so those heads are added up there at once.
     """
 
     def forward(
@@ -92,12 +105,11 @@ class InsideLayer(_Layer):
         head_mask: Float[Tensor, " H"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The state with inside scores over spans replaced; `head_mask` multiplies heads, in the order of the symbols."""
-        scores = torch.einsum("bjrs,bks->bjkr", self.every(state, places), places.next) * places.before[..., None]
-        if head_mask is not None:
-            scores = scores * head_mask
-        found = torch.einsum("bjkr,bkrai->bjai", scores, self.parents(state, rules, places))
+        rules = rules if head_mask is None else rules * head_mask
+        found = torch.einsum("bjkr,bkrai->bjai", self.scores(state, places), self.parents(state, rules, places))
+        left = torch.einsum("bjk,bkli->bjli", places.previous, self.every(state, places))
         new = state.clone()
-        new[..., self.slots.spans("inside")] = found.flatten(2)
+        new[..., self.slots.spans("inside")] = (found + self.siblings(state, rules) @ left).flatten(2)
         return new
 
 
@@ -108,6 +120,7 @@ class OutsideLayer(_Layer):
     inside(B, i, k): the query at j holds outside(A, i, j), the key at k the sum over B, the value is 1 at k + 1. The other S heads
     serve left children B with the sibling C, and read from tokens after their own: outside(B, i, k) sums, over j, A and C, P(A -> B C)
     outside(A, i, j) inside(C, k + 1, j): the query at k is 1 at k + 1, the key at j holds inside(C, s, j), the value outside(A, i, j).
+    Preterminals' heads attend to the token right before or right after only, and are added up there at once.
     """
 
     def forward(
@@ -119,22 +132,35 @@ class OutsideLayer(_Layer):
         head_mask: Float[Tensor, " H"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The state with outside scores replaced; `head_mask` multiplies the 2 S heads: right children, then siblings of left ones."""
-        inner, symbols = len(self.slots.nonterminals), len(self.slots.symbols)
-        outer = self.spans(state, "outside")
-        right = torch.einsum("bjai,bkrai->bjkr", outer, self.parents(state, rules, places)) * places.before[..., None]
-        left = torch.einsum("bks,bjrs->bkjr", places.next, self.every(state, places)) * places.before.mT[..., None]
+        symbols, right, left = len(self.slots.symbols), rules, rules
         if head_mask is not None:
-            right, left = right * head_mask[:symbols], left * head_mask[symbols:]
-        of_right = torch.einsum("bjkr,bks->bjrs", right, places.next)
-        gathered = torch.einsum("bkjr,bjai->bkrai", left, outer)
-        of_left = torch.einsum("alr,bkrai->bkli", rules[:, :inner], gathered) * places.upto[:, :, None]
-        own = torch.einsum("bkrai,bki->bkra", gathered, places.here)
-        tags = torch.einsum("alr,bkra->bkl", rules[:, inner:], own)
-        tags = tags + torch.einsum("bjrs,bjs->bjr", of_right[:, :, inner:], places.here)
+            right, left = rules * head_mask[:symbols], rules * head_mask[symbols:]
+        spans, tags = self._of_right(state, right, places)
+        more, own = self._of_left(state, left, places)
         new = state.clone()
-        new[..., self.slots.spans("outside")] = (of_right[:, :, :inner] + of_left).flatten(2)
-        new[..., self.slots.tags("outside")] = tags
+        new[..., self.slots.spans("outside")] = (spans + more).flatten(2)
+        new[..., self.slots.tags("outside")] = tags + own
         return with_roots(new, self.slots, roots, places)
+
+    def _of_right(self, state: Tensor, rules: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """Outside scores of right children: of nonterminals over spans [B, T, N, L], of preterminals over words [B, T, P]."""
+        outer, inner = self.spans(state, "outside"), len(self.slots.nonterminals)
+        found = torch.einsum("bjai,bkrai->bjkr", outer, self.parents(state, rules, places)) * places.before[..., None]
+        left = torch.einsum("bjk,bkli->bjli", places.previous, self.every(state, places))
+        tags = torch.einsum("alr,bjal->bjr", rules[..., inner:], outer @ left.mT)
+        return torch.einsum("bjkr,bks->bjrs", found, places.next), tags
+
+    def _of_left(self, state: Tensor, rules: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """Outside scores of left children, likewise."""
+        outer, inner = self.spans(state, "outside"), len(self.slots.nonterminals)
+        gathered = torch.einsum("bjkr,bjai->bkrai", self.scores(state, places), outer)
+        after = torch.einsum("bjk,bjai->bkai", places.previous, outer)
+        beside = torch.einsum("bjk,bjal->bkla", places.previous, self.siblings(state, rules))
+        spans = torch.einsum("alr,bkrai->bkli", rules[:, :inner, :inner], gathered) + beside[:, :, :inner] @ after
+        own = torch.einsum("bkrai,bki->bkra", gathered, places.here)
+        tags = torch.einsum("alr,bkra->bkl", rules[:, inner:, :inner], own)
+        after = torch.einsum("bkai,bki->bka", after, places.here)
+        return spans * places.upto[:, :, None], tags + torch.einsum("bkla,bka->bkl", beside[:, :, inner:], after)
 
 
 def with_roots(state: Tensor, slots: Slots, roots: Tensor, places: Places) -> Tensor:

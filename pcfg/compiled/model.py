@@ -77,9 +77,10 @@ class InsideOutsideOutput(ModelOutput):
 
 
 class InsideOutsideTransformer(PreTrainedModel):
-    """A transformer that computes the exact Inside-Outside algorithm (Zhao et al. 2023, section 3.2, theorem 3.1).
+    """A transformer that computes the exact Inside-Outside algorithm, as Zhao et al. (2023, section 3) prove that one can.
 
-    2 (L - 1) layers of two kinds (`pcfg.compiled.layers` says what they do and what isn't standard about them), all of a
+    Nearest to their theorem for soft attention and relative positions (2 L layers, S heads, about 2 S L dimensions), with
+    absolute starts of spans instead. 2 (L - 1) layers of two kinds (`pcfg.compiled.layers` says what they do and what isn't standard about them), all of a
     kind with the same weights: S heads an inside layer, 2 S heads an outside layer, states of 1 + 2 (N L + P) dimensions.
     Nothing is trained. Marginals, log Z and logits are products, quotients and logarithms of slots, taken at the end.
 
@@ -129,17 +130,19 @@ class InsideOutsideTransformer(PreTrainedModel):
         """
         is_word = self._words_of(input_ids, attention_mask)
         places = Places.of(is_word, self.slots.length, self.words.dtype)
-        state, states = self._embedded(input_ids, is_word, places), []
+        state = self._embedded(input_ids, is_word, places)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states = [state]
         for number, layer in enumerate(self.layers):
-            states.append(state)
             mask = None if head_mask is None else head_mask[number]
             if isinstance(layer, InsideLayer):
                 state = layer(state, self.rules, places, None if mask is None else mask[: len(self.slots.symbols)])
             else:
                 state = layer(state, self.rules, self.roots, places, mask)
-        states.append(state)
+            if wanted:
+                states.append(state)
         found = self._read(state, input_ids, is_word, places)
-        if output_hidden_states or (output_hidden_states is None and self.config.output_hidden_states):
+        if wanted:
             found.hidden_states = tuple(states)
         return found
 

@@ -62,19 +62,21 @@ class Sizes:
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions for one sentence of L words, in all layers."""
+        """Multiplications and additions of the matrix products in all layers, for one sentence of L words."""
         n, s, p, t = self.nonterminals, self.symbols, self.preterminals, self.length
-        parents = 2 * t * t * n * n * s + 2 * t * n * p * s + t * t * n * s
-        inside = 2 * t**3 * s + parents + 2 * t**3 * s * n
-        outside = (
-            parents + 2 * t**3 * n * s + 4 * t**3 * s + 2 * t**3 * n * s + 2 * t * t * n * n * s + 2 * t * n * p * s
-        )
-        return self.layers // 2 * (inside + outside)
+        scores, sums = t**3 * n, t**3 * n * n  # of nonterminals' heads
+        parents = t * t * n**3 + t * n * n * p
+        near, beside = t**3 * s + t * t * n * s, t * n * s * p  # of preterminals' heads
+        inside = scores + parents + sums + near + beside
+        of_right = parents + sums + near + beside + scores
+        of_left = scores + sums + parents + beside + scores + t * t * (n * s + 2 * n * n + n) + t * n * p
+        return 2 * (self.length - 1) * (inside + of_right + of_left)
 
     def memory(self, itemsize: int, sentences: int = 1) -> int:
-        """Bytes that the weights and the largest products of a layer take."""
-        products = 3 * self.length**2 * self.symbols * self.nonterminals
-        return itemsize * (self.stored + sentences * products)
+        """Bytes that the weights and a layer take at its fullest: products of every two words, states, sums over rules."""
+        n, s, t = self.nonterminals, self.symbols, self.length
+        each = 3 * t * t * n * n + 3 * t * t * s + 2 * t * n * s + 5 * t * self.width
+        return itemsize * (self.stored + 2 * n**3 + sentences * each)
 
     def check_memory(self, itemsize: int) -> None:
         """Raise OptionError where the model and one sentence would not fit into what is free."""

@@ -7,16 +7,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from pcfg import Grammar, inside_outside, sample
-from pcfg.compiled import InsideOutsideTransformer, compile_transformer
+from pcfg.compiled import InsideOutsideConfig, InsideOutsideTransformer, Slots, compile_transformer
 from pcfg.compiled.circuit import heads
-from pcfg.compiled.layers import Places
+from pcfg.compiled.layers import InsideLayer, OutsideLayer, Places
 from pcfg.compiled.matrices import dense_head
 from pcfg.compiled.sizes import Sizes
 from pcfg.errors import GrammarError, OptionError
 from pcfg.sampling.tokenizer import tokenizer
+from surgery.memory import Meter
 
 
 def grammar_of(seed):
@@ -239,6 +241,40 @@ def test_sizes_are_the_built_model_s(nonterminals, preterminals, length):
     assert sizes.stored == sum(p.numel() for p in model.parameters())
     kinds = [kind for kind, _ in heads(model.slots)]
     assert sizes.inside_heads == kinds.count("inside") and sizes.outside_heads == len(kinds) - sizes.inside_heads
+
+
+@given(st.integers(2, 6), st.integers(2, 6), st.integers(2, 9))  # sums over one symbol are no matrix products to torch
+def test_operations_are_those_counted(nonterminals, preterminals, length):
+    """Matrix products of one layer of each kind, by torch's counter, times the layers of that kind."""
+    sizes = Sizes(nonterminals, preterminals, 1, 1, length)
+    slots = Slots(tuple(f"N{i}" for i in range(nonterminals)), tuple(f"P{i}" for i in range(preterminals)), length)
+    places = Places.of(torch.ones(1, length, dtype=torch.bool), length, torch.float32)
+    state, rules = torch.ones(1, length, slots.width), torch.ones(nonterminals, sizes.symbols, sizes.symbols)
+    with FlopCounterMode(display=False) as counter:
+        InsideLayer(slots)(state, rules, places)
+        OutsideLayer(slots)(state, rules, torch.ones(sizes.symbols), places)
+    assert sizes.operations == sizes.layers // 2 * counter.get_total_flops()
+
+
+def test_a_treebank_s_sizes_without_memory():
+    """The arithmetic equals a model of a whole treebank's grammar, whose 24 GB of rules nobody allocates."""
+    names = [f"N{i}" for i in range(1600)], [f"P{i}" for i in range(250)]
+    with torch.device("meta"):
+        model = InsideOutsideTransformer(InsideOutsideConfig(*names, max_words=25, vocab_size=10_005))
+    sizes = Sizes(1600, 250, 10_000, 10_000, 25)
+    assert sizes.stored == sum(p.numel() for p in model.parameters()) > 5e9
+    assert (sizes.layers, sizes.width) == (len(model.layers), model.slots.width) == (48, 80_501)
+
+
+@pytest.mark.parametrize(("nonterminals", "preterminals", "length"), [(20, 45, 20), (5, 100, 20), (10, 10, 40)])
+def test_memory_is_what_a_sentence_takes(nonterminals, preterminals, length):
+    """What the estimate says is enough, and less than twice what tensors take at their fullest."""
+    grammar = Grammar.random(nonterminals, preterminals, 100, seed=0)
+    model = compile_transformer(grammar, max_length=length, dtype="float32")
+    with Meter(torch.device("cpu")) as meter:
+        model(torch.arange(5, 5 + length)[None])
+    used = meter.peak + 4 * sum(p.numel() for p in model.parameters())
+    assert used < Sizes.of(grammar, length).memory(4) < 2 * used
 
 
 def test_width_at_the_paper_s_sizes():
