@@ -21,6 +21,9 @@ def load_module(checkpoint: Checkpoint, untrained: int | None, device: torch.dev
     """Load the model; return it, whether it has a trained head, and whether it is causal."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+    import pcfg.compiled  # tells transformers of the architecture
+
+    assert pcfg.compiled
     checkpoint.check_readable()
     causal = _predicts_next(checkpoint.config)
     family = AutoModelForCausalLM if causal else AutoModelForMaskedLM
@@ -79,10 +82,18 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     return found
 
 
-def some_tokens(module: Any) -> tuple[Tensor, Tensor]:
-    """Return 12 token numbers that every vocabulary has, or as many as the model reads, and their mask, to try it with."""
-    count = min(12, position_limit(module) or 12)
-    ids = torch.arange(count, device=module.device)[None] % len(module.get_input_embeddings().weight)
+def some_tokens(module: Any, count: int = 12) -> tuple[Tensor, Tensor]:
+    """Return 12 token numbers that every vocabulary has, or as many as the model reads, and their mask, to try it with.
+
+    A compiled grammar takes sentences of words, so those are its words.
+    """
+    from pcfg.compiled import InsideOutsideTransformer
+    from pcfg.sampling.tokenizer import SPECIAL
+
+    first, count = 0, min(count, position_limit(module) or count)
+    if isinstance(module, InsideOutsideTransformer):
+        first, count = len(SPECIAL), min(count, module.config.max_words)
+    ids = first + torch.arange(count, device=module.device)[None] % (len(module.get_input_embeddings().weight) - first)
     return ids, torch.ones_like(ids)
 
 

@@ -167,9 +167,12 @@ class ProbedModel:
     @cached_property
     def _padding_matters(self) -> bool:
         """Whether masked places change states, as in models that mix places by more than attention (FNet, ConvBERT)."""
-        places = torch.arange(15, device=self.module.device)[None]
-        ids, mask = places % self._vocabulary, (places < 7).long()
-        alone, padded = (self._own_states(ids[:, :n], mask[:, :n], [self.layers])[self.layers][:, :7] for n in (7, 15))
+        ids, mask = some_tokens(self.module, 15)
+        few, all = ids.shape[1] // 2, ids.shape[1]
+        mask[:, few:] = 0
+        alone, padded = (
+            self._own_states(ids[:, :n], mask[:, :n], [self.layers])[self.layers][:, :few] for n in (few, all)
+        )
         return not torch.allclose(alone, padded, rtol=0, atol=1e-4 * float(alone.abs().max()))
 
     def _unpadded_states(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import initialization
 
 from pcfg.compiled.model import InsideOutsideConfig, InsideOutsideTransformer
 from pcfg.compiled.sizes import Sizes
@@ -57,11 +58,13 @@ def compile_transformer(
         eos_token_id=numbers["</s>"],
         dtype=wanted,
     )
-    model = InsideOutsideTransformer(config).to(wanted).eval().requires_grad_(False)
+    with initialization.no_init_weights():  # all are set below
+        model = InsideOutsideTransformer(config).to(wanted).eval().requires_grad_(False)
     ids = [numbers[word] for word in grammar.words]
     table, scales = grammar.lexical_table.T, np.zeros(len(numbers))
     tallest = table.max(1)
     scales[ids] = -np.log(np.where(tallest > 0, tallest, 1))
+    model.rules.zero_()
     model.rules[grammar.parents.astype(int), grammar.left.astype(int), grammar.right.astype(int)] = torch.from_numpy(
         grammar.rule_probs
     ).to(wanted)
@@ -69,7 +72,7 @@ def compile_transformer(
     words = np.zeros((len(numbers), len(grammar.preterminals)))
     words[ids], words[numbers["<mask>"]] = table, 1.0
     scales[[*ids, numbers["<mask>"]]] += _shift(grammar, dict(zip(grammar.words, scales[ids], strict=True)), max_length)
-    model.words.copy_(torch.from_numpy(words * np.exp(scales)[:, None]))
+    model.words.weight.copy_(torch.from_numpy(words * np.exp(scales)[:, None]))
     model.scales.copy_(torch.from_numpy(scales))
     return model
 

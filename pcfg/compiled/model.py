@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_outputs import ModelOutput
 
 from pcfg.compiled.circuit import circuit
@@ -44,6 +44,7 @@ class InsideOutsideConfig(PretrainedConfig):
         self.nonterminals, self.preterminals = list(nonterminals), list(preterminals)
         self.max_words, self.vocab_size = max_words, vocab_size
         self.mask_token_id, self.unk_token_id = mask_token_id, unk_token_id
+        self.max_position_embeddings = max_words + 2  # with <s> and </s>
         slots = self.slots
         self.hidden_size, self.num_hidden_layers = slots.width, 2 * (max_words - 1)
         self.num_attention_heads = len(slots.symbols)
@@ -98,7 +99,7 @@ class InsideOutsideTransformer(PreTrainedModel):
         self.slots = slots = config.slots
         inner, symbols = len(slots.nonterminals), len(slots.symbols)
         self.rules = nn.Parameter(torch.zeros(inner, symbols, symbols))
-        self.words = nn.Parameter(torch.zeros(config.vocab_size, symbols - inner))
+        self.words = nn.Embedding(config.vocab_size, symbols - inner)
         self.scales = nn.Parameter(torch.zeros(config.vocab_size))
         self.roots = nn.Parameter(torch.zeros(symbols))
         self.layers = nn.ModuleList(
@@ -107,7 +108,18 @@ class InsideOutsideTransformer(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing is drawn at random: weights are a grammar's, or 0."""
+        """A random grammar: what an untrained transformer is to a trained one. No weight that was loaded is drawn."""
+        if isinstance(module, InsideOutsideTransformer):
+            for name, dims in (("rules", (1, 2)), ("roots", (0,))):
+                drawn = torch.rand_like(getattr(module, name))
+                initialization.copy_(getattr(module, name), drawn / drawn.sum(dims, keepdim=True))
+            initialization.zeros_(module.scales)
+        elif isinstance(module, nn.Embedding):
+            initialization.uniform_(module.weight)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """P(word | tag), scaled."""
+        return self.words
 
     def forward(
         self,
@@ -129,7 +141,7 @@ class InsideOutsideTransformer(PreTrainedModel):
             GrammarError: <unk>: a word that the grammar doesn't have.
         """
         is_word = self._words_of(input_ids, attention_mask)
-        places = Places.of(is_word, self.slots.length, self.words.dtype)
+        places = Places.of(is_word, self.slots.length, self.rules.dtype)
         state = self._embedded(input_ids, is_word, places)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states = [state]
@@ -179,8 +191,8 @@ class InsideOutsideTransformer(PreTrainedModel):
         return is_word
 
     def _embedded(self, input_ids: Tensor, is_word: Tensor, places: Places) -> Tensor:
-        state = self.words.new_zeros(*input_ids.shape, self.slots.width)
-        state[..., self.slots.tags("inside")] = self.words[input_ids] * is_word[..., None].to(self.words.dtype)
+        state = self.rules.new_zeros(*input_ids.shape, self.slots.width)
+        state[..., self.slots.tags("inside")] = self.words(input_ids) * is_word[..., None].to(self.rules.dtype)
         state[..., self.slots["last"]] = places.last[..., None]
         return with_roots(state, self.slots, self.roots, places)
 
@@ -205,8 +217,7 @@ class InsideOutsideTransformer(PreTrainedModel):
 
     def _logits(self, outside: Tensor, is_word: Tensor) -> Tensor:
         """Log posterior of each token from outside scores of preterminals [B, T, P]."""
-        table = self.words * torch.exp(-self.scales)[:, None]
-        table = table.clone()
+        table = self.words.weight * torch.exp(-self.scales)[:, None]
         table[self.config.mask_token_id] = 0
         found = outside @ table.T
         logs = (found / found.sum(-1, keepdim=True)).log()

@@ -1,0 +1,74 @@
+"""Probes held to a model of which the answer is known: a grammar compiled into a transformer."""
+
+import numpy as np
+import pytest
+
+from pcfg import Grammar, compile_transformer
+from pcfg.compiled.compiling import save
+from pcfg.sampling.tokenizer import tokenizer
+from probes import probe_spans
+from probes.activations import Activations
+from probes.linear import PairRegression
+from probes.probed_model import ProbedModel
+
+LENGTH = 6
+
+
+@pytest.fixture(scope="module")
+def grammar():
+    return Grammar.random(2, 3, 12, seed=2, temperature=1.5)
+
+
+@pytest.fixture(scope="module")
+def built(grammar, tmp_path_factory):
+    return save(compile_transformer(grammar, max_length=LENGTH), grammar, tmp_path_factory.mktemp("built") / "model")
+
+
+def insides(grammar, sentence):
+    """Inside scores of nonterminals over words i..j, [i, j, N], by the textbook's loops."""
+    n, inner = len(sentence), len(grammar.nonterminals)
+    found = np.zeros((n, n, inner + len(grammar.preterminals)))
+    for i, word in enumerate(sentence):
+        found[i, i, inner:] = [grammar.lexical.get((tag, word), 0.0) for tag in grammar.preterminals]
+    symbols = (*grammar.nonterminals, *grammar.preterminals)
+    for width in range(2, n + 1):
+        for i in range(n - width + 1):
+            for (a, b, c), p in grammar.binary.items():
+                left, right = symbols.index(b), symbols.index(c)
+                j = i + width - 1
+                found[i, j, symbols.index(a)] += p * sum(
+                    found[i, k, left] * found[k + 1, j, right] for k in range(i, j)
+                )
+    return found[..., :inner]
+
+
+def test_linear_probes_find_inside_scores_once_they_are_there(grammar, built, tmp_path):
+    """R squared of at least .999 from the layer on that completes a width, and less before."""
+    random, model = np.random.default_rng(0), ProbedModel.load(built, device="cpu")
+    sentences = [tuple(random.choice(grammar.words, LENGTH)) for _ in range(300)]
+    states = Activations.collect(model, sentences, tmp_path, range(model.layers + 1))
+    numbers = tokenizer(grammar).get_vocab()
+    scales = np.array([[model.module.scales[numbers[word]].item() for word in sentence] for sentence in sentences])
+    exact = np.stack([insides(grammar, sentence) for sentence in sentences])
+    first, train = np.arange(len(sentences)) * LENGTH, slice(0, 200)
+    for width in range(2, LENGTH + 1):
+        for layer in range(LENGTH):
+            worst = []
+            for i in range(LENGTH - width + 1):
+                j = i + width - 1
+                wanted = exact[:, i, j] * np.exp(scales[:, i : j + 1].sum(1))[:, None]
+                last, some = first + j, states.layer(layer)  # of the last word's state, where the span's scores stand
+                probe = PairRegression.fit(some, last[train], last[train], wanted[train], seed=0, penalty=0.01)
+                found = probe(some, last, last)[200:]
+                missed = ((found - wanted[200:]) ** 2).sum(0) / ((wanted[200:] - wanted[200:].mean(0)) ** 2).sum(0)
+                worst.append(1 - missed.max())
+            assert min(worst) >= 0.999 if layer >= width - 1 else max(worst) < 0.99, (width, layer, worst)
+
+
+def test_the_report_of_a_compiled_model(grammar, built):
+    """All probes run, beside a random grammar's as the untrained control, and the model's own words are the exact posterior."""
+    report = probe_spans(built, grammar, 60, layers=[2 * (LENGTH - 1)], seeds=1, device="cpu")
+    assert report.find("none", "model", "kl", None).value == pytest.approx(0, abs=1e-5)
+    assert report.find("span-linear", "untrained", "r2", report.layers[-1]) is not None
+    assert report.loss["excess"]["value"] == pytest.approx(0, abs=1e-5)
+    assert any("TransformerLens" in note for note in report.notes)
