@@ -153,13 +153,13 @@ def pairs(given: list[str] | None, option: str) -> dict[str, Any]:
     """`["a=b", "c=d"]` as a table; raises OptionError for one without an equals sign."""
     from surgery.errors import OptionError
 
-    found = {}
+    table = {}
     for text in given or ():
         key, equals, value = text.partition("=")
         if not (key and equals and value):
             raise OptionError(f"{option} {text!r} must be NAME=VALUE")
-        found[key] = value
-    return found
+        table[key] = value
+    return table
 
 
 def whole_number(text: str, option: str) -> int:

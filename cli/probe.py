@@ -130,8 +130,8 @@ def _show(report: "ProbeReport", folder: Path, json: bool) -> None:
             {"probe": v.probe, "metric": v.metric, "control": v.control, "beats": v.beats} for v in report.verdicts
         ]
         share = report.find("span-two-layer", "model", "f1 share", report.best_layer)
-        found = {"best_layer": report.best_layer, "f1_share": share and share.value, "verdicts": verdicts}
-        print_json({"output": str(folder), **found, "seconds": report.seconds})
+        content = {"best_layer": report.best_layer, "f1_share": share and share.value, "verdicts": verdicts}
+        print_json({"output": str(folder), **content, "seconds": report.seconds})
         return
     say(f"probes of {report.model['name']}\n\n{report.text()}\n")
     lost = [f"Controls that aren't beaten by more than the 95% intervals - {'; '.join(report.unbeaten)}."]

@@ -115,16 +115,16 @@ def print_need(need: "Need", json: bool) -> None:
     """What work needs against what is free; raises OptionError, once that is printed, for more than that."""
     from surgery.memory import size
 
-    found = need.content()
-    found["lower"] = all_flags(found["lower"])
+    content = need.content()
+    content["lower"] = all_flags(content["lower"])
     if json:
-        print_json(found)
+        print_json(content)
     else:
-        rows = [[name, size(count)] for name, count in found["parts"].items()]
-        rows += [["needed at once", size(found["needed"])], ["free", size(found["free"])]]
-        print_table(f"memory on {found['device']}", ["", ""], rows)
-        print_table("files", ["", ""], [[name, size(count)] for name, count in found["files"].items()])
-        say(f"For less: {found['lower']}")
+        rows = [[name, size(count)] for name, count in content["parts"].items()]
+        rows += [["needed at once", size(content["needed"])], ["free", size(content["free"])]]
+        print_table(f"memory on {content['device']}", ["", ""], rows)
+        print_table("files", ["", ""], [[name, size(count)] for name, count in content["files"].items()])
+        say(f"For less: {content['lower']}")
         if need.note:
             say(need.note)
     need.check()
@@ -137,16 +137,16 @@ def print_skill(report: Mapping[str, Any]) -> None:
     rows = []
     f1 = report["task"]["metric"] == "f1"  # then it is what the gain is measured in
     for name in ("base", "tuned", "graft"):
-        found = report[name]
+        side = report[name]
         own = name == "graft"
         rows.append(
             [
                 name,
-                figure(found["accuracy"]),
-                *([figure(found["f1"])] if f1 else []),
-                figure(found["ece"]),
-                figure(found.get("agreement")),
-                gain(found),
+                figure(side["accuracy"]),
+                *([figure(side["f1"])] if f1 else []),
+                figure(side["ece"]),
+                figure(side.get("agreement")),
+                gain(side),
                 f"{report['weights']:,}" if own else "",
                 f"{report['sparsity']:.2e}" if own else "",
                 size(report["bytes"]) if own else "",

@@ -144,17 +144,17 @@ def compare(
 
     if output:
         _check_output(output, overwrite, skill)
-    found = run(_load(skill))
+    comparison = run(_load(skill))
     if output:
-        found.save(output, overwrite=overwrite)
+        comparison.save(output, overwrite=overwrite)
     if json:
-        columns, rows = found.table()
+        columns, rows = comparison.table()
         pairs = [dict(zip(columns, row, strict=True)) for row in rows]
-        print_json({"pairs": pairs, "summary": found.summary, "output": output and str(output)})
+        print_json({"pairs": pairs, "summary": comparison.summary, "output": output and str(output)})
         return
-    for sentence in found.summary:
+    for sentence in comparison.summary:
         say(sentence)
-    columns, rows = found.short_table()
+    columns, rows = comparison.short_table()
     print_table("", columns, [[cell(value) for value in row] for row in rows])
     if output:
         say(f"{output}: report.json, overlap.png, layers.png and the page index.html")
@@ -166,12 +166,12 @@ def overlap(first: SkillFolder, second: SkillFolder, json: options.Json = False)
     from surgery.grafting.skill import Skill
 
     one, two = Skill.load(first).delta, Skill.load(second).delta
-    found = {"of_first": two.overlap(one), "of_second": one.overlap(two)}
+    shares = {"of_first": two.overlap(one), "of_second": one.overlap(two)}
     if json:
-        print_json(found)
+        print_json(shares)
         return
     say(
-        f"{100 * found['of_first']:.1f}% of {first}'s {one.weights:,} weights lie in {second}; {100 * found['of_second']:.1f}% of its {two.weights:,} lie in {first}"
+        f"{100 * shares['of_first']:.1f}% of {first}'s {one.weights:,} weights lie in {second}; {100 * shares['of_second']:.1f}% of its {two.weights:,} lie in {first}"
     )
 
 

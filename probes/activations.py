@@ -55,14 +55,14 @@ class Activations:
         lengths = np.array([len(sentence) for sentence in sentences])
         offsets = np.append(0, np.cumsum(lengths))
         encoded = model.encode(sentences)
-        found = cls(folder / _content(model, encoded), tuple(layers), offsets, model.width)
+        made = cls(folder / _content(model, encoded), tuple(layers), offsets, model.width)
         size = int(offsets[-1]) * model.width * 4
-        with hold(found.folder):
-            missing = [layer for layer in layers if not found._holds(layer, size)]
+        with hold(made.folder):
+            missing = [layer for layer in layers if not made._holds(layer, size)]
             if missing:
-                found.folder.mkdir(parents=True, exist_ok=True)
-                found._write(model, encoded, missing, progress)
-        return found
+                made.folder.mkdir(parents=True, exist_ok=True)
+                made._write(model, encoded, missing, progress)
+        return made
 
     def _holds(self, layer: int, size: int) -> bool:
         file = _file(self.folder, layer)

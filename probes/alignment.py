@@ -37,22 +37,22 @@ def owners(
     Raises ProbeError where a token spans two words, or a word has no token.
     """
     ends = np.cumsum([len(word) + 1 for word in words]) - 1
-    found: list[int] = []
+    owners_of: list[int] = []
     for (start, end), apart in zip(spans, special, strict=True):
         while start < end and text[start].isspace():
             start += 1
         if apart or start >= end:
-            found.append(-1)
+            owners_of.append(-1)
             continue
         word = int(np.searchsorted(ends, start, side="right"))
         if end > ends[word]:
             raise ProbeError(
                 f"{named(number, words)}: the token {text[start:end]!r} spans the word {words[word]!r} and the next, so states can't be told apart by words: use another tokenizer"
             )
-        found.append(word)
+        owners_of.append(word)
     for word in range(len(words)):
-        if word not in found:
+        if word not in owners_of:
             raise ProbeError(
                 f"{named(number, words)}: the word {words[word]!r} (number {word + 1}) has no token: leave the sentence out, or use another tokenizer"
             )
-    return tuple(found)
+    return tuple(owners_of)

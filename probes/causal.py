@@ -113,8 +113,8 @@ def rank_for(width: int) -> int:
 
 def random_directions(width: int, rank: int, seed: int) -> Float64[np.ndarray, "width rank"]:
     """Orthonormal basis of a random subspace."""
-    found, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, rank)))
-    return found
+    basis, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(width, rank)))
+    return basis
 
 
 def remove_directions(
@@ -160,25 +160,25 @@ def score_heads(
                 sums[i, block] = _shares(between, smallest)
         done += len(batch)
         progress(done, len(order), "attention heads")
-    found = []
+    attention_heads = []
     for block in range(model.layers):
         for head in range(model.heads):
             own = sums[:, block, head]
             stats = np.stack([own[:, 0] - own[:, 1], own[:, 2]], 1)[None]
             more, low, high, _ = bootstrap(stats, ratio, seed)
             within, chance = (float(own[:, k].sum() / own[:, 2].sum()) for k in (0, 1))
-            found.append(Head(block, head, within, chance, more, low, high))
-    return tuple(found)
+            attention_heads.append(Head(block, head, within, chance, more, low, high))
+    return tuple(attention_heads)
 
 
 def smallest_spans(tree: "Tree") -> Int64[np.ndarray, "words 2"]:
     """Find the smallest constituent of two words or more around each word; -1 where that is the whole sentence."""
     n = len(tree.words())
-    found = np.full((n, 2), -1, np.int64)
+    smallest = np.full((n, 2), -1, np.int64)
     for _, start, end in sorted(tree.spans(), key=lambda span: span[1] - span[2]):  # largest first
         if 1 < end - start < n:
-            found[start:end] = (start, end)
-    return found
+            smallest[start:end] = (start, end)
+    return smallest
 
 
 def word_attention(
@@ -199,13 +199,13 @@ def _shares(between: Float64[np.ndarray, "heads n n"], smallest: Int64[np.ndarra
     # before[:, i, j]: share of word i's attention to other words that goes to words 0..j-1.
     total = np.maximum(others.sum(2, keepdims=True), 1e-12)
     before = np.concatenate([np.zeros((heads, n, 1)), np.cumsum(others / total, 2)], 2)
-    found = np.zeros((heads, 3))
+    shares = np.zeros((heads, 3))
     for word, (start, end) in enumerate(smallest.tolist()):
         if start < 0:
             continue
         width = end - start
         starts = np.arange(max(0, word - width + 1), min(word, n - width) + 1)
-        found[:, 0] += before[:, word, end] - before[:, word, start]
-        found[:, 1] += (before[:, word, starts + width] - before[:, word, starts]).mean(1)
-        found[:, 2] += 1
-    return found
+        shares[:, 0] += before[:, word, end] - before[:, word, start]
+        shares[:, 1] += (before[:, word, starts + width] - before[:, word, starts]).mean(1)
+        shares[:, 2] += 1
+    return shares

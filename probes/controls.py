@@ -24,15 +24,15 @@ def word_identity(dataset: Dataset) -> Int8[np.ndarray, "words kinds"]:
 def neighbour_identity(dataset: Dataset) -> Int8[np.ndarray, "words kinds"]:
     """One-hot codes of the words left and right of each word, for words that are masked."""
     own = word_identity(dataset)
-    found = np.zeros((len(own), 2 * own.shape[1] + 2), np.int8)
+    codes = np.zeros((len(own), 2 * own.shape[1] + 2), np.int8)
     edges = np.zeros((len(own), 2), bool)
     edges[dataset.bounds[:-1], 0] = edges[dataset.bounds[1:] - 1, 1] = True
-    found[1:, : own.shape[1]] = own[:-1]
-    found[:-1, own.shape[1] : -2] = own[1:]
-    found[edges[:, 0], : own.shape[1]] = 0
-    found[edges[:, 1], own.shape[1] : -2] = 0
-    found[:, -2:] = edges
-    return found
+    codes[1:, : own.shape[1]] = own[:-1]
+    codes[:-1, own.shape[1] : -2] = own[1:]
+    codes[edges[:, 0], : own.shape[1]] = 0
+    codes[edges[:, 1], own.shape[1] : -2] = 0
+    codes[:, -2:] = edges
+    return codes
 
 
 def positions(dataset: Dataset) -> Int8[np.ndarray, "words places"]:
@@ -65,6 +65,6 @@ def word_classes(dataset: Dataset, seed: int) -> Int64[np.ndarray, " words"]:
 
 
 def _columns(numbers: Int64[np.ndarray, " words"], count: int) -> Int8[np.ndarray, "words kinds"]:
-    found = np.zeros((len(numbers), count), np.int8)
-    found[np.arange(len(numbers)), numbers] = 1
-    return found
+    codes = np.zeros((len(numbers), count), np.int8)
+    codes[np.arange(len(numbers)), numbers] = 1
+    return codes

@@ -77,7 +77,7 @@ class Dataset:
         check_words(grammar, words, "the sentences")
         names = _frequent(grammar)
         columns = [grammar.nonterminals.index(name) for name in names]
-        found: list[np.ndarray] = [np.zeros((0, 1 + len(names)), np.float32)] * len(words)
+        targets: list[np.ndarray] = [np.zeros((0, 1 + len(names)), np.float32)] * len(words)
         drawn: list[Tree | None] = [None] * len(words)
         known = hasattr(sentences, "tree")
         done, unparsed = 0, list[int]()
@@ -92,7 +92,9 @@ class Dataset:
                     unparsed.append(i)
                     continue
                 first, last = spans_of(len(words[i]))
-                found[i] = np.column_stack([whole[row, first, last + 1], each[row, first, last + 1]]).astype(np.float32)
+                targets[i] = np.column_stack([whole[row, first, last + 1], each[row, first, last + 1]]).astype(
+                    np.float32
+                )
                 drawn[i] = sentences.tree(i) if trees is None else trees[row][0]  # type: ignore[union-attr]
             done += len(batch)
             progress(done, len(words), "exact marginals")
@@ -102,13 +104,13 @@ class Dataset:
             raise ProbeError(
                 f"{named(first_bad + 1, words[first_bad])} has no parse by the grammar{more}: leave out what it can't parse"
             )
-        return _whole(words, drawn, names, found, True, seed, grammar)
+        return _whole(words, drawn, names, targets, True, seed, grammar)
 
     @classmethod
     def of_trees(cls, trees: Sequence["Tree"], *, seed: int = 0) -> "Dataset":
         """Take targets from annotated trees, cleaned by `pcfg.treebanks.cleaning.clean_trees`: 1 for a tree's span, else 0."""
         names = _labels(trees)
-        found = []
+        targets = []
         for tree in trees:
             length = len(tree.words())
             first, last = spans_of(length)
@@ -117,9 +119,9 @@ class Dataset:
                 table[start, end - 1, 0] = 1.0
                 if label in names:
                     table[start, end - 1, 1 + names.index(label)] = 1.0
-            found.append(table[first, last])
+            targets.append(table[first, last])
         words = [tuple(tree.words()) for tree in trees]
-        return _whole(words, trees, names, found, False, seed, None)
+        return _whole(words, trees, names, targets, False, seed, None)
 
     @cached_property
     def lengths(self) -> Int64[np.ndarray, " sentences"]:
@@ -184,7 +186,7 @@ class Dataset:
 
     def full(self, numbers: Int64[np.ndarray, " some"], values: np.ndarray) -> list[Float64[np.ndarray, "_ _"]]:
         """Put values of spans into one table a sentence: entry (i, j) for words i to j; 1 for the whole sentence, 0 elsewhere."""
-        found, first = [], 0
+        tables, first = [], 0
         for i in numbers:
             n = int(self.lengths[i])
             left, right = spans_of(n)
@@ -192,8 +194,8 @@ class Dataset:
             table[left, right] = values[first : first + len(left)]
             table[0, n - 1] = 1.0
             first += len(left)
-            found.append(table)
-        return found
+            tables.append(table)
+        return tables
 
 
 @cache

@@ -34,8 +34,8 @@ class Reference:
         """F1 of spans (first word, place after the last); None for fewer than three words, which have no span that counts."""
         if self.before[-1] < 3:
             return None
-        found = inner_spans(((None, start, end) for start, end in spans.tolist()), self.before)
-        return span_f1(set(self.spans), found)
+        inner = inner_spans(((None, start, end) for start, end in spans.tolist()), self.before)
+        return span_f1(set(self.spans), inner)
 
 
 def minimum_risk(tables: Sequence[Float64[np.ndarray, "_ _"]]) -> list[SpanArray]:
@@ -44,7 +44,7 @@ def minimum_risk(tables: Sequence[Float64[np.ndarray, "_ _"]]) -> list[SpanArray
     Args:
         tables: entry (i, j) is the probability of a constituent over words i to j.
     """
-    found: list[SpanArray] = [np.zeros((0, 2), np.int64)] * len(tables)
+    trees: list[SpanArray] = [np.zeros((0, 2), np.int64)] * len(tables)
     lengths = np.array([len(table) for table in tables])
     for n in np.unique(lengths).tolist():
         same = np.flatnonzero(lengths == n)
@@ -52,8 +52,8 @@ def minimum_risk(tables: Sequence[Float64[np.ndarray, "_ _"]]) -> list[SpanArray
         gains[:, :, 1:] = np.triu(np.stack([tables[int(i)] for i in same]), 1)  # words are in every tree
         splits = best_splits(gains)
         for row, i in enumerate(same):
-            found[i] = _walk(n, splits[row])
-    return found
+            trees[i] = _walk(n, splits[row])
+    return trees
 
 
 def split_at_gaps(scores: Float64[np.ndarray, " gaps"]) -> SpanArray:
@@ -70,14 +70,14 @@ def split_at_gaps(scores: Float64[np.ndarray, " gaps"]) -> SpanArray:
 
 
 def _walk(n: int, splits: Int64[np.ndarray, "n places"]) -> SpanArray:
-    todo, found = [(0, n)], list[tuple[int, int]]()
+    todo, spans = [(0, n)], list[tuple[int, int]]()
     while todo:
         start, end = todo.pop()
         if end - start > 1:
-            found.append((start, end))
+            spans.append((start, end))
             middle = int(splits[start, end])
             todo += [(start, middle), (middle, end)]
-    return np.array(found, np.int64).reshape(-1, 2)
+    return np.array(spans, np.int64).reshape(-1, 2)
 
 
 def branching(n: int, kind: str, random: np.random.Generator) -> SpanArray:
@@ -93,11 +93,11 @@ def branching(n: int, kind: str, random: np.random.Generator) -> SpanArray:
 
 def lca_depths(tree: Tree) -> Int64[np.ndarray, " gaps"]:
     """Depth of the lowest common ancestor of each word and the next; the root's is 0, a chain of one child one node."""
-    n, found = len(tree.words()), np.zeros(len(tree.words()) - 1, np.int64)
+    n, depths = len(tree.words()), np.zeros(len(tree.words()) - 1, np.int64)
     for start, end in sorted({(start, end) for _, start, end in tree.spans()}):
         if end - start > 1 and end - start < n:
-            found[start : end - 1] += 1
-    return found
+            depths[start : end - 1] += 1
+    return depths
 
 
 def tree_distances(tree: Tree) -> Float64[np.ndarray, "n n"]:
@@ -108,6 +108,6 @@ def tree_distances(tree: Tree) -> Float64[np.ndarray, "n n"]:
     for start, end in spans:
         inside[start:end, start:end] += 1
     depth = np.diag(inside)
-    found = depth[:, None] + depth[None, :] - 2 * inside + 2
-    np.fill_diagonal(found, 0.0)
-    return found
+    distances = depth[:, None] + depth[None, :] - 2 * inside + 2
+    np.fill_diagonal(distances, 0.0)
+    return distances

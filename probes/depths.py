@@ -21,8 +21,8 @@ def depth_classes(dataset: Dataset, numbers: Int64[np.ndarray, " some"]) -> Int6
 
     A sentence's first pair has its own depth (Vilares et al. 2020, section 3; Arps et al. 2022, section 3.2).
     """
-    found = [np.diff(lca_depths(dataset.trees[i]), prepend=0) for i in numbers]
-    return np.clip(np.concatenate(found), -_MOST_STEP, _MOST_STEP)
+    steps = [np.diff(lca_depths(dataset.trees[i]), prepend=0) for i in numbers]
+    return np.clip(np.concatenate(steps), -_MOST_STEP, _MOST_STEP)
 
 
 def gap_rows(dataset: Dataset, numbers: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " gaps"]:
@@ -84,10 +84,10 @@ class DepthProbe(Probe):
                 control.append(hits(classes, control_depths(dataset, test, seed)))
         about = (self.name, seen.source, seen.layer)
         accuracy = scorer.measure(*about, "accuracy", np.stack(real), ratio)
-        found = [accuracy, *scorer.tree_measures(*about, trees)]
+        measures = [accuracy, *scorer.tree_measures(*about, trees)]
         if control:
-            found += scorer.selectivity(accuracy, "control accuracy", np.stack(control), ratio)
-        return found
+            measures += scorer.selectivity(accuracy, "control accuracy", np.stack(control), ratio)
+        return measures
 
 
 DEPTHS = DepthProbe(

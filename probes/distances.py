@@ -42,10 +42,10 @@ class DistanceProbe:
         for step, batch in enumerate(batch for epoch in epochs for batch in epoch):
             for group in optimizer.param_groups:
                 group["lr"] = _RATE * (1 - step / steps)
-            found = _distances(projection, scale, features, dataset, numbers[batch])
+            predicted = _distances(projection, scale, features, dataset, numbers[batch])
             wanted = torch.from_numpy(np.concatenate([distances[i] for i in batch]))
             share = torch.from_numpy(np.concatenate([weights[i] for i in batch]))
-            loss = ((found - wanted).abs() * share).sum() / len(batch)
+            loss = ((predicted - wanted).abs() * share).sum() / len(batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -55,7 +55,7 @@ class DistanceProbe:
         self, features: np.ndarray, dataset: Dataset, numbers: Int64[np.ndarray, " test"]
     ) -> list[Float64[np.ndarray, "_ _"]]:
         """Predict the distances of all pairs of words, one [n, n] table a sentence."""
-        found = []
+        tables = []
         for batch in dataset.batches(numbers):
             some = numbers[batch]
             values = _distances(self.projection, self.scale, features, dataset, some).numpy().astype(np.float64)
@@ -63,9 +63,9 @@ class DistanceProbe:
             for n in dataset.lengths[some].tolist():
                 table, pairs = np.zeros((n, n)), n * (n - 1) // 2
                 table[np.triu_indices(n, 1)] = values[first : first + pairs]
-                found.append(table + table.T)
+                tables.append(table + table.T)
                 first += pairs
-        return found
+        return tables
 
 
 def distance_trees(distances: list[Float64[np.ndarray, "_ _"]]) -> list[Int64[np.ndarray, "_ 2"]]:
@@ -92,15 +92,15 @@ def distance_correlations(
     """Spearman's correlation of predicted and true distances, a number a sentence, mean over its words (DSpr.)."""
     from scipy.stats import rankdata
 
-    found = []
+    correlations = []
     for i, table in zip(numbers, distances, strict=True):
         n = len(table)
         others = ~np.eye(n, dtype=bool)
         ranks = [rankdata(rows[others].reshape(n, n - 1), axis=1) for rows in (tree_distances(dataset.trees[i]), table)]
         a, b = (rank - rank.mean(1, keepdims=True) for rank in ranks)
         size = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-        found.append(float(np.where(size > 0, (a * b).sum(1) / np.where(size > 0, size, 1), 0.0).mean()))
-    return np.array(found)
+        correlations.append(float(np.where(size > 0, (a * b).sum(1) / np.where(size > 0, size, 1), 0.0).mean()))
+    return np.array(correlations)
 
 
 def _distances(
@@ -129,8 +129,8 @@ class TreeDistances(Probe):
             ranks.append(np.stack([correlations, np.ones(len(test))], 1))
             trees.append(distance_trees(distances))
         about = (self.name, seen.source, seen.layer)
-        found = [scorer.measure(*about, "spearman", np.stack(ranks), ratio)]
-        return found + scorer.tree_measures(*about, trees)
+        measures = [scorer.measure(*about, "spearman", np.stack(ranks), ratio)]
+        return measures + scorer.tree_measures(*about, trees)
 
 
 DISTANCES = TreeDistances(

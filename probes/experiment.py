@@ -211,7 +211,7 @@ def _measure(
     state: Path | None,
 ) -> tuple[Activations, list[Measure]]:
     """Collect states, and run every probe on layers of the model, of one with random weights, and on the controls."""
-    dataset, progress, found, done = scorer.dataset, scorer.settings.progress, list[Measure](), 0
+    dataset, progress, measures, done = scorer.dataset, scorer.settings.progress, list[Measure](), 0
     few = tuple(sorted({layers[0], layers[len(layers) // 2], layers[-1]}))  # random layers hardly differ
     features = _control_features(dataset, masked)
     total = len(layers) + len(few) + len(features)
@@ -223,31 +223,31 @@ def _measure(
         for layer in chosen:
             progress(done, total, f"probes: {name}, layer {layer}")
             done += 1
-            found += _resumed(scorer, Features(name, layer, states.layer(layer), masks.get(layer), masked), state)
+            measures += _resumed(scorer, Features(name, layer, states.layer(layer), masks.get(layer), masked), state)
     for seen in features:
         progress(done, total, f"probes: {seen.source}")
         done += 1
-        found += _resumed(scorer, seen, state)
+        measures += _resumed(scorer, seen, state)
     if masked and model.head:
-        found.append(own_prediction(scorer, masked, model))
-    return kept[0], found
+        measures.append(own_prediction(scorer, masked, model))
+    return kept[0], measures
 
 
 def _control_features(dataset: Dataset, masked: MaskedWords | None) -> list[Features]:
     """Features that see no model: each word's identity and place, then each mask's neighbours and place."""
     places = controls.positions(dataset)
-    found = [
+    features = [
         Features("word identity", None, controls.word_identity(dataset)),
         Features("position", None, places),
     ]
     if masked:
         rows = dataset.bounds[masked.sentence] + masked.position
         neighbours = controls.neighbour_identity(dataset)[rows]
-        found += [
+        features += [
             Features("word identity", None, masks=neighbours, masked=masked),
             Features("position", None, masks=places[rows], masked=masked),
         ]
-    return found
+    return features
 
 
 def _resumed(scorer: Scorer, seen: Features, state: Path | None) -> list[Measure]:
@@ -257,9 +257,9 @@ def _resumed(scorer: Scorer, seen: Features, state: Path | None) -> list[Measure
     file = state / f"{seen.source}-{'all' if seen.layer is None else seen.layer}.json"
     if file.exists():
         return read_state(file, list[Measure])
-    found = measure_all(scorer, seen)
-    replace_json(file, [asdict(measure) for measure in found])
-    return found
+    measures = measure_all(scorer, seen)
+    replace_json(file, [asdict(measure) for measure in measures])
+    return measures
 
 
 def _notes(model: ProbedModel, dataset: Dataset) -> tuple[str, ...]:
@@ -294,12 +294,12 @@ def _examples(dataset: Dataset, features: np.ndarray, layer: int) -> tuple[Examp
         return ()
     tables = dataset.full(chosen, predict_spans(probe, features, dataset, chosen)[:, 0])
     exact = dataset.full(chosen, dataset.targets[dataset.span_rows(chosen), 0])
-    found = []
+    examples = []
     for i, wanted, predicted in zip(chosen, exact, tables, strict=True):
         trees = [tuple(map(tuple, minimum_risk([table])[0].tolist())) for table in (wanted, predicted)]
         rounded = [tuple(tuple(round(x, 4) for x in row) for row in table.tolist()) for table in (wanted, predicted)]
-        found.append(Example(dataset.sentences[i], layer, rounded[0], rounded[1], trees[0], trees[1]))
-    return tuple(found)
+        examples.append(Example(dataset.sentences[i], layer, rounded[0], rounded[1], trees[0], trees[1]))
+    return tuple(examples)
 
 
 def _loss(

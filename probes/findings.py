@@ -80,15 +80,15 @@ class Findings:
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """Each probe, at the layer that speaks for it, against every control."""
-        found = []
+        verdicts = []
         for probe, metric in METRICS:
             own = self.find(probe.name, "model", metric.name, self.layer_of(probe.name))
             for control in metric.controls:
                 against = self._strongest(probe, control, metric)
                 if own is not None and against is not None:
                     beats = _apart(own, against, metric.lower_is_better)
-                    found.append(Verdict(probe.name, metric.name, control, own, against, beats))
-        return tuple(found)
+                    verdicts.append(Verdict(probe.name, metric.name, control, own, against, beats))
+        return tuple(verdicts)
 
     def _strongest(self, probe: Probe, control: str, metric: Metric) -> Measure | None:
         """A control's best number, over layers where it has them."""

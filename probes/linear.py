@@ -65,10 +65,10 @@ class PairRegression:
         some = np.sort(random.choice(len(left), min(len(left), MOST_ROWS), replace=False))
         scale = Scale.fit(features, np.unique(left[some]))
         columns = np.concatenate([scale(features[left[some]]), scale(features[right[some]])], 1)
-        found = Ridge(alpha=penalty, solver="cholesky").fit(columns, targets[some])
-        weights = np.atleast_2d(found.coef_).T.astype(np.float64)
+        fitted = Ridge(alpha=penalty, solver="cholesky").fit(columns, targets[some])
+        weights = np.atleast_2d(fitted.coef_).T.astype(np.float64)
         width = len(weights) // 2
-        return cls(scale, weights[:width], weights[width:], np.atleast_1d(np.asarray(found.intercept_, np.float64)))
+        return cls(scale, weights[:width], weights[width:], np.atleast_1d(np.asarray(fitted.intercept_, np.float64)))
 
     def __call__(
         self, features: np.ndarray, left: Int64[np.ndarray, " rows"], right: Int64[np.ndarray, " rows"]
@@ -104,11 +104,11 @@ class PairClassifier:
         if len(np.unique(classes[some])) == 1:
             nothing = np.zeros((1, columns.shape[1]))
             return cls(scale, nothing, np.zeros(1), np.unique(classes[some]))
-        found = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=_SHRINKAGE).fit(columns, classes[some])
-        weights, bias = found.coef_.astype(np.float64), found.intercept_.astype(np.float64)
-        if len(found.classes_) == 2:
+        fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=_SHRINKAGE).fit(columns, classes[some])
+        weights, bias = fitted.coef_.astype(np.float64), fitted.intercept_.astype(np.float64)
+        if len(fitted.classes_) == 2:
             weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-        return cls(scale, weights, bias, np.asarray(found.classes_, np.int64))
+        return cls(scale, weights, bias, np.asarray(fitted.classes_, np.int64))
 
     def __call__(self, features: np.ndarray, left: Int64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
         """Predict the likeliest class of each pair."""

@@ -74,12 +74,12 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the library raises on files it can't use
         raise CheckpointError(f"{checkpoint}: no tokenizer can be loaded from it ({first_line(error)})") from error
-    if not found.is_fast:
+    if not tokenizer.is_fast:
         raise ProbeError(f"{checkpoint} has a tokenizer that doesn't say which characters a token is: use a fast one")
-    return found
+    return tokenizer
 
 
 def some_tokens(module: Any, count: int = 12) -> tuple[Tensor, Tensor]:

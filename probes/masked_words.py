@@ -76,13 +76,13 @@ class MaskedWords:
     def model_kl(self, model: ProbedModel, rows: Int64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
         """KL(exact || the model's own prediction) at each mask, in nats."""
         grammar = self.masked.grammar
-        ids, found = word_ids(grammar, model.tokenizer), np.zeros(len(rows))
+        ids, losses = word_ids(grammar, model.tokenizer), np.zeros(len(rows))
         for some in np.array_split(np.arange(len(rows)), -(-len(rows) // _BATCH)):
             sentences = [self.dataset.sentences[self.sentence[row]] for row in rows[some]]
             places = [[int(self.position[row])] for row in rows[some]]
             logs = masked_log_probs(model.module, model.tokenizer, sentences, places, grammar, ids)
-            found[some] = divergence(self.posterior(rows[some]), logs)
-        return found
+            losses[some] = divergence(self.posterior(rows[some]), logs)
+        return losses
 
 
 def divergence(wanted: np.ndarray, logs: np.ndarray) -> Float64[np.ndarray, " rows"]:

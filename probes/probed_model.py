@@ -78,14 +78,14 @@ class ProbedModel:
         bridge, note = None, "it has no attention heads"
         if heads:
             bridge, note = load_bridge(checkpoint, module, tokenizer, place)
-        found = cls(module, tokenizer, bridge, name, checkpoint.fingerprint, *sizes, head, causal, note)
-        if bridge is not None and not found._agrees(wanted):
+        model = cls(module, tokenizer, bridge, name, checkpoint.fingerprint, *sizes, head, causal, note)
+        if bridge is not None and not model._agrees(wanted):
             note = "TransformerLens' states differ from transformers' own"
         if note:  # what failed may have changed the module
             module, head, causal = load_module(checkpoint, untrained, place)
             note = f"{note}: states are transformers' own, and the causal check is left out"
-            found = cls(module, tokenizer, None, name, checkpoint.fingerprint, *sizes, head, causal, note)
-        return found
+            model = cls(module, tokenizer, None, name, checkpoint.fingerprint, *sizes, head, causal, note)
+        return model
 
     def _agrees(self, wanted: Sequence[Tensor]) -> bool:
         ids, mask = some_tokens(self.module)
@@ -116,7 +116,7 @@ class ProbedModel:
         Raises ProbeError, naming the first sentence and word, where a token spans two words, a word has no token, or a
         sentence is too long for the model.
         """
-        found = []
+        sentences_read = []
         for first in range(0, len(sentences), 1000):
             some = [[self._spelled.get(word, word) for word in s] for s in sentences[first : first + 1000]]
             texts = [" ".join(words) for words in some]
@@ -125,7 +125,7 @@ class ProbedModel:
             for number, (words, text, ids, spans, special) in enumerate(
                 zip(some, texts, *columns, strict=True), first + 1
             ):
-                found.append(Encoded(tuple(ids), owners(words, text, spans, special, number)))
+                sentences_read.append(Encoded(tuple(ids), owners(words, text, spans, special, number)))
                 if max(ids) >= self._vocabulary:
                     raise ProbeError(
                         f"{named(number, words)} has token {max(ids)}, and {self.name} embeds {self._vocabulary}: its tokenizer is another model's"
@@ -134,7 +134,7 @@ class ProbedModel:
                     raise ProbeError(
                         f"{named(number, words)} has {len(ids)} tokens, and {self.name} takes {self.most_tokens}: leave out long sentences by `max_length`"
                     )
-        return found
+        return sentences_read
 
     @cached_property
     def _spelled(self) -> Mapping[str, str]:
@@ -147,17 +147,17 @@ class ProbedModel:
         """Run a padded batch of tokens; return states after some layers, 0 to `layers`."""
         if self.bridge is None:
             return (self._unpadded_states if self._padding_matters else self._own_states)(ids, mask, layers)
-        found: dict[int, Tensor] = {}
+        kept: dict[int, Tensor] = {}
 
         def keep(layer: int) -> Callable[..., None]:
             def hook(value: Tensor, hook: Any) -> None:
-                found[layer] = value
+                kept[layer] = value
 
             return hook
 
         with torch.no_grad(), self._hooks([(self._point(layer), keep(layer)) for layer in layers]):
             self.module.base_model(input_ids=ids, attention_mask=mask)
-        return found
+        return kept
 
     def _own_states(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         with torch.no_grad():
@@ -177,14 +177,14 @@ class ProbedModel:
 
     def _unpadded_states(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """States where padding matters: rows of one length go through the model together; 0 behind their ends."""
-        found: dict[int, Tensor] = {}
+        kept: dict[int, Tensor] = {}
         lengths = mask.sum(1)
         for length in lengths.unique().tolist():
             rows = lengths == length
             for layer, states in self._own_states(ids[rows, :length], mask[rows, :length], layers).items():
-                whole = found.setdefault(layer, states.new_zeros(*ids.shape, states.shape[2]))
+                whole = kept.setdefault(layer, states.new_zeros(*ids.shape, states.shape[2]))
                 whole[rows, :length] = states
-        return found
+        return kept
 
     @contextlib.contextmanager
     def changed(self, changes: Mapping[int, Change]) -> Iterator[None]:
@@ -198,15 +198,15 @@ class ProbedModel:
 
     def attention(self, ids: Tensor, mask: Tensor) -> list[Float[Tensor, "_ _ _ _"]]:
         """Run a padded batch; return each block's attention, [batch, heads, tokens, tokens], from row to column."""
-        found: dict[str, Tensor] = {}
+        patterns: dict[str, Tensor] = {}
 
         def keep(value: Tensor, hook: Any) -> None:
-            found[hook.name] = value
+            patterns[hook.name] = value
 
         names = [f"blocks.{block}.attn.hook_pattern" for block in range(self.layers)]
         with torch.no_grad(), self._hooks([(name, keep) for name in names]):
             self.module.base_model(input_ids=ids, attention_mask=mask)
-        return [found[name] for name in names]
+        return [patterns[name] for name in names]
 
     def check_layers(self, layers: "str | Sequence[int]") -> tuple[int, ...]:
         """Parse `all`, or numbers from 0 to `layers`, and sort them; raise ProbeOptionError for one that isn't there."""

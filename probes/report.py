@@ -60,10 +60,10 @@ class ProbeReport(Findings, Result):
         if not isinstance(content, dict) or content.get("schema") != SCHEMA or "best_layer" not in content:
             raise ProbeError(f"{path} isn't a probe report of schema {SCHEMA}: name a folder written by surgery probe")
         try:
-            found = convert(content, cls)
+            report = convert(content, cls)
             conform(content, _Content)
-            found.check()
-            return found
+            report.check()
+            return report
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, StopIteration) as error:
             raise ProbeError(f"{path} is damaged ({error}): write it again") from None
 

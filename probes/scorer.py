@@ -62,8 +62,8 @@ class Scorer:
 
     def f1s(self, trees: Sequence[np.ndarray]) -> np.ndarray:
         """Return F1 of each test sentence's tree, and whether it counts."""
-        found = [reference.f1(spans) for reference, spans in zip(self.references, trees, strict=True)]
-        return np.array([[0.0, 0.0] if f1 is None else [f1, 1.0] for f1 in found])
+        scores = [reference.f1(spans) for reference, spans in zip(self.references, trees, strict=True)]
+        return np.array([[0.0, 0.0] if f1 is None else [f1, 1.0] for f1 in scores])
 
     def tree_measures(
         self, probe: str, source: str, layer: int | None, trees: Sequence[Sequence[np.ndarray]]
@@ -97,7 +97,7 @@ class Scorer:
         dataset, count = self.dataset, len(self.dataset.test)
         about = (probe, source, layer)
         lengths = np.minimum(dataset.span_lengths(dataset.test), 10)
-        found = []
+        measures = []
         groups = [
             ("", np.ones(len(lengths), bool)),
             *((str(n) if n < 10 else "10+", lengths == n) for n in np.unique(lengths)),
@@ -106,15 +106,15 @@ class Scorer:
             stats = np.stack([squares(p[some, 0], self.wanted[some, 0], self.owners[some], count) for p in predicted])
             if self.wanted[some, 0].std() < _NOTHING:
                 continue
-            found.append(self.measure(*about, "r2", stats, r_squared, group))
-            found.append(self.measure(*about, "pearson", stats, pearson, group))
+            measures.append(self.measure(*about, "r2", stats, r_squared, group))
+            measures.append(self.measure(*about, "pearson", stats, pearson, group))
             ranks = tuple(spearman(p[some, 0], self.wanted[some, 0]) for p in predicted)
-            found.append(Measure(*about, "spearman", group, float(np.mean(ranks)), None, None, ranks))
+            measures.append(Measure(*about, "spearman", group, float(np.mean(ranks)), None, None, ranks))
         for column, label in enumerate(dataset.labels, 1):
             if self.wanted[:, column].std() > _NOTHING:
                 stats = np.stack([squares(p[:, column], self.wanted[:, column], self.owners, count) for p in predicted])
-                found.append(self.measure(*about, "r2", stats, r_squared, label))
-        return found
+                measures.append(self.measure(*about, "r2", stats, r_squared, label))
+        return measures
 
     def selectivity(
         self, real: Measure, metric: str, stats: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray]
@@ -140,12 +140,12 @@ class Scorer:
         dataset, count = self.dataset, self.settings.seeds
         random = [np.random.default_rng([self.settings.seed, seed]) for seed in range(count)]
         lengths = dataset.lengths[dataset.test].tolist()
-        found = self.tree_measures(
+        measures = self.tree_measures(
             "none", "ceiling", None, [minimum_risk(dataset.full(dataset.test, self.wanted[:, 0]))]
         )
         for kind in ("left", "right", "random"):
             each = random if kind == "random" else random[:1]
-            found += self.tree_measures("none", kind, None, [[branching(n, kind, r) for n in lengths] for r in each])
-        found += self.marginal_measures("none", "length", None, [controls.length_only(dataset)])
+            measures += self.tree_measures("none", kind, None, [[branching(n, kind, r) for n in lengths] for r in each])
+        measures += self.marginal_measures("none", "length", None, [controls.length_only(dataset)])
         bits = entropy_bits(dataset.targets[dataset.span_rows(dataset.train), 0].astype(np.float64))
-        return [*found, Measure("none", "ceiling", None, "bits", "", bits, None, None, (bits,))]
+        return [*measures, Measure("none", "ceiling", None, "bits", "", bits, None, None, (bits,))]

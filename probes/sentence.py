@@ -50,8 +50,8 @@ class Example:
 
 
 def _brackets(words: Sequence[str], tree: Sequence[tuple[int, int]]) -> str:
-    found = []
+    pieces = []
     for place, word in enumerate(words):
         opened, closed = (sum(span[side] == place + side for span in tree) for side in (0, 1))
-        found.append("(" * opened + word + ")" * closed)
-    return " ".join(found)
+        pieces.append("(" * opened + word + ")" * closed)
+    return " ".join(pieces)

@@ -164,16 +164,16 @@ class SpanProbe(Probe):
                 values = predict_spans(fitted, features, dataset, dataset.test)
                 control.append(squares(values[:, 0], task[scorer.rows, 0], scorer.owners, len(dataset.test)))
         about = (self.name, seen.source, seen.layer)
-        found = scorer.marginal_measures(*about, predicted)
+        measures = scorer.marginal_measures(*about, predicted)
         trees = [minimum_risk(dataset.full(dataset.test, p[:, 0])) for p in predicted]
-        found += scorer.tree_measures(*about, trees)
+        measures += scorer.tree_measures(*about, trees)
         if control:
-            real = next(m for m in found if (m.metric, m.group) == ("r2", ""))
-            found += scorer.selectivity(real, "control r2", np.stack(control), r_squared)
+            real = next(m for m in measures if (m.metric, m.group) == ("r2", ""))
+            measures += scorer.selectivity(real, "control r2", np.stack(control), r_squared)
         if kind == "two-layer":
             bits = description_length(features, dataset, dataset.targets, scorer.settings.seed)
-            found.append(Measure(*about, "bits", "", bits, None, None, (bits,)))
-        return found
+            measures.append(Measure(*about, "bits", "", bits, None, None, (bits,)))
+        return measures
 
 
 _R2_CONTROLS = (*TRAINED, "length", "control task")

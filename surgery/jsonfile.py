@@ -37,27 +37,27 @@ def parse_json(text: bytes | str, kind: Any = Any) -> Any:
     """A value of a type; raises JsonError for other content, NaN and infinity, and nesting deeper than `DEPTH`."""
     try:
         raw = text.encode() if isinstance(text, str) else text
-        found = msgspec.json.decode(raw.removeprefix(_BOM), type=kind)
+        value = msgspec.json.decode(raw.removeprefix(_BOM), type=kind)
     except msgspec.ValidationError as error:
         raise KindError(str(error)) from None
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise JsonError(str(error)) from None
     except RecursionError:
         raise JsonError(f"nested more than {DEPTH} deep") from None
-    check_depth(found)
-    return found
+    check_depth(value)
+    return value
 
 
 def parse_loose(text: bytes | str) -> Any:
     """Builtins from another program's JSON; raises JsonError for what isn't that, and for nesting deeper than `DEPTH`."""
     try:
-        found = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except RecursionError:
         raise JsonError(f"nested more than {DEPTH} deep") from None
     except ValueError as error:
         raise JsonError(str(error)) from None
-    check_depth(found)
-    return found
+    check_depth(value)
+    return value
 
 
 def conform(content: Any, kind: Any) -> None:

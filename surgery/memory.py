@@ -37,15 +37,15 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    found = []
+    amounts = []
     with contextlib.suppress(OSError, KeyError):
-        found.append(_table(root / "proc/meminfo")["MemAvailable:"] << 10)
+        amounts.append(_table(root / "proc/meminfo")["MemAvailable:"] << 10)
     for limit, used, table, droppable in _GROUPS:
         with contextlib.suppress(OSError, KeyError, ValueError):  # "max": no limit
             granted = int((root / limit).read_text())
             taken = int((root / used).read_text()) - _table(root / table)[droppable]
-            found.append(max(0, granted - taken))
-    return min(found, default=_SOME_BYTES)
+            amounts.append(max(0, granted - taken))
+    return min(amounts, default=_SOME_BYTES)
 
 
 def _table(file: Path) -> dict[str, int]:
@@ -113,13 +113,13 @@ class Need:
 
     def content(self) -> dict[str, Any]:
         """All of it as JSON, in bytes."""
-        found = {
+        content = {
             "device": str(self.device),
             "needed": self.total,
             "free": free_memory(self.device),
             "parts": dict(self.parts),
         }
-        return {**found, "files": dict(self.files), "lower": self.lower, **({"note": self.note} if self.note else {})}
+        return {**content, "files": dict(self.files), "lower": self.lower, **({"note": self.note} if self.note else {})}
 
 
 def size(number: int) -> str:
@@ -156,11 +156,11 @@ class Meter(TorchDispatchMode):
         """Run an operation, and count what it made."""
         if function is torch.ops.aten._local_scalar_dense.default:
             return _one(args[0].dtype) if _empty(args[0]) else function(*args)
-        found = function(*args, **(kwargs or {}))
-        for tensor in found if isinstance(found, tuple | list) else (found,):
+        output = function(*args, **(kwargs or {}))
+        for tensor in output if isinstance(output, tuple | list) else (output,):
             if isinstance(tensor, Tensor):
                 self._add(tensor)
-        return found
+        return output
 
     def restart(self) -> None:
         """Count the peak from here on."""

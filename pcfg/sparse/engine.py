@@ -255,8 +255,8 @@ def viterbi(
     passed = _bottom_up(rules, start, emissions, maximum=True)
     if passed is None:
         chart = _wide_chart(rules, start, emissions, marginals=False)
-        found = _k_best(chart, 1)
-        return found[0] if found else (-math.inf, None)
+        best = _k_best(chart, 1)
+        return best[0] if best else (-math.inf, None)
     space, cells, total, _, _ = passed
     if total == 0:
         return -math.inf, None
@@ -292,11 +292,11 @@ def sample_trees(chart: SparseChart, count: int, seed: int) -> list[TreeNodes]:
 def parallel(function: Callable[[Sentence], Result], sentences: Iterable[Sentence], workers: int) -> list[Result]:
     """`function` of each sentence, in order, on that many threads: the kernels let go of the interpreter."""
     if workers < 2:
-        found = []
+        results = []
         for sentence in sentences:
             with uninterrupted():
-                found.append(function(sentence))
-        return found
+                results.append(function(sentence))
+        return results
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, sentences))
 
@@ -348,14 +348,14 @@ def _chart(
     if passed is None:
         return _wide_chart(rules, start, emissions, marginals=marginals)
     space, cells, total, active, used = passed
-    found, counts = np.zeros(used[2]), np.zeros(rules.tables.rules)
+    outside, counts = np.zeros(used[2]), np.zeros(rules.tables.rules)
     if marginals and total > 0:
-        found, counts = outside_pass(rules.tables, space, cells, active, start, total, used)
+        outside, counts = outside_pass(rules.tables, space, cells, active, start, total, used)
     exponents = np.repeat(cells.exponents.ravel(), cells.size.ravel())
     items, order = _ordered(cells.first, cells.size, space.item_symbol, space.item_inside)
     items = items._replace(exponents=exponents)
     log_z = math.log(total) + int(cells.exponents[0, -1]) * math.log(2) if total > 0 else -math.inf
-    return SparseChart(rules, start, log_z, items, found[order], counts)
+    return SparseChart(rules, start, log_z, items, outside[order], counts)
 
 
 def _wide_chart(
@@ -365,12 +365,12 @@ def _wide_chart(
     first, size, symbols, inside, exponents = inside_wide(rules.tables, emissions)
     items, order = _ordered(first, size, symbols, inside)
     items = items._replace(exponents=exponents[order].astype(np.int64))
-    found, counts = np.zeros(len(symbols)), np.zeros(rules.tables.rules)
+    outside, counts = np.zeros(len(symbols)), np.zeros(rules.tables.rules)
     _, _, total, exponent = root_edges(items, start)
     log_z = math.log(total) + int(exponent) * math.log(2) if total > 0 else -math.inf
     if marginals and total > 0:
-        _, found, counts = _grow(rules, items, start)
-    return SparseChart(rules, start, log_z, items, found, counts)
+        _, outside, counts = _grow(rules, items, start)
+    return SparseChart(rules, start, log_z, items, outside, counts)
 
 
 def _grow(

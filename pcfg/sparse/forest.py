@@ -261,15 +261,15 @@ class Best:
 
     def _vertex(self, v: int) -> _Vertex:
         if v not in self.vertices:
-            found = self.edges(v)
-            if not isinstance(found, Edges):
+            edges = self.edges(v)
+            if not isinstance(edges, Edges):
                 none = np.zeros(0, np.int64)
-                self.vertices[v] = _Vertex(Edges(np.zeros(0), none, none, np.zeros(0)), found)
+                self.vertices[v] = _Vertex(Edges(np.zeros(0), none, none, np.zeros(0)), edges)
             else:
-                if len(found.scores) > self.count:
-                    kept = np.argpartition(-found.scores, self.count - 1)[: self.count]
-                    found = Edges(*(column[kept] for column in found))
-                self.vertices[v] = _Vertex(found, None)
+                if len(edges.scores) > self.count:
+                    kept = np.argpartition(-edges.scores, self.count - 1)[: self.count]
+                    edges = Edges(*(column[kept] for column in edges))
+                self.vertices[v] = _Vertex(edges, None)
         return self.vertices[v]
 
     def _score(self, vertex: _Vertex, edge: int, *ranks: int) -> float | None:

@@ -238,7 +238,7 @@ def _check_traits(delta: SparseDelta, checkpoint: Checkpoint) -> None:
 def _copy_patched(
     checkpoint: Checkpoint, edits: Mapping[str, Edit], folder: Path, progress: Progress
 ) -> dict[str, str]:
-    found = {}
+    hashes = {}
     done, total = 0, sum(entry.stop - entry.start for entry in checkpoint.entries.values())
     for file in checkpoint.files:
         entries = sorted((e for e in checkpoint.entries.values() if e.file == file), key=lambda e: (e.start, e.stop))
@@ -246,18 +246,18 @@ def _copy_patched(
         with file.open("rb", buffering=0) as source, streamed_file(folder / file.name, size) as target:
             target.write(source.read(entries[0].start if entries else -1))
             for entry in entries:
-                found[entry.name] = hash_and_patch(source, entry, edits.get(entry.name), target)
+                hashes[entry.name] = hash_and_patch(source, entry, edits.get(entry.name), target)
                 done += entry.stop - entry.start
                 progress(done, total, "writing")
-    return found
+    return hashes
 
 
 def _check_base(patch: Patch, checkpoint: Checkpoint, shown: Checkpoint | None = None) -> None:
     try:
-        found = digests(checkpoint.entries.values(), patch.edits)
+        hashes = digests(checkpoint.entries.values(), patch.edits)
     except WrongBaseError as error:
         raise _wrong_base(patch, checkpoint, shown) from error
-    if not _is_base(patch.delta, checkpoint, found):
+    if not _is_base(patch.delta, checkpoint, hashes):
         raise _wrong_base(patch, checkpoint, shown)
 
 
@@ -297,8 +297,8 @@ def read_journal(folder: Path) -> dict[str, Any] | None:
     if not journal.exists():
         return None
     try:
-        found = parse_loose(journal.read_bytes())
-        return {**found, "delta": str(found["delta"])}
+        content = parse_loose(journal.read_bytes())
+        return {**content, "delta": str(content["delta"])}
     except (ValueError, TypeError, KeyError):
         raise CheckpointError(
             f"{journal} can't be read, so the patch that was begun here can't be told: fetch the checkpoint again"

@@ -85,14 +85,14 @@ class Model:
         if self.wants_types:
             batch["token_type_ids"] = torch.zeros_like(ids)
         with torch.no_grad():
-            found = run(self.module, batch)
+            output = run(self.module, batch)
         if self.kind == "classifier":
-            return found[0]
-        if found.shape[1] != ids.shape[1]:
+            return output[0]
+        if output.shape[1] != ids.shape[1]:
             raise CheckpointError(
-                f"{self.checkpoint}: a {type(self.module).__name__} gives {found.shape[1]} states for {ids.shape[1]} tokens: no readout fits it"
+                f"{self.checkpoint}: a {type(self.module).__name__} gives {output.shape[1]} states for {ids.shape[1]} tokens: no readout fits it"
             )
-        return found[0, :real]
+        return output[0, :real]
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Copy another checkpoint's tensors into this model, one at a time."""
@@ -119,13 +119,13 @@ def run(module: Any, batch: Mapping[str, Any]) -> torch.Tensor:
         raise CheckpointError(
             f"a {type(module).__name__} can't be run on text alone, here {batch['input_ids'].shape[1]} tokens ({first_line(error)}): no readout fits it"
         ) from error
-    found = getattr(output, "logits", None)
-    found = getattr(output, "last_hidden_state", None) if found is None else found
-    if not isinstance(found, torch.Tensor):
+    states = getattr(output, "logits", None)
+    states = getattr(output, "last_hidden_state", None) if states is None else states
+    if not isinstance(states, torch.Tensor):
         raise CheckpointError(
             f"a {type(module).__name__} gives {', '.join(output)}, neither logits nor hidden states: no readout fits it"
         )
-    return found
+    return states
 
 
 def load_model(

@@ -120,14 +120,14 @@ def block_parameters(model: nn.Module) -> set[str]:
     prefix, root = _body(model)
     stacks = list(_outermost_lists(root, prefix))
     lengths = {len(stack) for _, stack in stacks if _is_composite(stack)}
-    found: set[str] = set()
+    names: set[str] = set()
     for name, stack in stacks:
         if len(stack) not in lengths:
             continue
         for inner_name, module in stack.named_modules(prefix=name):
             if not isinstance(module, nn.Embedding):
-                found |= {f"{inner_name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)}
-    return found
+                names |= {f"{inner_name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)}
+    return names
 
 
 def _body(model: nn.Module) -> tuple[str, nn.Module]:
@@ -139,25 +139,25 @@ def _body(model: nn.Module) -> tuple[str, nn.Module]:
 
 def _vocabulary(model: Any) -> set[int]:
     """Identities of the parameters with a row a token."""
-    found = set()
+    numbers = set()
     for get in ("get_input_embeddings", "get_output_embeddings"):
         try:
             module = getattr(model, get)()
         except (AttributeError, NotImplementedError):  # some models have none, and say so this way
             continue
         if isinstance(module, nn.Module):
-            found |= {id(parameter) for parameter in module.parameters()}
-    return found
+            numbers |= {id(parameter) for parameter in module.parameters()}
+    return numbers
 
 
 def _outermost_lists(module: nn.Module, prefix: str) -> list[tuple[str, nn.ModuleList]]:
-    found = []
+    lists = []
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList):
-            found.append((prefix + name, child))
+            lists.append((prefix + name, child))
         else:
-            found += _outermost_lists(child, f"{prefix}{name}.")
-    return found
+            lists += _outermost_lists(child, f"{prefix}{name}.")
+    return lists
 
 
 def _is_composite(stack: nn.ModuleList) -> bool:

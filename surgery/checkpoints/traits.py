@@ -126,13 +126,13 @@ def _describe(checkpoint: Checkpoint) -> dict[str, str]:
             ids = {_key(*texts): tokenizer(*texts)["input_ids"] for texts in (*((text,) for text in _TEXTS), _PAIR)}
     except Exception:  # a tokenizer that none of our models could use either
         return {}
-    found = {"vocabulary": _hash(sorted(tokenizer.get_vocab().items()))}
+    traits = {"vocabulary": _hash(sorted(tokenizer.get_vocab().items()))}
     if backend := getattr(tokenizer, "backend_tokenizer", None):
-        found["model"] = _hash(_merges_or_scores(json.loads(backend.to_str())["model"]))
+        traits["model"] = _hash(_merges_or_scores(json.loads(backend.to_str())["model"]))
     elif ranks := getattr(tokenizer, "bpe_ranks", None):
-        found["model"] = _hash(sorted(ranks, key=ranks.get))
-    found |= {name: str(value) for name in _SPECIAL if (value := getattr(tokenizer, name, None)) is not None}
-    return found | {key: _hash(tokens) for key, tokens in ids.items()}
+        traits["model"] = _hash(sorted(ranks, key=ranks.get))
+    traits |= {name: str(value) for name in _SPECIAL if (value := getattr(tokenizer, name, None)) is not None}
+    return traits | {key: _hash(tokens) for key, tokens in ids.items()}
 
 
 def _merges_or_scores(model: Mapping[str, Any]) -> list[Any]:

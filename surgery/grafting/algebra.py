@@ -150,11 +150,11 @@ def _refuse_conflict(a: Aligned, names: Sequence[str]) -> None:
 
 def touches(delta: SparseDelta, other: SparseDelta) -> Bool[Tensor, " weights"]:
     """Which of the delta's weights the other touches too."""
-    found = torch.zeros(delta.weights, dtype=torch.bool)
+    shared = torch.zeros(delta.weights, dtype=torch.bool)
     for name, extent in delta.tensors.items():
         if name in other.tensors:
-            found[extent.start : extent.stop] = torch.isin(delta.part(name)[0], other.part(name)[0])
-    return found
+            shared[extent.start : extent.stop] = torch.isin(delta.part(name)[0], other.part(name)[0])
+    return shared
 
 
 def intersection(delta: SparseDelta, other: SparseDelta) -> SparseDelta:
@@ -228,11 +228,11 @@ def overlap(delta: SparseDelta, other: SparseDelta) -> Overlap:
 def overlap_by_layer(delta: SparseDelta, other: SparseDelta) -> dict[int, Overlap]:
     """The overlap within each layer that either touches; what lies outside the layers counts as layer 0."""
     check_one_base((delta, other))
-    found: dict[int, Overlap] = {}
+    overlaps: dict[int, Overlap] = {}
     for a in aligned((delta, other)):
         layer = layer_and_module(a.extent.name)[1]
-        found[layer] = found.get(layer, Overlap()) + _overlap_within(a)
-    return dict(sorted(found.items()))
+        overlaps[layer] = overlaps.get(layer, Overlap()) + _overlap_within(a)
+    return dict(sorted(overlaps.items()))
 
 
 def _overlap_within(a: Aligned) -> Overlap:

@@ -103,15 +103,15 @@ class Comparison(Result):
         """How many weights the closest pair shares against chance, whether it moves them alike, and which skills are short."""
         ranked = sorted(self.pairs, key=lambda pair: pair.of_smaller)
         top, least = ranked[-1], ranked[0]
-        found = top.overlap
+        overlap = top.overlap
         lines = [
-            f"{_and(top)} share {found.shared:,} weights: {100 * found.of_first:.1f}% of {top.first}'s {found.first:,} and "
-            f"{100 * found.of_second:.1f}% of {top.second}'s {found.second:,}; {_chance(top)}."
+            f"{_and(top)} share {overlap.shared:,} weights: {100 * overlap.of_first:.1f}% of {top.first}'s {overlap.first:,} and "
+            f"{100 * overlap.of_second:.1f}% of {top.second}'s {overlap.second:,}; {_chance(top)}."
         ]
-        if found.sign_agreement is not None:
-            cosine = "" if found.alignment is None else f", and the cosine of their moves is {found.alignment:.2f}"
+        if overlap.sign_agreement is not None:
+            cosine = "" if overlap.alignment is None else f", and the cosine of their moves is {overlap.alignment:.2f}"
             lines[0] += (
-                f" Of the shared weights, {100 * found.sign_agreement:.0f}% are moved in the same direction{cosine}."
+                f" Of the shared weights, {100 * overlap.sign_agreement:.0f}% are moved in the same direction{cosine}."
             )
         if len(self.pairs) > 1:
             lines.append(
@@ -127,10 +127,10 @@ class Comparison(Result):
         """One row a pair; the columns are explained on the page."""
         rows = []
         for pair in self.pairs:
-            found = pair.overlap
-            chances = [pair.chance_all, pair.chance_moved, found.by_tensor]
-            shares = [found.shared, found.of_first, found.of_second]
-            rows.append([pair.first, pair.second, *shares, *chances, found.sign_agreement, found.alignment])
+            overlap = pair.overlap
+            chances = [pair.chance_all, pair.chance_moved, overlap.by_tensor]
+            shares = [overlap.shared, overlap.of_first, overlap.of_second]
+            rows.append([pair.first, pair.second, *shares, *chances, overlap.sign_agreement, overlap.alignment])
         return ["first", "second", *_LEGEND], rows
 
     def short_table(self) -> tuple[list[str], list[list[Any]]]:
@@ -142,11 +142,11 @@ class Comparison(Result):
     def matrix(self) -> np.ndarray:
         """[skills, skills]: the share of the row's weights that the column touches too; 1 on the diagonal."""
         place = {skill.name: number for number, skill in enumerate(self.skills)}
-        found = np.eye(len(place))
+        shares = np.eye(len(place))
         for pair in self.pairs:
             one, two = place[pair.first], place[pair.second]
-            found[one, two], found[two, one] = pair.overlap.of_first, pair.overlap.of_second
-        return found
+            shares[one, two], shares[two, one] = pair.overlap.of_first, pair.overlap.of_second
+        return shares
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `report.json`, two figures and the page."""
@@ -177,9 +177,9 @@ class Comparison(Result):
         columns, rows = self.table()
         some = "" if drawn == len(self.pairs) else f" The {drawn} pairs that share most are shown."
         layers = [
-            [pair.first, pair.second, layer, found.first, found.second, found.shared, found.by_tensor]
+            [pair.first, pair.second, layer, overlap.first, overlap.second, overlap.shared, overlap.by_tensor]
             for pair in self.pairs
-            for layer, found in pair.layers.items()
+            for layer, overlap in pair.layers.items()
         ]
         sizes = [[s.name, ", ".join(s.tasks), s.weights, s.asked, s.moved] for s in self.skills]
         parts: list[Part] = [
@@ -303,11 +303,11 @@ def _draw_layers(comparison: Comparison, file: Path) -> int:
     height = 3.2 + 0.25 * -(-len(pairs) // columns)
     with figure(file, min(12, max(6.4, 3 + 0.3 * len(layers) * len(pairs))), height) as axes:
         for number, pair in enumerate(pairs):
-            found = [pair.layers.get(layer, Overlap()) for layer in layers]
-            smaller = [max(1, min(each.first, each.second)) for each in found]
+            overlaps = [pair.layers.get(layer, Overlap()) for layer in layers]
+            smaller = [max(1, min(each.first, each.second)) for each in overlaps]
             places = np.arange(len(layers)) + (number - (len(pairs) - 1) / 2) * width
-            shares = [each.shared / size for each, size in zip(found, smaller, strict=True)]
-            chance = [each.by_tensor / size for each, size in zip(found, smaller, strict=True)]
+            shares = [each.shared / size for each, size in zip(overlaps, smaller, strict=True)]
+            chance = [each.by_tensor / size for each, size in zip(overlaps, smaller, strict=True)]
             colour = COLOURS[number % len(COLOURS)]
             look = {"color": colour, "hatch": _HATCHES[number], "edgecolor": "white", "linewidth": 0}
             axes.bar(places, shares, 0.9 * width, label=labels[number], **look)

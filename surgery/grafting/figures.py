@@ -133,8 +133,8 @@ def _where(counts: Mapping[str, int], file: Path) -> None:
 
 def layer_and_module(name: str) -> tuple[str, int]:
     """`encoder.layer.3.attention.self.query.weight` -> (`attention.self.query.weight`, 3): split at the first number."""
-    found = re.search(r"(?:^|\.)(\d+)\.", name)
-    return (name[found.end() :], int(found[1])) if found else (name, 0)
+    match = re.search(r"(?:^|\.)(\d+)\.", name)
+    return (name[match.end() :], int(match[1])) if match else (name, 0)
 
 
 def by_layer(counts: Sequence[tuple[str, int]]) -> dict[int, int]:

@@ -101,8 +101,8 @@ class Stack:
     def files(self) -> dict[str, bytes]:
         """What keeps the stack beside the weights, by path."""
         table = {"schema": SCHEMA, "rule": self.rule, "layers": [_about(layer) for layer in self.layers]}
-        found = {_delta_file(layer.id): layer.delta.to_bytes() for layer in self.layers}
-        return {**found, _TABLE: (json.dumps(table, indent=2) + "\n").encode()}
+        files = {_delta_file(layer.id): layer.delta.to_bytes() for layer in self.layers}
+        return {**files, _TABLE: (json.dumps(table, indent=2) + "\n").encode()}
 
     def readouts(self) -> dict[str, bytes]:
         """The files that go beside the checkpoint; raises SkillError where two skills want one file otherwise."""

@@ -78,7 +78,7 @@ def _examples(
     labelled: bool,
     worded: bool,
 ) -> list[Example]:
-    found = []
+    examples = []
     for number, row in rows:
         text, label = _value(row, columns.text, _TEXT, usual_too), _value(row, columns.label, _LABEL, usual_too)
         pair = _value(row, columns.text_pair, _PAIR, usual_too) if columns.text_pair != "" else None
@@ -95,8 +95,8 @@ def _examples(
         read = label_text(label)
         if labelled and not read:
             raise missing_label(f"{where}, line {number}", label)
-        found.append(Example("" if text is None else str(text), "" if pair is None else str(pair), read))
-    return found
+        examples.append(Example("" if text is None else str(text), "" if pair is None else str(pair), read))
+    return examples
 
 
 def label_text(label: Any) -> str:

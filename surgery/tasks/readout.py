@@ -155,11 +155,11 @@ class WordReadout:
         with torch.no_grad():
             wanted = whole.logits(model.module, batch, positions)
             try:
-                found = self.logits(model.module, batch, positions)
+                logits = self.logits(model.module, batch, positions)
             except Exception:  # the matrix isn't called, or not on states [batch, tokens, width]
                 return whole
         close = 1e-5 if wanted.dtype == torch.float32 and model.module.dtype in _EXACT else 0.05
-        same = (found - wanted).abs().max() <= close * wanted.abs().max()
+        same = (logits - wanted).abs().max() <= close * wanted.abs().max()
         return self if bool(same) else whole
 
 
@@ -298,10 +298,10 @@ def alike(model: Model, rows: Sequence[Encoded], numbers: Iterable[int]) -> list
     """The numbers of rows that are to share a batch: all of them, or those of one length where padding matters."""
     if not model.padding_matters:
         return [list(numbers)]
-    found: dict[int, list[int]] = {}
+    by_length: dict[int, list[int]] = {}
     for number in numbers:
-        found.setdefault(len(rows[number].ids), []).append(number)
-    return list(found.values())
+        by_length.setdefault(len(rows[number].ids), []).append(number)
+    return list(by_length.values())
 
 
 def at(states: Float[Tensor, "batch tokens width"], positions: Tensor) -> Float[Tensor, "batch width"]:

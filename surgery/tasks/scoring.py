@@ -218,7 +218,7 @@ def predict(
 ) -> NDArray:
     """Label scores [examples, labels], float32, in the rows' order. Rows of like length share a batch."""
     order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
-    found: NDArray | None = None
+    table: NDArray | None = None
     with torch.inference_mode(), steady_attention():
         for start in range(0, len(order), batch_size):
             for numbers in alike(model, rows, order[start : start + batch_size]):
@@ -226,12 +226,12 @@ def predict(
                 scores = readout.logits(model.module, batch, positions).float().cpu().numpy()
                 if not np.isfinite(scores).all():
                     raise CheckpointError(f"{model.checkpoint} gives NaN or infinite label scores: try `dtype` float32")
-                if found is None:
-                    found = np.empty((len(rows), scores.shape[1]), dtype=np.float32)
-                found[numbers] = scores
+                if table is None:
+                    table = np.empty((len(rows), scores.shape[1]), dtype=np.float32)
+                table[numbers] = scores
             progress(min(start + batch_size, len(order)), len(order), "scoring")
-    assert found is not None, "an empty split is refused before"
-    return found
+    assert table is not None, "an empty split is refused before"
+    return table
 
 
 def _anchors(model: Model, task: Task) -> PhraseReadout | None:

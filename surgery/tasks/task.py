@@ -217,15 +217,15 @@ def _labels_of(splits: Mapping[str, Sequence[Example]]) -> dict[str, str]:
 
 def _with_labels(rows: Sequence[Example], labels: Sequence[str], integers: Sequence[str], where: str) -> list[Example]:
     names = known_names(labels, integers)
-    found = []
+    labelled = []
     for row in rows:
         label = row.label if row.label in labels else names.get(plain(row.label))
         if label is None:
             raise TaskError(
                 f"{where}: unknown label {row.label!r}; the task's labels are {', '.join(labels)} (add its word: `words` {row.label}=WORD)"
             )
-        found.append(row._replace(label=label))
-    return found
+        labelled.append(row._replace(label=label))
+    return labelled
 
 
 def _named(given: Mapping[str, str] | None, preset: Preset) -> dict[str, str]:
@@ -236,12 +236,12 @@ def _named(given: Mapping[str, str] | None, preset: Preset) -> dict[str, str]:
 
 def _checked(examples: Iterable[Example], split: str) -> list[Example]:
     """Examples that were given in memory, their labels as those of files."""
-    found = []
+    checked = []
     for number, example in enumerate(examples):
         if not (label := label_text(example.label)):
             raise missing_label(f"the {split} examples, number {number}, counted from 0", example.label)
-        found.append(example._replace(label=label))
-    return found
+        checked.append(example._replace(label=label))
+    return checked
 
 
 def _key(example: Example) -> tuple[str, ...]:

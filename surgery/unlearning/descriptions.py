@@ -122,30 +122,32 @@ def promises(
         first: whether no edit went before these; otherwise nothing is called exact.
         identical: whether values were found equal to refitted ones; None where nobody looked, and the procedure says it.
     """
-    found = []
+    sentences = []
     masks = [edit for edit in history if edit["via"] in MASKS]
     # A refit makes all values anew from the rows that are left, whatever masks left in them before.
     kept = history[max((number for number, edit in enumerate(history, 1) if edit["via"] == "refit"), default=0) :]
     holding = [edit for edit in kept if edit["via"] in MASKS]
     if any(edit["masked"] for edit in masks):
-        found.append(
+        sentences.append(
             "A mask by itself betrays membership: whoever holds the folder sees which keys are closed, and rows nearest to "
             "closed keys were probably forgotten. Where that matters use refit, or counts with keys from other rows."
         )
     if any(edit["masked"] for edit in holding):
-        found.append(
+        sentences.append(
             "The values of open keys keep what the forgotten rows taught them"
             + ("; being counts, they give it away exactly to who holds the remaining rows too." if counted else ".")
         )
     if any(not edit["masked"] for edit in holding):
-        found.append("No key needed masking: the rows are gone from the folder, but its values hold all of them still.")
+        sentences.append(
+            "No key needed masking: the rows are gone from the folder, but its values hold all of them still."
+        )
     if saw := sum(edit["keys_saw_them"] for edit in history):
-        found.append(
+        sentences.append(
             f"The keys were placed by {saw:,} of the forgotten rows too: this is not exact unlearning, and some of the rows "
             "can be rebuilt from their keys. To give the folder away, fit with keys from other rows."
         )
     elif first and history and not masks and identical is not False:
-        found.append(
+        sentences.append(
             "Exact: the keys were placed by other rows, and the "
             + (
                 "counts are, bit for bit, those without the forgotten rows."
@@ -154,8 +156,8 @@ def promises(
             )
         )
     if identical is False and not masks:
-        found.append("Not exact: the values differ from those refitted without the forgotten rows.")
-    return found
+        sentences.append("Not exact: the values differ from those refitted without the forgotten rows.")
+    return sentences
 
 
 def listed(classes: Sequence[Any]) -> str:

@@ -33,11 +33,13 @@ def nearest(
 ) -> Int64[Tensor, "C N top"]:
     """Ids of the keys with the smallest scores; ties go to the smaller id."""
     step = max(1, SCRATCH // (queries.shape[1] * products.shape[2]))
-    found = []
+    nearest_ids = []
     for start in range(0, len(queries), step):
         scores = torch.bmm(queries[start : start + step], products[start : start + step])
-        found.append(scores.argmin(2, keepdim=True) if top == 1 else scores.argsort(dim=2, stable=True)[:, :, :top])
-    return torch.cat(found)
+        nearest_ids.append(
+            scores.argmin(2, keepdim=True) if top == 1 else scores.argsort(dim=2, stable=True)[:, :, :top]
+        )
+    return torch.cat(nearest_ids)
 
 
 class DeviceSelector:
@@ -70,12 +72,12 @@ class DeviceSelector:
         what = f"selecting keys of {len(rows):,} rows"
         with memory_for(self._device, needed, what, "give fewer rows at once, or give `device` cpu"), full_float32():
             rows, products = rows.to(self._device), self.products(closed)
-            found = rows.new_empty((len(rows), self._codebooks, top), dtype=torch.int16)
+            chosen = rows.new_empty((len(rows), self._codebooks, top), dtype=torch.int16)
             for start in range(0, len(rows), ROWS):
                 some = rows[start : start + ROWS]
                 ids = nearest(self.queries(some), products, top)
-                found[start : start + ROWS] = ids[:, : len(some)].transpose(0, 1)  # int16 has uint16's bits
-            return found.cpu().numpy().view(np.uint16)
+                chosen[start : start + ROWS] = ids[:, : len(some)].transpose(0, 1)  # int16 has uint16's bits
+            return chosen.cpu().numpy().view(np.uint16)
 
     def products(self, closed: Bool[np.ndarray, "C K"]) -> Float32[Tensor, "C e K"]:
         """Right-hand sides of the products: infinity in place of |k|^2 / 2 where a key is closed."""
@@ -92,10 +94,10 @@ class DeviceSelector:
         padded = rows.new_zeros(ROWS, rows.shape[1])
         padded[: len(rows)] = rows - self._center
         places = (padded @ self._map).reshape(ROWS, self._codebooks, self._d)
-        found = places.new_zeros(self._codebooks, ROWS, width_of(self._d))
-        found[:, :, : self._d] = places.transpose(0, 1)
-        found[:, :, self._d] = 1
-        return found
+        queries = places.new_zeros(self._codebooks, ROWS, width_of(self._d))
+        queries[:, :, : self._d] = places.transpose(0, 1)
+        queries[:, :, self._d] = 1
+        return queries
 
 
 class DeviceRows:
@@ -123,7 +125,7 @@ class DeviceRows:
         """Their ids, on the device; looked for again only where a key that they selected is closed."""
         products = self._selector.products(closed)
         with full_float32():
-            found = torch.cat([nearest(queries, products, self._top) for queries in self._queries], 1)
-        ids = found[:, : len(self._ids)].transpose(0, 1).to(torch.int32)
+            chosen = torch.cat([nearest(queries, products, self._top) for queries in self._queries], 1)
+        ids = chosen[:, : len(self._ids)].transpose(0, 1).to(torch.int32)
         stale = self._selector.shut(products)[self._books, self._ids.long()].any(2, keepdim=True)
         return torch.where(stale, ids, self._ids)

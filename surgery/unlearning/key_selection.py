@@ -65,13 +65,13 @@ class Selector:
         if off_cpu(device):
             return self._on(device).select(features, self.states == CLOSED, top)
         codebooks, keys, d = self.keys.shape
-        found = np.empty((len(features), codebooks, top), np.uint16)
+        ids = np.empty((len(features), codebooks, top), np.uint16)
         block = min(_block(keys), max(_FEW, _SCRATCH // (codebooks * d)))
         for start in range(0, len(features), block):
             rows = slice(start, start + block)
             queries = self.project(np.asarray(features[rows]))
-            found[rows] = nearest_keys(queries, self.products, top=top).transpose(1, 0, 2)
-        return found
+            ids[rows] = nearest_keys(queries, self.products, top=top).transpose(1, 0, 2)
+        return ids
 
     def reselect(
         self,
@@ -126,13 +126,13 @@ class Selector:
         self, queries: Callable[[int, NDArray], NDArray], ids: UInt16[np.ndarray, "N C top"]
     ) -> UInt16[np.ndarray, "N C top"]:
         """`reselect`, given the queries of a codebook for some rows."""
-        found = ids.copy()
+        renewed = ids.copy()
         for codebook, closed in enumerate(self.states == CLOSED):
             stale = np.flatnonzero(closed[ids[:, codebook]].any(1))
             if len(stale):
                 right = self.products[codebook : codebook + 1]
-                found[stale, codebook] = nearest_keys(queries(codebook, stale)[None], right, top=ids.shape[2])[0]
-        return found
+                renewed[stale, codebook] = nearest_keys(queries(codebook, stale)[None], right, top=ids.shape[2])[0]
+        return renewed
 
     def _on(self, device: torch.device) -> DeviceSelector:
         if device not in self._devices:
@@ -176,7 +176,7 @@ def nearest_keys(
     block = min(rows, _block(products.shape[2]))
     left = np.ones((block, d + 1), np.float32)
     scores = np.empty((block, products.shape[2]), np.float32)
-    found = np.empty((codebooks, rows, top), np.int64)
+    ids = np.empty((codebooks, rows, top), np.int64)
     for codebook in range(codebooks):
         for start in range(0, rows, block):
             size = min(block, rows - start)
@@ -184,10 +184,10 @@ def nearest_keys(
             with np.errstate(invalid="ignore"):  # the product's padding, 0 times infinity, which is thrown away
                 np.matmul(left[:size], products[codebook], out=scores[:size])
             if top == 1:
-                scores[:size].argmin(1, out=found[codebook, start : start + size, 0])
+                scores[:size].argmin(1, out=ids[codebook, start : start + size, 0])
             else:
-                found[codebook, start : start + size] = _smallest(scores[:size], top)
-    return found
+                ids[codebook, start : start + size] = _smallest(scores[:size], top)
+    return ids
 
 
 def _block(keys: int) -> int:
@@ -198,8 +198,8 @@ def _smallest(scores: Float32[np.ndarray, "N K"], top: int) -> Int64[np.ndarray,
     some = np.argpartition(scores, top - 1, axis=1)[:, :top]
     some.sort(axis=1)
     order = np.argsort(np.take_along_axis(scores, some, 1), axis=1, kind="stable")
-    found = np.take_along_axis(some, order, 1)
+    chosen = np.take_along_axis(some, order, 1)
     # Of equal scores at the end of the list the partition takes any.
-    tied = np.flatnonzero((scores <= np.take_along_axis(scores, found[:, -1:], 1)).sum(1) > top)
-    found[tied] = np.argsort(scores[tied], axis=1, kind="stable")[:, :top]
-    return found
+    tied = np.flatnonzero((scores <= np.take_along_axis(scores, chosen[:, -1:], 1)).sum(1) > top)
+    chosen[tied] = np.argsort(scores[tied], axis=1, kind="stable")[:, :top]
+    return chosen

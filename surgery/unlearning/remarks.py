@@ -17,28 +17,28 @@ def remarks(content: Mapping[str, Any], after: Bottleneck) -> list[str]:
     """What must be said with a report's figures."""
     points, examples = content["points"], content["examples"]
     kept = points["refitted"]["retain_accuracy"]
-    found = [
+    sentences = [
         f"Compare with the refitted bottleneck, not with before: on {examples['test'] - examples['test_forgotten']:,} test rows it retains {100 * kept:.1f}%."
         if kept is not None
         else "Every test row is of a forgotten class: nothing is said of what stayed."
     ]
-    found += promises(after.history, counted=after.counted, identical=content["bit_identical"])
+    sentences += promises(after.history, counted=after.counted, identical=content["bit_identical"])
     if known := content["known_test_rows"]:
-        found.append(
+        sentences.append(
             f"{known:,} of {known + examples['test']:,} test rows were left out: they are training rows, from which nothing of the kind can be told."
         )
     if after.history:
-        found += cautions(points["after"], points["refitted"], classes_left(after), "test rows")
-        found += _narrow(content, after)
+        sentences += cautions(points["after"], points["refitted"], classes_left(after), "test rows")
+        sentences += _narrow(content, after)
     if content["probe"]["forgotten"] is not None:
-        found.append(
+        sentences.append(
             f"The encoder is as it was: a linear probe on its features still tells {100 * content['probe']['forgotten']:.0f}% of the test rows of the forgotten classes."
         )
     if "before" not in points:
         why = "The last edit's eraser isn't at hand" if after.history else "Nothing was forgotten here"
-        found.append(f"{why}, so nothing is said of before, of membership and of relearning.")
-        return found
-    return found + _attacks(content)
+        sentences.append(f"{why}, so nothing is said of before, of membership and of relearning.")
+        return sentences
+    return sentences + _attacks(content)
 
 
 def cautions(
@@ -51,20 +51,20 @@ def cautions(
         left: classes that still have training rows.
         rows: what the accuracies are of.
     """
-    found = []
+    sentences = []
     still, usual = edited["forget_accuracy"], reference["forget_accuracy"] or 0.0
     if still is not None and still - usual > _ANSWERED:
-        found.append(
+        sentences.append(
             f"Not all is forgotten: {100 * still:.1f}% of the forgotten {rows} are still answered right, where {100 * usual:.1f}% ought to be. Mask more keys, or use refit."
         )
     now, kept = edited["retain_accuracy"], reference["retain_accuracy"]
     if now is not None and kept is not None and kept - now > _COST:
-        found.append(
+        sentences.append(
             f"The edit costs {100 * (kept - now):.1f} points of the rest: {100 * now:.1f}% of the other {rows} are answered right, where {100 * kept:.1f}% ought to be. Mask fewer keys, or use refit."
         )
     if len(left) == 1:
-        found.append(f"Only the class {listed(left)} is left to answer, so that what is retained says nothing.")
-    return found
+        sentences.append(f"Only the class {listed(left)} is left to answer, so that what is retained says nothing.")
+    return sentences
 
 
 def classes_left(bottleneck: Bottleneck) -> list[int | str]:
@@ -83,19 +83,19 @@ def _narrow(content: Mapping[str, Any], after: Bottleneck) -> list[str]:
 
 
 def _attacks(content: Mapping[str, Any]) -> list[str]:
-    points, examples, found = content["points"], content["examples"], []
+    points, examples, sentences = content["points"], content["examples"], []
     attacked = points["after"].get("membership", {})
     for attack in ATTACKS:
         beyond = attacked.get(attack.key, {}).get("against_refitted", {}).get("beyond")
         if beyond and beyond["low"] > 0:
             areas = [points[who]["membership"][attack.key]["auc"] for who in ("after", "refitted")]
-            found.append(
+            sentences.append(
                 f"The attack by {attack.name} tells more of the forgotten rows than after refitting: an area of {areas[0]:.2f} against {areas[1]:.2f}, {beyond['auc']:.2f} further from guessing (95% {beyond['low']:.2f} to {beyond['high']:.2f}). Where that matters, refit."
             )
     if "membership" not in points["after"]:
-        found.append("No test row is of a forgotten class, so nothing is said of membership and relearning.")
+        sentences.append("No test row is of a forgotten class, so nothing is said of membership and relearning.")
     elif content["call"]["verify"]["shadows"] and "likelihood_ratio" not in attacked:
-        found.append("Edits of different kinds, or earlier ones without an eraser: no attack by likelihood ratio.")
+        sentences.append("Edits of different kinds, or earlier ones without an eraser: no attack by likelihood ratio.")
     if examples["forgotten"] < _FEW:
-        found.append(f"Only {examples['forgotten']} rows were forgotten: the intervals of the attacks mean little.")
-    return found
+        sentences.append(f"Only {examples['forgotten']} rows were forgotten: the intervals of the attacks mean little.")
+    return sentences

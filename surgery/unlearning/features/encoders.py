@@ -348,12 +348,12 @@ def _stamps(checkpoint: Checkpoint) -> list[tuple[str, int, int, int]]:
     """What changes when one of the files that decide over features is written to or replaced."""
     names = {"config.json", *(file.name for file in checkpoint.files)}
     patterns = (*TextExtractor.files, *ImageExtractor.files)
-    found = []
+    state = []
     for path in sorted(checkpoint.folder.iterdir()):
         if path.is_file() and (path.name in names or any(fnmatchcase(path.name, pattern) for pattern in patterns)):
             now = path.stat()
-            found.append((path.name, now.st_mtime_ns, now.st_size, now.st_ino))
-    return found
+            state.append((path.name, now.st_mtime_ns, now.st_size, now.st_ino))
+    return state
 
 
 def _extractor(checkpoint: Checkpoint, module: Any, has_pooler: bool, max_length: int) -> Extractor:

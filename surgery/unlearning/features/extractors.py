@@ -88,8 +88,8 @@ class TextExtractor:
         sizes = [self.size(row) for row in rows]
         if len(set(sizes)) > 1 and self.padding_matters:
             parts = [[n for n, size in enumerate(sizes) if size == one] for one in set(sizes)]
-            found = torch.cat([self.features([rows[n] for n in part], pooling) for part in parts])
-            return found[torch.tensor([n for part in parts for n in part], device=found.device).argsort()]
+            features = torch.cat([self.features([rows[n] for n in part], pooling) for part in parts])
+            return features[torch.tensor([n for part in parts for n in part], device=features.device).argsort()]
         hidden, kept = self._last_hidden(rows)
         if pooling == "last":
             return hidden[torch.arange(len(hidden), device=hidden.device), kept.sum(1) - 1]

@@ -76,13 +76,13 @@ def label_tuple(given: Any) -> tuple[Label, ...]:
     if isinstance(listed, str) or not isinstance(listed, Iterable):
         raise TaskError(f"labels are {str(given)[:40]!r}: give a list of integers or strings, one a row")
     listed = list(listed)
-    found = [label.item() if isinstance(label, np.generic) else label for label in listed]
-    for number, label in enumerate(found):
+    labels = [label.item() if isinstance(label, np.generic) else label for label in listed]
+    for number, label in enumerate(labels):
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise TaskError(f"label {number}, counted from 0, is {label!r}: labels are integers or strings")
-        if isinstance(label, str) != isinstance(found[0], str):
-            raise TaskError(f"labels are {found[0]!r} and {label!r}: give all as integers or all as strings")
-    return tuple(found)
+        if isinstance(label, str) != isinstance(labels[0], str):
+            raise TaskError(f"labels are {labels[0]!r} and {label!r}: give all as integers or all as strings")
+    return tuple(labels)
 
 
 def given_labels(labels: Sequence[str]) -> tuple[Label, ...] | None:
