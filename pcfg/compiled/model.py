@@ -1,6 +1,7 @@
 """InsideOutsideTransformer: the compiled model, in the form that the transformers library gives models."""
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -67,8 +68,10 @@ class InsideOutsideOutput(ModelOutput):
         label_marginals: [B, n, n + 1, N] the same for each nonterminal.
         tag_posteriors: [B, n, P] posterior of each preterminal over each word.
         hidden_states: the state [B, T, width] after the embedding and after each layer, if asked for.
+        loss: mean cross-entropy of `labels`, if given.
     """
 
+    loss: Tensor | None = None
     logits: Tensor | None = None
     log_z: Tensor | None = None
     span_marginals: Tensor | None = None
@@ -127,6 +130,7 @@ class InsideOutsideTransformer(PreTrainedModel):
         attention_mask: Tensor | None = None,
         head_mask: Float[Tensor, "layers heads"] | None = None,
         output_hidden_states: bool | None = None,
+        labels: Integer[Tensor, "B T"] | None = None,
         **_: Any,
     ) -> InsideOutsideOutput:
         """Inside and outside scores of sentences.
@@ -135,9 +139,13 @@ class InsideOutsideTransformer(PreTrainedModel):
             input_ids: words and <mask>, with or without <s>, </s> and <pad> around them.
             attention_mask: 0 for tokens to leave out; without it only <pad> is.
             head_mask: multiplies heads: [2 (L - 1), 2 S]; inside layers have the first S.
+            labels: the words at tokens that count towards `loss`, -100 elsewhere.
+
+        A sentence whose scores leave the range of the model's dtype is warned of: float32 holds e^-87 to e^88 times what is
+        usual for its number of words, float64 e^-708 to e^709.
 
         Raises:
-            OptionError: a sentence longer than the model was compiled for.
+            OptionError: a sentence longer than the model was compiled for, or without words; numbers that are no tokens.
             GrammarError: <unk>: a word that the grammar doesn't have.
         """
         is_word = self._words_of(input_ids, attention_mask)
@@ -154,6 +162,9 @@ class InsideOutsideTransformer(PreTrainedModel):
             if wanted:
                 states.append(state)
         found = self._read(state, input_ids, is_word, places)
+        self._check_range(self._total(state, places), input_ids, is_word, head_mask)
+        if labels is not None and found.logits is not None:
+            found.loss = nn.functional.cross_entropy(found.logits.flatten(0, 1), labels.flatten())
         if wanted:
             found.hidden_states = tuple(states)
         return found
@@ -172,6 +183,10 @@ class InsideOutsideTransformer(PreTrainedModel):
     def _words_of(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Which tokens are words or masks, bool [B, T]."""
         config = self.config
+        if input_ids.dim() != 2 or bool(((input_ids < 0) | (input_ids >= config.vocab_size)).any()):
+            raise OptionError(
+                f"input_ids must be [sentences, tokens] of numbers from 0 to {config.vocab_size - 1}: take the model's own tokenizer"
+            )
         if (input_ids == config.unk_token_id).any():
             row, place = (input_ids == config.unk_token_id).nonzero()[0].tolist()
             raise GrammarError(f"token {place} of sentence {row} is {UNKNOWN}: give words of the grammar's only")
@@ -196,13 +211,44 @@ class InsideOutsideTransformer(PreTrainedModel):
         state[..., self.slots["last"]] = places.last[..., None]
         return with_roots(state, self.slots, self.roots, places)
 
+    def _total(self, state: Tensor, places: Places) -> Tensor:
+        """Scores of whole sentences, [B], scaled."""
+        reader = cast(InsideLayer, self.layers[0])
+        own = reader.tags(state, "inside") * places.here[..., :1]
+        whole = torch.cat([reader.spans(state, "inside")[..., 0], own], -1)
+        return torch.einsum("bts,bt,s->b", whole, places.last, self.roots)
+
+    def _check_range(self, z: Tensor, input_ids: Tensor, is_word: Tensor, head_mask: Tensor | None) -> None:
+        """Warn of sentences whose scores are too small or too large for the dtype; those without trees are right to have 0."""
+        kind = torch.finfo(z.dtype)
+        wrong = ~z.isfinite() | ((z > 0) & (z < kind.tiny / kind.eps))
+        if bool((nothing := z == 0).any()):
+            wrong[nothing] = self._has_trees(input_ids[nothing], is_word[nothing], head_mask)
+        if bool(wrong.any()):
+            warnings.warn(
+                f"scores of {int(wrong.sum())} of {len(z)} sentences, number {int(wrong.nonzero()[0])} first, are outside the range of "
+                f"{str(z.dtype).removeprefix('torch.')} (or states were changed): what is said of them is wrong; compile the grammar in float64",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    @torch.no_grad()
+    def _has_trees(self, input_ids: Tensor, is_word: Tensor, head_mask: Tensor | None) -> Tensor:
+        """Whether sentences have trees at all, bool [B]: the inside pass over zeros and ones."""
+        places = Places.of(is_word, self.slots.length, self.rules.dtype)
+        state, rules = self._embedded(input_ids, is_word, places).sign(), self.rules.sign()
+        for number in range(self.slots.length - 1):
+            layer = cast(InsideLayer, self.layers[number])
+            mask = None if head_mask is None else head_mask[number, : len(self.slots.symbols)]
+            state = layer.forward(state, rules, places, mask).sign()  # without hooks
+        return self._total(state, places) > 0
+
     def _read(self, state: Tensor, input_ids: Tensor, is_word: Tensor, places: Places) -> InsideOutsideOutput:
         reader = cast(InsideLayer, self.layers[0])
         n = int(is_word.sum(1).max())
         inside, outside = reader.spans(state, "inside"), reader.spans(state, "outside")
         tags = reader.tags(state, "inside") * reader.tags(state, "outside")
-        whole = torch.cat([inside[..., 0], reader.tags(state, "inside") * places.here[..., :1]], -1)
-        z = torch.einsum("bts,bt,s->b", whole, places.last, self.roots)
+        z = self._total(state, places)
         scale = (self.scales[input_ids] * is_word).sum(1)
         share = torch.where(z > 0, 1 / z, torch.zeros_like(z))
         by_end = torch.einsum("btp,btai->bipa", places.here, inside * outside)[:, :n, :n] * share[:, None, None, None]

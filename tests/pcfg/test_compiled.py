@@ -204,16 +204,110 @@ def test_impossible_sentences_have_no_trees():
     assert torch.isfinite(out.logits).all()
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_and_lengths(side):
+    """Sentences of one word and more in a batch, padded left or right, with a mask and without, or a word left out by it."""
+    grammar = Grammar.random(3, 4, 10, seed=1)
+    model, found = compile_transformer(grammar, max_length=8), sentences(grammar, [1, 3, 8, 5])
+    words = tokenizer(grammar)
+    words.padding_side = side
+    batch = words([" ".join(sentence) for sentence in found], return_tensors="pt", padding=True)
+    chart = inside_outside(grammar, found)
+    for options in ({}, {"attention_mask": batch["attention_mask"]}):
+        out = model(batch["input_ids"], **options)
+        assert torch.allclose(out.log_z, chart.log_z) and torch.allclose(out.label_marginals, chart.label_marginals)
+    left_out = model(torch.tensor([[5, 6, 7]]), torch.tensor([[1, 0, 1]]))
+    assert torch.equal(left_out.log_z, model(torch.tensor([[5, 7]])).log_z)
+
+
+def test_nothing_but_masks():
+    """The chance that a tree has so many words, and each mask's posterior sums to one."""
+    grammar = Grammar({"S": 1.0}, {("S", "S", "S"): 0.25, ("S", "A", "A"): 0.75}, {("A", "a"): 0.4, ("A", "b"): 0.6})
+    model = compile_transformer(grammar, max_length=4)
+    out = model(torch.full((1, 4), model.config.mask_token_id))
+    assert out.log_z.exp().item() == pytest.approx(0.25 * 0.75**2)
+    assert torch.allclose(out.logits[0, :, -2:].exp(), torch.tensor([0.4, 0.6], dtype=torch.float64).expand(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("rules", "found"),
+    [
+        ("S -> NP VP [1]\nNP -> N [.5] | D N [.5]\nN -> PN [.5] | 'dog' [.5]\nPN -> 'Rex' [1]\nVP -> V [1]\nV -> 'runs' [1]\nD -> 'the' [1]", "the Rex runs"),
+        ("S -> A B [.5] | 'a' [.5]\nA -> 'a' [1]\nB -> 'b' [1]", "a b"),
+        ("S -> A A [1]\nA -> '<unk>' [.3] | 'a' [.7]", "a <unk>"),
+    ],
+)  # fmt: skip
+def test_odd_grammars(rules, found):
+    """Chains of unary rules made binary, a root that is a word's tag too, and <unk> among the words."""
+    grammar = Grammar.from_text(rules)
+    pairs = [tuple(found.split()), tuple(found.split()[:1])]
+    check(asked(compile_transformer(grammar, max_length=4), grammar, pairs), inside_outside(grammar, pairs), grammar, 1e-12)  # fmt: skip
+
+
+def test_scores_out_of_range_are_warned_of():
+    """Too small for float32, and said rightly in float64; sentences without trees, and heads taken out, are no reason to warn."""
+    rules = {("S", "S", "S"): 1e-6, ("S", "A", "A"): 1 - 1e-6}
+    grammar = Grammar({"S": 1.0}, rules, {("A", "a"): 1 - 1e-8, ("A", "b"): 1e-8})
+    found = [("a",) * 20, ("a", "a"), ("a",) * 3]
+    chart, model = inside_outside(grammar, found), compile_transformer(grammar, max_length=20)
+    check(asked(model, grammar, found), chart, grammar, 1e-10)
+    single = compile_transformer(grammar, max_length=20, dtype="float32")
+    with pytest.warns(RuntimeWarning, match="1 of 3 sentences, number 0 first, are outside the range of float32"):
+        out = asked(single, grammar, found)
+    assert out.log_z[1].item() == pytest.approx(chart.log_z[1].item(), abs=1e-6) and out.log_z[2] == -np.inf
+    assert asked(single, grammar, found, head_mask=torch.zeros(38, 4)).log_z.tolist() == [-np.inf] * 3
+    single.scales.data -= 60
+    single.words.weight.data *= np.exp(60)
+    with pytest.warns(RuntimeWarning, match="outside the range"):
+        asked(single, grammar, found[1:2])
+
+
+def test_gradients_are_expected_counts():
+    """Of log Z by the logarithm of a rule's probability: how often the rule is expected in the sentences' trees."""
+    grammar = Grammar.random(3, 3, 6, seed=4)
+    model, found = compile_transformer(grammar, max_length=6).requires_grad_(), sentences(grammar, [6, 4, 2])
+    asked(model, grammar, found).log_z.sum().backward()
+    counts = model.rules.grad[tuple(map(torch.as_tensor, (grammar.parents, grammar.left, grammar.right)))]
+    ours = counts.numpy() * grammar.rule_probs
+    assert np.allclose(ours, inside_outside(grammar, found).rule_counts(), atol=1e-10)
+
+
+def test_the_loss_of_labels():
+    """Cross-entropy at the labels that aren't -100, as the library's masked language models give it."""
+    grammar = Grammar.random(3, 3, 6, seed=4)
+    model = compile_transformer(grammar, max_length=6)
+    ids, attention = encoded(grammar, sentences(grammar, [6, 4]))
+    masked, labels = ids.clone(), torch.full_like(ids, -100)
+    masked[0, 2] = masked[1, 1] = model.config.mask_token_id
+    labels[0, 2], labels[1, 1] = ids[0, 2], ids[1, 1]
+    out = model(masked, attention, labels=labels)
+    assert out.loss.item() == pytest.approx(-(out.logits[0, 2, ids[0, 2]] + out.logits[1, 1, ids[1, 1]]).item() / 2)
+
+
+def test_a_random_grammar_where_nothing_is_compiled():
+    """What stands for an untrained model: probabilities drawn by the seed."""
+    config = compile_transformer(Grammar.random(2, 3, 4, seed=0), max_length=4).config
+    before = torch.get_rng_state()
+    compile_transformer(Grammar.random(2, 3, 4, seed=0), max_length=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    drawn = AutoModel.from_config(config)
+    assert torch.allclose(drawn.rules.sum((1, 2)), torch.ones(2, dtype=drawn.rules.dtype)) and drawn.rules.std() > 0
+    assert drawn(torch.tensor([[5, 6, 7, 8]])).log_z.isfinite()
+
+
 def test_saved_and_loaded_bit_for_bit(tmp_path):
     grammar = Grammar.random(3, 4, 5, seed=6)
     model = compile_transformer(grammar, max_length=6)
-    model.save_pretrained(tmp_path / "built")
+    for _ in range(2):  # into a folder that is there already, too
+        model.save_pretrained(tmp_path / "built")
     found = sentences(grammar, [6, 2])
     for loaded in (InsideOutsideTransformer, AutoModel, AutoModelForMaskedLM):
         again = loaded.from_pretrained(tmp_path / "built")
         assert isinstance(again, InsideOutsideTransformer)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
         assert torch.equal(asked(again, grammar, found).logits, asked(model, grammar, found).logits)
+    single = AutoModel.from_pretrained(tmp_path / "built", dtype=torch.float32).requires_grad_(False)
+    check(asked(single, grammar, found), inside_outside(grammar, found), grammar, 1e-4)
     slots = json.loads((tmp_path / "built" / "slots.json").read_text())
     first, stop = slots["outside"][grammar.nonterminals[1]]
     assert slice(first, stop) == model.slots["outside", grammar.nonterminals[1]]
@@ -288,6 +382,8 @@ def test_width_at_the_paper_s_sizes():
         ([[0, 5, 6, 5, 6, 5]], OptionError, "5 words and the model was compiled for 4"),
         ([[1, 5, 3, 2]], GrammarError, "token 2 of sentence 0"),
         ([[1, 2, 0]], OptionError, "no words"),
+        ([[5, 8]], OptionError, "from 0 to 7"),
+        ([[5, -100]], OptionError, "from 0 to 7"),
     ],
 )
 def test_bad_sentences(ids, error, said):
