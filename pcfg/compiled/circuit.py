@@ -17,7 +17,7 @@ def heads(slots: Slots) -> list[tuple[str, str]]:
 def circuit(slots: Slots, rules: Tensor) -> dict[str, Any]:
     """What `circuit.json` holds: for each head the symbols it reads and writes, and its rules as [parent, left, right, probability].
 
-    A head whose symbol is nobody's right child has no edges and does nothing.
+    A head whose symbol is nobody's right child has no edges: it reads and writes nothing.
     """
     by_right: dict[int, list[tuple[int, int, float]]] = {}
     for parent, left, right in rules.nonzero().tolist():
@@ -27,7 +27,7 @@ def circuit(slots: Slots, rules: Tensor) -> dict[str, Any]:
         edges = by_right.get(number % len(slots.symbols), [])
         parents = sorted({slots.symbols[parent] for parent, _, _ in edges})
         left = sorted({slots.symbols[child] for _, child, _ in edges})
-        reads, writes = _ends(kind, symbol, parents, left)
+        reads, writes = _ends(kind, symbol, parents, left) if edges else ({}, [])
         rules_of = [[slots.symbols[a], slots.symbols[b], symbol, p] for a, b, p in edges]
         head = number if kind == "inside" else number - len(slots.symbols)
         found.append(

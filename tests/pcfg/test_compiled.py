@@ -216,6 +216,8 @@ def test_padding_and_lengths(side):
     for options in ({}, {"attention_mask": batch["attention_mask"]}):
         out = model(batch["input_ids"], **options)
         assert torch.allclose(out.log_z, chart.log_z) and torch.allclose(out.label_marginals, chart.label_marginals)
+        for state in model(batch["input_ids"], output_hidden_states=True, **options).hidden_states:
+            assert not state[batch["input_ids"] < 5].any(), "tokens that are no words hold something"
     left_out = model(torch.tensor([[5, 6, 7]]), torch.tensor([[1, 0, 1]]))
     assert torch.equal(left_out.log_z, model(torch.tensor([[5, 7]])).log_z)
 
@@ -311,12 +313,49 @@ def test_saved_and_loaded_bit_for_bit(tmp_path):
     slots = json.loads((tmp_path / "built" / "slots.json").read_text())
     first, stop = slots["outside"][grammar.nonterminals[1]]
     assert slice(first, stop) == model.slots["outside", grammar.nonterminals[1]]
+    layers, kinds = json.loads((tmp_path / "built" / "circuit.json").read_text())["layers"], model.layers
+    for kind, found in (("inside", InsideLayer), ("outside", OutsideLayer)):
+        assert all(isinstance(layer, found) for layer in kinds[slice(*layers[kind])])
+    assert layers["inside"][1] == layers["outside"][0] and layers["outside"][1] == len(kinds)
     edges = {
         (a, b, c): p
         for head in json.loads((tmp_path / "built" / "circuit.json").read_text())["heads"]
         for a, b, c, p in head["rules"]
     }
     assert edges == grammar.binary
+
+
+def test_heads_of_the_circuit_read_and_write_what_they_say():
+    """Slots change where a head writes only, and what it reads only changes them: by setting slots of a random state to 0."""
+    grammar = Grammar(
+        {"S": 1.0},
+        {("S", "A", "T"): 0.6, ("S", "T", "T"): 0.4, ("T", "S", "A"): 0.5, ("T", "A", "A"): 0.5},
+        {("A", "a"): 1.0},
+    )
+    model = compile_transformer(grammar, max_length=5)
+    slots, ids = model.slots, torch.full((1, 5), 5)
+    places = Places.of(ids >= 5, 5, torch.float64)
+    state = torch.rand(1, 5, slots.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    named = {f"{score} {symbol}": slots[score, symbol] for score in ("inside", "outside") for symbol in slots.symbols}
+    for head in model.circuit()["heads"]:
+        inside = head["kind"] == "inside"
+        mask = torch.zeros(3 if inside else 6, dtype=torch.float64)
+        mask[head["head"]] = 1
+        rest = () if inside else (torch.zeros_like(model.roots),)
+
+        def written(some, head_mask=mask, layer=model.layers[0 if inside else -1], rest=rest):
+            return layer(some, model.rules, *rest, places, head_mask)
+
+        full, nothing = written(state), written(state, 0 * mask)
+        assert {n for n, where in named.items() if not torch.equal(full[..., where], nothing[..., where])} == set(
+            head["writes"]
+        )
+        reads = {name for names in head["reads"].values() for name in names} - {"position"}
+        for name, where in named.items():
+            without = state.clone()
+            without[..., where] = 0
+            changed = any(not torch.equal(written(without)[..., named[n]], full[..., named[n]]) for n in head["writes"])
+            assert changed == (name in reads and bool(head["rules"])), (head, name)
 
 
 def test_slots_name_every_dimension_once():

@@ -35,6 +35,7 @@ SMALLER = {
     "-n 100000 --max-length 40": "-n 100 --max-length 8",
     "--em 20": "--em 2",
     "mlm/ --grammar english.pcfg.json": "mlm/ --grammar english.pcfg.json --sentences 80 --max-length 8 --seeds 1",
+    "probe built/": "probe built/ --layers 1 --sentences 60 --max-length 8 --seeds 1",
     "MODEL --trees treebank.txt": "MODEL --trees treebank.txt --seeds 1",
     "--data train.jsonl -o bn/": "--data train.jsonl -o bn/ --codebooks 8 --keys 4 --key-dim 4",
     "--values counts": "--values counts --codebooks 8 --keys 4 --key-dim 4",
