@@ -11,13 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from pcfg import Grammar, inside_outside, sample
-from pcfg.compiled import InsideOutsideConfig, InsideOutsideTransformer, Slots, compile_transformer
+from pcfg.compiled import InsideOutsideConfig, InsideOutsideTransformer, Slots, compile_transformer, save
 from pcfg.compiled.circuit import heads
 from pcfg.compiled.layers import InsideLayer, OutsideLayer, Places
 from pcfg.compiled.matrices import dense_head
 from pcfg.compiled.sizes import Sizes
 from pcfg.errors import GrammarError, OptionError
 from pcfg.sampling.tokenizer import tokenizer
+from pcfg.treebanks.trees import Tree
 from surgery.memory import Meter
 
 
@@ -244,6 +245,20 @@ def test_odd_grammars(rules, found):
     grammar = Grammar.from_text(rules)
     pairs = [tuple(found.split()), tuple(found.split()[:1])]
     check(asked(compile_transformer(grammar, max_length=4), grammar, pairs), inside_outside(grammar, pairs), grammar, 1e-12)  # fmt: skip
+
+
+def test_a_smoothed_lexicon_is_left_out(tmp_path):
+    """Model and saved grammar are those of the rules for words alone."""
+    trees = [
+        "(S (NP (D the) (N dog)) (VP (V saw) (NP (D a) (N man))))",
+        "(S (NP (D the) (N man)) (VP (V ran) (NP (N men))))",
+    ]
+    smoothed = Grammar.from_trees(map(Tree.parse, trees), min_count=1, smooth_lexicon=True)
+    assert smoothed.lexicon is not None
+    plain, model = smoothed.replaced(lexicon=None), compile_transformer(smoothed, max_length=6)
+    found = [("the", "dog", "saw", "a", "man")]
+    check(asked(model, plain, found), inside_outside(plain, found), plain, 1e-10)
+    assert Grammar.load(save(model, smoothed, tmp_path / "built") / "grammar.pcfg.json").lexicon is None
 
 
 def test_scores_out_of_range_are_warned_of():
