@@ -1,5 +1,6 @@
 """Options spelled once, used by every command."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,8 @@ import typer
 if TYPE_CHECKING:
     from surgery.tasks.examples import Columns
     from surgery.tasks.task import Task
+
+_ALIKE = 0.75  # of the letters of a task's name and a preset's: sst3 and sst2
 
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default=False)]
 NeededOutput = Annotated[
@@ -115,10 +118,16 @@ def load_task(
 ) -> "Task":
     """The task that the options describe."""
     from surgery.errors import OptionError
+    from surgery.tasks.presets import PRESETS
     from surgery.tasks.task import Task
 
     if name is None:
         raise OptionError("--task is missing: name a preset, such as sst2, or a task of your own")
+    near = get_close_matches(name, PRESETS, 1, _ALIKE)
+    if near and name not in PRESETS and prompt is None and not word and not phrase:
+        raise OptionError(
+            f"--task {name} is no preset: {near[0]} is; for a task of your own of that name give --prompt and --word, or --phrase"
+        )
     causal = None
     if prompt is not None and "{mask}" not in prompt:
         causal, prompt = prompt, ""

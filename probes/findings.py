@@ -109,8 +109,10 @@ class Findings:
         share = self.find("span-two-layer", "model", "f1 share", best)
         if own is not None and share is not None:
             whose = "the grammar's own minimum-risk trees" if self.exact else "the binarised true trees"
+            lost = [v.control for v in self.verdicts if (v.probe, v.metric, v.beats) == ("span-two-layer", "f1", False)]
+            but = f", but don't clearly beat {' or '.join(lost)}" if lost else ""
             found.append(
-                f"Trees decoded from layer {best}, the best one, reach F1 {interval(own)}, which is {interval(share)} of {whose}."
+                f"Trees decoded from layer {best}, the best by description length, reach F1 {interval(own)}, which is {interval(share)} of {whose}{but}."
             )
         r2 = self.find("span-two-layer", "model", "r2", best)
         parts = [] if r2 is None else [f"span marginals can be read there with R2 {interval(r2)}"]

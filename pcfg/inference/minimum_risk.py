@@ -98,7 +98,7 @@ def minimum_risk_tree(
 def check_cost(cost: float) -> None:
     """Raise OptionError for what can't be the cost of a label."""
     if not 0 <= cost <= 1:
-        raise OptionError(f"the cost of a label is {cost}: it must lie between 0 and 1")
+        raise OptionError(f"the `cost` of a label is {cost}: it must lie between 0 and 1")
 
 
 def mbr_tree(

@@ -70,7 +70,7 @@ def write_corpus(
     if count < 1 or shard_size < 1:
         raise OptionError(f"{min(count, shard_size)} sentences can't be drawn: ask for 1 or more")
     if not 0 <= held_out < 1:
-        raise OptionError(f"the held-out share is {held_out}: it must be 0 or more, and below 1")
+        raise OptionError(f"the held-out share `held_out` is {held_out}: it must be 0 or more, and below 1")
     sample(grammar, 0, seed=seed, max_length=max_length)  # raises now what would be raised later
     check_spaces(grammar)
     words = tokenizer(grammar) if with_tokenizer else None

@@ -52,7 +52,7 @@ def transform(tree: Tree, *, v: int = 2, h: int | float = 1, annotate_tags: bool
 def check_orders(v: int, h: int | float) -> None:
     """Raise TreebankError for orders that `transform` doesn't know."""
     if v not in (1, 2):
-        raise TreebankError(f"the vertical order v is {v}: it must be 1 or 2")
+        raise TreebankError(f"the vertical order `v` is {v}: it must be 1 or 2")
     if not (h == math.inf or (h >= 0 and h == int(h))):
         raise TreebankError(f"the horizontal order h is {h}: it must be 0, 1, 2 ... or inf")
 

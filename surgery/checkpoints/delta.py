@@ -70,7 +70,7 @@ class Row(NamedTuple):
     base_values: Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SparseDelta:
     """A sparse difference between two checkpoints of one architecture.
 
@@ -95,6 +95,10 @@ class SparseDelta:
     base_digests: tuple[str, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     traits: Traits | None = None
+
+    def __repr__(self) -> str:
+        """One line: a delta may hold millions of weights."""
+        return f"<SparseDelta: {self.weights:,} of {self.movable:,} weights in {len(self.extents):,} tensors, base {self.base_fingerprint[:12]}>"
 
     def __post_init__(self) -> None:
         _check(self)

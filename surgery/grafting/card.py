@@ -20,6 +20,7 @@ _LEGEND = {
     "high": "upper end of that interval",
     "sparsity": "share of the weights that could have been in the graft, the block weights unless told otherwise",
 }
+UNCLEAR = "unclear"
 _TASKS = ("library_name: surgery", "tags: [skill, sparse-delta, model-editing]")
 _METHOD = "Panigrahi, Saunshi, Zhao, Arora, Task-Specific Skill Localization in Fine-tuned Language Models, ICML 2023"
 
@@ -72,7 +73,9 @@ def _outcome(report: Mapping[str, Any]) -> str:
     key, metric = ("f1", "F1") if _by_f1(report) else ("accuracy", "accuracy")
     base, tuned, graft = (report[name][key] for name in ("base", "tuned", "graft"))
     told = f"On the test examples {metric} is {base:.3f} for the base, {tuned:.3f} tuned and {graft:.3f} grafted"
-    if recovered := gain(report["graft"]):
+    if (recovered := gain(report["graft"])) == UNCLEAR:
+        told += "; tuning's own gain may be chance, so no share of it is told"
+    elif recovered:
         told += f", {recovered} of tuning's gain"
     agreement = report["graft"].get("agreement")
     return told + ("" if agreement is None else f"; graft and tuned agree on {agreement:.1%} of them") + "."
@@ -95,10 +98,12 @@ def _made_of(report: Mapping[str, Any]) -> list[Part]:
 
 
 def gain(figures: Mapping[str, Any]) -> str:
-    """The gain recovered with its interval, where there are any."""
+    """The gain recovered with its interval; "unclear" where tuning's own gain may be none, as a share of it says nothing."""
     value, interval = figures.get("gain_recovered"), figures.get("gain_interval")
     if value is None:
         return ""
+    if interval is None and "gain_interval" in figures:
+        return UNCLEAR
     return f"{value:.3f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 

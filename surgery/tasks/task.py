@@ -141,9 +141,7 @@ class Task:
     def need(self, split: Literal["train", "dev", "test"]) -> tuple[Example, ...]:
         """The examples of a split; raises TaskError when there are none."""
         if not (examples := getattr(self, split)):
-            raise TaskError(
-                f"task {self.name} has no {split} examples: give `{split}` examples, as Task.load takes them"
-            )
+            raise TaskError(f"task {self.name} has no {split} examples: give `{split}`")
         return examples
 
     def spec(self) -> dict[str, Any]:

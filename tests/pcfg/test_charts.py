@@ -218,7 +218,7 @@ def test_what_cant_be_is_refused_with_its_place(engine, monkeypatch):
             inside_outside(grammar, [["w0"]], engine=engine).sample_trees(**wrong)
     with pytest.raises(OptionError, match="0 best trees"):
         inside_outside(grammar, [["w0"]], engine=engine).k_best(0)
-    with pytest.raises(OptionError, match="cost of a label is 7"):
+    with pytest.raises(OptionError, match="`cost` of a label is 7"):
         inside_outside(grammar, [["w0"]], engine=engine).mbr_trees(7.0)
     with pytest.raises(OptionError, match="workers is 0"):
         inside_outside(grammar, [["w0"]], engine=engine, workers=0)

@@ -116,10 +116,12 @@ def test_the_summary_says_what_was_measured(report):
     control = measure("span-two-layer", "position", None, "r2", 0.1)
     found = numbers(report, *own, control)
     assert found.summary == [
-        "Trees decoded from layer 1, the best one, reach F1 0.400 [0.390, 0.410], which is 0.800 [0.790, 0.810] of the binarised true trees.",
+        "Trees decoded from layer 1, the best by description length, reach F1 0.400 [0.390, 0.410], which is 0.800 [0.790, 0.810] of the binarised true trees.",
         "Span marginals can be read there with R2 0.300 [0.290, 0.310].",
         "Every comparison with a control is won by more than the 95% intervals.",
     ]
+    better = measure("span-two-layer", "position", None, "f1", 0.5)
+    assert "of the binarised true trees, but don't clearly beat position." in numbers(report, *own, better).summary[0]
     assert found.unbeaten == []
     lost = numbers(report, *own, control, measure("span-two-layer", "untrained", 0, "r2", 0.5))
     assert lost.summary[-1] == "1 of the 2 comparisons with controls is won by more than the 95% intervals."

@@ -392,7 +392,7 @@ def test_the_commands_as_written(grammar, tmp_path):
         wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "--sentences", number, "-o", tmp_path / "m2")
         assert f"--sentences {number} must be a whole number" in str(wrong.exception)
     wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "--device", "none", "-o", tmp_path / "m2")
-    assert "device none can't be used here" in str(wrong.exception)
+    assert "`device` none can't be used here" in str(wrong.exception)
     assert not list(tmp_path.glob("m2*"))
     wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "-o", tmp_path / "report", "--overwrite")
     assert "holds no grammar.pcfg.json, so it isn't overwritten" in str(wrong.exception)  # before any training

@@ -124,8 +124,11 @@ class Verification(Result):
         for mode in ("paper", "published"):
             if mode in self.content["updates"]:
                 detached, full = self.worst(mode, "detached"), self.worst(mode, "full")
+                away = max(
+                    (e["relative_error"] for e in self.content["updates"][mode]["detached"] if e["learns"]), default=0.0
+                )
                 lines.append(
-                    f"Mode {mode} against autograd with detached attention scores: 1 - cosine at most {_turned(detached):.1e} "
+                    f"Mode {mode} against autograd with detached attention scores: 1 - cosine at most {_turned(detached):.1e}, relative error, lengths counted too, at most {away:.1e} "
                     f"({self._where(mode, 'detached', 'cosine', min)}); against full autograd, through scores too, {_turned(full):.1e}."
                 )
         return lines

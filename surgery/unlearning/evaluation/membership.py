@@ -1,6 +1,7 @@
 """Was this row among the forgotten ones? Scores of suspects, and the area under the ROC curve of such scores.
 
-.5 is what guessing gives; what a number means is told only by the same attack on a bottleneck that never saw the rows.
+.5 is what guessing gives; what a number means is told only by the same attack on a bottleneck whose values never saw the rows: its keys are the same, and where the
+forgotten rows placed them (`keys_from` not given) they tell of those rows too, in the yardstick as well.
 """
 
 from collections.abc import Mapping, Sequence

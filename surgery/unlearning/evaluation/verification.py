@@ -1,4 +1,4 @@
-"""verify(): what is gone, what stayed and what an attacker can tell, always beside the bottleneck refitted without the rows."""
+"""verify(): what is gone, what stayed and what an attacker can tell, always beside the same keys with values refitted without the rows."""
 
 import time
 from collections.abc import Mapping, Sequence
