@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from surgery.jsonfile import conform
 from surgery.reporting.results import Result
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.card import eraser_card
-from surgery.unlearning.descriptions import edit_line, what
+from surgery.unlearning.descriptions import edit_line
 from surgery.unlearning.schema import EraserReport
 from surgery.unlearning.storage import (
     check_arrays,
@@ -34,7 +33,6 @@ from surgery.unlearning.training_rows import TrainingRows
 
 ERASER_FILE = "eraser.safetensors"
 _FORMAT = "surgery eraser 1"
-_LONGEST = 100  # characters of a repr for what was forgotten
 _ARRAYS = ("pairs", "old_entries", "new_entries", "old_states", "new_states", "positions", "salt")
 
 
@@ -68,10 +66,6 @@ class Eraser(Result):
     edit: Mapping[str, Any]
     report: Mapping[str, Any] = field(default_factory=dict)
     loaded: bool = False
-
-    def __repr__(self) -> str:
-        forgotten = shorten(what(self.edit), _LONGEST, placeholder=" ...")
-        return f"Eraser({forgotten}, by {self.edit['via']}, {len(self.pairs):,} of {self.edit['of_pairs']:,} pairs)"
 
     @property
     def summary(self) -> list[str]:

@@ -3,9 +3,6 @@
 MiniLM comes from its package; text and the script that makes SmolLM2 from the folder `shared` beside the checkout.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -104,13 +101,3 @@ def test_phrases_alone_tell_opinion_from_plot(text):
     task = Task.load("subj", test=text / "subj/test.jsonl")
     result = score(minilm(), Task.load("subj", test=task.test[:200]), device="cpu")
     assert result.accuracy > 0.65  # zero-shot, by the phrases alone
-
-
-def test_the_example_script_runs(tmp_path):
-    run = subprocess.run(
-        [sys.executable, ROOT / "examples" / "graft.py", tmp_path / "out"], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert "taken out again, bit for bit: True" in run.stdout
-    report = json.loads((tmp_path / "out" / "skill" / "report.json").read_text())
-    assert report["weights"] == 1064

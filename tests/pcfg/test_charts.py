@@ -211,7 +211,7 @@ def test_what_cant_be_is_refused_with_its_place(engine, monkeypatch):
         inside_outside(grammar, [["w0"]], engine="fast")
     with pytest.raises(OptionError, match="dtype 'float16'"):
         inside_outside(grammar, [["w0"]], dtype="float16")
-    with pytest.raises(OptionError, match="device quantum"):
+    with pytest.raises(OptionError, match="`device` quantum"):
         inside_outside(grammar, [["w0"]], engine=engine, device="quantum")
     for wrong in ({"count": -1}, {"count": 1, "seed": -1}):
         with pytest.raises(OptionError, match="neither can be negative"):

@@ -3,10 +3,7 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -396,14 +393,6 @@ def test_the_commands_as_written(grammar, tmp_path):
     assert not list(tmp_path.glob("m2*"))
     wrong = run("pcfg", "pretrain", tmp_path / "g.pcfg.json", "-o", tmp_path / "report", "--overwrite")
     assert "holds no grammar.pcfg.json, so it isn't overwritten" in str(wrong.exception)  # before any training
-
-
-def test_the_example_script(tmp_path):
-    script = Path(__file__).resolve().parents[2] / "examples" / "probe.py"
-    done = subprocess.run([sys.executable, script, tmp_path / "out"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"excess loss \d\.\d+ nats", done.stdout)
-    assert (tmp_path / "out" / "report" / "index.html").exists()
 
 
 def test_trees_and_their_sentences_by_the_command(tiny, tmp_path):

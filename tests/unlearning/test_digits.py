@@ -1,7 +1,5 @@
 """What the README promises of scikit-learn's digits: every class, three seeds, the number of keys chosen on training rows."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,17 +106,6 @@ def test_the_embedded_example(tmp_path):
     again = Eraser.load(folder / "eraser").undo(Bottleneck.load(folder / "forgot"))
     assert again.fingerprint == Bottleneck.load(folder / "bn").fingerprint
     assert len(said) >= 4
-
-
-def test_the_example_script(tmp_path):
-    run = subprocess.run(
-        [sys.executable, ROOT / "examples" / "unlearn.py", tmp_path / "out"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "taken back, bit for bit: True" in run.stdout and "deleted exactly: True" in run.stdout
 
 
 def test_rows_are_read_once_and_kept_apart():

@@ -85,7 +85,7 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, monke
         "is not a folder: make it first": (*parse()[:-1], work / "nowhere" / "parses.txt"),
         "are the same or lie one inside the other": (*parse()[:-1], work / "sents.txt", "--overwrite"),
         "dtype 'float16'": ("spans", work / "toy.txt", *text, "--dtype", "float16", *new),
-        "device quantum": parse("toy.txt", "--device", "quantum"),
+        "--device quantum": parse("toy.txt", "--device", "quantum"),
         "device nonsense": ("spans", work / "toy.txt", *text, "--device", "nonsense", *new),
         "no sentence has a parse": ("fit", work / "toy.txt", "--text", work / "verbs.txt", *new),
         "one of them": induce(),
