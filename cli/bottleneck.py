@@ -165,6 +165,7 @@ def undo(
     )
 
 
+# Long: options, declared where Typer reads them.
 @app.command()
 def verify(
     forgot: BottleneckFolder,

@@ -1,0 +1,204 @@
+"""Compiled transformers as files, names, sizes and a command, and what they refuse."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+from pcfg import Grammar, inside_outside, sample
+from pcfg.compiled import InsideOutsideConfig, InsideOutsideTransformer, Slots, compile_transformer
+from pcfg.compiled.circuit import heads
+from pcfg.compiled.layers import InsideLayer, OutsideLayer, Places
+from pcfg.compiled.sizes import Sizes
+from pcfg.errors import GrammarError, OptionError
+from surgery.memory import Meter
+from tests.support.compiled import asked, check, encoded, sentences
+
+
+def test_saved_and_loaded_bit_for_bit(tmp_path):
+    grammar = Grammar.random(3, 4, 5, seed=6)
+    model = compile_transformer(grammar, max_length=6)
+    for _ in range(2):  # into a folder that is there already, too
+        model.save_pretrained(tmp_path / "built")
+    found = sentences(grammar, [6, 2])
+    for loaded in (InsideOutsideTransformer, AutoModel, AutoModelForMaskedLM):
+        again = loaded.from_pretrained(tmp_path / "built")
+        assert isinstance(again, InsideOutsideTransformer)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+        assert torch.equal(asked(again, grammar, found).logits, asked(model, grammar, found).logits)
+    single = AutoModel.from_pretrained(tmp_path / "built", dtype=torch.float32).requires_grad_(False)
+    check(asked(single, grammar, found), inside_outside(grammar, found), grammar, 1e-4)
+    slots = json.loads((tmp_path / "built" / "slots.json").read_text())
+    first, stop = slots["outside"][grammar.nonterminals[1]]
+    assert slice(first, stop) == model.slots["outside", grammar.nonterminals[1]]
+    layers, kinds = json.loads((tmp_path / "built" / "circuit.json").read_text())["layers"], model.layers
+    for kind, found in (("inside", InsideLayer), ("outside", OutsideLayer)):
+        assert all(isinstance(layer, found) for layer in kinds[slice(*layers[kind])])
+    assert layers["inside"][1] == layers["outside"][0] and layers["outside"][1] == len(kinds)
+    edges = {
+        (a, b, c): p
+        for head in json.loads((tmp_path / "built" / "circuit.json").read_text())["heads"]
+        for a, b, c, p in head["rules"]
+    }
+    assert edges == grammar.binary
+
+
+def test_heads_of_the_circuit_read_and_write_what_they_say():
+    """Slots change where a head writes only, and what it reads only changes them: by setting slots of a random state to 0."""
+    grammar = Grammar(
+        {"S": 1.0},
+        {("S", "A", "T"): 0.6, ("S", "T", "T"): 0.4, ("T", "S", "A"): 0.5, ("T", "A", "A"): 0.5},
+        {("A", "a"): 1.0},
+    )
+    model = compile_transformer(grammar, max_length=5)
+    slots, ids = model.slots, torch.full((1, 5), 5)
+    places = Places.of(ids >= 5, 5, torch.float64)
+    state = torch.rand(1, 5, slots.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    named = {f"{score} {symbol}": slots[score, symbol] for score in ("inside", "outside") for symbol in slots.symbols}
+    for head in model.circuit()["heads"]:
+        inside = head["kind"] == "inside"
+        mask = torch.zeros(3 if inside else 6, dtype=torch.float64)
+        mask[head["head"]] = 1
+        rest = () if inside else (torch.zeros_like(model.roots),)
+
+        def written(some, head_mask=mask, layer=model.layers[0 if inside else -1], rest=rest):
+            return layer(some, model.rules, *rest, places, head_mask)
+
+        full, nothing = written(state), written(state, 0 * mask)
+        assert {n for n, where in named.items() if not torch.equal(full[..., where], nothing[..., where])} == set(
+            head["writes"]
+        )
+        reads = {name for names in head["reads"].values() for name in names} - {"position"}
+        for name, where in named.items():
+            without = state.clone()
+            without[..., where] = 0
+            changed = any(not torch.equal(written(without)[..., named[n]], full[..., named[n]]) for n in head["writes"])
+            assert changed == (name in reads and bool(head["rules"])), (head, name)
+
+
+def test_slots_name_every_dimension_once():
+    slots = compile_transformer(Grammar.random(3, 4, 5, seed=6), max_length=6).slots
+    names = list(slots.names())
+    assert [number for number, *_ in names] == list(range(slots.width))
+    for number, score, symbol, start in names[1:]:
+        assert number == slots[score, symbol].start + (start or 0)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(2, 9))
+def test_sizes_are_the_built_model_s(nonterminals, preterminals, length):
+    grammar = Grammar.random(nonterminals, preterminals, 7, seed=1)
+    model, sizes = compile_transformer(grammar, max_length=length), Sizes.of(grammar, length)
+    assert (sizes.layers, sizes.width) == (len(model.layers), model.slots.width)
+    assert sizes.stored == sum(p.numel() for p in model.parameters())
+    kinds = [kind for kind, _ in heads(model.slots)]
+    assert sizes.inside_heads == kinds.count("inside") and sizes.outside_heads == len(kinds) - sizes.inside_heads
+
+
+@given(st.integers(2, 6), st.integers(2, 6), st.integers(2, 9))  # sums over one symbol are no matrix products to torch
+def test_operations_are_those_counted(nonterminals, preterminals, length):
+    """Matrix products of one layer of each kind, by torch's counter, times the layers of that kind."""
+    sizes = Sizes(nonterminals, preterminals, 1, 1, length)
+    slots = Slots(tuple(f"N{i}" for i in range(nonterminals)), tuple(f"P{i}" for i in range(preterminals)), length)
+    places = Places.of(torch.ones(1, length, dtype=torch.bool), length, torch.float32)
+    state, rules = torch.ones(1, length, slots.width), torch.ones(nonterminals, sizes.symbols, sizes.symbols)
+    with FlopCounterMode(display=False) as counter:
+        InsideLayer(slots)(state, rules, places)
+        OutsideLayer(slots)(state, rules, torch.ones(sizes.symbols), places)
+    assert sizes.operations == sizes.layers // 2 * counter.get_total_flops()
+
+
+def test_a_treebank_s_sizes_without_memory():
+    """The arithmetic equals a model of a whole treebank's grammar, whose 24 GB of rules nobody allocates."""
+    names = [f"N{i}" for i in range(1600)], [f"P{i}" for i in range(250)]
+    with torch.device("meta"):
+        model = InsideOutsideTransformer(InsideOutsideConfig(*names, max_words=25, vocab_size=10_005))
+    sizes = Sizes(1600, 250, 10_000, 10_000, 25)
+    assert sizes.stored == sum(p.numel() for p in model.parameters()) > 5e9
+    assert (sizes.layers, sizes.width) == (len(model.layers), model.slots.width) == (48, 80_501)
+
+
+@pytest.mark.parametrize(("nonterminals", "preterminals", "length"), [(20, 45, 20), (5, 100, 20), (10, 10, 40)])
+def test_memory_is_what_a_sentence_takes(nonterminals, preterminals, length):
+    """What the estimate says is enough, and less than twice what tensors take at their fullest."""
+    grammar = Grammar.random(nonterminals, preterminals, 100, seed=0)
+    model = compile_transformer(grammar, max_length=length, dtype="float32")
+    with Meter(torch.device("cpu")) as meter:
+        model(torch.arange(5, 5 + length)[None])
+    used = meter.peak + 4 * sum(p.numel() for p in model.parameters())
+    assert used < Sizes.of(grammar, length).memory(4) < 2 * used
+
+
+def test_width_at_the_paper_s_sizes():
+    """20 nonterminals and 45 preterminals for 25 words: at most the paper's 1,275 dimensions."""
+    assert Sizes(20, 45, 1, 1, 25).width == 1091
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "said"),
+    [
+        ([[0, 5, 6, 5, 6, 5]], OptionError, "5 words and the model was compiled for 4"),
+        ([[1, 5, 3, 2]], GrammarError, "token 2 of sentence 0"),
+        ([[1, 2, 0]], OptionError, "no words"),
+        ([[5, 8]], OptionError, "from 0 to 7"),
+        ([[5, -100]], OptionError, "from 0 to 7"),
+    ],
+)
+def test_bad_sentences(ids, error, said):
+    model = compile_transformer(Grammar.random(2, 2, 3, seed=0), max_length=4)
+    with pytest.raises(error, match=said):
+        model(torch.tensor(ids))
+
+
+def test_bad_grammars(monkeypatch):
+    grammar = Grammar.random(2, 2, 3, seed=0)
+    with pytest.raises(OptionError, match="max_length is 1"):
+        compile_transformer(grammar, max_length=1)
+    with pytest.raises(GrammarError, match="no binary rules"):
+        compile_transformer(Grammar({"A": 1.0}, {}, {("A", "a"): 1.0}))
+    monkeypatch.setattr("pcfg.compiled.sizes.free_memory", lambda _: 100)
+    with pytest.raises(OptionError, match="are free"):
+        compile_transformer(grammar, max_length=5)
+
+
+def test_sampled_sentences_score_near_one():
+    """Scales keep whole sentences in the range of single precision, long ones and large vocabularies too."""
+    grammar = Grammar.random(4, 5, 2000, seed=1)
+    model = compile_transformer(grammar, max_length=20)
+    drawn = [tuple(s) for s in sample(grammar, 50, seed=9, max_length=20)]
+    found = asked(model, grammar, drawn)
+    ids, _ = encoded(grammar, drawn)
+    scaled = found.log_z + model.scales[ids].sum(1)
+    assert scaled.abs().max() < 40
+
+
+def test_the_command_writes_a_folder(tmp_path, run):
+    """Model, tokenizer, names and grammar in one folder; with `--keep`, exact for the smaller grammar that lies beside it."""
+    rules = (
+        "1 S -> NP VP",
+        "1 NP -> Det N",
+        ".6 VP -> V NP",
+        ".4 VP -> VP NP",
+        "1 Det -> 'the'",
+        "1 N -> 'dog' [.5] | 'man' [.5]",
+        "1 V -> 'saw'",
+    )
+    grammar = Grammar.from_text("\n".join(rules).replace("1 N -> 'dog' [.5]", "N -> 'dog' [.5]"))
+    grammar.save(tmp_path / "g.pcfg.json")
+    status, out, _ = run(
+        "pcfg", "compile", tmp_path / "g.pcfg.json", "--max-length", 6, "-o", tmp_path / "built", "--show"
+    )
+    assert status == 0 and "10 layers" in out
+    model = AutoModel.from_pretrained(tmp_path / "built")
+    words = AutoTokenizer.from_pretrained(tmp_path / "built")
+    sentence = "the dog saw the man"
+    found = model(**words(sentence, return_tensors="pt", return_token_type_ids=False))
+    assert found.log_z.item() == pytest.approx(inside_outside(grammar, [sentence.split()]).log_z.item())
+    status, out, _ = run("pcfg", "compile", tmp_path / "g.pcfg.json", "--keep", 3, "-o", tmp_path / "small", "--json")
+    assert status == 0 and json.loads(out)["nonterminals"] <= 3
+    for options, said in ((["--max-length", 1], "max-length"), (["-o", tmp_path / "built"], "exists already")):
+        status, _, err = run("pcfg", "compile", tmp_path / "g.pcfg.json", "-o", tmp_path / "new", *options)
+        assert status == 2 and said in err
