@@ -6,6 +6,7 @@ python docs/notebooks.py [NAME]...        # all of them take two minutes; needs 
 import base64
 import io
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from nbclient import NotebookClient
 from PIL import Image
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+HERE = f"{sysconfig.get_path('purelib')}/"  # where packages lie on the machine that ran them is nobody's business
 COLOURS = 32  # of a figure; lines and text need no more, and the file is a third as large
 
 
@@ -24,13 +26,15 @@ def run(notebook: Any) -> Any:
 
 
 def shrink(notebook: Any) -> Any:
-    """Drop what cells write to stderr and the times they ran at, and redraw figures in few colours."""
+    """Drop what cells write to stderr, the times they ran at and this machine's paths, and redraw figures in few colours."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
         cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.outputs:
+            for kind, text in output.get("data", {}).items():
+                output.data[kind] = text.replace(HERE, "") if isinstance(text, str) else text
             if "image/png" in output.get("data", {}):
                 output.data["image/png"] = _fewer_colours(output.data["image/png"])
     return notebook
