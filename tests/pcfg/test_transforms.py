@@ -42,7 +42,7 @@ def test_what_stands_under_a_chain_says_its_lowest_node():
 
 
 def test_orders_that_make_no_sense():
-    for v, h, says in ((0, 1, "v is 0"), (3, 1, "v is 3"), (1, -1, "h is -1"), (1, 0.5, "h is 0.5")):
+    for v, h, says in ((0, 1, "`v` is 0"), (3, 1, "`v` is 3"), (1, -1, "h is -1"), (1, 0.5, "h is 0.5")):
         with pytest.raises(TreebankError, match=says):
             transform(FLAT, v=v, h=h)
     with pytest.raises(TreebankError, match="isn't a whole parse"):

@@ -128,8 +128,8 @@ class Verification(Result):
                     (e["relative_error"] for e in self.content["updates"][mode]["detached"] if e["learns"]), default=0.0
                 )
                 lines.append(
-                    f"Mode {mode} against autograd with detached attention scores: 1 - cosine at most {_turned(detached):.1e}, relative error, lengths counted too, at most {away:.1e} "
-                    f"({self._where(mode, 'detached', 'cosine', min)}); against full autograd, through scores too, {_turned(full):.1e}."
+                    f"Mode {mode} against autograd with detached attention scores: 1 - cosine at most {_turned(detached):.1e} "
+                    f"({self._where(mode, 'detached', 'cosine', min)}), relative error at most {away:.1e}; against full autograd, through scores too, {_turned(full):.1e}."
                 )
         return lines
 
