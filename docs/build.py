@@ -19,6 +19,7 @@ PROJECT = ROOT / "build" / "docs"
 # The public faces: what can be imported from them is what a reader may rely on.
 FACES = (
     "surgery",
+    "surgery.checkpoints",
     "surgery.tasks",
     "surgery.tuning",
     "surgery.grafting",

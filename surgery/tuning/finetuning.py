@@ -8,6 +8,7 @@ localise (Panigrahi et al. 2023, section 5.2).
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -72,7 +73,7 @@ class Tuned(Result):
         losses, dev = self.report["losses"], {scored["step"]: scored for scored in self.report["dev"]}
         stops = sorted(dev) or sorted({-(-len(losses) * tenth // 10) for tenth in range(1, 11)})
         rows: list[list[Any]] = []
-        for start, stop in zip([0, *stops], stops, strict=False):
+        for start, stop in pairwise([0, *stops]):
             scored: dict[str, Any] = dev.get(stop, {})
             rows.append([stop, sum(losses[start:stop]) / (stop - start), scored.get("value"), scored.get("ece")])
         return ["step", "loss", self.task.metric, "ECE"], rows
