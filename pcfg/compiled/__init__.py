@@ -8,6 +8,7 @@ Importing this package tells the transformers library of the architecture, so th
 from pcfg.compiled.compiling import compile_transformer, save
 from pcfg.compiled.model import InsideOutsideConfig, InsideOutsideOutput, InsideOutsideTransformer
 from pcfg.compiled.slots import Slots
+from pcfg.compiled.truth import used_heads
 
 __all__ = [
     "InsideOutsideConfig",
@@ -16,4 +17,5 @@ __all__ = [
     "Slots",
     "compile_transformer",
     "save",
+    "used_heads",
 ]

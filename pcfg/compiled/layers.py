@@ -9,54 +9,60 @@ whose step t is exact for all spans of t + 1 words or fewer (inside) and of n - 
 Shapes: B sentences, T tokens, S symbols of which the first N are nonterminals, L start positions.
 """
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pcfg.compiled import by_head
+from pcfg.compiled.places import Places
 from pcfg.compiled.slots import Slots
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where each token's word stands: the fixed zeros and ones by which layers multiply.
+class _Layer(nn.Module):
+    """What both kinds share: named views of the state, and heads one by one where a hook is to see them.
+
+    Heads are added up as they are computed, unless one of three submodules has a forward hook. Then each has its own:
 
     Attributes:
-        here: 1 at the position of the token's word; all 0 for tokens that are no words.
-        next: 1 at the position after it.
-        upto: 1 at its position and all before.
-        last: 1 for the last word of its sentence.
-        before: [reader, read]: 1 where the token that is read stands before the one that reads.
-        previous: [reader, read]: 1 where it stands right before it.
+        head_in: gives the state that each head reads, [B, T, H, D].
+        attention: gives the heads' attention scores, [B, H, T, T], from the token that reads to the one that is read.
+        head_out: gives what each head adds to the state, [B, T, H, D].
+        score: which scores the layer writes; H is S for "inside", 2 S for "outside".
     """
 
-    here: Float[Tensor, "B T L"]
-    next: Float[Tensor, "B T L"]
-    upto: Float[Tensor, "B T L"]
-    last: Float[Tensor, "B T"]
-    before: Float[Tensor, "B T T"]
-    previous: Float[Tensor, "B T T"]
-
-    @classmethod
-    def of(cls, is_word: Tensor, length: int, dtype: torch.dtype) -> "Places":
-        """Of tokens that are words (bool [B, T]), counted from 0 in each sentence."""
-        positions = is_word.long().cumsum(1) - 1
-        ones = is_word.to(dtype)
-        here = nn.functional.one_hot(positions.clamp(min=0), length + 1).to(dtype) * ones[..., None]
-        last = (positions == positions[:, -1:]) & is_word
-        before = (positions[:, :, None] > positions[:, None, :]).to(dtype) * ones[:, :, None] * ones[:, None, :]
-        upto = here.flip(-1).cumsum(-1).flip(-1)
-        here, following = here[..., :length], here.roll(1, -1)[..., :length]
-        return cls(here, following, upto[..., :length], last.to(dtype), before, here @ following.mT)
-
-
-class _Layer(nn.Module):
-    """What both kinds share: named views of the state."""
+    score: str
 
     def __init__(self, slots: Slots) -> None:
         super().__init__()
         self.slots = slots
+        self.head_in, self.attention, self.head_out = nn.Identity(), nn.Identity(), nn.Identity()
+
+    @property
+    def hooked(self) -> bool:
+        """Whether a hook is to see heads one by one."""
+        points: tuple[Any, ...] = (self.head_in, self.attention, self.head_out)
+        return any(point._forward_hooks or point._forward_pre_hooks for point in points)
+
+    def summed(self, state: Tensor, rules: Tensor, places: Places, head_mask: Tensor | None) -> Tensor:
+        """What the heads add to the state, [B, T, D]; passes by the hooks where there are some."""
+        if not self.hooked:
+            return self.step(state, rules, places, head_mask)
+        inside = self.score == "inside"
+        count = len(self.slots.symbols) * (1 if inside else 2)
+        states = self.head_in(state[:, :, None].expand(-1, -1, count, -1))
+        if inside:
+            scores = self.attention(by_head.inside_attention(self.slots, states, places))
+            found = by_head.inside_outputs(self.slots, states, scores, rules, places)
+        else:
+            scores = self.attention(by_head.outside_attention(self.slots, states, rules, places))
+            found = by_head.outside_outputs(self.slots, states, scores, rules, places)
+        return self.head_out(found if head_mask is None else found * head_mask[:, None]).sum(2)
+
+    def step(self, state: Tensor, rules: Tensor, places: Places, head_mask: Tensor | None) -> Tensor:
+        """What the heads add to the state, [B, T, D], all at once."""
+        raise NotImplementedError
 
     def spans(self, state: Tensor, score: str) -> Tensor:
         """Scores over spans, [B, T, N, L]."""
@@ -97,6 +103,8 @@ class InsideLayer(_Layer):
     A preterminal's head attends to the token right before its own only, so those heads are added up there at once.
     """
 
+    score = "inside"
+
     def forward(
         self,
         state: Float[Tensor, "B T D"],
@@ -105,12 +113,18 @@ class InsideLayer(_Layer):
         head_mask: Float[Tensor, " H"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The state with inside scores over spans replaced; `head_mask` multiplies heads, in the order of the symbols."""
+        new, written = state.clone(), self.slots.spans("inside")
+        new[..., written] = self.summed(state, rules, places, head_mask)[..., written]
+        return new
+
+    def step(self, state: Tensor, rules: Tensor, places: Places, head_mask: Tensor | None) -> Tensor:
+        """What the heads add to the state, [B, T, D], all at once."""
         rules = rules if head_mask is None else rules * head_mask
         found = torch.einsum("bjkr,bkrai->bjai", self.scores(state, places), self.parents(state, rules, places))
         left = torch.einsum("bjk,bkli->bjli", places.previous, self.every(state, places))
-        new = state.clone()
-        new[..., self.slots.spans("inside")] = (found + self.siblings(state, rules) @ left).flatten(2)
-        return new
+        added = torch.zeros_like(state)
+        added[..., self.slots.spans("inside")] = (found + self.siblings(state, rules) @ left).flatten(2)
+        return added
 
 
 class OutsideLayer(_Layer):
@@ -123,6 +137,8 @@ class OutsideLayer(_Layer):
     Preterminals' heads attend to the token right before or right after only, and are added up there at once.
     """
 
+    score = "outside"
+
     def forward(
         self,
         state: Float[Tensor, "B T D"],
@@ -132,15 +148,22 @@ class OutsideLayer(_Layer):
         head_mask: Float[Tensor, " H"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """The state with outside scores replaced; `head_mask` multiplies the 2 S heads: right children, then siblings of left ones."""
+        new = state.clone()
+        written = slice(self.slots.tags("outside").start, self.slots.spans("outside").stop)
+        new[..., written] = self.summed(state, rules, places, head_mask)[..., written]
+        return with_roots(new, self.slots, roots, places)
+
+    def step(self, state: Tensor, rules: Tensor, places: Places, head_mask: Tensor | None) -> Tensor:
+        """What the heads add to the state, [B, T, D], all at once."""
         symbols, right, left = len(self.slots.symbols), rules, rules
         if head_mask is not None:
             right, left = rules * head_mask[:symbols], rules * head_mask[symbols:]
         spans, tags = self._of_right(state, right, places)
         more, own = self._of_left(state, left, places)
-        new = state.clone()
-        new[..., self.slots.spans("outside")] = (spans + more).flatten(2)
-        new[..., self.slots.tags("outside")] = tags + own
-        return with_roots(new, self.slots, roots, places)
+        added = torch.zeros_like(state)
+        added[..., self.slots.spans("outside")] = (spans + more).flatten(2)
+        added[..., self.slots.tags("outside")] = tags + own
+        return added
 
     def _of_right(self, state: Tensor, rules: Tensor, places: Places) -> tuple[Tensor, Tensor]:
         """Outside scores of right children: of nonterminals over spans [B, T, N, L], of preterminals over words [B, T, P]."""

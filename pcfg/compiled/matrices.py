@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pcfg.compiled.circuit import heads
-from pcfg.compiled.layers import Places
+from pcfg.compiled.places import Places
 from pcfg.compiled.slots import Slots
 
 Gates = tuple[tuple[str, int], ...]  # ("here" | "next" | "upto" | "all", how many times in a row), L numbers each

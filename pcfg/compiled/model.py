@@ -1,7 +1,9 @@
 """InsideOutsideTransformer: the compiled model, in the form that the transformers library gives models."""
 
+import contextlib
 import json
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +15,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, Pretrained
 from transformers.modeling_outputs import ModelOutput
 
 from pcfg.compiled.circuit import circuit
-from pcfg.compiled.layers import InsideLayer, OutsideLayer, Places, with_roots
+from pcfg.compiled.layers import InsideLayer, OutsideLayer, with_roots
+from pcfg.compiled.places import Places
 from pcfg.compiled.slots import Slots
 from pcfg.errors import GrammarError, OptionError
 from pcfg.sampling.tokenizer import SPECIAL, UNKNOWN
@@ -68,6 +71,8 @@ class InsideOutsideOutput(ModelOutput):
         label_marginals: [B, n, n + 1, N] the same for each nonterminal.
         tag_posteriors: [B, n, P] posterior of each preterminal over each word.
         hidden_states: the state [B, T, width] after the embedding and after each layer, if asked for.
+        attentions: of each layer what its heads attend to, if asked for: [B, S, T, T] in inside layers, [B, 2 S, T, T] in outside
+            ones, from the token that reads to the one that is read; scores of linear attention, which don't sum to 1.
         loss: mean cross-entropy of `labels`, if given.
     """
 
@@ -78,6 +83,7 @@ class InsideOutsideOutput(ModelOutput):
     label_marginals: Tensor | None = None
     tag_posteriors: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class InsideOutsideTransformer(PreTrainedModel):
@@ -126,13 +132,16 @@ class InsideOutsideTransformer(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Integer[Tensor, "B T"],
+        input_ids: Integer[Tensor, "B T"] | None = None,
         attention_mask: Tensor | None = None,
         head_mask: Float[Tensor, "layers heads"] | None = None,
         output_hidden_states: bool | None = None,
         labels: Integer[Tensor, "B T"] | None = None,
+        inputs_embeds: Float[Tensor, "B T P"] | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         **_: Any,
-    ) -> InsideOutsideOutput:
+    ) -> InsideOutsideOutput | tuple[Any, ...]:
         """Inside and outside scores of sentences.
 
         Args:
@@ -140,34 +149,54 @@ class InsideOutsideTransformer(PreTrainedModel):
             attention_mask: 0 for tokens to leave out; without it only <pad> is.
             head_mask: multiplies heads: [2 (L - 1), 2 S]; inside layers have the first S.
             labels: the words at tokens that count towards `loss`, -100 elsewhere.
+            inputs_embeds: P(word | tag), scaled, in place of `input_ids`; tokens of zeros alone are no words. Scales aren't known
+                then: log Z is that of the embeddings.
+            output_attentions: also what each head attends to; slower, as heads are computed one by one.
+            return_dict: False for a tuple of what there is.
 
         A sentence whose scores leave the range of the model's dtype is warned of: float32 holds e^-87 to e^88 times what is
         usual for its number of words, float64 e^-708 to e^709.
 
         Raises:
-            OptionError: a sentence longer than the model was compiled for, or without words; numbers that are no tokens.
+            OptionError: a sentence longer than the model was compiled for, or without words; numbers that are no tokens;
+                both or neither of `input_ids` and `inputs_embeds`.
             GrammarError: <unk>: a word that the grammar doesn't have.
         """
-        is_word = self._words_of(input_ids, attention_mask)
+        embeds, is_word, scale = self._inputs(input_ids, inputs_embeds, attention_mask)
         places = Places.of(is_word, self.slots.length, self.rules.dtype)
-        state = self._embedded(input_ids, is_word, places)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        states = [state]
-        for number, layer in enumerate(self.layers):
-            mask = None if head_mask is None else head_mask[number]
-            if isinstance(layer, InsideLayer):
-                state = layer(state, self.rules, places, None if mask is None else mask[: len(self.slots.symbols)])
-            else:
-                state = layer(state, self.rules, self.roots, places, mask)
-            if wanted:
-                states.append(state)
-        found = self._read(state, input_ids, is_word, places)
-        self._check_range(self._total(state, places), input_ids, is_word, head_mask)
+        states, attentions = [self._embedded(embeds, is_word, places)], list[Tensor]()
+        config = self.config
+        wanted = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        with self._attention_kept(
+            attentions, config.output_attentions if output_attentions is None else output_attentions
+        ):
+            for number, layer in enumerate(self.layers):
+                mask = None if head_mask is None else head_mask[number]
+                if isinstance(layer, InsideLayer):
+                    mask = None if mask is None else mask[: len(self.slots.symbols)]
+                    state = layer(states[-1], self.rules, places, mask)
+                else:
+                    state = layer(states[-1], self.rules, self.roots, places, mask)
+                states = [*states, state] if wanted else [state]
+        found = self._read(states[-1], is_word, places, scale)
+        self._check_range(self._total(states[-1], places), embeds, is_word, head_mask)
         if labels is not None and found.logits is not None:
             found.loss = nn.functional.cross_entropy(found.logits.flatten(0, 1), labels.flatten())
-        if wanted:
-            found.hidden_states = tuple(states)
-        return found
+        found.hidden_states = tuple(states) if wanted else None
+        found.attentions = tuple(attentions) or None
+        as_dict = config.return_dict if return_dict is None else return_dict
+        return found if as_dict else found.to_tuple()
+
+    @contextlib.contextmanager
+    def _attention_kept(self, kept: list[Tensor], wanted: bool) -> Iterator[None]:
+        """Put each layer's attention scores into `kept` as it runs."""
+        layers = cast(Iterable[InsideLayer | OutsideLayer], self.layers if wanted else ())
+        hooks = [layer.attention.register_forward_hook(lambda _, __, scores: kept.append(scores)) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write the folder, and beside the weights `slots.json` (what dimensions hold) and `circuit.json` (what heads do)."""
@@ -180,7 +209,35 @@ class InsideOutsideTransformer(PreTrainedModel):
         """Which head serves which child, what it reads and writes, and every edge: see `pcfg.compiled.circuit`."""
         return circuit(self.slots, self.rules.detach())
 
-    def _words_of(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _inputs(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled P(word | tag) of each token, which tokens are words or masks, and the logarithm of each sentence's scale."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise OptionError(
+                "give one of `input_ids` and `inputs_embeds`: the words, or what is embedded in their place"
+            )
+        if input_ids is not None:
+            is_word = self._words_of(input_ids)
+            embeds, scales = self.words(input_ids), self.scales[input_ids]
+        else:
+            embeds = cast(Tensor, inputs_embeds).to(self.rules.dtype)
+            tags = len(self.slots.preterminals)
+            if embeds.dim() != 3 or embeds.shape[2] != tags:
+                raise OptionError(f"inputs_embeds must be [sentences, tokens, {tags}]: a number for each preterminal")
+            is_word, scales = (embeds != 0).any(-1), embeds.new_zeros(embeds.shape[:2])
+        if attention_mask is not None:
+            is_word = is_word & attention_mask.bool()
+        longest = int(is_word.sum(1).max())
+        if longest > self.slots.length:
+            raise OptionError(
+                f"a sentence has {longest} words and the model was compiled for {self.slots.length}: compile it with a larger max_length"
+            )
+        if not longest or bool((is_word.sum(1) == 0).any()):
+            raise OptionError("a sentence has no words: leave it out")
+        return embeds, is_word, (scales * is_word).sum(1)
+
+    def _words_of(self, input_ids: Tensor) -> Tensor:
         """Which tokens are words or masks, bool [B, T]."""
         config = self.config
         if input_ids.dim() != 2 or bool(((input_ids < 0) | (input_ids >= config.vocab_size)).any()):
@@ -194,20 +251,11 @@ class InsideOutsideTransformer(PreTrainedModel):
         is_word |= input_ids == config.mask_token_id
         if config.unk_token_id < 0:  # <unk> is one of the grammar's words
             is_word |= input_ids == SPECIAL.index(UNKNOWN)
-        if attention_mask is not None:
-            is_word &= attention_mask.bool()
-        longest = int(is_word.sum(1).max())
-        if longest > self.slots.length:
-            raise OptionError(
-                f"a sentence has {longest} words and the model was compiled for {self.slots.length}: compile it with a larger max_length"
-            )
-        if not longest or bool((is_word.sum(1) == 0).any()):
-            raise OptionError("a sentence has no words: leave it out")
         return is_word
 
-    def _embedded(self, input_ids: Tensor, is_word: Tensor, places: Places) -> Tensor:
-        state = self.rules.new_zeros(*input_ids.shape, self.slots.width)
-        state[..., self.slots.tags("inside")] = self.words(input_ids) * is_word[..., None].to(self.rules.dtype)
+    def _embedded(self, embeds: Tensor, is_word: Tensor, places: Places) -> Tensor:
+        state = self.rules.new_zeros(*embeds.shape[:2], self.slots.width)
+        state[..., self.slots.tags("inside")] = embeds * is_word[..., None].to(self.rules.dtype)
         state[..., self.slots["last"]] = places.last[..., None]
         return with_roots(state, self.slots, self.roots, places)
 
@@ -218,12 +266,14 @@ class InsideOutsideTransformer(PreTrainedModel):
         whole = torch.cat([reader.spans(state, "inside")[..., 0], own], -1)
         return torch.einsum("bts,bt,s->b", whole, places.last, self.roots)
 
-    def _check_range(self, z: Tensor, input_ids: Tensor, is_word: Tensor, head_mask: Tensor | None) -> None:
-        """Warn of sentences whose scores are too small or too large for the dtype; those without trees are right to have 0."""
+    def _check_range(self, z: Tensor, embeds: Tensor, is_word: Tensor, head_mask: Tensor | None) -> None:
+        """Warn of sentences whose scores are too small or too large for the dtype; those without trees are right to have 0,
+        and with hooks on layers or heads others may."""
         kind = torch.finfo(z.dtype)
         wrong = ~z.isfinite() | ((z > 0) & (z < kind.tiny / kind.eps))
-        if bool((nothing := z == 0).any()):
-            wrong[nothing] = self._has_trees(input_ids[nothing], is_word[nothing], head_mask)
+        seen = any(layer.hooked or layer._forward_hooks for layer in cast(Iterable[InsideLayer], self.layers))
+        if bool((nothing := z == 0).any()) and not seen:  # hooks may have taken away what there was
+            wrong[nothing] = self._has_trees(embeds[nothing], is_word[nothing], head_mask)
         if bool(wrong.any()):
             warnings.warn(
                 f"scores of {int(wrong.sum())} of {len(z)} sentences, number {int(wrong.nonzero()[0])} first, are outside the range of "
@@ -233,23 +283,23 @@ class InsideOutsideTransformer(PreTrainedModel):
             )
 
     @torch.no_grad()
-    def _has_trees(self, input_ids: Tensor, is_word: Tensor, head_mask: Tensor | None) -> Tensor:
+    def _has_trees(self, embeds: Tensor, is_word: Tensor, head_mask: Tensor | None) -> Tensor:
         """Whether sentences have trees at all, bool [B]: the inside pass over zeros and ones."""
         places = Places.of(is_word, self.slots.length, self.rules.dtype)
-        state, rules = self._embedded(input_ids, is_word, places).sign(), self.rules.sign()
+        state, rules = self._embedded(embeds, is_word, places).sign(), self.rules.sign()
         for number in range(self.slots.length - 1):
             layer = cast(InsideLayer, self.layers[number])
             mask = None if head_mask is None else head_mask[number, : len(self.slots.symbols)]
-            state = layer.forward(state, rules, places, mask).sign()  # without hooks
+            written = self.slots.spans("inside")
+            state[..., written] = layer.step(state, rules, places, mask)[..., written].sign()  # without hooks
         return self._total(state, places) > 0
 
-    def _read(self, state: Tensor, input_ids: Tensor, is_word: Tensor, places: Places) -> InsideOutsideOutput:
+    def _read(self, state: Tensor, is_word: Tensor, places: Places, scale: Tensor) -> InsideOutsideOutput:
         reader = cast(InsideLayer, self.layers[0])
         n = int(is_word.sum(1).max())
         inside, outside = reader.spans(state, "inside"), reader.spans(state, "outside")
         tags = reader.tags(state, "inside") * reader.tags(state, "outside")
         z = self._total(state, places)
-        scale = (self.scales[input_ids] * is_word).sum(1)
         share = torch.where(z > 0, 1 / z, torch.zeros_like(z))
         by_end = torch.einsum("btp,btai->bipa", places.here, inside * outside)[:, :n, :n] * share[:, None, None, None]
         labels = torch.cat([torch.zeros_like(by_end[:, :, :1]), by_end], 2)

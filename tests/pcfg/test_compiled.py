@@ -8,11 +8,11 @@ from transformers import AutoModel
 from pcfg import Grammar, inside_outside
 from pcfg.compiled import compile_transformer, save
 from pcfg.compiled.circuit import heads
-from pcfg.compiled.layers import Places
 from pcfg.compiled.matrices import dense_head
+from pcfg.compiled.places import Places
 from pcfg.sampling.tokenizer import tokenizer
 from pcfg.treebanks.trees import Tree
-from tests.support.compiled import asked, check, encoded, grammar_of, sentences
+from tests.support.compiled import asked, check, encoded, grammar_of, plain_attention, sentences
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -103,24 +103,8 @@ def test_heads_are_matrices(kind):
         written = slice(
             slots.tags(score).start if score == "outside" else slots.spans(score).start, slots.spans(score).stop
         )
-        expected = plain_attention(state, dense_head(slots, model.rules, number), places)
+        expected, _ = plain_attention(state, dense_head(slots, model.rules, number), places)
         assert torch.allclose(found[..., written], expected[..., written], atol=1e-12)
-
-
-def plain_attention(state, head, places):
-    """One head of gated linear attention, with loops over tokens."""
-    out = torch.zeros_like(state)
-    for row in range(state.shape[0]):
-        for reader in range(state.shape[1]):
-            for read in range(state.shape[1]):
-                there = places.before[row, reader, read] if head.reads == "before" else places.before[row, read, reader]
-                if not there:
-                    continue
-                query = (head.query @ state[row, reader] + head.query_bias) * head.gate("query", places, row, reader)
-                key = (head.key @ state[row, read] + head.key_bias) * head.gate("key", places, row, read)
-                value = (head.value @ state[row, read] + head.value_bias) * head.gate("value", places, row, read)
-                out[row, reader] += head.output @ (head.gate("output", places, row, reader) * ((query @ key) * value))
-    return out
 
 
 def test_a_head_taken_out_is_its_rules_taken_out():

@@ -12,7 +12,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from pcfg import Grammar, inside_outside, sample
 from pcfg.compiled import InsideOutsideConfig, InsideOutsideTransformer, Slots, compile_transformer
 from pcfg.compiled.circuit import heads
-from pcfg.compiled.layers import InsideLayer, OutsideLayer, Places
+from pcfg.compiled.layers import InsideLayer, OutsideLayer
+from pcfg.compiled.places import Places
 from pcfg.compiled.sizes import Sizes
 from pcfg.errors import GrammarError, OptionError
 from surgery.memory import Meter

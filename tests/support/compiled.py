@@ -42,3 +42,22 @@ def check(out, chart, grammar, tolerance):
         if there[row]:
             assert np.abs(found[:, columns].numpy() - posterior).max() < tolerance
             assert torch.allclose(found.sum(-1), torch.ones(()).double(), atol=tolerance)
+
+
+def plain_attention(state, head, places):
+    """One head of gated linear attention, with loops over tokens: what it adds, and its scores."""
+    out, scores = torch.zeros_like(state), state.new_zeros(*state.shape[:2], state.shape[1])
+    for row in range(state.shape[0]):
+        for reader in range(state.shape[1]):
+            for read in range(state.shape[1]):
+                there = places.before[row, reader, read] if head.reads == "before" else places.before[row, read, reader]
+                if not there:
+                    continue
+                query = (head.query @ state[row, reader] + head.query_bias) * head.gate("query", places, row, reader)
+                key = (head.key @ state[row, read] + head.key_bias) * head.gate("key", places, row, read)
+                value = (head.value @ state[row, read] + head.value_bias) * head.gate("value", places, row, read)
+                scores[row, reader, read] = query @ key
+                out[row, reader] += head.output @ (
+                    head.gate("output", places, row, reader) * (scores[row, reader, read] * value)
+                )
+    return out, scores
