@@ -43,6 +43,13 @@ def tune(
     accumulate: Annotated[int, typer.Option(help="Split a step's batch into this many pieces, to save memory.")] = 1,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Train nothing but this skill's weights; may be repeated.", show_default=False),
+    ] = None,
+    outside: Annotated[
+        list[str] | None, typer.Option(help="Train all but this skill's weights; may be repeated.", show_default=False)
+    ] = None,
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: Annotated[
@@ -66,7 +73,9 @@ def tune(
     from surgery.tuning.recipe import Recipe
 
     if not dry_run:
-        check_output(options.need_output(output), overwrite=overwrite, inputs=[base, data, dev])
+        check_output(
+            options.need_output(output), overwrite=overwrite, inputs=[base, data, dev, *(only or ()), *(outside or ())]
+        )
     recipe = Recipe(optimizer=optimizer, rate=rate, l1=l1, steps=steps, batch_size=batch_size, accumulate=accumulate)
     loaded = options.load_task(
         task,
@@ -81,6 +90,7 @@ def tune(
         max_length=max_length,
     )
     shared: dict[str, Any] = {"include": include or (), "exclude": exclude or (), "device": device, "dtype": dtype}
+    shared |= {"only": only or None, "outside": outside or None}
     if dry_run:
         print_need(tune_need(base, loaded, recipe, **shared), json)
         return

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from surgery.checkpoints.delta import SparseDelta
     from surgery.checkpoints.models import Model, load_model
     from surgery.checkpoints.pairing import check_alike
+    from surgery.checkpoints.region import Region
 
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
     "Checkpoint": "surgery.checkpoints.checkpoint",
     "Model": "surgery.checkpoints.models",
+    "Region": "surgery.checkpoints.region",
     "SparseDelta": "surgery.checkpoints.delta",
     "check_alike": "surgery.checkpoints.pairing",
     "load_model": "surgery.checkpoints.models",
@@ -28,6 +30,7 @@ _HOMES = {
 __all__ = [
     "Checkpoint",
     "Model",
+    "Region",
     "SparseDelta",
     "check_alike",
     "load_model",

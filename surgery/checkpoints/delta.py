@@ -30,6 +30,7 @@ from surgery.checkpoints.traits import Traits
 from surgery.errors import SkillError
 from surgery.jsonfile import parse_json
 
+SKILL_FILE = "skill.safetensors"
 SCHEMA = 1
 _Natural = Annotated[int, Meta(ge=0, le=1 << 62)]
 _CODES = {dtype: code for code, dtype in DTYPES.items()}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from surgery.checkpoints.applying import Direction, check_place, patch_folder, write_patched
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoints.copies import STACK
-from surgery.checkpoints.delta import SparseDelta
+from surgery.checkpoints.delta import SKILL_FILE, SparseDelta
 from surgery.checkpoints.hub import located
 from surgery.errors import SkillError, TaskError
 from surgery.files import new_folder, replace_bytes, replace_json
@@ -22,7 +22,6 @@ from surgery.reporting.results import Result
 from surgery.tasks.readout import readout_file
 from surgery.tasks.task import Task
 
-SKILL_FILE = "skill.safetensors"
 FURTHER_TASKS = "further_tasks"  # in the file's header: a list of specs, each as `task` is one
 
 

@@ -30,6 +30,7 @@ from surgery.resuming import digest, resumable
 from surgery.tasks.gradients import check_gradients
 from surgery.tasks.readout import PhraseReadout, pick_readout, readout_file
 from surgery.tasks.task import Task
+from surgery.tuning.limits import Limits, Regions
 from surgery.tuning.memory_need import most_of_tuning, tune_need
 from surgery.tuning.recipe import Recipe
 from surgery.tuning.training import Scored, TrainingLoop, gradient_norm_at_base, mixed_precision
@@ -150,6 +151,7 @@ def _kept_readout(checkpoint: Checkpoint, task: Task) -> PhraseReadout | None:
     return PhraseReadout.from_file(file, load_tokenizer(checkpoint), phrases, task.max_length)
 
 
+# Long: options and what they mean.
 def tune(
     base: str | Path | Checkpoint,
     task: Task,
@@ -158,6 +160,8 @@ def tune(
     seed: int = 0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    only: Regions | None = None,
+    outside: Regions | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     resume: str | Path | None = None,
@@ -167,6 +171,9 @@ def tune(
 
     Args:
         include, exclude: patterns over tensor names, as `Checkpoint.block_weights` takes them.
+        only: train nothing but these weights: a skill's, a region's, or those of a sequence of them. All others keep
+            their bits, and by default there is no pull (`l1`): few weights move as it is.
+        outside: train all but these weights.
         dtype: float32, or bfloat16 for mixed precision over float32 weights; default bfloat16 where CUDA has it.
         resume: a folder for the state, saved every half minute and when interrupted; a later call with the same
             arguments goes on from there (`surgery.resuming`). The caller deletes it.
@@ -174,41 +181,48 @@ def tune(
 
     Raises:
         OptionError: more memory than the device has free. SurgeryError: the loss becomes NaN.
+        SkillError: a region of another base.
     """
     checkpoint = open_checkpoint(base)
     examples = task.need("train")
     began = time.monotonic()
-    recipe, place = recipe or Recipe(), pick_device(device)
+    limits = Limits.of(checkpoint, include, exclude, only, outside)
+    recipe, place = limits.recipe(recipe or Recipe()), pick_device(device)
     dtype = None if dtype is None else str(dtype).removeprefix("torch.")
     mixed = mixed_precision(place, dtype)  # refused before the model is loaded
-    names = checkpoint.block_weights(include, exclude)
-    asked: dict[str, Any] = {"include": include, "exclude": exclude, "device": place, "dtype": dtype}
+    names = limits.names
+    asked: dict[str, Any] = {"include": include, "exclude": exclude, "only": only, "outside": outside}
     check_before(
-        most_of_tuning(checkpoint, names, task, recipe), lambda: tune_need(checkpoint, task, recipe, **asked), place
+        most_of_tuning(checkpoint, names, task, recipe),
+        lambda: tune_need(checkpoint, task, recipe, device=place, dtype=dtype, **asked),
+        place,
     )
     model = load_model(checkpoint, device=place)
     readout = pick_readout(model, task)
     rows, targets = readout.encode(examples), torch.tensor(task.targets(examples))
     check_gradients(model, readout, names, rows[0])
     norm = gradient_norm_at_base(model, readout, names, rows, targets, seed) if recipe.needs_gradient_norm else 0.0
-    movable = sum(checkpoint.entries[name].size for name in names)
-    pace = recipe.pace(model.kind, movable, len(examples), norm)
-    with resumable(resume, _identity(checkpoint, task, recipe, seed, names)) as state:
-        loop = TrainingLoop(model, readout, recipe, pace, names, state)
+    pace = recipe.pace(model.kind, limits.movable, len(examples), norm)
+    with resumable(resume, _identity(checkpoint, task, recipe, seed, names) | limits.digests) as state:
+        loop = TrainingLoop(model, readout, recipe, pace, limits.moving(model), state)
         history = loop.run(rows, targets, seed, task, mixed, progress)
     tensors, counts = _as_stored(checkpoint, loop)
-    call = {"base": str(checkpoint), "dtype": dtype, "include": list(include), "exclude": list(exclude)}
+    call = {"base": str(checkpoint), "dtype": dtype, "include": list(include), "exclude": list(exclude), **limits.call}
     report = {
         **provenance(call={"tune": call}, inputs={"base": checkpoint.fingerprint}, seed=seed),
-        "task": task.spec(),
-        "examples": {"train": len(task.train), "dev": len(task.dev), "dev_in_train": task.repeated("dev")},
+        **_about(task),
         "recipe": {**asdict(recipe), **loop.pace._asdict()},
         **counts,
-        "movable": movable,
+        "movable": limits.movable,
         **history,
         "seconds": round(time.monotonic() - began, 2),
     }
     return Tuned(checkpoint, tensors, task, readout if isinstance(readout, PhraseReadout) else None, report)
+
+
+def _about(task: Task) -> dict[str, Any]:
+    examples = {"train": len(task.train), "dev": len(task.dev), "dev_in_train": task.repeated("dev")}
+    return {"task": task.spec(), "examples": examples}
 
 
 def _identity(checkpoint: Checkpoint, task: Task, recipe: Recipe, seed: int, names: Sequence[str]) -> dict[str, Any]:
@@ -226,7 +240,11 @@ def _identity(checkpoint: Checkpoint, task: Task, recipe: Recipe, seed: int, nam
 
 def _as_stored(checkpoint: Checkpoint, loop: TrainingLoop) -> tuple[dict[str, Tensor], dict[str, int]]:
     """The tuned tensors as the files will hold them, and how many weights moved: in 16 bits a small difference may round to none."""
-    tensors = {name: weight.detach().to(checkpoint.entries[name].dtype) for name, weight in loop.weights.items()}
-    trained = sum(int((weight != loop.base[name]).sum()) for name, weight in loop.weights.items())
-    moved = sum(int((tensor != loop.base[name].to(tensor.dtype)).sum()) for name, tensor in tensors.items())
+    dtypes = {name: checkpoint.entries[name].dtype for name in loop.weights}
+    whole = {name: loop.model.parameters[name] for name in loop.weights}
+    tensors = {name: tensor.detach().to(dtypes[name]) for name, tensor in whole.items()}
+    trained = moved = 0
+    for name, weight in loop.weights.items():
+        trained += int((weight != loop.base[name]).sum())
+        moved += int((weight.to(dtypes[name]) != loop.base[name].to(dtypes[name])).sum())
     return tensors, {"moved": moved, "rounded_away": trained - moved}

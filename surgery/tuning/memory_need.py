@@ -18,6 +18,7 @@ from surgery.tasks.rehearsal import (
     weight_bytes,
 )
 from surgery.tasks.task import Task
+from surgery.tuning.limits import Limits, Regions
 from surgery.tuning.recipe import Pace, Recipe
 from surgery.tuning.training import TrainingLoop, gradient_norm_at_base, mixed_precision
 
@@ -31,6 +32,8 @@ def tune_need(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    only: Regions | None = None,
+    outside: Regions | None = None,
     device: str | torch.device | None = None,
     dtype: str | None = None,
 ) -> Need:
@@ -38,8 +41,9 @@ def tune_need(
 
     Within 15% of the measured peak for models of a hundred megabytes or more; libraries take what they take beside it.
     """
-    checkpoint, place, recipe = open_checkpoint(base), pick_device(device), recipe or Recipe()
-    names, examples = checkpoint.block_weights(include, exclude), task.need("train")
+    checkpoint, place, examples = open_checkpoint(base), pick_device(device), task.need("train")
+    limits = Limits.of(checkpoint, include, exclude, only, outside)
+    names, recipe = limits.names, limits.recipe(recipe or Recipe())
     mixed = mixed_precision(place, dtype)
 
     def peak() -> int:
@@ -49,7 +53,7 @@ def tune_need(
             targets = torch.zeros(len(rows), dtype=torch.long)
             if recipe.needs_gradient_norm:
                 gradient_norm_at_base(model, readout, names, rows[:16], targets, 0)
-            loop = TrainingLoop(model, readout, recipe, Pace(0.1, 0.1, 2, 0.1), names, None)
+            loop = TrainingLoop(model, readout, recipe, Pace(0.1, 0.1, 2, 0.1), limits.moving(model), None)
             if task.dev:
                 loop.best = {name: weight.detach().clone() for name, weight in loop.weights.items()}
             for _ in range(2):  # momentum is there from the second on
@@ -57,14 +61,14 @@ def tune_need(
                 loop.step += 1
             return meter.peak
 
-    moving = weight_bytes(checkpoint, names, 4)
+    whole, moving = weight_bytes(checkpoint, names, 4), 4 * limits.trained
     optimizer = moving if recipe.optimizer.startswith("sgd") else 2 * moving
     best = moving if task.dev else 0
     known = {
         "weights": model_bytes(checkpoint, torch.float32),
         "the base's copy": moving,
         "optimizer": optimizer,
-        "gradients": moving,
+        "gradients": moving if only else whole,
         "the best so far": best,
     }
     files = {"checkpoint": files_bytes(checkpoint), "state to go on from": moving + optimizer + best}

@@ -24,6 +24,7 @@ from surgery.resuming import damaged
 from surgery.tasks.readout import Encoded, Readout, alike, collate
 from surgery.tasks.scoring import score_model
 from surgery.tasks.task import Task
+from surgery.tuning.moving import Moving
 from surgery.tuning.recipe import Pace, Recipe
 
 _SAVE_SECONDS = 30.0
@@ -38,7 +39,7 @@ class Scored(TypedDict):
 
 
 class TrainingLoop:
-    """The weights being trained, the optimiser's state, and the file they survive in."""
+    """The numbers being trained, the optimiser's state, and the file they survive in."""
 
     def __init__(
         self,
@@ -46,13 +47,11 @@ class TrainingLoop:
         readout: Readout,
         recipe: Recipe,
         pace: Pace,
-        names: Sequence[str],
+        moved: Moving,
         state: Path | None,
     ) -> None:
         self.model, self.readout, self.recipe, self.pace = model, readout, recipe, pace
-        for name in names:
-            model.parameters[name].requires_grad_(True)
-        self.weights = {name: model.parameters[name] for name in names}
+        self.moved, self.weights = moved, moved.values
         self.base = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.file = state / "state.safetensors" if state else None
         self.step = 0
@@ -94,6 +93,7 @@ class TrainingLoop:
         with torch.no_grad():
             for name, tensor in self.best.items():
                 self.weights[name].copy_(tensor)
+        self.moved.after_step()
         return {"losses": self.losses, "dev": self.dev, "stopped_at": self.step}
 
     def advance(self, rows: Sequence[Encoded], targets: Tensor, numbers: Sequence[int], autocast: Any) -> float:
@@ -114,12 +114,14 @@ class TrainingLoop:
         rate = self.pace.rate_at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.moved.before_step()
         torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.recipe.clip)
         self._whole = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.pace.l1:
             pull_towards(self.weights, self.base, rate * self.pace.l1)
+        self.moved.after_step()
         return total
 
     def _evaluate(self, task: Task) -> bool:
@@ -185,6 +187,7 @@ class TrainingLoop:
                     else:
                         state.setdefault(int(number), {})[field] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.moved.after_step()
         # As it was then: on some devices the gradient it came from isn't the same to the last bit.
         self.pace = parse_json(header["pace"], Pace)
         self.step = int(header["step"])
