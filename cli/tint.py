@@ -4,12 +4,12 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from cli import options
-from cli.render import print_error, print_json, print_table, progress_bar, say, show_example, size
+from cli.render import print_error, print_json, print_need, print_table, progress_bar, say, show_example, size
 from cli.resuming import state_beside
 
 if TYPE_CHECKING:
@@ -163,6 +163,7 @@ def text(
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: options.Dtype = None,
+    dry_run: options.DryRun = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -170,29 +171,37 @@ def text(
 
     Interrupted, the same command with -o goes on where it was.
     """
+    from surgery.tint.evaluation.memory_need import text_need
     from surgery.tint.evaluation.perplexity import run_text
 
-    model, text = _need(model), Path(_need(text, "the text is missing: surgery tint text MODEL FILE"))
+    model = _need(model)
+    shared: dict[str, Any] = {
+        "shares": tuple(train_share or (0.5,)),
+        "steps": steps,
+        "layers": layers,
+        "methods": ("frozen", "dynamic evaluation", *(f"TinT {name}" for name in mode or _DEFAULT_MODES)),
+        "window": window,
+        "batch_size": batch_size,
+        "device": device,
+        "dtype": dtype,
+    }
+    if dry_run:
+        print_need(text_need(model, **shared), json)
+        return
+    text = Path(_need(text, "the text is missing: surgery tint text MODEL FILE"))
     with _state(output, [model, text], overwrite=overwrite) as state:
         with progress_bar() as progress:
             run = run_text(
                 model,
                 text,
-                shares=tuple(train_share or (0.5,)),
                 lr=lr,
-                steps=steps,
-                layers=layers,
-                methods=("frozen", "dynamic evaluation", *(f"TinT {name}" for name in mode or _DEFAULT_MODES)),
-                window=window,
                 windows=windows,
                 dev_windows=dev_windows,
-                batch_size=batch_size,
                 start_token=start_token,
                 seed=seed,
-                device=device,
-                dtype=dtype,
                 resume=state,
                 progress=progress,
+                **shared,
             )
         _finish(run, output, overwrite=overwrite, json=json)
 

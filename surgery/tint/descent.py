@@ -71,12 +71,13 @@ class Descent:
 
 def check_sums(sums: Float[Tensor, "steps tensors"], names: Sequence[tuple[int, str]], lr: float) -> None:
     """Raise DivergedError, naming step and tensor, for a gradient that was NaN or infinite: the first of them."""
-    for step, finite in enumerate(torch.isfinite(sums).tolist(), 1):
-        if not all(finite):
-            layer, name = names[finite.index(False)]
-            raise DivergedError(
-                f"step {step}: the gradient of block {layer}'s {name} is NaN or infinite: lower the learning rate (now {lr:g})"
-            )
+    lost = ~torch.isfinite(sums)
+    if bool(lost.any()):
+        step, place = lost.nonzero()[0].tolist()
+        layer, name = names[place]
+        raise DivergedError(
+            f"step {step + 1}: the gradient of block {layer}'s {name} is NaN or infinite: lower the learning rate (now {lr:g})"
+        )
 
 
 class Gradients:

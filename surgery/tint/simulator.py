@@ -166,6 +166,10 @@ class TinT:
         plan = self._plan(
             input_ids, train_mask, loss_mask=loss_mask, segments=segments, attention_mask=attention_mask, whole=True
         )
+        return self.learn(plan, lr)
+
+    def learn(self, plan: Plan, lr: float) -> Update:
+        """The inner training on a batch that is put in order already."""
         done = self._run(plan, lr, read=False)
         return Update(self.auxiliary, done.blocks, done.losses)
 

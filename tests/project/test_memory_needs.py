@@ -19,6 +19,7 @@ from surgery.grafting.memory_need import graft_need
 from surgery.memory import Meter, Need
 from surgery.tasks.examples import Example
 from surgery.tasks.rehearsal import rehearsed
+from surgery.tint.evaluation.memory_need import text_need
 from surgery.tuning.memory_need import most_of_tuning, tune_need
 from surgery.tuning.recipe import Recipe
 from tests.support import tiny
@@ -124,6 +125,24 @@ def test_pretraining_takes_what_was_told():
     assert not need.note
     warm = f"{lines}\nrun(width=12, sentences=64)"
     assert 0.85 < need.total / resident_peak(warm, f"run(**{sizes})") < 1.15
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_learning_while_reading_takes_what_was_told(tmp_path, rows):
+    tiny.build("llama", tmp_path / "small")
+    config = transformers.AutoConfig.from_pretrained(
+        tmp_path / "small", hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8
+    )
+    config.num_key_value_heads, config.head_dim = 8, 64
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "large")
+    lines = (
+        "import torch\nfrom surgery.tint.evaluation.perplexity import run_text\n"
+        f"def run(model): run_text(model, torch.arange({rows} * 48) % 70, lr=1e-4, window=48, batch_size={rows}, device='cpu')"
+    )
+    need = text_need(tmp_path / "large", window=48, batch_size=rows, device="cpu")
+    assert not need.note
+    warm, work = (f"run({str(tmp_path / name)!r})" for name in ("small", "large"))
+    assert 0.85 < need.total / resident_peak(f"{lines}\n{warm}", work) < 1.15
 
 
 def test_pretraining_that_is_too_large_is_refused_first(free, monkeypatch):

@@ -12,7 +12,7 @@ from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import OptionError, TintError
 from surgery.tasks.task import Task
 from surgery.tint import TinT, run_task, run_text, verify
-from surgery.tint.evaluation.perplexity import _Evaluation, _perplexity
+from surgery.tint.evaluation.perplexity import Evaluation, _perplexity
 from surgery.tint.evaluation.report import best, difference
 from surgery.tint.evaluation.texts import load_with_tokens
 from tests.support.tint import ROWS, tokens
@@ -209,7 +209,7 @@ def test_a_rate_that_the_measured_windows_like_better_is_not_taken(model, monkey
     def planted(self, method, first, last, boundary, lr, dev):
         return [abs(lr - (0.1 if window < 2 else 0.01)) for window in range(first, last)]
 
-    monkeypatch.setattr(_Evaluation, "_find", planted)
+    monkeypatch.setattr(Evaluation, "_find", planted)
     plain = model("gpt2")
     run = run_text(plain, tokens(plain, count=64)[0], window=16, dev_windows=2, lr=(0.01, 0.1), methods=("TinT exact",))
     (point,) = run.points

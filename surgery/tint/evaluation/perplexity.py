@@ -19,18 +19,18 @@ from surgery.provenance import provenance
 from surgery.resuming import Memo, digest, resumable
 from surgery.tint.auxiliary import Auxiliary, fingerprint_of, load_named, name_of
 from surgery.tint.descent import DivergedError
-from surgery.tint.evaluation.reference import dynamic_evaluation
+from surgery.tint.evaluation.reference import descend
 from surgery.tint.evaluation.report import Run, best, difference, pick_rates
 from surgery.tint.evaluation.texts import bos_token, cut_windows, load_whole, read_text, tokenize
 from surgery.tint.inputs import as_ids
 from surgery.tint.modules import check_mode
-from surgery.tint.segments import check_length
+from surgery.tint.segments import Plan, check_length
 from surgery.tint.simulator import BlockNumbers, TinT, check_steps
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-_WINDOW = 256  # unless the model has fewer positions
+WINDOW = 256  # unless the model has fewer positions
 METHODS = ("frozen", "dynamic evaluation", "TinT paper", "TinT exact", "TinT published")
-_USUAL = METHODS[:4]
+USUAL = METHODS[:4]
 _RESAMPLES = 2000
 
 
@@ -43,7 +43,7 @@ def run_text(
     lr: float | Sequence[float] | None = None,
     steps: int = 1,
     layers: BlockNumbers = "all",
-    methods: Sequence[str] = _USUAL,
+    methods: Sequence[str] = USUAL,
     window: int | None = None,
     windows: int | None = None,
     dev_windows: int = 4,
@@ -85,13 +85,13 @@ def run_text(
     """
     rates = pick_rates(lr, RATES)
     held = dev_windows if len(rates) > 1 else 0
-    _check_options(shares, methods, window, batch_size, steps)
+    check_options(shares, methods, window, batch_size, steps)
     if len(rates) > 1 and held < 1:
         raise OptionError("several learning rates, and no windows to choose by: give `dev_windows` or one `lr`")
     model, auxiliary, start, ids = _read(model, text, start_token, device, dtype)
     if window is None:
-        window = min(_WINDOW, auxiliary.shape.positions)
-        _check_options(shares, methods, window, batch_size, steps)
+        window = min(WINDOW, auxiliary.shape.positions)
+        check_options(shares, methods, window, batch_size, steps)
     check_length(torch.tensor([[window - 1]]), auxiliary.shape.positions)
     rows = cut_windows(ids, window, start=start, held=held, windows=windows).to(auxiliary.device)
     asked = {
@@ -112,7 +112,7 @@ def run_text(
     inputs = {**fingerprint_of(model, resume), "tokens": digest(rows.tolist())}
     with resumable(resume, {**asked, **inputs}) as state:
         known = Memo(state and state / "figures.jsonl")
-        evaluation = _Evaluation(auxiliary, rows, methods, steps, layers, batch_size, known)
+        evaluation = Evaluation(auxiliary, rows, methods, steps, layers, batch_size, known)
         points = evaluation.points(shares, rates, held, seed, progress)
     content = {
         **provenance(call={"run_text": asked}, inputs=inputs, seed=seed),
@@ -148,7 +148,7 @@ def _compare_with_frozen(points: list[dict[str, Any]]) -> None:
             point |= difference([before - after for before, after in pairs])
 
 
-class _Evaluation:
+class Evaluation:
     """Windows of a text, and their losses after each method."""
 
     def __init__(
@@ -237,7 +237,7 @@ class _Evaluation:
     def _find(self, method: str, first: int, last: int, boundary: int, lr: float | None, dev: bool) -> list[float]:
         batch = self.rows[first:last]
         try:
-            losses = _row_losses(self._logits(method, batch, boundary, lr), batch[:, boundary:])
+            losses = self.row_losses(method, self.plan(batch, boundary), boundary, lr)
         except DivergedError:
             if not dev:
                 raise
@@ -249,23 +249,23 @@ class _Evaluation:
             )
         return losses.double().tolist()
 
-    def _logits(self, method: str, batch: Tensor, boundary: int, lr: float | None) -> Tensor:
-        """After the update on the tokens before `boundary`, of every token from there on."""
+    def plan(self, batch: Int[Tensor, "batch tokens"], boundary: int) -> Plan:
+        """Windows put in order, of which the tokens before `boundary` are learnt."""
         mask = (torch.arange(batch.shape[1], device=batch.device) < boundary).expand(batch.shape)
+        return Plan.of(batch, mask, shape=self.auxiliary.shape, device=self.auxiliary.device, whole=True)
+
+    def row_losses(self, method: str, plan: Plan, boundary: int, lr: float | None) -> Float[Tensor, " batch"]:
+        """Each row's summed loss on the tokens from `boundary` on, after the update on those before; on the CPU."""
         read = slice(boundary - 1, -1)
         if method == "dynamic evaluation":
             layers = self.plain.layers
-            return dynamic_evaluation(self.auxiliary, batch, mask, lr or 0.0, steps=self.steps, layers=layers)[0][
-                :, read
-            ]
-        simulation = self.simulations.get(method)
-        blocks = None if simulation is None else simulation.update(batch, mask, lr or 0.0).blocks
-        return F.linear(self.plain.hidden(batch, blocks)[:, read], self.auxiliary.head)
-
-
-def _row_losses(logits: Float[Tensor, "batch tokens vocabulary"], targets: Int[Tensor, "batch tokens"]) -> Tensor:
-    losses = F.cross_entropy(logits.float().mT, targets, reduction="none").sum(1)
-    return losses.nan_to_num(nan=math.inf).cpu()
+            logits = descend(self.auxiliary, plan, lr or 0.0, steps=self.steps, layers=layers)[0][:, read]
+        else:
+            simulation = self.simulations.get(method)
+            blocks = None if simulation is None else simulation.learn(plan, lr or 0.0).blocks
+            logits = F.linear(self.plain.hidden(plan.ids, blocks)[:, read], self.auxiliary.head)
+        losses = F.cross_entropy(logits.float().mT, plan.ids[:, boundary:], reduction="none").sum(1)
+        return losses.nan_to_num(nan=math.inf).cpu()
 
 
 def _perplexity(losses: NDArray, tokens: int, seed: int) -> dict[str, Any]:
@@ -276,7 +276,7 @@ def _perplexity(losses: NDArray, tokens: int, seed: int) -> dict[str, Any]:
     return {"value": value, "low": float(low), "high": float(high), "losses": (losses / tokens).tolist()}
 
 
-def _check_options(
+def check_options(
     shares: Sequence[float], methods: Sequence[str], window: int | None, batch_size: int, steps: int
 ) -> None:
     """Raise OptionError for options out of range, before the model is loaded; a default window is known only then (None)."""

@@ -60,13 +60,20 @@ def dynamic_evaluation(
         device=auxiliary.device,
         whole=True,
     )
+    return descend(auxiliary, plan, lr, steps=steps, layers=layers)
+
+
+def descend(
+    auxiliary: Auxiliary, plan: Plan, lr: float, *, steps: int = 1, layers: Sequence[int] | None = None
+) -> tuple[Float[Tensor, "1 tokens vocabulary"], dict[str, Tensor]]:
+    """Dynamic evaluation of a row that is put in order already."""
     parameters = _leaves(auxiliary, range(auxiliary.shape.layers) if layers is None else layers)
     for step in range(1, steps + 1):
         loss = _loss(auxiliary, parameters, plan)
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         named = zip(parameters, gradients, strict=True)
         for what, value in (*((f"gradient of {name}", gradient) for name, gradient in named), ("loss", loss)):
-            if not bool(torch.isfinite(value).all()):
+            if bool((~torch.isfinite(value)).any()):
                 raise DivergedError(
                     f"dynamic evaluation, step {step}: the {what} is NaN or infinite: lower the learning rate (now {lr:g})"
                 )
@@ -103,8 +110,7 @@ def _loss(auxiliary: Auxiliary, parameters: Mapping[str, Tensor], plan: Plan, *,
     ids = plan.ids[:, : plan.train_tokens]
     positions = plan.positions[:, : plan.train_tokens]
     logits = plain_logits(auxiliary, ids, positions, plan.train_visible, parameters, detached=detached)
-    chosen = plan.targets[:, : plan.train_tokens - 1]
-    return F.cross_entropy(logits[:, :-1][chosen], ids[:, 1:][chosen], reduction="sum")
+    return F.cross_entropy(logits.flatten(0, 1)[plan.pairs], ids.flatten()[plan.pairs + 1], reduction="sum")
 
 
 def _leaves(auxiliary: Auxiliary, layers: Sequence[int]) -> dict[str, Tensor]:
