@@ -127,8 +127,8 @@ def test_pretraining_takes_what_was_told():
     assert 0.85 < need.total / resident_peak(warm, f"run(**{sizes})") < 1.15
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_learning_while_reading_takes_what_was_told(tmp_path, rows):
+def test_learning_while_reading_takes_what_was_told(tmp_path):
+    rows = 3
     tiny.build("llama", tmp_path / "small")
     config = transformers.AutoConfig.from_pretrained(
         tmp_path / "small", hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8
@@ -247,6 +247,17 @@ def test_dry_run_prints_and_does_nothing(folder, tmp_path, name, monkeypatch, ca
     assert said.err.count("\n") == 1
     assert json.loads(said.out)["free"] == 1000
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_of_learning_while_reading_needs_no_text(tmp_path, monkeypatch, capsys):
+    tiny.build("gpt2", tmp_path / "model")
+    call = ["tint", "text", str(tmp_path / "model"), "--dry-run", "--json", "--window", "16", "--device", "cpu"]
+    assert run_surgery(call, monkeypatch) == 0
+    small = json.loads(capsys.readouterr().out)
+    assert run_surgery([*call, "--batch-size", "8"], monkeypatch) == 0
+    large = json.loads(capsys.readouterr().out)
+    part = "each window's own weights"
+    assert large["parts"][part] == 8 * small["parts"][part]
 
 
 @pytest.fixture(scope="module")
