@@ -9,7 +9,7 @@ from typing import Any, no_type_check
 
 import numpy as np
 
-from pcfg.compiling import compiled
+from surgery.compiling import compiled
 
 kernel = compiled(error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
 

@@ -8,7 +8,7 @@ from typing import no_type_check
 
 import numpy as np
 
-from pcfg.compiling import compiled
+from surgery.compiling import compiled
 
 
 @compiled()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64, Integer
 
-from pcfg.compiling import uninterrupted
+from surgery.compiling import uninterrupted
 from pcfg.errors import GrammarError, OptionError
 from pcfg.sparse.forest import Forest, Items, best_of_forest, draw, grow_forest, root_edges
 from pcfg.sparse.kernels import (

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, no_type_check
 import numpy as np
 from numba.cpython.unsafe.numbers import leading_zeros, trailing_zeros
 
-from pcfg.compiling import compiled
+from surgery.compiling import compiled
 
 DONE, UNDERFLOW, FULL = 0, 1, 2
 NOTHING = -(1 << 60)

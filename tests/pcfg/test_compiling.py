@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from numba.core.dispatcher import Dispatcher
 
-from pcfg.compiling import compiled, uninterrupted
+from surgery.compiling import compiled, uninterrupted
 
 
 def test_without_a_place_for_what_was_compiled(monkeypatch):
