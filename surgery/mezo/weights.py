@@ -7,6 +7,7 @@ it, and the tensor stays as it is. A tensor of bfloat16 that is tuned whole has 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Int8, Int64
 from torch import Tensor
@@ -116,6 +117,23 @@ class RoundedTensor(TunedTensor):
     def _float32(self, axis: int, units: Units) -> Float32[Tensor, "..."]:
         high, low = (_take(part, axis, units) for part in (self.parameter.detach(), self.low.view_as(self.parameter)))
         return join(high, low)
+
+
+class SixteenBitTensor(TunedTensor):
+    """A tensor of 16 bits that is tuned whole without any more: most of what a step adds is rounded away."""
+
+    def walk(self, terms: Terms) -> None:
+        """Add a sum of noises, rounding to the nearest after each term, a piece of the tensor at a time."""
+        flat, step = self.parameter.detach().view(-1), SCRATCH // 4
+        for start in range(0, len(flat), step):
+            values = flat[start : start + step].float()
+            for term in zip(*terms, strict=True):
+                self.noise.walk(values, self.number, Terms(*(np.array([part]) for part in term)), start)
+                values = values.to(flat.dtype).float()
+            flat[start : start + step] = values.to(flat.dtype)
+
+    def _float32(self, axis: int, units: Units) -> Float32[Tensor, "..."]:
+        return _take(self.parameter.detach(), axis, units).float()
 
 
 class RegionTensor(TunedTensor):
