@@ -85,7 +85,7 @@ class ShiftedModel:
                 return forward(name, inputs, more)
             return forward(self.parts(name, *inputs, **more))
 
-        part.forward = moved  # type: ignore[method-assign]
+        part.forward = moved
         self._held[name] = part
 
     def parts(self, name: str, input: Tensor) -> "Parts":
@@ -186,7 +186,7 @@ class _Whole:
         self.model, self.part, self.plain = model, part, plain
 
     def __call__(self, name: str, inputs: Sequence[Any], more: dict[str, Any]) -> Tensor:
-        given = {**dict(enumerate(inputs)), **more}
+        given: dict[Any, Any] = {**dict(enumerate(inputs)), **more}
         split = {key: self.model.parts(name, value) for key, value in given.items() if isinstance(value, Tensor)}
         own = dict(self.part._parameters)
         versions = {key: self.model.version(parameter) for key, parameter in own.items()}

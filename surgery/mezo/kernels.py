@@ -120,9 +120,7 @@ def _round(words: Any, normal: bool, bits: Any) -> None:
 
 @kernel
 @no_type_check
-def at(
-    indices: Any, tensor: int, step: int, direction: int, k0: int, k1: int, normal: bool, out: Any
-) -> None:
+def at(indices: Any, tensor: int, step: int, direction: int, k0: int, k1: int, normal: bool, out: Any) -> None:
     """The noise of single weights by their index."""
     for i in range(len(indices)):
         out[i] = _one(indices[i], tensor, step, direction, k0, k1, normal)
@@ -131,7 +129,16 @@ def at(
 @kernel
 @no_type_check
 def spread(
-    values: Any, starts: Any, scales: Any, tensor: int, step: int, direction: int, k0: int, k1: int, normal: bool, out: Any
+    values: Any,
+    starts: Any,
+    scales: Any,
+    tensor: int,
+    step: int,
+    direction: int,
+    k0: int,
+    k1: int,
+    normal: bool,
+    out: Any,
 ) -> None:
     """out[p] = values + scales[p] z, for weights [rows, columns] whose rows begin at these indices of the tensor."""
     size = GROUP * (4 if normal else 128)

@@ -60,7 +60,7 @@ class Noise:
         """The noise of single weights by their index in the flattened tensor."""
         if indices.device.type != "cpu":
             made = philox.normals if self._normal else philox.signs
-            return made(indices, tuple(place), self.key)
+            return made(indices, place, self.key)
         out = torch.empty(len(indices), dtype=torch.float32)
         _kernels().at(indices.numpy(), *place, *self.key, self._normal, out.numpy())
         return out
@@ -117,7 +117,7 @@ class Noise:
         for step, direction, scale in zip(*terms, strict=True):
             place = Place(tensor, int(step), int(direction))
             moved = values + self.at(indices, place) * _float32(scale, values.device)
-            chance = philox.chances(indices, tuple(place), self.key, self._normal)
+            chance = philox.chances(indices, place, self.key, self._normal)
             values.copy_(((moved.view(torch.int32) + chance) & ~0xFF).view(torch.float32))
 
     def walk_at(

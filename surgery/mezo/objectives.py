@@ -68,7 +68,9 @@ class Measure:
         if ranks > 1:
             found = _mean_over_ranks(found, len(own))
         if not np.isfinite(found).all():
-            where = f"at step {step + 1}: lower `rate`" if step < _PROBES else "at the base: no weights can be tuned by it"
+            where = (
+                f"at step {step + 1}: lower `rate`" if step < _PROBES else "at the base: no weights can be tuned by it"
+            )
             raise SurgeryError(f"the objective became {found[0]} {where}")
         return found
 
@@ -103,7 +105,9 @@ class Measure:
         score = Score(self.task.labels, self.task.metric, scores.numpy(), targets)
         return -(score.accuracy if self.objective == "accuracy" else score.f1)
 
-    def _call(self, objective: Callable[[Any, Any], float], numbers: Sequence[int], scale: float, step: int, direction: int) -> float:
+    def _call(
+        self, objective: Callable[[Any, Any], float], numbers: Sequence[int], scale: float, step: int, direction: int
+    ) -> float:
         with self.shifted.at((scale,), 1, step, direction), torch.no_grad():
             return float(objective(self.model, [self.examples[number] for number in numbers]))
 

@@ -38,7 +38,9 @@ class Probed:
     size: float
 
 
-def find_pace(measure: Measure, recipe: MezoRecipe, seed: int, progress: Progress = silent) -> tuple[Pace, dict[str, Any]]:
+def find_pace(
+    measure: Measure, recipe: MezoRecipe, seed: int, progress: Progress = silent
+) -> tuple[Pace, dict[str, Any]]:
     """The pace of a recipe: given numbers, or those that probes find; and what the probes found, for the report.
 
     Raises OptionError for an objective that no probe changes.
@@ -96,6 +98,8 @@ def _find_eps(measure: Measure, batch: list[int], progress: Progress) -> float:
     if not measure.smooth:
         seen = (slopes != 0).mean(1) >= 0.5
         return EPS[int(seen.argmax()) if seen.any() else len(EPS) - 1]
-    changes = np.sqrt(((slopes[1:] - slopes[:-1]) ** 2).mean(1)) / np.maximum(1e-30, np.sqrt((slopes[:-1] ** 2).mean(1)))
+    changes = np.sqrt(((slopes[1:] - slopes[:-1]) ** 2).mean(1)) / np.maximum(
+        1e-30, np.sqrt((slopes[:-1] ** 2).mean(1))
+    )
     close = np.flatnonzero(changes <= _CLOSE)
     return EPS[1 + int(close[-1] if len(close) else changes.argmin())]

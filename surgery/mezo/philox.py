@@ -5,6 +5,7 @@ a table of quantiles by additions and multiplications alone: a logarithm or cosi
 """
 
 from functools import cache
+from itertools import pairwise
 from statistics import NormalDist
 
 import torch
@@ -26,7 +27,10 @@ def philox(counter: Int64[Tensor, "*shape 4"], key: tuple[int, int]) -> Int64[Te
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key
     for _ in range(ROUNDS):
-        one, two = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]  # overflow leaves the lower 64 bits, which are all there are
+        one, two = (
+            c0 * MULTIPLIERS[0],
+            c2 * MULTIPLIERS[1],
+        )  # overflow leaves the lower 64 bits, which are all there are
         c0, c1, c2, c3 = (
             ((two >> 32) & _WORD) ^ c1 ^ k0,
             two & _WORD,
@@ -37,7 +41,9 @@ def philox(counter: Int64[Tensor, "*shape 4"], key: tuple[int, int]) -> Int64[Te
     return torch.stack((c0, c1, c2, c3), -1)
 
 
-def signs(indices: Int64[Tensor, "*shape"], place: tuple[int, int, int], key: tuple[int, int]) -> Float32[Tensor, "*shape"]:
+def signs(
+    indices: Int64[Tensor, "*shape"], place: tuple[int, int, int], key: tuple[int, int]
+) -> Float32[Tensor, "*shape"]:
     """Rademacher noise, +1 or -1, of weights by their index in a tensor.
 
     Args:
@@ -48,7 +54,9 @@ def signs(indices: Int64[Tensor, "*shape"], place: tuple[int, int, int], key: tu
     return ((word >> (indices & 31)) & 1).float() * 2 - 1
 
 
-def normals(indices: Int64[Tensor, "*shape"], place: tuple[int, int, int], key: tuple[int, int]) -> Float32[Tensor, "*shape"]:
+def normals(
+    indices: Int64[Tensor, "*shape"], place: tuple[int, int, int], key: tuple[int, int]
+) -> Float32[Tensor, "*shape"]:
     """Normal noise of weights by their index, as `signs`; its size is at most 5.4, and its variance 1."""
     word = _words(indices // 4, place, key).gather(-1, (indices & 3)[..., None])[..., 0]
     bits = ((word >> 9) * 2 + 1).float().view(torch.int32)  # an odd number of 24 bits, exact in float32
@@ -66,7 +74,9 @@ def quantiles() -> tuple[Float32[Tensor, " segments"], Float32[Tensor, " segment
     A float32 number u from 1 to 2^24 stands for the quantile of an upper tail of u / 2^25; its exponent and the highest
     bits of its mantissa tell the segment. Scaled so that the variance is 1.
     """
-    edges = [2.0**octave * (1 + part / SEGMENTS) for octave in range(OCTAVES) for part in range(SEGMENTS)] + [2.0**OCTAVES]
+    edges = [2.0**octave * (1 + part / SEGMENTS) for octave in range(OCTAVES) for part in range(SEGMENTS)] + [
+        2.0**OCTAVES
+    ]
     heights = [-NormalDist().inv_cdf(edge / 2 ** (OCTAVES + 1)) for edge in edges]
     variance = sum(
         (stop - start) / 2**OCTAVES * (a * a + a * b + b * b) / 3
@@ -74,7 +84,7 @@ def quantiles() -> tuple[Float32[Tensor, " segments"], Float32[Tensor, " segment
     )
     # Kept to 16 bits after the point, so that another logarithm's last bit can't change them.
     kept = [round(height / variance**0.5 * 2**16) / 2**16 for height in heights]
-    steps = [b - a for a, b in zip(kept, kept[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(kept)]
     return torch.tensor(kept[:-1], dtype=torch.float32), torch.tensor(steps, dtype=torch.float32)
 
 

@@ -1,32 +1,35 @@
-"""Trajectory: the few bytes a step from which tuned weights can be made again, at any step, bit for bit."""
+"""Trajectory: the few bytes a step from which tuned weights can be made again, at any step, bit for bit; and those weights."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 import xxhash
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint, rewrite
+from surgery.checkpoints.delta import SKILL_FILE, SparseDelta
+from surgery.checkpoints.models import load_model, load_tokenizer
 from surgery.errors import CheckpointError, OptionError
-from surgery.files import replace_bytes
-from surgery.jsonfile import JsonError, parse_json
-from surgery.mezo.noise import Kind, Noise, Terms
-from surgery.mezo.weights import RegionTensor, RoundedTensor, SixteenBitTensor, TunedTensor
-from surgery.reporting.results import Shown
+from surgery.files import check_apart, new_folder, replace_bytes, replace_json
+from surgery.jsonfile import JsonError, load_json, parse_json
+from surgery.mezo.noise import Kind, Noise
+from surgery.mezo.walk import MadeTensors, Precision, Walk
+from surgery.provenance import provenance
+from surgery.reporting.results import Result, Shown
+from surgery.tasks.readout import PhraseReadout, readout_file
+from surgery.tasks.task import Task
 
+TRAJECTORY_FILE = "trajectory.safetensors"
 FORMAT = "surgery.mezo-trajectory"
 SCHEMA = "1"
-Precision = Literal["float32", "residual", "bfloat16"]
-_NEGLIGIBLE = 1e-3  # of a movement that momentum carries on
+_RECENT = 20  # steps whose values are averaged
 
 
 class _Header(TypedDict):
@@ -42,40 +45,17 @@ class _Header(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
-class Trajectory(Shown):
-    """What moved a base's weights: each step added `coefficients[step, d]` times its noise of direction d to them.
-
-    Attributes:
-        base: the base's fingerprint.
-        noise: its kind and seed.
-        tensors: names of the tensors that were tuned, by their number in the noise.
-        coefficients: [steps, directions], float32: minus the learning rate times the slope, over the directions.
-        precision: `float32`; `residual`, bfloat16 and eight bits; or `bfloat16`, rounded after each step.
-        momentum: the share of a step's movement that the next repeats.
-        region: places of tuned weights by tensor, where not all of it is tuned.
-        about: task, rates and whatever else a reader wants to know.
-    """
-
-    base: str
-    noise: Noise
-    tensors: tuple[str, ...]
-    coefficients: NDArray[np.float32]
-    precision: Precision = "float32"
-    momentum: float = 0.0
-    region: Mapping[str, Tensor] | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def steps(self) -> int:
-        """How many steps it has."""
-        return len(self.coefficients)
+class Trajectory(Walk, Shown):
+    """A walk that is shown, kept in a file and replayed."""
 
     @property
     def summary(self) -> list[str]:
         """What it moves, and how far."""
         what = f"{sum(map(len, self.region.values())):,} weights" if self.region else f"{len(self.tensors):,} tensors"
         path = float(np.abs(self.coefficients).sum())
-        return [f"{self.steps:,} steps of {what} in {len(self.to_bytes()):,} bytes; each weight moved {path:.2g} back and forth."]
+        return [
+            f"{self.steps:,} steps of {what} in {len(self.to_bytes()):,} bytes; each weight moved {path:.2g} back and forth."
+        ]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """The movement of each tenth of the steps."""
@@ -86,64 +66,29 @@ class Trajectory(Shown):
         ]
         return ["step", "movement of a weight"], rows
 
-    def cut(self, steps: int) -> "Trajectory":
-        """Its first steps: to undo the others, or to branch off there.
-
-        Raises OptionError for more steps than there are.
-        """
-        if not 0 <= steps <= self.steps:
-            raise OptionError(f"`to` {steps} isn't one of the trajectory's {self.steps:,} steps")
-        return replace(self, coefficients=self.coefficients[:steps])
-
-    def terms(self, first: int = 0, stop: int | None = None) -> Terms:
-        """The sum of noises that steps `first` to `stop` add, in their order; momentum repeats those of earlier steps."""
-        stop = self.steps if stop is None else stop
-        directions = self.coefficients.shape[1]
-        window = 1 if not self.momentum else 1 + int(np.ceil(np.log(_NEGLIGIBLE) / np.log(self.momentum)))
-        pairs = [(step, past) for step in range(first, stop) for past in range(max(0, step - window + 1), step + 1)]
-        past = np.array([past for _, past in pairs], np.int64)
-        decay = np.float64(self.momentum) ** np.array([step - past for step, past in pairs], np.float64)
-        scales = (self.coefficients[past].astype(np.float64) * decay[:, None]).astype(np.float32)
-        return Terms(
-            np.repeat(past.astype(np.uint32), directions),
-            np.tile(np.arange(directions, dtype=np.uint32), len(pairs)),
-            scales.reshape(-1),
-        )
-
-    def tuned(self, number: int, parameter: Tensor) -> TunedTensor:
-        """The tensor of this number as the trajectory tunes it, at the base; `parameter` holds its weights."""
-        name = self.tensors[number]
-        if self.region is not None:
-            return RegionTensor(name, number, parameter, self.noise, self.region[name])
-        kinds = {"float32": TunedTensor, "residual": RoundedTensor, "bfloat16": SixteenBitTensor}
-        return kinds[self.precision](name, number, parameter, self.noise)
-
-    def check_base(self, base: Checkpoint) -> None:
-        """Raise CheckpointError for another base."""
-        if base.fingerprint != self.base:
-            raise CheckpointError(
-                f"{base} isn't what the trajectory began at: its fingerprint is {base.fingerprint[:16]} instead of {self.base[:16]}; give that base"
-            )
-
-    def weights(self, base: Checkpoint, name: str, device: torch.device | None = None) -> TunedTensor:
-        """One tensor at the end of the trajectory, made from the base's in one pass."""
-        number = self.tensors.index(name)
-        stored = base.tensor(name, device)
-        whole = self.region is None and self.precision == "float32"
-        tensor = self.tuned(number, stored.float() if whole else stored.bfloat16() if self.region is None else stored)
-        tensor.walk(self.terms())
-        return tensor
-
     def replay(
-        self, base: "str | Path | Checkpoint", to: int | None = None, *, device: str | torch.device | None = None
-    ) -> Any:
-        """The checkpoint that the tuning had made by a step, as `surgery.mezo.run.MezoTuned`; without data, in seconds.
+        self, base: str | Path | Checkpoint, to: int | None = None, *, device: str | torch.device | None = None
+    ) -> "MezoTuned":
+        """The checkpoint that the tuning had made by a step, in seconds and without data.
 
         Raises CheckpointError for another base, OptionError for a step that isn't there.
         """
-        from surgery.mezo.run import replayed
-
-        return replayed(self if to is None else self.cut(to), open_checkpoint(base), device)
+        walked, checkpoint = self if to is None else self.cut(to), open_checkpoint(base)
+        walked.check_base(checkpoint)
+        task = Task.from_spec(walked.about["task"])
+        readout = None
+        if checkpoint.structure.kind == "encoder":
+            readout = PhraseReadout.of(load_model(checkpoint, device=device), task)
+        call = {"base": str(checkpoint), "method": "mezo, replayed", "include": [], "exclude": []}
+        report = {
+            **provenance(call={"tune": call}, inputs={"base": checkpoint.fingerprint}),
+            "task": task.spec(),
+            **walked.counts(checkpoint),
+            "losses": [],
+            "dev": [],
+            "stopped_at": walked.steps,
+        }
+        return MezoTuned(checkpoint, walked, task, readout, report)
 
     def to_bytes(self) -> bytes:
         """A safetensors file: four bytes a step and direction, the region's places, and a header."""
@@ -197,27 +142,120 @@ class Trajectory(Shown):
             raise CheckpointError(f"{path} can't be read as a trajectory ({error}): make or fetch it again") from None
 
 
-class ReplayedTensors(Mapping[str, Tensor]):
-    """The tuned tensors of a trajectory, each made from the base's when it is asked for, in the dtype that files hold."""
+@dataclass(frozen=True, eq=False)
+class MezoTuned(Result):
+    """A checkpoint tuned by MeZO: its base, and the trajectory that its weights are made again from.
 
-    def __init__(self, trajectory: Trajectory, base: Checkpoint, device: torch.device | None = None) -> None:
-        self._trajectory, self._base, self._device = trajectory, base, device
+    Attributes:
+        readout: the base's phrase embeddings, for a sentence encoder.
+        report: what was done; fewer fields for one that was replayed.
+    """
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._trajectory.tensors:
-            raise KeyError(name)
-        made, entry = self._trajectory.weights(self._base, name, self._device), self._base.entries[name]
-        if not isinstance(made, RegionTensor):
-            return made.parameter.detach().to("cpu", entry.dtype)
-        whole = made.parameter.detach().clone()
-        whole.view(-1)[made.indices] = made.values.to(entry.dtype)
-        return whole.cpu()
+    base: Checkpoint
+    trajectory: Trajectory
+    task: Task
+    readout: PhraseReadout | None
+    report: dict[str, Any]
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._trajectory.tensors)
+    @property
+    def tensors(self) -> MadeTensors:
+        """The tuned tensors, each made when it is asked for."""
+        return MadeTensors(self.trajectory, self.base)
 
-    def __len__(self) -> int:
-        return len(self._trajectory.tensors)
+    @property
+    def summary(self) -> list[str]:
+        """How far it went, and how the objective and the dev examples came out."""
+        report = self.report
+        sentences = [f"{report['moved']:,} of {report['movable']:,} weights moved in {self.trajectory.steps:,} steps."]
+        if last := report["losses"][-_RECENT:]:
+            sentences.append(f"The objective came to {sum(last) / len(last):.3f} over the last {len(last)} steps.")
+        if dev := report["dev"]:
+            best = max(dev, key=lambda scored: scored["value"])
+            sentences.append(
+                f"The weights kept are those of step {best['step']:,}, {best['value']:.3f} on the dev examples."
+            )
+        return sentences
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Mean objective up to each evaluation of the dev examples, or each tenth of the way, and what they scored there."""
+        losses, dev = self.report["losses"], {scored["step"]: scored for scored in self.report["dev"]}
+        stops = sorted(dev) or sorted({-(-len(losses) * tenth // 10) for tenth in range(1, 11)})
+        rows: list[list[Any]] = []
+        for start, stop in zip([0, *stops], stops, strict=False):
+            mean = float(np.mean(losses[start:stop])) if losses[start:stop] else None
+            rows.append([stop, mean, dev[stop]["value"] if stop in dev else None])
+        return ["step", "objective", self.task.metric], rows
+
+    def skill(self) -> SparseDelta:
+        """The tuned region as a skill's delta; raises OptionError where whole tensors were tuned."""
+        if self.trajectory.region is None:
+            raise OptionError("only a region's weights make a skill: tune with `only` or `where`")
+        made = {name: self.trajectory.weights(self.base, name) for name in self.trajectory.tensors}
+        parts = {name: (self.trajectory.region[name], tensor.values) for name, tensor in made.items()}
+        return SparseDelta.from_parts(
+            self.base,
+            parts,
+            movable=sum(self.base.entries[name].size for name in self.base.block_weights()),
+            metadata={"task": json.dumps(self.task.spec()), "metrics": "{}"},
+        )
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a Hugging Face folder with the base's files, dtypes and tensor names, the trajectory and `report.json`.
+
+        A tuned region is written as a skill too, in the folder's `skill`.
+        """
+        check_apart(Path(folder), self.base.folder)
+        with new_folder(Path(folder), overwrite=overwrite) as staged:
+            rewrite(self.base, self.tensors, staged)
+            readouts = {readout_file(self.task): self.readout.to_bytes()} if self.readout else {}
+            for name, content in readouts.items():
+                replace_bytes(staged / name, content)
+            self.trajectory.save(staged / TRAJECTORY_FILE)
+            replace_json(staged / "report.json", self.report)
+            if self.trajectory.region is not None:
+                self._save_skill(staged / "skill", readouts)
+        return Path(folder)
+
+    def _save_skill(self, folder: Path, readouts: dict[str, bytes]) -> None:
+        delta = self.skill()
+        for name, content in {SKILL_FILE: delta.to_bytes(), **readouts}.items():
+            replace_bytes(folder / name, content)
+        call = {"graft": {"base": str(self.base), "weights": delta.weights}}
+        figures = {"weights": delta.weights, "sparsity": delta.sparsity, "movable": delta.movable, "method": "mezo"}
+        made = {key: self.report[key] for key in ("schema", "surgery", "made", "inputs", "seed")}
+        replace_json(folder / "report.json", {**made, "call": call, "task": self.task.spec(), **figures})
+
+    @classmethod
+    def load(cls, folder: str | Path, base: str | Path | Checkpoint | None = None) -> "MezoTuned":
+        """Read what `save` wrote, without the task's examples.
+
+        Args:
+            base: what it was tuned from; by default where that lay then.
+
+        Raises:
+            CheckpointError: no report of such a tuning, or a base that isn't the one it names.
+        """
+        path = Path(folder).expanduser() / "report.json"
+        try:
+            report = load_json(path, dict[str, Any])
+            call, task = report["call"]["tune"], Task.from_spec(report["task"])
+            report["losses"], report["dev"], report["moved"], report["movable"]
+        except (OSError, JsonError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is no report of a tuning by MeZO ({error!r}): name a folder that it wrote"
+            ) from None
+        trajectory = Trajectory.load(path.with_name(TRAJECTORY_FILE))
+        before, after = open_checkpoint(call["base"] if base is None else base), Checkpoint(folder)
+        trajectory.check_base(before)
+        return cls(before, trajectory, task, _kept_readout(after, task), report)
+
+
+def _kept_readout(checkpoint: Checkpoint, task: Task) -> PhraseReadout | None:
+    file = checkpoint.folder / readout_file(task)
+    if checkpoint.structure.kind != "encoder" or not file.exists():
+        return None
+    phrases = tuple(task.phrases[label] for label in task.labels)
+    return PhraseReadout.from_file(file, load_tokenizer(checkpoint), phrases, task.max_length)
 
 
 def _checksum(header: str, arrays: Mapping[str, Tensor]) -> str:
@@ -226,8 +264,3 @@ def _checksum(header: str, arrays: Mapping[str, Tensor]) -> str:
         total.update(name.encode())
         total.update(arrays[name].contiguous().view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-def coefficients_of(rate: float, slopes: Sequence[float]) -> NDArray[np.float32]:
-    """What a step adds of each direction's noise: minus the learning rate times the mean slope's share."""
-    return (-rate / len(slopes) * np.asarray(slopes, np.float64)).astype(np.float32)

@@ -84,6 +84,11 @@ class TunedTensor:
         """All of the tensor for each scale."""
         return self.pieces(shift, 0, slice(0, len(self.parameter)))
 
+    def written(self, stored: Tensor) -> Tensor:
+        """The whole tensor as files are to hold it; `stored` as they hold the base's, on the CPU."""
+        own = self.parameter.detach()
+        return (own if own.dtype == stored.dtype else self.values.view(stored.shape)).to("cpu", stored.dtype)
+
     def _float32(self, axis: int, units: Units) -> Float32[Tensor, "..."]:
         return _take(self.parameter.detach(), axis, units)
 
@@ -144,11 +149,19 @@ class RegionTensor(TunedTensor):
     """
 
     def __init__(
-        self, name: str, number: int, parameter: Tensor, noise: Noise, indices: Int64[Tensor, " weights"]
+        self,
+        name: str,
+        number: int,
+        parameter: Tensor,
+        noise: Noise,
+        indices: Int64[Tensor, " weights"],
+        stored: Tensor | None = None,
     ) -> None:
+        """`stored`: the tensor as the checkpoint's files hold it, where the model's dtype holds less."""
         super().__init__(name, number, parameter, noise)
         self.indices = indices.to(parameter.device)
-        self._values = parameter.detach().reshape(-1)[self.indices].float()
+        held = (parameter if stored is None else stored).detach().reshape(-1)
+        self._values = held[indices.to(held.device)].float().to(parameter.device)
         self._made: tuple[Place | None, Tensor] = (None, self._values)
         self._units: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -170,6 +183,12 @@ class RegionTensor(TunedTensor):
     def walk(self, terms: Terms) -> None:
         """Add a sum of noises to the tuned weights, term by term."""
         self.noise.walk_at(self._values, self.indices, self.number, terms)
+
+    def written(self, stored: Tensor) -> Tensor:
+        """The whole tensor as files are to hold it; `stored` as they hold the base's, on the CPU."""
+        whole = stored.clone()
+        whole.view(-1)[self.indices.cpu()] = self._values.to("cpu", stored.dtype)
+        return whole
 
     def pieces(self, shift: Shift, axis: int, units: Units) -> Sequence[Tensor]:
         """The weights of some rows or columns, ascending where they aren't a slice, for each scale."""
