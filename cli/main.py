@@ -5,18 +5,44 @@ from collections.abc import Sequence
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from cli import bottleneck, graft, pcfg, pcfg_compile, pcfg_pretrain, probe, score, skill, tint, tune, unlearn
+from cli import (
+    bottleneck,
+    graft,
+    pcfg,
+    pcfg_compile,
+    pcfg_pretrain,
+    probe,
+    score,
+    skill,
+    tint,
+    tune,
+    tune_mezo,
+    unlearn,
+)
 from cli.flags import with_flags
 from cli.render import print_error
 
+
+class _Commands(TyperGroup):
+    """Commands of which some are called by two words, such as `tune replay` beside `tune BASE`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command of the first words: the name, the command, and what is left for it."""
+        two = " ".join(args[:2])
+        return (two, self.commands[two], args[2:]) if two in self.commands else super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="surgery",
+    cls=_Commands,
     help="Find, move, remove and measure skills in language-model checkpoints.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 app.command()(tune.tune)
+app.command("tune replay")(tune_mezo.replay)
 app.command()(graft.graft)
 app.add_typer(skill.app, name="skill")
 app.command()(score.score)
@@ -63,6 +89,8 @@ def main() -> None:
 def _command(arguments: Sequence[str]) -> Any:
     """The command that these arguments ran."""
     command: Any = typer.main.get_command(app)
+    if (two := " ".join(arguments[:2])) in command.commands:
+        return command.commands[two]
     for word in arguments:
         command = getattr(command, "commands", {}).get(word, command)
     return command

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
+from cli import tune_mezo as mezo
 from cli.render import figure, print_json, print_need, progress_bar, say, say_repeated
 from cli.resuming import state_beside
 
@@ -26,18 +27,24 @@ def tune(
     phrase: options.Phrase = None,
     column: options.Column = None,
     max_length: options.MaxLength = 128,
+    method: Annotated[
+        str, typer.Option(help="gradient, or mezo: forward passes alone, in the memory of inference.")
+    ] = "gradient",
     optimizer: Annotated[
-        str,
-        typer.Option(help="Optimizer: sgd-l1, sgd, adamw or adamw-l1; only the first leaves a skill in few weights."),
-    ] = "sgd-l1",
+        str | None,
+        typer.Option(
+            help="Optimizer: sgd-l1, sgd, adamw or adamw-l1; only the first leaves a skill in few weights.",
+            show_default="sgd-l1",
+        ),
+    ] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", show_default="by optimizer and model")
+        float | None, typer.Option(help="Peak learning rate.", show_default="by optimizer and model; mezo probes it")
     ] = None,
     l1: Annotated[
         float | None, typer.Option(help="Strength of the pull towards the base.", show_default="by recipe")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps.", show_default="by the number of examples")
+        int | None, typer.Option(help="Optimizer steps.", show_default="by the number of examples; mezo 1000")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 16,
     accumulate: Annotated[int, typer.Option(help="Split a step's batch into this many pieces, to save memory.")] = 1,
@@ -50,6 +57,15 @@ def tune(
     outside: Annotated[
         list[str] | None, typer.Option(help="Train all but this skill's weights; may be repeated.", show_default=False)
     ] = None,
+    objective: mezo.ObjectiveName = None,
+    where: mezo.Where = None,
+    lora: mezo.Lora = None,
+    directions: mezo.Directions = None,
+    noise: mezo.NoiseKind = None,
+    eps: mezo.Eps = None,
+    momentum: mezo.Momentum = None,
+    residual: mezo.Residual = None,
+    force: mezo.Force = None,
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: Annotated[
@@ -68,15 +84,15 @@ def tune(
     """
 
     from surgery.files import check_output
-    from surgery.tuning.finetuning import tune as run
-    from surgery.tuning.memory_need import tune_need
-    from surgery.tuning.recipe import Recipe
 
+    own = {"objective": objective, "where": where, "lora": lora, "directions": directions, "noise": noise, "eps": eps}
+    own |= {"momentum": momentum, "residual": residual, "force": force}
+    mezo.check_method(method, own, {"optimizer": optimizer, "l1": l1, "outside": outside})
     if not dry_run:
         check_output(
             options.need_output(output), overwrite=overwrite, inputs=[base, data, dev, *(only or ()), *(outside or ())]
         )
-    recipe = Recipe(optimizer=optimizer, rate=rate, l1=l1, steps=steps, batch_size=batch_size, accumulate=accumulate)
+    paced: dict[str, Any] = {"rate": rate, "steps": steps, "batch_size": batch_size, "accumulate": accumulate}
     loaded = options.load_task(
         task,
         train=data,
@@ -90,7 +106,16 @@ def tune(
         max_length=max_length,
     )
     shared: dict[str, Any] = {"include": include or (), "exclude": exclude or (), "device": device, "dtype": dtype}
-    shared |= {"only": only or None, "outside": outside or None}
+    shared["only"] = only or None
+    if method == "mezo":
+        mezo.run(base, loaded, {**paced, **own}, shared, seed, output, dry_run=dry_run, overwrite=overwrite, json=json)
+        return
+    from surgery.tuning.finetuning import tune as run
+    from surgery.tuning.memory_need import tune_need
+    from surgery.tuning.recipe import Recipe
+
+    shared["outside"] = outside or None
+    recipe = Recipe(optimizer=optimizer or "sgd-l1", l1=l1, **paced)
     if dry_run:
         print_need(tune_need(base, loaded, recipe, **shared), json)
         return

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64, Integer
 
-from surgery.compiling import uninterrupted
 from pcfg.errors import GrammarError, OptionError
 from pcfg.sparse.forest import Forest, Items, best_of_forest, draw, grow_forest, root_edges
 from pcfg.sparse.kernels import (
@@ -30,6 +29,7 @@ from pcfg.sparse.kernels import (
     root_sum,
 )
 from pcfg.sparse.wide import inside_wide
+from surgery.compiling import uninterrupted
 from surgery.reporting.results import Shown
 
 Sentence = TypeVar("Sentence")

@@ -10,21 +10,21 @@ import numpy as np
 import torch
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from surgery.checkpoints.models import Model, load_model
+from surgery.checkpoints.models import load_model
 from surgery.checkpoints.region import Region
 from surgery.devices import pick_device
-from surgery.errors import OptionError
 from surgery.files import replace_json
+from surgery.memory import check_before
+from surgery.mezo.beginning import begin, check_ways, leaves, pick_precision
 from surgery.mezo.forward import ShiftedModel
 from surgery.mezo.locating import locate
+from surgery.mezo.memory_need import mezo_need, most_of_mezo
 from surgery.mezo.noise import Noise
 from surgery.mezo.objectives import Measure
 from surgery.mezo.pace import find_pace
 from surgery.mezo.recipe import MezoRecipe, Objective, Pace
 from surgery.mezo.training import MezoLoop, check_halves
 from surgery.mezo.trajectory import MezoTuned, Trajectory
-from surgery.mezo.walk import Precision
-from surgery.mezo.weights import TunedTensor
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.resuming import digest, read_state, resumable
@@ -43,6 +43,7 @@ def tune(
     objective: str | Objective = "loss",
     only: Regions | None = None,
     where: str | None = None,
+    lora: int | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     onward: Trajectory | None = None,
@@ -63,6 +64,7 @@ def tune(
         only: tune a region's weights alone, a skill's for instance; they are float32, whatever the model is.
         where: locate a region at the base: `gradient:1e-4` (the share of the weights with the largest gradients, by
             one pass backwards) or `random:1e-4`.
+        lora: tune low-rank factors of this rank beside the matrices, by the library `peft`, in float32.
         include, exclude: patterns over tensor names, as `Checkpoint.block_weights` takes them.
         onward: a trajectory from the same base to go on from, such as `trajectory.cut(400)`.
         residual: keep eight more bits of each weight where whole tensors are tuned in bfloat16.
@@ -81,23 +83,23 @@ def tune(
     task.need("train")
     limits = Limits.of(checkpoint, include, exclude, only)
     kind = str(dtype or "float32").removeprefix("torch.")
-    if where is not None and only is not None:
-        raise OptionError("give `only` or `where`, not both")
-    precision = _precision(kind, limits.only is not None or where is not None, residual, force)
+    few = check_ways(only=only, where=where, lora=lora)
+    precision = pick_precision(kind, few, residual, force)
+    asked: dict[str, Any] = {"only": only, "where": where, "lora": lora, "residual": residual}
+    asked |= {"include": include, "exclude": exclude, "device": place, "dtype": kind}
+    check_before(most_of_mezo(checkpoint, task, recipe), lambda: mezo_need(checkpoint, task, recipe, **asked), place)
     model = load_model(checkpoint, device=place, dtype=kind)
     readout = pick_readout(model, task)
     region = limits.only if where is None else locate(where, model, readout, task, limits.names, seed)
-    trajectory = _begin(checkpoint, limits, region, recipe, precision, seed, onward)
-    tensors = _tensors(model, trajectory)
-    call: dict[str, Any] = {
-        "base": str(checkpoint),
-        "method": "mezo",
-        "dtype": kind,
-        "include": list(include),
-        "exclude": list(exclude),
-    }
-    call |= {"objective": objective if isinstance(objective, str) else repr(objective), "where": where, **limits.call}
-    shifted = ShiftedModel(model.module, tensors)
+    new = Trajectory(
+        checkpoint.fingerprint, Noise(recipe.noise, seed), (), np.zeros((0, recipe.directions), np.float32)
+    )
+    new = replace(new, precision=precision, momentum=recipe.momentum, about={"task": task.spec()})
+    trajectory, tensors = begin(model, new, limits.names, region, lora, onward)
+    call: dict[str, Any] = {"base": str(checkpoint), "method": "mezo", "dtype": kind, "where": where, "lora": lora}
+    call |= {"include": list(include), "exclude": list(exclude), **limits.call}
+    call |= {"objective": objective if isinstance(objective, str) else repr(objective)}
+    shifted = ShiftedModel(model.module, leaves(tensors))
     try:
         measure = Measure(shifted, model, readout, task, objective, recipe.accumulate)
         check_halves(measure)
@@ -109,7 +111,7 @@ def tune(
     finally:
         shifted.close()
     best = max(history["dev"], key=lambda scored: scored["value"])["step"] if history["dev"] else pace.steps
-    about = {"task": task.spec(), "pace": pace._asdict(), "objective": call["objective"]}
+    about = {**trajectory.about, "pace": pace._asdict(), "objective": call["objective"]}
     done = replace(trajectory, coefficients=loop.coefficients[: loop.first + best].copy(), about=about)
     report = {
         **provenance(call={"tune": call}, inputs={"base": checkpoint.fingerprint}, seed=seed),
@@ -124,77 +126,6 @@ def tune(
         "seconds": round(time.monotonic() - began, 2),
     }
     return MezoTuned(checkpoint, done, task, readout if isinstance(readout, PhraseReadout) else None, report)
-
-
-def _precision(kind: str, region: bool, residual: bool, force: bool) -> Precision:
-    """How tuned weights are kept; raises OptionError for what would lose most of the steps."""
-    if kind not in ("float32", "bfloat16"):
-        raise OptionError(f"`dtype` {kind} isn't for tuning: float32 or bfloat16")
-    if kind == "float32" or region:
-        return "float32"
-    if not residual and not force:
-        raise OptionError(
-            f"bfloat16 weights without `residual` can't hold the steps: {_loss_of_16_bits()}; keep it, or `force` it"
-        )
-    return "residual" if residual else "bfloat16"
-
-
-def _loss_of_16_bits() -> str:
-    """What becomes of 100 steps of a usual size in bfloat16, measured on the spot."""
-    from surgery.mezo.weights import SixteenBitTensor
-
-    start = torch.randn(4096, generator=torch.Generator().manual_seed(0)).mul_(0.02).bfloat16()
-    noise, size = Noise(), 1e-5
-    walk = Trajectory("", noise, ("weights",), np.full((100, 1), size, np.float32))
-    kept = SixteenBitTensor("weights", 0, start.clone(), noise)
-    true = TunedTensor("weights", 0, start.float(), noise)
-    for tensor in (kept, true):
-        tensor.walk(walk.terms())
-    went, wanted = kept.values.float() - start.float(), true.values - start.float()
-    share, off = float((went * wanted).sum() / wanted.square().sum()), float((went - wanted).norm() / wanted.norm())
-    return f"of 100 steps of {size:g} on weights of size .02, a share of {share:.2f} arrives, with an error {off:.1f} times the whole movement"
-
-
-def _begin(
-    checkpoint: Checkpoint,
-    limits: Limits,
-    region: Region | None,
-    recipe: MezoRecipe,
-    precision: Precision,
-    seed: int,
-    onward: Trajectory | None,
-) -> Trajectory:
-    """A trajectory without a step, or the one to go on from; raises OptionError where that moves something else."""
-    indices = None if region is None else dict(region.indices)
-    names = limits.names if indices is None else tuple(sorted(indices))
-    empty = np.zeros((0, recipe.directions), np.float32)
-    new = Trajectory(
-        checkpoint.fingerprint, Noise(recipe.noise, seed), names, empty, precision, recipe.momentum, indices
-    )
-    if onward is None:
-        return new
-    onward.check_base(checkpoint)
-    same = onward.tensors == names and (onward.precision, onward.momentum) == (precision, recipe.momentum)
-    same = same and onward.coefficients.shape[1] == recipe.directions and onward.noise.kind == recipe.noise
-    if same and indices is not None:
-        same = onward.region is not None and all(torch.equal(onward.region[name], indices[name]) for name in names)
-    if not same or (onward.region is None) != (indices is None):
-        raise OptionError(
-            "`onward` moved other weights, or in another way (dtype, noise, directions, momentum): give what it was tuned with"
-        )
-    return onward
-
-
-def _tensors(model: Model, trajectory: Trajectory) -> list[TunedTensor]:
-    """What is tuned, at the trajectory's end."""
-    tensors = []
-    for number, name in enumerate(trajectory.tensors):
-        stored = None if trajectory.region is None else model.checkpoint.tensor(name)
-        tensor = trajectory.tuned(number, model.parameters[name], stored)
-        if trajectory.steps:
-            tensor.walk(trajectory.terms())
-        tensors.append(tensor)
-    return tensors
 
 
 def _pace(
@@ -222,7 +153,9 @@ def _identity(
         "examples": digest([task.train, task.dev]),
         "recipe": asdict(recipe),
         "seed": seed,
-        "begins": digest([list(trajectory.tensors), trajectory.precision, trajectory.coefficients.tolist()]),
+        "begins": digest(
+            [list(trajectory.tensors), trajectory.precision, trajectory.rank, trajectory.coefficients.tolist()]
+        ),
         "region": trajectory.region and Region(trajectory.region).digest,
         "objective": call["objective"],
         "dtype": call["dtype"],

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from surgery.errors import CheckpointError
 from surgery.files import replace_json
+from surgery.mezo.beginning import Tuned
 from surgery.mezo.log import StepLog
 from surgery.mezo.objectives import Measure, probe_step
 from surgery.mezo.recipe import MezoRecipe, Pace
 from surgery.mezo.trajectory import Trajectory
 from surgery.mezo.walk import coefficients_of
-from surgery.mezo.weights import TunedTensor
 from surgery.progress import Progress
 from surgery.resuming import read_state
 from surgery.tasks.scoring import score_model
@@ -36,7 +36,7 @@ class MezoLoop:
     def __init__(
         self,
         measure: Measure,
-        tensors: Sequence[TunedTensor],
+        tensors: Sequence[Tuned],
         trajectory: Trajectory,
         recipe: MezoRecipe,
         pace: Pace,

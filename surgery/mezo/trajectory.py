@@ -19,8 +19,10 @@ from surgery.checkpoints.models import load_model, load_tokenizer
 from surgery.errors import CheckpointError, OptionError
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
 from surgery.jsonfile import JsonError, load_json, parse_json
+from surgery.mezo.adapters import save_adapter
 from surgery.mezo.noise import Kind, Noise
 from surgery.mezo.walk import MadeTensors, Precision, Walk
+from surgery.mezo.weights import LowRankTensor, RegionTensor
 from surgery.provenance import provenance
 from surgery.reporting.results import Result, Shown
 from surgery.tasks.readout import PhraseReadout, readout_file
@@ -40,6 +42,7 @@ class _Header(TypedDict):
     seed: int
     precision: Precision
     momentum: float
+    rank: int | None
     tensors: list[str]
     about: dict[str, Any]
 
@@ -98,6 +101,7 @@ class Trajectory(Walk, Shown):
             "seed": self.noise.seed,
             "precision": self.precision,
             "momentum": self.momentum,
+            "rank": self.rank,
             "tensors": list(self.tensors),
             "about": dict(self.about),
         }
@@ -134,6 +138,7 @@ class Trajectory(Walk, Shown):
                 precision=header["precision"],
                 momentum=header["momentum"],
                 region=region or None,
+                rank=header["rank"],
                 about=header["about"],
             )
         except FileNotFoundError:
@@ -190,8 +195,11 @@ class MezoTuned(Result):
         """The tuned region as a skill's delta; raises OptionError where whole tensors were tuned."""
         if self.trajectory.region is None:
             raise OptionError("only a region's weights make a skill: tune with `only` or `where`")
-        made = {name: self.trajectory.weights(self.base, name) for name in self.trajectory.tensors}
-        parts = {name: (self.trajectory.region[name], tensor.values) for name, tensor in made.items()}
+        region, parts = self.trajectory.region, {}
+        for name in self.trajectory.tensors:
+            made = self.trajectory.weights(self.base, name)
+            assert isinstance(made, RegionTensor)
+            parts[name] = (region[name], made.values)
         return SparseDelta.from_parts(
             self.base,
             parts,
@@ -202,7 +210,8 @@ class MezoTuned(Result):
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a Hugging Face folder with the base's files, dtypes and tensor names, the trajectory and `report.json`.
 
-        A tuned region is written as a skill too, in the folder's `skill`.
+        A tuned region is written as a skill too, in the folder's `skill`; low-rank factors as `peft` reads them, in its
+        `adapter`.
         """
         check_apart(Path(folder), self.base.folder)
         with new_folder(Path(folder), overwrite=overwrite) as staged:
@@ -214,6 +223,10 @@ class MezoTuned(Result):
             replace_json(staged / "report.json", self.report)
             if self.trajectory.region is not None:
                 self._save_skill(staged / "skill", readouts)
+            if self.trajectory.rank is not None:
+                made = [self.trajectory.weights(self.base, name) for name in self.trajectory.tensors]
+                low = [tensor for tensor in made if isinstance(tensor, LowRankTensor)]
+                save_adapter(staged / "adapter", self.base, low, self.trajectory.rank)
         return Path(folder)
 
     def _save_skill(self, folder: Path, readouts: dict[str, bytes]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, OptionError
 from surgery.mezo.noise import Noise, Terms
-from surgery.mezo.weights import RegionTensor, RoundedTensor, SixteenBitTensor, TunedTensor
+from surgery.mezo.weights import LowRankTensor, RegionTensor, RoundedTensor, SixteenBitTensor, TunedTensor, factors
 
 Precision = Literal["float32", "residual", "bfloat16"]
 _NEGLIGIBLE = 1e-3  # of a movement that momentum carries on
@@ -31,6 +31,7 @@ class Walk:
         precision: `float32`; `residual`, bfloat16 and eight bits; or `bfloat16`, rounded after each step.
         momentum: the share of a step's movement that the next repeats.
         region: places of tuned weights by tensor, where not all of it is tuned.
+        rank: of the factors that are tuned in place of the tensors themselves.
         about: task, rates and whatever else a reader wants to know.
     """
 
@@ -41,6 +42,7 @@ class Walk:
     precision: Precision = "float32"
     momentum: float = 0.0
     region: Mapping[str, Tensor] | None = None
+    rank: int | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -91,9 +93,14 @@ class Walk:
                 f"{base} isn't what the trajectory began at: its fingerprint is {base.fingerprint[:16]} instead of {self.base[:16]}; give that base"
             )
 
-    def weights(self, base: Checkpoint, name: str, device: torch.device | None = None) -> TunedTensor:
+    def weights(self, base: Checkpoint, name: str, device: torch.device | None = None) -> TunedTensor | LowRankTensor:
         """One tensor at the end of the trajectory, made from the base's in one pass."""
         number = self.tensors.index(name)
+        if self.rank is not None:
+            columns = name in self.about.get("columns", ())
+            low = factors(name, number, base.entries[name].shape, self.rank, self.noise, columns, device=device)
+            low.walk(self.terms())
+            return low
         stored = base.tensor(name, device)
         if self.region is None:  # which is written to, as the files' own memory must not be
             stored = stored.to(torch.float32 if self.precision == "float32" else torch.bfloat16, copy=True)
@@ -109,8 +116,7 @@ class Walk:
             after = made.written(before)
             movable += made.count
             stored += int((after != before).sum())
-            start = before.reshape(-1)[made.indices] if isinstance(made, RegionTensor) else before.reshape(-1)
-            moved += int((made.values != start.to(made.values.dtype)).sum())
+            moved += made.moved(before)
         return {"movable": movable, "moved": stored, "rounded_away": max(0, moved - stored)}
 
 

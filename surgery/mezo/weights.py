@@ -15,6 +15,8 @@ from torch import Tensor
 from surgery.mezo.noise import Noise, Place, Terms
 
 SCRATCH = 4 << 20  # bytes of weights that are made at once
+FIRST = 0xFFFFFFFF  # the step whose noise the first values of factors are
+LORA_SCALE = 2.0  # alpha over rank (Malladi et al. 2023, appendix)
 Units = slice | Tensor  # rows or columns of a tensor, which a vector has one a weight of
 
 
@@ -83,6 +85,10 @@ class TunedTensor:
     def versions(self, shift: Shift) -> Sequence[Tensor]:
         """All of the tensor for each scale."""
         return self.pieces(shift, 0, slice(0, len(self.parameter)))
+
+    def moved(self, stored: Tensor) -> int:
+        """How many weights aren't what the base's are, before they are rounded to the files' dtype."""
+        return int((self.values.cpu() != stored.reshape(-1).to(self.values.dtype)).sum())
 
     def written(self, stored: Tensor) -> Tensor:
         """The whole tensor as files are to hold it; `stored` as they hold the base's, on the CPU."""
@@ -184,6 +190,10 @@ class RegionTensor(TunedTensor):
         """Add a sum of noises to the tuned weights, term by term."""
         self.noise.walk_at(self._values, self.indices, self.number, terms)
 
+    def moved(self, stored: Tensor) -> int:
+        """How many weights aren't what the base's are."""
+        return super().moved(stored.reshape(-1)[self.indices.cpu()])
+
     def written(self, stored: Tensor) -> Tensor:
         """The whole tensor as files are to hold it; `stored` as they hold the base's, on the CPU."""
         whole = stored.clone()
@@ -231,6 +241,65 @@ class RegionTensor(TunedTensor):
             local = torch.searchsorted(units, sorted_units[inside])
         flat = self.indices[chosen]
         return chosen, local * width + flat % width if axis == 0 else flat // width * shape[1] + local
+
+
+class LowRankTensor:
+    """A matrix that factors are added to, in float32: scale * B A, or its transpose where outputs are columns.
+
+    Attributes:
+        down: A, [rank, inputs]. `up`: B, [outputs, rank].
+    """
+
+    def __init__(self, name: str, down: TunedTensor, up: TunedTensor, scale: float, transposed: bool) -> None:
+        self.name, self.down, self.up, self.scale, self.transposed = name, down, up, scale, transposed
+
+    @property
+    def count(self) -> int:
+        """How many numbers are tuned."""
+        return self.down.count + self.up.count
+
+    def walk(self, terms: Terms) -> None:
+        """Add a sum of noises to both factors, term by term."""
+        self.down.walk(terms)
+        self.up.walk(terms)
+
+    def moved(self, stored: Tensor) -> int:
+        """How many of the matrix's weights are moved, before they are rounded to the files' dtype."""
+        return int((self._product() != 0).sum())
+
+    def written(self, stored: Tensor) -> Tensor:
+        """The matrix with the factors added, as files are to hold it; `stored` as they hold the base's."""
+        return (stored.float() + self._product()).to(stored.dtype)
+
+    def _product(self) -> Float32[Tensor, "rows columns"]:
+        product = self.scale * (self.up.parameter.detach() @ self.down.parameter.detach()).cpu()
+        return product.T if self.transposed else product
+
+
+def factors(
+    name: str,
+    number: int,
+    shape: Sequence[int],
+    rank: int,
+    noise: Noise,
+    transposed: bool,
+    made: tuple[Tensor, Tensor] | None = None,
+    device: torch.device | None = None,
+) -> LowRankTensor:
+    """Factors of a matrix of a shape at the base: A drawn by the noise's seed, B zero.
+
+    Args:
+        number: the matrix's; the factors are numbers 2 n and 2 n + 1 in the noise.
+        made: memory for A and B, such as an adapter's.
+    """
+    inputs, outputs = shape if transposed else reversed(shape)
+    down, up = made or (torch.empty(rank, inputs, device=device), torch.empty(outputs, rank, device=device))
+    drawn = Noise("gaussian", noise.seed).at(torch.arange(rank * inputs), Place(2 * number, FIRST))
+    with torch.no_grad():
+        down.copy_((drawn * (3 * inputs) ** -0.5).view(rank, inputs))
+        up.zero_()
+    parts = (TunedTensor(f"{name}, A", 2 * number, down, noise), TunedTensor(f"{name}, B", 2 * number + 1, up, noise))
+    return LowRankTensor(name, *parts, LORA_SCALE, transposed)
 
 
 def join(high: Tensor, low: Tensor) -> Tensor:

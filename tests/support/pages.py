@@ -65,6 +65,8 @@ def words(code):
 def find(line):
     """The command that the words after `surgery` lead to, and the words that are left for it."""
     command, left = _app(), list(line)
+    if (two := " ".join(left[:2])) in command.commands:
+        return command.commands[two], left[2:]
     while left and left[0] in getattr(command, "commands", {}):
         command = command.commands[left.pop(0)]
     return command, left
