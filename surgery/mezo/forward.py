@@ -92,9 +92,9 @@ class ShiftedModel:
         """A module's input, a part for each scale."""
         count, rows = len(self.shift.scales), self.shift.rows
         if count == 1:
-            return Parts(input, [input], 1)
+            return Parts(input, [input], None)
         if input.dim() and input.shape[0] % rows == 0:
-            return Parts(input, list(input.chunk(count)), 1)
+            return Parts(input, list(input.chunk(count)), None)
         if input.dim() and input.shape[0] == 1:  # the same for all rows, as positions may be
             return Parts(input, [input] * count, rows // count)
         raise CheckpointError(
@@ -113,14 +113,14 @@ class ShiftedModel:
 
 
 class Parts:
-    """A module's input, whole and in parts; `repeat`: how many rows of its output one row stands for."""
+    """A module's input, whole and in parts; `repeat`: how many rows one row stands for that all parts share; else None."""
 
-    def __init__(self, whole: Tensor, each: list[Tensor], repeat: int) -> None:
+    def __init__(self, whole: Tensor, each: list[Tensor], repeat: int | None) -> None:
         self.whole, self.each, self.repeat = whole, each, repeat
 
     def join(self, outputs: Sequence[Tensor]) -> Tensor:
         """The outputs of all parts as those of a batch."""
-        if self.repeat > 1:
+        if self.repeat:
             outputs = [output.expand(self.repeat, *output.shape[1:]) for output in outputs]
         return outputs[0] if len(outputs) == 1 else torch.cat(list(outputs))
 
@@ -175,7 +175,7 @@ class _Rows:
         assert tuned is not None, "a module is held for its tuned weight"
         rows, places = parts.whole.unique(return_inverse=True)
         pieces = tuned.pieces(self.model.shift, 0, rows)
-        each = places.chunk(len(pieces)) if parts.repeat == 1 else [places] * len(pieces)
+        each = [places] * len(pieces) if parts.repeat else places.chunk(len(pieces))
         return parts.join([F.embedding(place, piece) for place, piece in zip(each, pieces, strict=True)])
 
 
@@ -199,7 +199,7 @@ class _Whole:
                 outputs.append(self.plain(*(now[key] for key in range(len(inputs))), **{key: now[key] for key in more}))
         finally:
             self.part._parameters.update(own)
-        return min(split.values(), key=lambda parts: parts.repeat).join(outputs)
+        return min(split.values(), key=lambda parts: parts.repeat or 0).join(outputs)
 
 
 def _check_plain(name: str, part: nn.Module) -> None:

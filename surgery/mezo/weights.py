@@ -255,8 +255,8 @@ class LowRankTensor:
 
     @property
     def count(self) -> int:
-        """How many numbers are tuned."""
-        return self.down.count + self.up.count
+        """How many weights the matrix has."""
+        return len(self.up.parameter) * self.down.parameter.shape[1]
 
     def walk(self, terms: Terms) -> None:
         """Add a sum of noises to both factors, term by term."""
