@@ -14,6 +14,7 @@ from surgery.errors import MissingPackageError, OptionError
 from surgery.files import replace_bytes
 from surgery.mezo.noise import Noise
 from surgery.mezo.weights import LORA_SCALE, LowRankTensor, factors
+from surgery.quiet import quiet
 
 _ADAPTER = "default"
 
@@ -44,7 +45,8 @@ def with_factors(model: Model, columns: dict[str, bool], rank: int, noise: Noise
     peft = _peft()
     wanted = {name: _module_name(model.checkpoint, name) for name in columns}
     before = {name: model.module.get_submodule(module) for name, module in wanted.items()}
-    peft.inject_adapter_in_model(_config(peft, rank, list(wanted.values()), columns), model.module, _ADAPTER)
+    with quiet():  # it asks a model for all of its attributes, deprecated ones too
+        peft.inject_adapter_in_model(_config(peft, rank, list(wanted.values()), columns), model.module, _ADAPTER)
     model.module.eval().requires_grad_(False)
     tensors = []
     for number, (name, module) in enumerate(wanted.items()):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int8, Int64
+from jaxtyping import Float, Float32, Int8, Int64
 from torch import Tensor
 
 from surgery.mezo.noise import Noise, Place, Terms
@@ -55,7 +55,7 @@ class TunedTensor:
         return self.parameter.numel()
 
     @property
-    def values(self) -> Float32[Tensor, " weights"]:
+    def values(self) -> Float[Tensor, " weights"]:
         """The tuned weights as they stand."""
         return self.parameter.detach().reshape(-1)
 

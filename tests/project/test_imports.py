@@ -33,6 +33,7 @@ ALLOWED = {
     # after a kill is written once; none of it knows of checkpoints.
     "pcfg": (
         "pcfg",
+        "surgery.compiling",
         "surgery.devices",
         "surgery.files",
         "surgery.jsonfile",
@@ -47,7 +48,7 @@ ALLOWED = {
     ),
     "surgery": ("surgery",),
 }
-METHODS = ("surgery.grafting", "surgery.unlearning", "surgery.tint")
+METHODS = ("surgery.grafting", "surgery.unlearning", "surgery.tint", "surgery.mezo")
 
 
 def imports():
@@ -102,6 +103,7 @@ def test_only_one_module_imports_matplotlib_and_one_rich():
         "import surgery",
         "import surgery.unlearning",
         "import surgery.tint",
+        "import surgery.mezo",
         "import pcfg",
         "import probes",
         "import cli.main",
@@ -123,6 +125,7 @@ def test_heavy_libraries_wait_until_they_are_needed(statement):
         "surgery.grafting",
         "surgery.unlearning",
         "surgery.tint",
+        "surgery.mezo",
         "pcfg",
         "probes",
     ],
