@@ -22,6 +22,7 @@ from pcfg.treebanks.cleaning import clean_trees
 from pcfg.treebanks.trees import Tree
 from probes import controls
 from probes.activations import Activations
+from probes.calibration import calibrate
 from probes.catalog import measure_all
 from probes.causal import Removal, remove_directions, score_heads
 from probes.dataset import Dataset, check_pairs
@@ -174,6 +175,7 @@ def _probe(
         best = best_layer(measures)
         examples = _examples(dataset, states.layer(best), best)
         loss, removals = _loss(model, dataset, states, layers, settings)
+        calibration = calibrate(model, dataset, states, layers, progress=settings.progress)
     some = [dataset.trees[i] for i in dataset.test[:_CAUSAL]] if model.bridge is not None else []
     return ProbeReport(
         provenance=_origin(call, about, inputs, settings.seed),
@@ -189,6 +191,7 @@ def _probe(
         examples=examples,
         notes=_notes(model, dataset),
         seconds=round(time.monotonic() - began, 1),
+        calibration=calibration,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from probes.calibration import Calibration
 from probes.catalog import METRICS, PROBES
 from probes.causal import Head, Removal
 from probes.intervals import Measure
@@ -46,6 +47,7 @@ class Findings:
         examples: some test sentences with their charts.
         notes: what a reader must know.
         seconds: how long it took.
+        calibration: probes and ablations held to what is known, for a compiled grammar.
     """
 
     provenance: dict[str, Any]
@@ -61,6 +63,7 @@ class Findings:
     examples: tuple[Example, ...]
     notes: tuple[str, ...]
     seconds: float
+    calibration: Calibration | None = None
 
     def find(self, probe: str, source: str, metric: str, layer: int | None = None, group: str = "") -> Measure | None:
         """Return the measure of that probe, source, metric, layer and group, or None."""
@@ -132,6 +135,24 @@ class Findings:
             found.append(f"{which} won by more than the 95% intervals.")
         return found or [f"Layer {best} describes the training spans in the fewest bits."]
 
+    def _calibrated(self, found: Calibration) -> str:
+        """What linear probes, two-layer ones and ablations find where the answer is known."""
+        before, zeroed = found.before(), sum(head.zeroed for head in found.heads)
+        early = "" if before is None else f", and {before:.3f} at most before"
+        needing, others = sum(head.needing for head in found.heads), sum(head.others for head in found.heads)
+        random = sum(head.random_zeroed for head in found.heads)
+        r2 = [self.find(f"span-{kind}", "model", "r2", self.best_layer) for kind in ("two-layer", "linear")]
+        more = (
+            ""
+            if r2[0] is None or r2[1] is None
+            else f" Marginals are products: two layers' R2 is {r2[0].value - r2[1].value:.3f} above one's."
+        )
+        return (
+            f"The weights are a grammar, so what lies in each layer is known. Linear probes find inside scores with R2 {found.after():.4f} or more "
+            f"from the layer on that completes them{early}; a head taken out sets {zeroed:,} of the {needing:,} spans that need it to 0 and "
+            f"{others:,} others, a random one {random:,}.{more}"
+        )
+
     @property
     def unbeaten(self) -> list[str]:
         """Each probe and metric with the controls that it doesn't beat, as `depth f1: layer 0, right`."""
@@ -145,7 +166,10 @@ class Findings:
     def remarks(self) -> list[str]:
         """What a reader must know beside the summary."""
         best = ["The best layer is the embeddings: no layer says more of spans than they do."] * (not self.best_layer)
-        return [*best, *(f"Note: {note}." for note in self.notes)]
+        wrong = ["The calibration failed: probes or ablations don't find what is there."]
+        failed = wrong * (self.calibration is not None and not self.calibration.holds())
+        known = [] if self.calibration is None else [self._calibrated(self.calibration)]
+        return [*best, *failed, *known, *(f"Note: {note}." for note in self.notes)]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Return one row for each layer and control, one column for each metric; a star marks the best layer."""

@@ -26,8 +26,9 @@ class Scale:
             return cls(np.zeros(features.shape[1], np.float32), np.ones(features.shape[1], np.float32))
         rows = np.sort(rows)[:: max(1, len(rows) // _MOST_SCALED)]
         some = np.asarray(features[rows], np.float32)
-        spread = some.std(0)
-        return cls(some.mean(0), np.where(spread > 1e-6, spread, np.inf).astype(np.float32))
+        mean, spread = some.mean(0), some.std(0)
+        varies = spread > 1e-6 * np.abs(mean)  # small numbers may vary as large ones do
+        return cls(mean, np.where(varies, spread, np.inf).astype(np.float32))
 
     def __call__(self, some: np.ndarray) -> np.ndarray:
         """Return scaled rows, float32."""

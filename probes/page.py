@@ -22,6 +22,7 @@ def report_page(findings: Findings, drawings: Sequence[Drawing]) -> Page:
         _verdicts_table(findings),
         Heading("By label"),
         _labels_table(findings),
+        *_calibration_parts(findings),
         Heading("How to read this"),
         Text(_READING),
         Heading("Where it comes from"),
@@ -90,6 +91,37 @@ def _labels_table(findings: Findings) -> Table:
         [[m.group, interval(m)] for m in measures],
         {"R2, two-layer": "R squared of the marginals of spans of that label, with its 95% interval over sentences."},
     )
+
+
+def _calibration_parts(findings: Findings) -> list[Part]:
+    """For a compiled grammar: what probes and ablations find where it is known what is there."""
+    found = findings.calibration
+    if found is None:
+        return []
+    columns = ["words", "complete after layer", *(f"layer {layer}" for layer in found.layers)]
+    rows = [[w.words, w.complete, *(f"{r2:.4f}" for r2 in w.r2)] for w in found.widths]
+    heads = [[h.symbol, h.needing, h.zeroed, h.others, h.random_zeroed] for h in found.heads]
+    return [
+        Heading("Against what is known"),
+        Table(
+            "Linear probes of inside scores over the first words of sentences, from the state of the last of those words: R squared on "
+            "test sentences, the lowest over nonterminals.",
+            columns,
+            rows,
+            {
+                "complete after layer": "from this layer on the scores lie in the state as they are, and R squared should be 1."
+            },
+        ),
+        Table(
+            "A right child's head taken out of every inside layer: spans and labels whose inside score it sets to 0.",
+            ["right child", "spans that need it", "of those 0", "others 0", "0 by another head"],
+            heads,
+            {
+                "spans that need it": "they have a score, and none by the grammar's rules without that right child.",
+                "0 by another head": "of the spans that need it, those that another head, drawn at random, sets to 0.",
+            },
+        ),
+    ]
 
 
 _READING = (

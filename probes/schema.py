@@ -84,6 +84,25 @@ _VERDICT = _object(
         "beats": {"type": "boolean"},
     }
 )
+_WHOLE = {"type": "integer", "minimum": 0}
+_CALIBRATION = _object(
+    {
+        "layers": {"type": "array", "items": _WHOLE},
+        "widths": {
+            "type": "array",
+            "items": _object({"words": _WHOLE, "complete": _WHOLE, "r2": {"type": "array", "items": _NUMBER}}),
+        },
+        "heads": {
+            "type": "array",
+            "items": _object(
+                {
+                    "symbol": {"type": "string"},
+                    **dict.fromkeys(("needing", "zeroed", "others", "random_zeroed"), _WHOLE),
+                }
+            ),
+        },
+    }
+)
 REPORT_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "Report of surgery probe",
@@ -103,6 +122,7 @@ REPORT_SCHEMA: dict[str, Any] = {
             "examples": {"type": "array", "items": _EXAMPLE},
             "notes": {"type": "array", "items": {"type": "string"}},
             "seconds": _NUMBER,
+            "calibration": {"anyOf": [{"type": "null"}, _CALIBRATION]},
             "verdicts": {"type": "array", "items": _VERDICT},
         }
     ),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from probes.figures import causal, f1, heads, loss, marginals, selectivity, sentences
+from probes.figures import calibration, causal, f1, heads, loss, marginals, selectivity, sentences
 from probes.figures.drawing import Drawing
 from probes.findings import Findings
 
@@ -15,6 +15,7 @@ FIGURES: tuple[Callable[[Findings], list[Drawing]], ...] = (
     causal.drawings,
     heads.drawings,
     sentences.drawings,
+    calibration.drawings,
 )
 
 

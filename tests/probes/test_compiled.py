@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
-from pcfg import Grammar, compile_transformer
+from pcfg import Grammar, compile_transformer, sample
 from pcfg.compiled.compiling import save
+from pcfg.compiled.layers import InsideLayer
 from pcfg.sampling.tokenizer import tokenizer
-from probes import probe_spans
+from probes import ProbeReport, probe_spans
 from probes.activations import Activations
+from probes.calibration import calibrate
+from probes.dataset import Dataset
 from probes.linear import PairRegression
 from probes.probed_model import ProbedModel
 
@@ -65,9 +68,67 @@ def test_linear_probes_find_inside_scores_once_they_are_there(grammar, built, tm
             assert min(worst) >= 0.999 if layer >= width - 1 else max(worst) < 0.99, (width, layer, worst)
 
 
-def test_the_report_of_a_compiled_model(grammar, built):
+@pytest.fixture(scope="module")
+def english():
+    return Grammar.from_text("""
+        S -> NP VP [1.0]
+        NP -> Det N [0.5] | NP PP [0.3] | 'fish' [0.2]
+        VP -> V NP [0.7] | VP PP [0.3]
+        PP -> P NP [1.0]
+        Det -> 'the' [0.7] | 'that' [0.3]
+        N -> 'fish' [0.4] | 'light' [0.4] | 'watch' [0.2]
+        V -> 'light' [0.5] | 'watch' [0.5]
+        P -> 'like' [0.5] | 'with' [0.5]
+    """)
+
+
+@pytest.fixture(scope="module")
+def data(english):
+    return Dataset.of_grammar(english, sample(english, 600, seed=0, max_length=LENGTH), seed=0)
+
+
+def calibrated(grammar, data, folder):
+    model = ProbedModel.load(save(compile_transformer(grammar, max_length=LENGTH), grammar, folder / "m"), device="cpu")
+    layers = range(model.layers + 1)
+    return calibrate(model, data, Activations.collect(model, data.sentences, folder / "states", layers), layers)
+
+
+def test_calibration_finds_what_is_there(english, data, tmp_path):
+    """Each width from its own layer on, and heads zero exactly the spans that need them, where others leave some."""
+    found = calibrated(english, data, tmp_path)
+    assert found.holds() and found.after() >= 0.999 > 0.99 > found.before()
+    assert [(check.words, check.complete) for check in found.widths] == [(n, n - 1) for n in range(2, LENGTH + 1)]
+    assert {"NP", "VP", "PP", "N"} <= {head.symbol for head in found.heads if head.needing}
+    assert sum(head.random_zeroed for head in found.heads) < sum(head.needing for head in found.heads)
+
+
+@pytest.mark.parametrize("broken", ["heads", "layers"])
+def test_calibration_fails_where_something_is_wrong(english, data, tmp_path, broken, monkeypatch):
+    """Heads that do the next one's work; a layer that does nothing."""
+    if broken == "heads":
+        step = InsideLayer.step
+
+        def shifted(self, state, rules, places, mask):
+            return step(self, state, rules, places, None if mask is None else mask.roll(1))
+
+        monkeypatch.setattr(InsideLayer, "step", shifted)
+    else:
+        monkeypatch.setattr(InsideLayer, "step", lambda self, state, rules, places, mask: state)
+    assert not calibrated(english, data, tmp_path).holds()
+
+
+def test_nothing_is_calibrated_on_another_grammar(grammar, data, tmp_path):
+    assert calibrated(grammar, data, tmp_path) is None
+
+
+def test_the_report_of_a_compiled_model(grammar, built, tmp_path):
     """All probes run, beside a random grammar's as the untrained control, and the model's own words are the exact posterior."""
-    report = probe_spans(built, grammar, 60, layers=[2 * (LENGTH - 1)], seeds=1, device="cpu")
+    report = probe_spans(built, grammar, 150, layers=[2 * (LENGTH - 1)], seeds=1, device="cpu")
+    assert report.calibration.holds() and report.calibration.layers == (0, 2 * (LENGTH - 1))
+    assert "Linear probes find inside scores with R2 " in " ".join(report.remarks)
+    page = (report.save(tmp_path / "report") / "README.md").read_text()
+    assert "Against what is known" in page and (tmp_path / "report" / "calibration.png").exists()
+    assert ProbeReport.load(tmp_path / "report") == report
     assert report.find("none", "model", "kl", None).value == pytest.approx(0, abs=1e-5)
     assert report.find("span-linear", "untrained", "r2", report.layers[-1]) is not None
     assert report.loss["excess"]["value"] == pytest.approx(0, abs=1e-5)

@@ -1,0 +1,230 @@
+"""Calibration: the report's own instruments held to a compiled grammar, of which each number in each layer is known."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float64, Int64
+
+from pcfg.compiled.model import InsideOutsideTransformer
+from pcfg.grammars.grammar import Grammar
+from probes.activations import Activations
+from probes.dataset import Dataset
+from probes.linear import Scale
+from probes.probed_model import ProbedModel, pad
+from surgery.progress import Progress, silent
+
+FOUND = 0.999  # R squared from which a linear probe has found what lies there
+_MOST_WORDS, _FEWEST_TRAIN, _FEWEST_TEST = 6, 100, 20
+_PENALTY = 0.01
+_SENTENCES, _HEADS = 8, 8  # of the ablations
+
+
+@dataclass(frozen=True)
+class WidthCheck:
+    """Linear probes of inside scores over the first words of sentences, from the state of the last of those words.
+
+    Attributes:
+        words: in the span; `complete` is the layer after which its scores are right.
+        r2: of each probed layer, R squared on test sentences; the lowest over nonterminals.
+    """
+
+    words: int
+    complete: int
+    r2: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class HeadCheck:
+    """A right child's head taken out of every inside layer.
+
+    Attributes:
+        symbol: the right child.
+        needing: labelled spans of test sentences that have a score, and no tree without such a right child.
+        zeroed: of those, how many have the score 0 now; `others`: how many of the rest.
+        random_zeroed: of the needing spans, how many another head, drawn at random, sets to 0.
+    """
+
+    symbol: str
+    needing: int
+    zeroed: int
+    others: int
+    random_zeroed: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is found where it is known what is there.
+
+    Attributes:
+        layers: that were probed; `widths` and `heads` are what was found.
+    """
+
+    layers: tuple[int, ...]
+    widths: tuple[WidthCheck, ...]
+    heads: tuple[HeadCheck, ...]
+
+    def after(self) -> float:
+        """The lowest R squared at layers that have completed the width."""
+        return min(
+            (r2 for w in self.widths for n, r2 in zip(self.layers, w.r2, strict=True) if n >= w.complete), default=1.0
+        )
+
+    def before(self) -> float | None:
+        """The highest R squared at layers that haven't; None where there are none."""
+        return max(
+            (r2 for w in self.widths for n, r2 in zip(self.layers, w.r2, strict=True) if n < w.complete), default=None
+        )
+
+    def holds(self) -> bool:
+        """Whether linear probes find what is there and nothing before, and heads zero the spans that need them and no others."""
+        before = self.before()
+        exact = all(head.zeroed == head.needing and not head.others for head in self.heads)
+        return self.after() >= FOUND and (before is None or before < FOUND) and exact
+
+
+def calibrate(
+    model: ProbedModel, dataset: Dataset, states: Activations, layers: Sequence[int], *, progress: Progress = silent
+) -> Calibration | None:
+    """Check linear probes and head ablations on a compiled model; None for any other, or of another grammar than the data's."""
+    module, grammar = model.module, dataset.grammar
+    if not isinstance(module, InsideOutsideTransformer) or grammar is None or not _same(module, grammar):
+        return None
+    widths = []
+    for number, words in enumerate(range(2, min(_MOST_WORDS, module.slots.length) + 1)):
+        progress(number, _MOST_WORDS, "calibration")
+        check = _width(model, grammar, dataset, states, layers, words)
+        if check is not None:
+            widths.append(check)
+    return Calibration(tuple(layers), tuple(widths), _heads(model, grammar, dataset))
+
+
+def _same(module: InsideOutsideTransformer, grammar: Grammar) -> bool:
+    if (tuple(grammar.nonterminals), tuple(grammar.preterminals)) != (
+        module.slots.nonterminals,
+        module.slots.preterminals,
+    ):
+        return False
+    rules = torch.zeros(module.rules.shape, dtype=torch.float64)
+    columns = (torch.from_numpy(np.asarray(c, np.int64)) for c in (grammar.parents, grammar.left, grammar.right))
+    rules[tuple(columns)] = torch.from_numpy(grammar.rule_probs)
+    return torch.allclose(module.rules.detach().cpu().double(), rules, atol=1e-6)
+
+
+def _width(
+    model: ProbedModel, grammar: Grammar, dataset: Dataset, states: Activations, layers: Sequence[int], words: int
+) -> WidthCheck | None:
+    """Of sentences with so many words or more; None where those are too few."""
+    train, test = (some[dataset.lengths[some] >= words] for some in (dataset.train, dataset.test))
+    if len(train) < _FEWEST_TRAIN or len(test) < _FEWEST_TEST:
+        return None
+    scores = inside_scores(grammar, _word_scores(model, dataset, np.concatenate([train, test]), words))
+    wanted = scores[:, 0, words - 1, : len(grammar.nonterminals)]
+    split = (wanted[: len(train)], wanted[len(train) :])
+    varied = (split[0].std(0) > 0) & (split[1].std(0) > 0)
+    if not varied.any():
+        return None
+    rows = [dataset.bounds[some] + words - 1 for some in (train, test)]
+    r2 = tuple(_r2(states.layer(layer), rows, [some[:, varied] for some in split]) for layer in layers)
+    return WidthCheck(words, words - 1, r2)
+
+
+def _r2(features: np.ndarray, rows: list[np.ndarray], wanted: list[np.ndarray]) -> float:
+    """R squared on the second rows by ridge regression on the first; the lowest over columns of what is wanted there."""
+    from sklearn.linear_model import Ridge
+
+    scale = Scale.fit(features, rows[0])
+    kept = np.isfinite(scale.spread)
+    if not kept.any():
+        return 0.0
+    train, test = (scale(features[some])[:, kept].astype(np.float64) for some in rows)
+    spread = wanted[0].std(0)
+    probe = Ridge(alpha=_PENALTY).fit(train, wanted[0] / spread)
+    missed = ((probe.predict(test).reshape(len(test), -1) - wanted[1] / spread) ** 2).sum(0)
+    total = (((wanted[1] - wanted[1].mean(0)) / spread) ** 2).sum(0)
+    return float((1 - missed / total).min())
+
+
+def _word_scores(
+    model: ProbedModel, dataset: Dataset, numbers: Int64[np.ndarray, " some"], words: int
+) -> Float64[np.ndarray, "some words P"]:
+    """P(word | tag) of the first words of sentences, each times its scale in the model."""
+    assert dataset.grammar is not None
+    table, found = dataset.grammar.lexical_table, []
+    scales = model.module.scales.detach().cpu().double().numpy()
+    for sentence, encoded in zip(
+        (dataset.sentences[i][:words] for i in numbers),
+        model.encode([dataset.sentences[i][:words] for i in numbers]),
+        strict=True,
+    ):
+        ids = [token for token, word in zip(encoded.ids, encoded.words, strict=True) if word >= 0]
+        columns = [dataset.grammar.number_of(word, place) for place, word in enumerate(sentence)]
+        found.append(np.pad(table[:, columns].T * np.exp(scales[ids])[:, None], ((0, words - len(sentence)), (0, 0))))
+    return np.stack(found)
+
+
+def inside_scores(
+    grammar: Grammar, word_scores: Float64[np.ndarray, "B n P"], without: int | None = None
+) -> Float64[np.ndarray, "B n n S"]:
+    """Inside scores of symbols over words i to j, by the textbook's loops; [sentence, i, j, symbol].
+
+    Args:
+        without: a symbol; rules that have it on the right are left out.
+    """
+    count, n, _ = word_scores.shape
+    inner = len(grammar.nonterminals)
+    kept = np.ones(len(grammar.parents), bool) if without is None else grammar.right != without
+    parents, left, right = (column[kept] for column in (grammar.parents, grammar.left, grammar.right))
+    to_parents = np.zeros((len(parents), inner))
+    to_parents[np.arange(len(parents)), parents] = grammar.rule_probs[kept]
+    found = np.zeros((count, n, n, inner + word_scores.shape[2]))
+    found[:, np.arange(n), np.arange(n), inner:] = word_scores
+    for width in range(2, n + 1):
+        for i in range(n - width + 1):
+            j = i + width - 1
+            products = sum(found[:, i, k][:, left] * found[:, k + 1, j][:, right] for k in range(i, j))
+            found[:, i, j, :inner] = products @ to_parents
+    return found
+
+
+def _heads(model: ProbedModel, grammar: Grammar, dataset: Dataset) -> tuple[HeadCheck, ...]:
+    """The right children that most spans of some test sentences need."""
+    module, inner = model.module, len(grammar.nonterminals)
+    numbers = dataset.test[:_SENTENCES]
+    words = int(dataset.lengths[numbers].max())
+    scores = _word_scores(model, dataset, numbers, words)
+    there = inside_scores(grammar, scores)[..., :inner] > 0
+    needing = {
+        int(symbol): there & (inside_scores(grammar, scores, int(symbol))[..., :inner] == 0)
+        for symbol in np.unique(grammar.right)
+    }
+    chosen = sorted(needing, key=lambda symbol: -int(needing[symbol].sum()))[:_HEADS]
+    ids, mask = pad(model, model.encode([dataset.sentences[i] for i in numbers]))
+    random, found = np.random.default_rng(0), []
+    for symbol in chosen:
+        gone = there & ~_without(module, ids, mask, symbol, words)
+        other = int(random.choice([s for s in needing if s != symbol] or [symbol]))
+        by_other = there & ~_without(module, ids, mask, other, words)
+        own = needing[symbol]
+        found.append(
+            HeadCheck(
+                module.slots.symbols[symbol],
+                *(int(some.sum()) for some in (own, gone & own, gone & ~own, by_other & own)),
+            )
+        )
+    return tuple(found)
+
+
+@torch.no_grad()
+def _without(
+    module: InsideOutsideTransformer, ids: torch.Tensor, mask: torch.Tensor, symbol: int, words: int
+) -> Bool[np.ndarray, "B n n N"]:
+    """Which spans have an inside score where the symbol's head is out of every inside layer."""
+    slots = module.slots
+    heads = torch.ones(2 * (slots.length - 1), 2 * len(slots.symbols), dtype=module.rules.dtype, device=ids.device)
+    heads[: slots.length - 1, symbol] = 0
+    out = module(ids, mask, head_mask=heads, output_hidden_states=True)
+    state = out.hidden_states[slots.length - 1][:, 1 : 1 + words, slots.spans("inside")]  # after <s>
+    spans = state.unflatten(2, (len(slots.nonterminals), slots.length)) != 0  # [B, j, N, i]
+    return spans[..., :words].permute(0, 3, 1, 2).cpu().numpy()
