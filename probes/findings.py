@@ -166,7 +166,9 @@ class Findings:
     def remarks(self) -> list[str]:
         """What a reader must know beside the summary."""
         best = ["The best layer is the embeddings: no layer says more of spans than they do."] * (not self.best_layer)
-        wrong = ["The calibration failed: probes or ablations don't find what is there."]
+        wrong = [
+            "The calibration failed: probes don't find what is there, or heads zero other spans than those that need them."
+        ]
         failed = wrong * (self.calibration is not None and not self.calibration.holds())
         known = [] if self.calibration is None else [self._calibrated(self.calibration)]
         return [*best, *failed, *known, *(f"Note: {note}." for note in self.notes)]

@@ -8,7 +8,7 @@ import pytest
 from tests.support.pages import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
-METHODS = {"graft", "unlearn", "grammar", "probe", "tint"}
+METHODS = {"graft", "unlearn", "grammar", "compiled", "probe", "tint"}
 # What each shows when it runs: files back bit for bit, figures known beforehand (two trees of .6 and .4 have .673 nats).
 SHOWS = {
     "graft": ("<Skill: 1,064 weights", "True"),
