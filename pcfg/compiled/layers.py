@@ -23,7 +23,8 @@ from pcfg.compiled.slots import Slots
 class _Layer(nn.Module):
     """What both kinds share: named views of the state, and heads one by one where a hook is to see them.
 
-    Heads are added up as they are computed, unless one of three submodules has a forward hook. Then each has its own:
+    Heads are added up as they are computed, unless one of three submodules has a forward hook, or `heads_apart` is set. Then
+    each has its own:
 
     Attributes:
         head_in: gives the state that each head reads, [B, T, H, D].
@@ -38,12 +39,13 @@ class _Layer(nn.Module):
         super().__init__()
         self.slots = slots
         self.head_in, self.attention, self.head_out = nn.Identity(), nn.Identity(), nn.Identity()
+        self.heads_apart = False
 
     @property
     def hooked(self) -> bool:
-        """Whether a hook is to see heads one by one."""
+        """Whether heads are to be seen one by one."""
         points: tuple[Any, ...] = (self.head_in, self.attention, self.head_out)
-        return any(point._forward_hooks or point._forward_pre_hooks for point in points)
+        return self.heads_apart or any(point._forward_hooks or point._forward_pre_hooks for point in points)
 
     def summed(self, state: Tensor, rules: Tensor, places: Places, head_mask: Tensor | None) -> Tensor:
         """What the heads add to the state, [B, T, D]; passes by the hooks where there are some."""

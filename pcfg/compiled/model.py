@@ -187,6 +187,11 @@ class InsideOutsideTransformer(PreTrainedModel):
         as_dict = config.return_dict if return_dict is None else return_dict
         return found if as_dict else found.to_tuple()
 
+    def keep_heads_apart(self, apart: bool = True) -> None:
+        """Compute heads one by one without hooks too: for libraries that patch modules in other ways, such as nnsight."""
+        for layer in cast(Iterable[InsideLayer | OutsideLayer], self.layers):
+            layer.heads_apart = apart
+
     @contextlib.contextmanager
     def _attention_kept(self, kept: list[Tensor], wanted: bool) -> Iterator[None]:
         """Put each layer's attention scores into `kept` as it runs."""

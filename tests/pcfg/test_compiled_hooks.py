@@ -46,6 +46,10 @@ def test_heads_that_are_seen_compute_the_same(case):
     for hook in hooks:
         hook.remove()
     assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(plain, seen, strict=True))
+    model.keep_heads_apart()
+    apart = model(ids, output_hidden_states=True).hidden_states
+    model.keep_heads_apart(False)
+    assert all(torch.equal(a, b) for a, b in zip(seen, apart, strict=True))
     assert all(
         torch.equal(a, b) for a, b in zip(plain, model(ids, output_hidden_states=True).hidden_states, strict=True)
     )

@@ -165,6 +165,27 @@ def test_bad_grammars(monkeypatch):
         compile_transformer(grammar, max_length=5)
 
 
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({("S", "A", "A"): float("inf")}, "S -> A A has the probability inf"),
+        ({("S", "A", "A"): float("nan")}, "S -> A A has the probability nan"),
+        ({("S", "S", "S"): 1.0}, "every tree goes on for ever"),
+        ({("S", "A", "B"): 1.0, ("B", "A", "C"): 1.0, ("C", "A", "A"): 1.0}, "no sentence of 3 words or fewer"),
+    ],
+)
+def test_grammars_without_finite_scores_or_short_sentences(rules, said):
+    with pytest.raises(GrammarError, match=said):
+        compile_transformer(Grammar({"S": 1.0}, rules, {("A", "a"): 1.0}), max_length=3)
+
+
+def test_a_grammar_whose_trees_may_never_end():
+    """Nine in ten nodes branch on: most trees are infinite, and those of four words have their exact probability."""
+    grammar = Grammar({"S": 1.0}, {("S", "S", "S"): 0.9, ("S", "A", "A"): 0.1}, {("A", "a"): 1.0})
+    model = compile_transformer(grammar, max_length=4)
+    assert model(torch.full((1, 4), 5)).log_z.exp().item() == pytest.approx(0.9 * 0.1**2)
+
+
 def test_sampled_sentences_score_near_one():
     """Scales keep whole sentences in the range of single precision, long ones and large vocabularies too."""
     grammar = Grammar.random(4, 5, 2000, seed=1)

@@ -124,7 +124,12 @@ def test_calibration_fails_where_something_is_wrong(english, data, tmp_path, bro
 
 
 def test_nothing_is_calibrated_on_another_grammar(data, tmp_path):
-    assert calibrated(Grammar.from_text(RULES.replace("0.7", "0.6").replace("0.3", "0.4")), data, tmp_path) is None
+    assert (
+        calibrated(
+            Grammar.from_text(RULES.replace("V NP [0.7] | VP PP [0.3]", "V NP [0.6] | VP PP [0.4]")), data, tmp_path
+        )
+        is None
+    )
 
 
 def test_the_report_of_a_compiled_model(grammar, built, tmp_path):
