@@ -346,7 +346,7 @@ def _show_bottleneck(bottleneck: "Bottleneck", json: bool) -> None:
     say(f"bottleneck {bottleneck.fingerprint[:16]}: {size_line}")
     for line in others:
         say(line)
-    columns, rows = bottleneck.class_table()
+    columns, rows = bottleneck.table()
     cells = [[str(name), "" if count is None else f"{count:,}"] for name, count in rows]
     print_table("", columns, cells[:_LISTED])
     if len(cells) > _LISTED:

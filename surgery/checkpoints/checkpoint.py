@@ -18,9 +18,9 @@ from torch import Tensor
 
 from surgery.checkpoints.copies import NOT_CONTENT, other_copies
 from surgery.checkpoints.folder import ModelFolder
-from surgery.checkpoints.formats import check_readable, no_model
 from surgery.checkpoints.hub import hub_folder
 from surgery.checkpoints.patching import digests
+from surgery.checkpoints.refusals import check_readable, no_model
 from surgery.checkpoints.structure import Structure
 from surgery.checkpoints.tensorfile import Entry, read_header
 from surgery.errors import CheckpointError

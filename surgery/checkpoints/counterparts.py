@@ -1,7 +1,7 @@
 """Pairs of tensors that play the same part in two checkpoints, and the check that a pair can be compared weight by weight."""
 
 from surgery.checkpoints.checkpoint import Checkpoint
-from surgery.checkpoints.formats import check_weight
+from surgery.checkpoints.refusals import check_weight
 from surgery.errors import CheckpointError
 
 

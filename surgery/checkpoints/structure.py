@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from surgery.checkpoints.folder import ModelFolder
-from surgery.checkpoints.formats import check_plain, check_weight, code_of_its_own, without_tensor
+from surgery.checkpoints.refusals import check_plain, check_weight, code_of_its_own, without_tensor
 from surgery.errors import CheckpointError, OptionError
 
 Kind = Literal["masked", "causal", "classifier", "encoder"]

@@ -6,9 +6,11 @@ and `sum` are taken over how far each moved it (tuned - base), and the result is
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Int64, Shaped
+from msgspec import Meta
 from torch import Tensor
 
 from surgery.checkpoints.delta import Extent, Row, SparseDelta, as_integers
@@ -171,6 +173,10 @@ def difference(delta: SparseDelta, other: SparseDelta) -> SparseDelta:
 
 # -- overlap ---------------------------------------------------------------------------------------------------------
 
+# What a comparison's file may say, too.
+_Count = Annotated[int, Meta(ge=0)]
+_Square = Annotated[float, Meta(ge=0)]
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -186,14 +192,14 @@ class Overlap:
             at random there.
     """
 
-    first: int = 0
-    second: int = 0
-    shared: int = 0
-    agreeing: int = 0
+    first: _Count = 0
+    second: _Count = 0
+    shared: _Count = 0
+    agreeing: _Count = 0
     product: float = 0.0
-    first_square: float = 0.0
-    second_square: float = 0.0
-    by_tensor: float = 0.0
+    first_square: _Square = 0.0
+    second_square: _Square = 0.0
+    by_tensor: _Square = 0.0
 
     def __add__(self, other: "Overlap") -> "Overlap":
         return Overlap(**{name: value + vars(other)[name] for name, value in vars(self).items()})

@@ -5,8 +5,8 @@ from pathlib import Path
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint, rewrite
-from surgery.checkpoints.formats import check_plain, check_weight
 from surgery.checkpoints.pairing import check_configs, check_tokenizers
+from surgery.checkpoints.refusals import check_plain, check_weight
 from surgery.checkpoints.structure import body_tensors
 from surgery.errors import CheckpointError
 from surgery.files import check_apart, new_folder, replace_json

@@ -23,7 +23,7 @@ from surgery.unlearning.fitting import fit
 from surgery.unlearning.key_selection import CLOSED, OPEN, SILENT, Selector
 from surgery.unlearning.parts import Parts
 from surgery.unlearning.settings import Settings
-from surgery.unlearning.values import Sgd, Table, count, fit_table, from_counts
+from surgery.unlearning.values import Sgd, Table, count, fit_entries, from_counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +52,8 @@ class Bottleneck(Parts):
 
     Attributes:
         selector: projections, keys and which of them are closed.
-        table: values of every pair; or, when values are counted, the integer counts of classes they follow from.
-        classes: labels in the order of the table's last axis.
+        entries: values of every pair; or, when values are counted, the integer counts of classes they follow from.
+        classes: labels in the order of the entries' last axis.
         settings: how it was fitted: `top`, `values`, `sgd`, `seed`, `key_init`, `projection`, `keys_from`; and, when values
             are counted, `class_rows`: how many rows of each class the counts are of.
         training: the rows it was fitted on; None when that file was left out before the folder was given away.
@@ -61,11 +61,6 @@ class Bottleneck(Parts):
         history: the edits applied, oldest first: their hashes, what was forgotten and how.
         report: provenance of the fit.
     """
-
-    def __repr__(self) -> str:
-        codebooks, keys, d = self.selector.keys.shape
-        rows = "without training rows" if self.training is None else f"{len(self.training):,} training rows"
-        return f"Bottleneck({codebooks:,} codebooks x {keys:,} keys in {d} dimensions, {len(self.classes):,} classes, {rows}, {len(self.history)} edits)"
 
     @classmethod
     def fit(
@@ -197,10 +192,10 @@ class Bottleneck(Parts):
         fitted = fit(rows, asked, keys_from=keys_from, read_as=read_as, progress=progress)
         return cls(**fitted._asdict(), encoder=encoder)
 
-    def refit_table(
+    def refit_entries(
         self, rows: NDArray | None = None, *, device: torch.device | None = None
     ) -> Float32[np.ndarray, "C K Y"] | Int32[np.ndarray, "C K Y"]:
-        """The table that these training rows (default: all of them) give with all keys open, from cached ids alone.
+        """The entries that these training rows (default: all of them) give with all keys open, from cached ids alone.
 
         The same bits as those of a fit that never saw the others, with the same keys and on the same device; by default
         CUDA when there is one.
@@ -210,13 +205,13 @@ class Bottleneck(Parts):
             (training.ids, training.targets) if rows is None else (training.ids[rows], training.targets[rows])
         )
         keys, classes, recipe = self.selector.keys.shape[1], len(self.classes), None if self.counted else self.recipe
-        return fit_table(ids, targets, keys, classes, recipe, self.settings["seed"], device or pick_device(None))
+        return fit_entries(ids, targets, keys, classes, recipe, self.settings["seed"], device or pick_device(None))
 
     def refitted(self, rows: NDArray, *, device: torch.device | None = None) -> "Bottleneck":
         """What this bottleneck would be, keys as they are and all open, had its values only seen these training rows."""
         settings = {**self.settings, "class_rows": self.class_rows(rows)}
-        table = self.refit_table(rows, device=device)
-        return replace(self, selector=self.opened, table=table, settings=settings, training=None, history=())
+        entries = self.refit_entries(rows, device=device)
+        return replace(self, selector=self.opened, entries=entries, settings=settings, training=None, history=())
 
     def class_rows(self, rows: NDArray | None = None) -> list[int] | None:
         """How many of these training rows (default: all) are of each class; None unless values are counted."""
@@ -265,8 +260,8 @@ class Bottleneck(Parts):
     def values(self) -> Float32[np.ndarray, "C K Y"]:
         """Scores of every pair."""
         if not self.counted:
-            return self.table
-        return from_counts(self.table, np.array(self.settings["class_rows"], np.int64) * self.settings["top"])
+            return self.entries
+        return from_counts(self.entries, np.array(self.settings["class_rows"], np.int64) * self.settings["top"])
 
     def select(self, features: Any, *, device: str | torch.device | None = None) -> UInt16[np.ndarray, "N C top"]:
         """Ids of the keys that rows select: numpy, wherever they were found. A row's are the same whichever it comes with."""

@@ -206,7 +206,7 @@ class Eraser(Result):
         return (
             self.edit["of_pairs"] == selector.states.size
             and self.old_entries.shape[1] == classes
-            and self.old_entries.dtype == bottleneck.table.dtype
+            and self.old_entries.dtype == bottleneck.entries.dtype
             and [one if one is None else len(one) for one in self.edit["class_rows"]] == per_class
             and (not len(self.positions) or int(self.positions[-1]) < rows)
             and self.source.features.shape[1:] == training.features.shape[1:]
@@ -214,13 +214,13 @@ class Eraser(Result):
         )
 
     def _put(self, bottleneck: Bottleneck, entries: NDArray, states: NDArray, class_rows: Any) -> Bottleneck:
-        table, state = bottleneck.table.copy(), bottleneck.selector.states.copy()
+        table, state = bottleneck.entries.copy(), bottleneck.selector.states.copy()
         table.reshape(-1, table.shape[2])[self.pairs] = entries
         bottleneck = replace(bottleneck, settings={**bottleneck.settings, "class_rows": class_rows})
         if not len(states) or (state.reshape(-1)[self.pairs] == states).all():
-            return replace(bottleneck, table=table)
+            return replace(bottleneck, entries=table)
         state.reshape(-1)[self.pairs] = states
-        return replace(bottleneck, table=table, selector=bottleneck.selector.with_states(state))
+        return replace(bottleneck, entries=table, selector=bottleneck.selector.with_states(state))
 
     def _refusal(self, bottleneck: Bottleneck, what: str) -> str:
         hashes = [edit["hash"] for edit in bottleneck.history]

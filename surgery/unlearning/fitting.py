@@ -19,14 +19,14 @@ from surgery.unlearning.keys import fit_keys, random_projections, segments
 from surgery.unlearning.settings import Settings
 from surgery.unlearning.storage import digest
 from surgery.unlearning.training_rows import TrainingRows
-from surgery.unlearning.values import fit_table
+from surgery.unlearning.values import fit_entries
 
 
 class Fitted(NamedTuple):
     """What a fit makes: fields of `Bottleneck`."""
 
     selector: Selector
-    table: Float32[np.ndarray, "C K Y"] | Int32[np.ndarray, "C K Y"]
+    entries: Float32[np.ndarray, "C K Y"] | Int32[np.ndarray, "C K Y"]
     classes: tuple[int | str, ...]
     settings: dict[str, Any]
     training: TrainingRows
@@ -49,7 +49,7 @@ def fit(
     device = pick_device(asked.device)
     training, selector = _select(rows, classes, asked, keys_from, device, progress)
     recipe = asked.recipe
-    table = fit_table(training.ids, training.targets, asked.keys, len(classes), recipe, asked.seed, device)
+    entries = fit_entries(training.ids, training.targets, asked.keys, len(classes), recipe, asked.seed, device)
     settings: dict[str, Any] = {
         "top": asked.top,
         "values": asked.values,
@@ -69,7 +69,7 @@ def fit(
         seed=asked.seed,
     )
     settings["class_rows"] = training.class_rows(len(classes)) if recipe is None else None
-    return Fitted(selector, table, classes, settings, training, report)
+    return Fitted(selector, entries, classes, settings, training, report)
 
 
 def _select(

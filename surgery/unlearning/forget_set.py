@@ -40,7 +40,7 @@ class ForgetSet(ActivePairs):
         self.positions = positions
         self.targets = self._training.targets[positions]
         self.ids = bottleneck.current_ids(positions, device=device)
-        self._codebooks, self._keys, self._labels = bottleneck.table.shape
+        self._codebooks, self._keys, self._labels = bottleneck.entries.shape
 
     @cached_property
     def active(self) -> Int64[np.ndarray, " A"]:

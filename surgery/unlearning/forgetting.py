@@ -159,7 +159,7 @@ def _eraser(forgotten: ForgetSet, asked: Edit, choice: _Choice, fingerprint: str
     bottleneck, positions, masks = forgotten.bottleneck, forgotten.positions, choice.entries is None
     training, class_rows = bottleneck.need_training(), bottleneck.settings["class_rows"]
     states = bottleneck.selector.states.reshape(-1)
-    old_states, old = states[choice.pairs], bottleneck.table.reshape(len(states), -1)[choice.pairs]
+    old_states, old = states[choice.pairs], bottleneck.entries.reshape(len(states), -1)[choice.pairs]
     edit = {
         "via": asked.method,
         "forget": [bottleneck.classes[number] for number in forgotten.classes],
@@ -259,15 +259,15 @@ def _by_examples(forgotten: ForgetSet, asked: Edit) -> _Choice:
 def _by_refitting(forgotten: ForgetSet, asked: Edit) -> _Choice:
     bottleneck = forgotten.bottleneck
     stay = np.delete(np.arange(len(bottleneck.need_training())), forgotten.positions)
-    after = bottleneck.refit_table(stay, device=forgotten.device)
+    after = bottleneck.refit_entries(stay, device=forgotten.device)
     after[bottleneck.selector.states != OPEN] = 0  # masked pairs keep nothing
-    pairs = np.flatnonzero((after != bottleneck.table).any(2))
+    pairs = np.flatnonzero((after != bottleneck.entries).any(2))
     return _Choice(pairs, after.reshape(-1, after.shape[2])[pairs], bottleneck.class_rows(stay))
 
 
 def _by_counts(forgotten: ForgetSet, asked: Edit) -> _Choice:
     bottleneck, positions = forgotten.bottleneck, forgotten.positions
-    training, table = bottleneck.need_training(), bottleneck.table
+    training, table = bottleneck.need_training(), bottleneck.entries
     gone = count(training.ids[positions], training.targets[positions], table.shape[1], table.shape[2])
     gone[bottleneck.selector.states != OPEN] = 0  # what masked pairs held is gone already
     pairs = np.flatnonzero(gone.any(2))

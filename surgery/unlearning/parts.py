@@ -16,7 +16,8 @@ from surgery.checkpoints.hub import located
 from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
 from surgery.jsonfile import conform
-from surgery.reporting.page import Table, Text, render
+from surgery.reporting.plural import number_of
+from surgery.reporting.results import Result
 from surgery.unlearning.card import bottleneck_card
 from surgery.unlearning.descriptions import Facts, placed_by, what_all
 from surgery.unlearning.key_selection import CLOSED, OPEN, SILENT, Selector
@@ -41,11 +42,11 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class Parts(Result):
     """The parts of a `Bottleneck`, which says what each is: all that is saved, and nothing that answers."""
 
     selector: Selector
-    table: Float32[np.ndarray, "C K Y"] | Int32[np.ndarray, "C K Y"]
+    entries: Float32[np.ndarray, "C K Y"] | Int32[np.ndarray, "C K Y"]
     classes: tuple[int | str, ...]
     settings: Mapping[str, Any]
     training: TrainingRows | None
@@ -98,15 +99,14 @@ class Parts:
     def summary(self) -> list[str]:
         """Its sizes, what it was fitted on, and what was forgotten."""
         size, made, _ = self.facts.made
-        return [f"{size}.", f"{made[:1].upper()}{made[1:]}.", f"Forgotten so far: {what_all(self.history)}."]
+        rows = "without training rows" if self.training is None else number_of(len(self.training), "training row")
+        held = f"{number_of(len(self.classes), 'class', 'classes')}, {rows}, {number_of(len(self.history), 'edit')}"
+        return [f"{size}; {held}.", f"{made[:1].upper()}{made[1:]}.", f"Forgotten so far: {what_all(self.history)}."]
 
-    def class_table(self) -> tuple[list[str], list[list[Any]]]:
+    def table(self) -> tuple[list[str], list[list[Any]]]:
         """Classes, and how many training rows of each it remembers; None without its training rows."""
         counts: Sequence[int | None] = self.facts.training_rows or [None] * len(self.classes)
         return ["class", "training rows"], [list(row) for row in zip(self.classes, counts, strict=True)]
-
-    def _repr_html_(self) -> str:
-        return render([*map(Text, self.summary), Table("What it knows.", *self.class_table())])
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write `config.json`, `model.safetensors`, `training.safetensors`, `report.json` and a card.
@@ -197,7 +197,7 @@ class Parts:
 
     def _model_arrays(self) -> dict[str, NDArray]:
         frozen = {name: getattr(self.selector, name) for name in ("center", "projections", "keys", "states")}
-        return frozen | {"table": self.table}
+        return frozen | {"table": self.entries}
 
     def _training_arrays(self) -> dict[str, NDArray]:
         return {} if self.training is None else self.training.arrays()

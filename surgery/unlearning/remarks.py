@@ -92,6 +92,7 @@ def _attacks(content: Mapping[str, Any]) -> list[str]:
             sentences.append(
                 f"The attack by {attack.name} tells more of the forgotten rows than after refitting: an area of {areas[0]:.2f} against {areas[1]:.2f}, {beyond['auc']:.2f} further from guessing (95% {beyond['low']:.2f} to {beyond['high']:.2f}). Where that matters, refit."
             )
+    sentences += _yardstick(points["refitted"].get("membership", {}), content["history"])
     if "membership" not in points["after"]:
         sentences.append("No test row is of a forgotten class, so nothing is said of membership and relearning.")
     elif content["call"]["verify"]["shadows"] and "likelihood_ratio" not in attacked:
@@ -99,3 +100,23 @@ def _attacks(content: Mapping[str, Any]) -> list[str]:
     if examples["forgotten"] < _FEW:
         sentences.append(f"Only {examples['forgotten']} rows were forgotten: the intervals of the attacks mean little.")
     return sentences
+
+
+def _yardstick(attacked: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[str]:
+    """That the refitted bottleneck, which everything is compared with, is told from a stranger itself."""
+    told = []
+    for attack in ATTACKS:
+        area = attacked.get(attack.key)
+        if area and not area["low"] <= 0.5 <= area["high"]:
+            told.append(f"by {attack.name} {area['auc']:.2f} (95% {area['low']:.2f} to {area['high']:.2f})")
+    if not told:
+        return []
+    why = (
+        "its keys were placed by the forgotten rows too"
+        if any(edit["keys_saw_them"] for edit in history)
+        else "the test rows of the forgotten classes differ from the forgotten rows by more than training"
+    )
+    return [
+        f"The refitted bottleneck gives the forgotten rows away itself, an area {' and '.join(told)} where guessing gives .50, "
+        f"probably since {why}: to leak no more than it does is not to leak nothing."
+    ]

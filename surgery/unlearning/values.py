@@ -196,7 +196,7 @@ def learn_values(
         return table.values
 
 
-def fit_table(
+def fit_entries(
     ids: UInt16[np.ndarray, "N C top"],
     targets: Int64[np.ndarray, " N"],
     keys: int,

@@ -54,7 +54,7 @@ def edit(keys, rows=50_000, classes=10):
     inner = min(unlearn(bottleneck, 3, keys=number).report["seconds"] for _ in range(7))
     eraser = unlearn(bottleneck, 3, keys=number)
     apply = best_of(lambda: eraser.apply(bottleneck), 3)
-    refit = best_of(lambda: bottleneck.refit_table(), 1)
+    refit = best_of(lambda: bottleneck.refit_entries(), 1)
     print(
         f"edit, {rows:,} rows, C {CODEBOOKS}, K {keys}: {1e3 * inner:.1f} ms ({1e3 * outer:.1f} with provenance), "
         f"applying {1e3 * apply:.0f} ms, refitting {1e3 * refit:,.0f} ms: 1 to {refit / inner:,.0f}"

@@ -23,7 +23,9 @@ from surgery.unlearning import Bottleneck, Encoder, Rows, unlearn
 from surgery.unlearning.evaluation.baselines import BASELINES
 from surgery.unlearning.evaluation.comparison import run_baseline
 from surgery.unlearning.evaluation.evaluator import Evaluator
-from surgery.unlearning.evaluation.membership import RocArea, confidences, likelihood_ratios, masked_share
+from surgery.unlearning.evaluation.likelihood_ratio import likelihood_ratios
+from surgery.unlearning.evaluation.roc_area import RocArea
+from surgery.unlearning.evaluation.suspects import confidences, share_masked
 from surgery.unlearning.example import digits
 from surgery.unlearning.features.rows import read_rows
 from surgery.unlearning.forget_set import ForgetSet
@@ -140,7 +142,7 @@ def one_class(bottleneck, test, number, seed, thorough):
             record["shadows"] = area.of(ratios[method][:members], ratios[method][members:])["auc"]
         if method in erasers:
             record |= {"masked": erasers[method].edit["masked"], "active": erasers[method].edit["active"]}
-            share = masked_share(model, pool.ids)
+            share = share_masked(model, pool.ids)
             record["masked_share"] = area.of(share[:members], share[members:])["auc"]
         yield record
 
@@ -198,8 +200,8 @@ def exactness(seed):
             # A class that is gone is unknown to the new fit: its column is compared as absent counts.
             known = [bottleneck.classes.index(name) for name in left.classes]
             same += (
-                bool(np.array_equal(after.table[:, :, known], left.table))
-                and not np.delete(after.table, known, 2).any()
+                bool(np.array_equal(after.entries[:, :, known], left.entries))
+                and not np.delete(after.entries, known, 2).any()
             )
         deleted = np.arange(60)
         after = unlearn(bottleneck, rows=deleted, method="counts").apply(bottleneck)

@@ -131,7 +131,16 @@ def test_refusals(skills, tmp_path):
     compare(skills).save(tmp_path / "report")
     file = tmp_path / "report" / "report.json"
     content = json.loads(file.read_text())
-    for wrong in ({"format": "x"}, {"pairs": content["pairs"][:2]}, {"pairs": []}, {"skills": []}, {"skills": 3}):
+    negative = [{**pair, "overlap": {**pair["overlap"], "first_square": -1.0}} for pair in content["pairs"]]
+    damage = (
+        {"format": "x"},
+        {"pairs": content["pairs"][:2]},
+        {"pairs": []},
+        {"pairs": negative},
+        {"skills": []},
+        {"skills": 3},
+    )
+    for wrong in damage:
         file.write_text(json.dumps(content | wrong))
         with pytest.raises(SkillError, match=r"report\.json is no comparison of skills"):
             Comparison.load(tmp_path / "report")

@@ -94,7 +94,7 @@ def test_every_result_of_the_packages_keeps_the_contract():
         if "Result" in file.read_text():
             importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
     kinds = list(results())
-    assert {"ProbeReport"} <= {kind.__name__ for kind in kinds}
+    assert {"ProbeReport", "Bottleneck"} <= {kind.__name__ for kind in kinds}
     for kind in kinds:
         assert kind.__repr__ is Result.__repr__, f"{kind} has a repr of its own"
         assert not inspect.isabstract(kind), f"{kind} lacks {kind.__abstractmethods__}"

@@ -169,13 +169,13 @@ def test_baselines_forget_and_keep_the_rest(fitted, digits, name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_only_values_change_and_the_seed_decides_how(fitted, name, tmp_path):
-    before = fitted.table.copy()
+    before = fitted.entries.copy()
     positions = rows_of(fitted, 3)
     one, again, other = (run_baseline(ALL[name], fitted, positions, FORGET, seed, CPU) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(fitted.table, before)
-    np.testing.assert_array_equal(one.table, again.table)
-    assert (one.table != other.table).any() == (name != "logit masking")
-    assert np.isfinite(one.table).all() and (one.table != fitted.values).any()
+    np.testing.assert_array_equal(fitted.entries, before)
+    np.testing.assert_array_equal(one.entries, again.entries)
+    assert (one.entries != other.entries).any() == (name != "logit masking")
+    assert np.isfinite(one.entries).all() and (one.entries != fitted.values).any()
     assert one.selector is fitted.selector and one.training is fitted.training and not one.counted
     one.check()
     np.testing.assert_array_equal(Bottleneck.load(one.save(tmp_path / "one")).values, one.values)

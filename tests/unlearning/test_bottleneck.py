@@ -72,7 +72,7 @@ def test_labels_and_features_of_any_kind_give_the_same(bottleneck):
     assert numbers.classes == (0, 1, 2) and bottleneck.classes == ("ash", "fir", "oak")
     for features, labels in ((torch.from_numpy(X), torch.from_numpy(Y)), (X.reshape(60, 2, 3), Y.tolist())):
         same = Bottleneck.fit_features(features, labels, **SIZES)
-        np.testing.assert_array_equal(same.table, numbers.table)
+        np.testing.assert_array_equal(same.entries, numbers.entries)
         np.testing.assert_array_equal(same.predict(features), numbers.predict(X))
     assert (numbers.predict(X) == Y).all() and numbers.predict(X).dtype.kind == "i"
     assert (bottleneck.predict(X) == NAMES).all() and bottleneck.predict(X[:1])[0] == "ash"
@@ -161,7 +161,7 @@ def test_without_its_training_rows_it_answers_and_refuses_edits(bottleneck, fold
     (folder / "training.safetensors").unlink()
     found = Bottleneck.load(folder)
     np.testing.assert_array_equal(found.predict(X), bottleneck.predict(X))
-    for do in (lambda: unlearn(found, "oak"), found.refit_table, found.current_ids, lambda: unlearn(found, rows=[1])):
+    for do in (lambda: unlearn(found, "oak"), found.refit_entries, found.current_ids, lambda: unlearn(found, rows=[1])):
         with pytest.raises(BottleneckError, match="comes without its training rows"):
             do()
 
@@ -184,7 +184,7 @@ def test_the_fingerprint_sees_every_array_and_setting(bottleneck):
             replace(bottleneck, training=replace(training, **{name: changed(getattr(training, name))})).fingerprint
         )
     for change in (
-        {"table": changed(bottleneck.table)},
+        {"entries": changed(bottleneck.entries)},
         {"classes": ("ash", "fir", "elm")},
         {"settings": {**bottleneck.settings, "seed": 5}},
         {"encoder": {"folder": "x"}},
@@ -406,9 +406,9 @@ def test_ids_and_selections_after_keys_are_closed(bottleneck):
 
 
 def test_refitting_from_ids_is_fitting(bottleneck):
-    np.testing.assert_array_equal(bottleneck.refit_table(), bottleneck.table)
+    np.testing.assert_array_equal(bottleneck.refit_entries(), bottleneck.entries)
     everything = bottleneck.masked(np.arange(20), "next").refitted(np.arange(60))
-    np.testing.assert_array_equal(everything.table, bottleneck.table)
+    np.testing.assert_array_equal(everything.entries, bottleneck.entries)
     assert not everything.selector.states.any() and everything.history == () and everything.training is None
 
 
@@ -442,8 +442,22 @@ def test_private_rows_are_not_printed():
     bottleneck = Bottleneck.fit_features(np.eye(6), list("aabbcc"), codebooks=2, keys=3, key_dim=2, device="cpu")
     eraser = unlearn(bottleneck, "a")
     shown = [repr(bottleneck), repr(bottleneck.training), repr(eraser), repr(Rows.of(np.eye(3)))]
-    assert shown[0] == "Bottleneck(2 codebooks x 3 keys in 2 dimensions, 3 classes, 6 training rows, 0 edits)"
+    assert shown[0] == (
+        "<Bottleneck: 2 codebooks of 3 keys in 2 dimensions, 0 of 6 pairs masked; 3 classes, 6 training rows, no edits.>"
+    )
+    assert shown[3] == "<Rows: 3 rows of 3 features, without labels.>"
     assert all("array" not in text and len(text) <= 200 for text in shown)
     assert eraser.forget == ["a"]
     codebooks, keys = eraser.codebook_keys.T
     assert (codebooks * 3 + keys == eraser.pairs).all()
+
+
+def test_a_bottleneck_and_rows_are_shown_as_every_result_is():
+    rows = Rows.of(np.eye(6), list("aabbbc"))
+    bottleneck = Bottleneck.fit_rows(rows, codebooks=2, keys=3, key_dim=2, device="cpu")
+    for shown, head in ((bottleneck, "training rows"), (rows, "rows")):
+        assert shown.table() == (["class", head], [["a", 2], ["b", 3], ["c", 1]])
+        assert shown.to_pandas()[head].tolist() == [2, 3, 1]
+        assert shown._repr_html_().count("<tr>") == 4 and shown.summary[0] in repr(shown)
+    assert replace(bottleneck, training=None).table()[1] == [["a", None], ["b", None], ["c", None]]
+    assert repr(rows.take([0])) == "<Rows: 1 row of 6 features, 1 class.>"

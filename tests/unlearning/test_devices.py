@@ -64,7 +64,7 @@ def test_a_fit_is_that_of_a_cpu(more):
         found = Bottleneck.fit_features(torch.from_numpy(X), torch.from_numpy(Y), **SEGMENTS, **more, device="cpu")
         np.testing.assert_array_equal(found.selector.keys, plain.selector.keys)
         np.testing.assert_array_equal(found.training.ids, plain.training.ids)
-        np.testing.assert_allclose(found.table, plain.table, atol=1e-5)
+        np.testing.assert_allclose(found.entries, plain.entries, atol=1e-5)
         np.testing.assert_allclose(
             found.answer(X, device="cpu").logits, plain.answer(X, device="cpu").logits, atol=1e-5
         )
@@ -151,7 +151,7 @@ def test_a_device_that_is_not_there_is_refused():
         (lambda: Bottleneck.fit_features(X, Y, **SIZES, device=CARD), "holding 90 rows of 6 features needs 0 MiB"),
         (lambda: keys.fit_keys(X, np.zeros((4, 6, 2), np.float32), 5, device=torch.device(CARD)), r"placing 5 keys a codebook by 90 rows needs \d\d\d MiB"),
         (lambda: FITTED.select(X, device=CARD), r"selecting keys of 90 rows needs \d+ MiB"),
-        (lambda: FITTED.refit_table(device=torch.device(CARD)), r"learning values of 54 keys for 3 classes needs \d MiB"),
+        (lambda: FITTED.refit_entries(device=torch.device(CARD)), r"learning values of 54 keys for 3 classes needs \d MiB"),
     ],
     ids=["rows", "keys", "selecting", "values"],
 )  # fmt: skip
@@ -274,7 +274,7 @@ def test_values_learnt_from_the_same_ids_are_the_same_bits_and_a_cpus_to_roundin
     fitted = on_card(digits)
     given = (fitted.training.ids, fitted.training.targets, fitted.selector.states, 10, Sgd())
     one, two, plain = (learn_values(*given, 0, torch.device(place)) for place in ("cuda", "cuda", "cpu"))
-    assert one.tobytes() == two.tobytes() == fitted.table.tobytes()
+    assert one.tobytes() == two.tobytes() == fitted.entries.tobytes()
     np.testing.assert_allclose(one, plain, atol=1e-3)
 
 
@@ -288,7 +288,7 @@ def test_refitting_is_a_fit_that_never_saw_the_rows(digits, more):
     fresh = on_card((digits[0][stay], digits[1][stay]), **more)
     assert fresh.selector.keys.tobytes() == before.selector.keys.tobytes()
     assert fresh.training.ids.tobytes() == before.training.ids[stay].tobytes()
-    assert after.table.tobytes() == fresh.table.tobytes()
+    assert after.entries.tobytes() == fresh.entries.tobytes()
 
 
 @pytest.mark.cuda
@@ -325,7 +325,7 @@ def test_baselines_are_the_same_bits_each_time(digits, baseline):
     before = on_card(digits, sgd=Sgd(epochs=2))
     given = (before, np.flatnonzero(before.training.targets == 3), np.array([3]), 0, torch.device("cuda"))
     one, two = run_baseline(baseline, *given), run_baseline(baseline, *given)
-    assert one.table.tobytes() == two.table.tobytes() != before.table.tobytes()
+    assert one.entries.tobytes() == two.entries.tobytes() != before.entries.tobytes()
 
 
 @pytest.mark.cuda

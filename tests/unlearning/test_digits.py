@@ -77,7 +77,7 @@ def test_counts_forget_exactly_and_keys_that_saw_the_rows_betray_them(fitted):
     for row in range(0, 100, 5):
         after = unlearn(bottleneck, rows=[row], method="counts").apply(bottleneck)
         left = fit(np.delete(np.arange(half), row), other)
-        assert after.table.tobytes() == left.table.tobytes() and after.values.tobytes() == left.values.tobytes()
+        assert after.entries.tobytes() == left.entries.tobytes() and after.values.tobytes() == left.values.tobytes()
     areas = []
     for placing in (other, ours[0]):
         bottleneck = fit(np.arange(half), placing)

@@ -79,8 +79,8 @@ def test_any_edits_undone_in_reverse_leave_no_trace(values, top, steps):
         except (TaskError, OptionError):  # nothing left of it, or nothing that it could be done by
             continue
         after = edit.apply(now)
-        assert (after.values == after.values).all() and (after.table >= 0).all() | (values == "sgd")
-        assert not flat(after.table)[flat(after.selector.states)[:, 0] != OPEN].any()
+        assert (after.values == after.values).all() and (after.entries >= 0).all() | (values == "sgd")
+        assert not flat(after.entries)[flat(after.selector.states)[:, 0] != OPEN].any()
         done.append((edit, now.fingerprint))
         now = after
     for edit, fingerprint in reversed(done):
@@ -110,9 +110,9 @@ def tampered(bottleneck, name):
     selector, training = bottleneck.selector, bottleneck.training
     open_pair = np.flatnonzero(selector.states.reshape(-1) == OPEN)[0]
     if name == "table":
-        table = bottleneck.table.copy()
+        table = bottleneck.entries.copy()
         flat(table)[open_pair, 0] += 1
-        return replace(bottleneck, table=table)
+        return replace(bottleneck, entries=table)
     if name == "keys":
         return replace(bottleneck, selector=replace(selector, keys=selector.keys + 1))
     if name == "states":

@@ -61,6 +61,6 @@ def test_texts_are_fitted_with_the_settings_that_were_asked_for(tiny, tmp_path, 
     training = by_texts.need_training()
     labels = [by_texts.classes[target] for target in training.targets]
     by_features = Bottleneck.fit_features(training.features, labels, device="cpu", **asked)
-    assert by_texts.table.tobytes() == by_features.table.tobytes()
+    assert by_texts.entries.tobytes() == by_features.entries.tobytes()
     assert by_texts.settings == by_features.settings
     np.testing.assert_array_equal(by_texts.selector.keys, by_features.selector.keys)

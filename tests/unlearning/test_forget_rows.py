@@ -115,7 +115,7 @@ def test_counts_are_the_way_where_they_are_exact_unless_a_mask_is_asked_for():
         after = edit.apply(exact)
         assert edit.edit["via"] == "counts" and not edit.edit["keys_saw_them"]
         rest = np.flatnonzero(~np.isin(LABELS, forget))
-        assert after.table.tobytes() == exact.refitted(rest).table.tobytes()
+        assert after.entries.tobytes() == exact.refitted(rest).entries.tobytes()
         assert not np.isin(after.predict(X), forget).any()
     for asked in ({"keys": 3}, {"rank": "purity"}, {"answer": "drop"}, {"method": "activations"}):
         assert unlearn(exact, "ant", **asked).edit["via"] == "activations"

@@ -65,7 +65,7 @@ def test_the_folder_to_give_away_holds_nothing_of_what_is_gone(values, via, tmp_
     if edit.masked:
         assert not flat(stored["table"])[flat(stored["states"])[:, 0] != OPEN].any()
         for pair in edit.pairs:
-            entry = flat(before.table)[pair]
+            entry = flat(before.entries)[pair]
             assert values == "counts" or entry.tobytes() not in content
     training = load_file(tmp_path / "forgot" / "training.safetensors")
     assert (training["targets"] != NAMES.index("dog")).all() and len(training["placed"]) == 60

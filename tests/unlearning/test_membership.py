@@ -11,13 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from surgery.unlearning import Bottleneck, Rows, unlearn, verify
 from surgery.unlearning.evaluation.evaluator import Evaluator
-from surgery.unlearning.evaluation.membership import (
-    RocArea,
-    _ratio,
-    confidence,
-    likelihood_ratios,
-    masked_share,
-)
+from surgery.unlearning.evaluation.likelihood_ratio import _ratio, likelihood_ratios
+from surgery.unlearning.evaluation.roc_area import RocArea
+from surgery.unlearning.evaluation.suspects import confidence, share_masked
 from surgery.unlearning.key_selection import CLOSED
 
 CPU = torch.device("cpu")
@@ -76,7 +72,7 @@ def test_masked_share_counts_closed_nearest_keys(fitted):
     shares = [
         np.mean([forgot.selector.states[codebook, row[codebook, 0]] == CLOSED for codebook in range(12)]) for row in ids
     ]
-    assert masked_share(forgot, ids) == pytest.approx(shares)
+    assert share_masked(forgot, ids) == pytest.approx(shares)
 
 
 def test_shadows_tell_members_of_an_overfitted_bottleneck(data):

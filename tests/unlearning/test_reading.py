@@ -212,7 +212,7 @@ def test_features_beside_a_file_of_labels_alone(label, run, tmp_path):
     assert status == 0, err
     bottleneck = Bottleneck.load(tmp_path / "bn")
     plain = Bottleneck.fit_features(*blobs(60, 0), **SIZES)
-    np.testing.assert_array_equal(bottleneck.table, plain.table)
+    np.testing.assert_array_equal(bottleneck.entries, plain.entries)
     np.testing.assert_array_equal(bottleneck.training.digests, plain.training.digests)
     np.savez(tmp_path / "one.npz", X=blobs(60, 0)[0][[7]])
     forget = ("unlearn", tmp_path / "bn", "--forget-rows", tmp_path / "one.npz", "-o", tmp_path / "f", "--json")

@@ -16,9 +16,7 @@ from surgery.unlearning import Report, unlearn, verify
 from surgery.unlearning.descriptions import promises
 from surgery.unlearning.evaluation.attacks import ATTACKS
 from surgery.unlearning.evaluation.figures import _areas, masks, turns
-from surgery.unlearning.evaluation.membership import (
-    RocArea,
-)
+from surgery.unlearning.evaluation.roc_area import RocArea
 from surgery.unlearning.key_selection import OPEN
 from surgery.unlearning.remarks import remarks
 
@@ -73,6 +71,26 @@ def test_an_attack_that_tells_less_than_after_refitting_draws_no_remark(after, r
         assert found[0].startswith("The attack by loss tells more") and "further from guessing" in found[0]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "leaks"), [(0.51, 0.7, True), (0.3, 0.49, True), (0.5, 0.7, False), (0.4, 0.5, False)]
+)
+@pytest.mark.parametrize(("saw", "why"), [(3, "keys were placed by the forgotten rows"), (0, "the test rows of the")])
+def test_a_yardstick_that_leaks_itself_draws_a_remark(low, high, leaks, saw, why, report, fitted):
+    content = json.loads(json.dumps(report.content))
+    for name in content["points"]["refitted"]["membership"]:
+        content["points"]["refitted"]["membership"][name] |= {"auc": 0.5, "low": 0.4, "high": 0.6}
+    area = {"auc": (low + high) / 2, "low": low, "high": high}
+    content["points"]["refitted"]["membership"]["likelihood_ratio"] |= area
+    content["history"] = [{**edit, "keys_saw_them": saw} for edit in content["history"]]
+    drawn = [remark for remark in remarks(content, unlearn(fitted, "b").apply(fitted)) if "gives the" in remark]
+    assert len(drawn) == leaks
+    if leaks:
+        found = (
+            f"an area by likelihood ratio {(low + high) / 2:.2f} (95% {low:.2f} to {high:.2f}) where guessing gives .50"
+        )
+        assert found in drawn[0] and why in drawn[0] and "by loss" not in drawn[0]
+
+
 def test_an_edit_that_leaves_some_of_the_class_or_breaks_the_rest_draws_a_remark(fitted, data):
     options = {"shadows": 0, "baselines": False, "device": "cpu"}
     few = verify(fitted, unlearn(fitted, "b", keys=3), data[1], **options)
@@ -112,7 +130,7 @@ def test_values_after_a_refit_keep_nothing_of_what_a_mask_left(fitted, counted, 
         after = refit.apply(now)
         rest = np.flatnonzero(~np.isin(data[0][1][: len(bottleneck.training)], ["a", "b"]))
         opened = after.selector.states == OPEN
-        np.testing.assert_array_equal(after.table[opened], bottleneck.refitted(rest).table[opened])
+        np.testing.assert_array_equal(after.entries[opened], bottleneck.refitted(rest).entries[opened])
         told = " ".join(promises(after.history, counted=after.counted))
         assert "taught them" not in told and "betrays membership" in told and "Exact:" not in told
         again = unlearn(after, "c", method="activations")

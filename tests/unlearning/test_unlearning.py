@@ -36,7 +36,7 @@ def test_only_listed_pairs_and_rows_change_and_undo_gives_them_back(values, top,
     rest = np.ones(C * K, bool)
     rest[edit.pairs] = False
     assert len(edit.pairs) == len(set(edit.pairs.tolist())) == edit.edit["pairs"]
-    for old, new in ((before.table, after.table), (before.selector.states, after.selector.states)):
+    for old, new in ((before.entries, after.entries), (before.selector.states, after.selector.states)):
         np.testing.assert_array_equal(flat(old)[rest], flat(new)[rest])
     for name in ("center", "projections", "keys"):
         assert getattr(before.selector, name) is getattr(after.selector, name)
@@ -45,7 +45,7 @@ def test_only_listed_pairs_and_rows_change_and_undo_gives_them_back(values, top,
     assert (states == ({"next": CLOSED, "drop": SILENT}[how["answer"]] if masks else OPEN)).all()
     assert edit.masked == edit.edit["masked"] == (len(edit.pairs) if masks else 0)
     if masks:
-        assert not flat(after.table)[edit.pairs].any()
+        assert not flat(after.entries)[edit.pairs].any()
         active = {(c, k) for row in before.training.ids[gone].tolist() for c, ks in enumerate(row) for k in ks}
         assert {divmod(pair, K) for pair in edit.pairs.tolist()} <= active
         assert edit.edit["active"] == len(active)
@@ -86,12 +86,12 @@ def test_refit_is_the_bottleneck_fitted_on_the_rest_with_the_same_keys(what, top
         gone = rows_of("cat") if "forget" in what else np.array(what["rows"])
         stay = np.delete(np.arange(len(X)), gone)
         after = unlearn(before, **what, method="refit").apply(before)
-        assert after.table.tobytes() == before.refitted(stay).table.tobytes()
+        assert after.entries.tobytes() == before.refitted(stay).entries.tobytes()
         assert after.values.tobytes() == before.refitted(stay).values.tobytes()
         if "rows" in what:  # all classes are left, so that a fit of its own knows as many
             fresh = fitted(values, top, keys_from=True, X=X[stay], labels=LABELS[stay])
             assert fresh.selector.keys.tobytes() == before.selector.keys.tobytes()
-            assert after.table.tobytes() == fresh.table.tobytes()
+            assert after.entries.tobytes() == fresh.entries.tobytes()
             assert after.values.tobytes() == fresh.values.tobytes()
 
 
@@ -106,18 +106,18 @@ def test_counts_without_a_row_are_the_counts_of_the_rest(top):
         edit = unlearn(before, **what, method="counts")
         after = edit.apply(before)
         assert edit.edit["keys_saw_them"] == 0
-        fewer = before.table.astype(int) - after.table
+        fewer = before.entries.astype(int) - after.entries
         assert fewer.sum() == len(gone) * C * top and fewer.min() == 0
-        expected = np.zeros(before.table.shape, int)
+        expected = np.zeros(before.entries.shape, int)
         for row in gone:
             for codebook, chosen in enumerate(before.training.ids[row].tolist()):
                 for key in chosen:
                     expected[codebook, key, NAMES.index(LABELS[row])] += 1
         np.testing.assert_array_equal(fewer, expected)
-        assert after.table.tobytes() == before.refitted(stay).table.tobytes()
+        assert after.entries.tobytes() == before.refitted(stay).entries.tobytes()
         assert after.values.tobytes() == before.refitted(stay).values.tobytes()
     fresh = fitted("counts", top, keys_from=True, X=X[stay], labels=LABELS[stay])
-    assert after.table.tobytes() == fresh.table.tobytes() and after.values.tobytes() == fresh.values.tobytes()
+    assert after.entries.tobytes() == fresh.entries.tobytes() and after.values.tobytes() == fresh.values.tobytes()
 
 
 def test_edits_after_masks_neither_count_below_zero_nor_bring_masked_values_back():
@@ -126,16 +126,16 @@ def test_edits_after_masks_neither_count_below_zero_nor_bring_masked_values_back
     closed = flat(masked.selector.states)[:, 0] != OPEN
     for via in ("counts", "refit"):
         after = unlearn(masked, "bee", method=via).apply(masked)
-        assert (after.table >= 0).all() and np.isfinite(after.values).all()
-        assert not flat(after.table)[closed].any()
+        assert (after.entries >= 0).all() and np.isfinite(after.values).all()
+        assert not flat(after.entries)[closed].any()
         assert not (after.predict(X[rows_of("bee")]) == "bee").any()
     learnt = fitted("sgd")
     masked = unlearn(learnt, "ant", keys=20).apply(learnt)
     closed = flat(masked.selector.states)[:, 0] != OPEN
     after = unlearn(masked, "bee", method="refit").apply(masked)
-    assert not flat(after.table)[closed].any()
+    assert not flat(after.entries)[closed].any()
     np.testing.assert_array_equal(
-        flat(after.table)[~closed], flat(learnt.refitted(rows_of("cat", "dog")).table)[~closed]
+        flat(after.entries)[~closed], flat(learnt.refitted(rows_of("cat", "dog")).entries)[~closed]
     )
 
 

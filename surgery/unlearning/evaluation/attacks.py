@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from surgery.progress import Progress
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.eraser import Eraser
-from surgery.unlearning.evaluation.membership import RocArea, Suspects, confidences, likelihood_ratios
-from surgery.unlearning.evaluation.membership import masked_share as share_of_masked
+from surgery.unlearning.evaluation.likelihood_ratio import likelihood_ratios
+from surgery.unlearning.evaluation.roc_area import RocArea
+from surgery.unlearning.evaluation.suspects import Suspects, confidences, share_masked
 from surgery.unlearning.key_selection import OPEN
 
 
@@ -59,7 +60,7 @@ def masked_share(given: Attacked) -> Scores:
     after = given.models["after"]
     if not (after.selector.states != OPEN).any():
         return {}
-    return {"after": share_of_masked(after, given.suspects.both.ids)}
+    return {"after": share_masked(after, given.suspects.both.ids)}
 
 
 def likelihood_ratio(given: Attacked) -> Scores:

@@ -9,7 +9,8 @@ import torch
 from surgery.progress import Progress, silent
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.evaluation.evaluator import Evaluator, mean
-from surgery.unlearning.evaluation.membership import RocArea, confidences
+from surgery.unlearning.evaluation.roc_area import RocArea
+from surgery.unlearning.evaluation.suspects import confidences
 from surgery.unlearning.forget_set import ForgetSet
 from surgery.unlearning.values import count
 
@@ -48,7 +49,7 @@ def sweep_keys(
 def shared_keys(bottleneck: Bottleneck) -> list[list[float]]:
     """Entry (a, b): the share of class a's selections that fall on pairs which class b selects too. [classes, classes]."""
     training = bottleneck.need_training()
-    codebooks, keys, classes = bottleneck.table.shape
+    codebooks, keys, classes = bottleneck.entries.shape
     shared, total = np.zeros((classes, classes)), np.zeros((classes, 1))
     for codebook in range(codebooks):
         ids = training.ids[:, codebook : codebook + 1]

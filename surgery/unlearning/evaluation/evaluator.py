@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from surgery.unlearning.bottleneck import Answer, Bottleneck
-from surgery.unlearning.evaluation.membership import Suspects
+from surgery.unlearning.evaluation.suspects import Suspects
 from surgery.unlearning.features.reading import targets_of
 from surgery.unlearning.features.rows import Rows
 from surgery.unlearning.training_rows import TrainingRows

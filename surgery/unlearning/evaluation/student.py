@@ -129,7 +129,7 @@ class Student:
 
     def _graduate(self, values: Float32[np.ndarray, "C K Y"]) -> Bottleneck:
         learnt = {"values": "sgd", "sgd": asdict(self.recipe), "class_rows": None}
-        return replace(self._bottleneck, table=values, settings={**self._bottleneck.settings, **learnt})
+        return replace(self._bottleneck, entries=values, settings={**self._bottleneck.settings, **learnt})
 
 
 def distil(teacher: Float32[Tensor, "N Y"], rate: float) -> Push:

@@ -19,7 +19,8 @@ from torch import Tensor
 from surgery.errors import OptionError, TaskError
 from surgery.jsonfile import parse_loose
 from surgery.progress import Progress, silent
-from surgery.reporting.results import Result
+from surgery.reporting.plural import number_of
+from surgery.reporting.results import Shown
 from surgery.tasks.examples import Columns, read_examples
 from surgery.unlearning.features.encoders import Encoder, cached_features
 from surgery.unlearning.features.extractors import text_digests
@@ -39,8 +40,8 @@ _LARGEST = 1e15
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Feature rows that are finite, at least one, with or without labels.
+class Rows(Shown):
+    """Feature rows that are finite, at least one, with or without labels. Their file is the features file they come from.
 
     Attributes:
         features: one row an example.
@@ -59,22 +60,15 @@ class Rows:
             if values is not None and len(values) != len(self):
                 raise TaskError(f"there are {len(self)} feature rows and {len(values)} {what}: give one for each row")
 
-    def __repr__(self) -> str:
-        return (
-            f"Rows({len(self):,} x {self.features.shape[1]:,} features, {'with' if self.labels else 'without'} labels)"
-        )
-
     @property
     def summary(self) -> list[str]:
         """How many rows and classes there are."""
-        classes = f", {len(set(self.labels)):,} classes" if self.labels else ", without labels"
-        return [f"{len(self):,} rows of {self.features.shape[1]:,} features{classes}."]
+        classes = number_of(len(set(self.labels)), "class", "classes") if self.labels else "without labels"
+        return [f"{number_of(len(self), 'row')} of {number_of(self.features.shape[1], 'feature')}, {classes}."]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Classes, and how many rows of each there are."""
         return ["class", "rows"], [[name, count] for name, count in sorted(Counter(self.labels or ()).items())]
-
-    _repr_html_ = Result._repr_html_
 
     def __len__(self) -> int:
         return len(self.features)

@@ -48,7 +48,7 @@ def fit_lines(rows: Rows, device: torch.device) -> Iterator[Line | Bottleneck]:
     yield within(f"bottleneck fit, {ROWS:,} x {WIDTH}, C 256, K 256", seconds, 6.0, shown, stages)
     yield holds("bottleneck: keys are the same bits twice", again.keys.tobytes() == selector.keys.tobytes())
     yield holds("bottleneck: ids are the same twice", ids.tobytes() == training.ids.tobytes())
-    yield holds("bottleneck: values are the same bits twice", table.tobytes() == fitted.table.tobytes())
+    yield holds("bottleneck: values are the same bits twice", table.tobytes() == fitted.entries.tobytes())
     yield fitted
 
 
@@ -77,7 +77,7 @@ def edit_lines(rows: Rows, fitted: Bottleneck, device: torch.device) -> Iterator
     """Refitting against a fit without the rows; deciding on masks."""
     gone = np.flatnonzero(fitted.training.targets == 3)
     stay = np.delete(np.arange(ROWS), gone)
-    seconds, table = lasting(lambda: fitted.refit_table(stay, device=device))
+    seconds, table = lasting(lambda: fitted.refit_entries(stay, device=device))
     yield within("bottleneck: refitting without a class", seconds, 3.0, shown)
     ids = fitted.selector.select(rows.features[stay], device=device)
     targets, states = fitted.training.targets[stay], fitted.selector.states
