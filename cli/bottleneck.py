@@ -10,6 +10,7 @@ import typer
 
 from cli import options
 from cli.render import print_json, print_table, progress_bar, say, size
+from surgery.reporting.plural import number_of
 from surgery.unlearning.evaluation.baselines import baselines_help
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def fit(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="Frozen text or image model that makes the features: a folder or a hub id.", show_default=False
+            help="Frozen text or image model that makes the features: a folder or a hub id. Required, or --features.",
+            show_default=False,
         ),
     ] = None,
     features: Features = None,
@@ -161,7 +163,7 @@ def undo(
         return
     left = len(again.history)
     say(
-        f"{folder}: bit for bit as before {what(edit.edit)} was forgotten, {left or 'no'} edit{'s' if left != 1 else ''} left, in {seconds:.2f} s"
+        f"{folder}: bit for bit as before {what(edit.edit)} was forgotten, {number_of(left, 'edit')} left, in {seconds:.2f} s"
     )
 
 
@@ -260,7 +262,7 @@ def print_report(report: "Report", folder: Path, json: bool) -> None:
     for line in (report.caption, "", *report.remarks):
         say(line)
     figures = len(list(folder.glob("*.png")))
-    say(f"{folder}: index.html to open, with {figures} figure{'s' if figures != 1 else ''}; README.md, report.json")
+    say(f"{folder}: index.html to open, with {number_of(figures, 'figure')}; README.md, report.json")
 
 
 def _side_by_side(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[int]]:
@@ -323,7 +325,7 @@ def _fitted(bottleneck: "Bottleneck", folder: Path, seconds: float, json: bool) 
     codebooks, keys, d = bottleneck.selector.keys.shape
     written = sum(path.stat().st_size for path in folder.iterdir())
     say(
-        f"{folder}: {codebooks:,} codebooks of {keys:,} keys in {d} dimensions, {len(bottleneck.classes):,} classes, "
+        f"{folder}: {number_of(codebooks, 'codebook')} of {keys:,} keys in {number_of(d, 'dimension')}, {len(bottleneck.classes):,} classes, "
         f"{100 * right:.1f}% of {len(training):,} training rows right, {size(written)} in {seconds:.1f} s"
     )
     if bottleneck.settings["keys_from"] == "training rows":

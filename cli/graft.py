@@ -11,6 +11,7 @@ import typer
 from cli import options
 from cli.render import print_json, print_need, print_skill, progress_bar, say, show_example
 from cli.resuming import state_beside
+from surgery.reporting.plural import number_of
 
 if TYPE_CHECKING:
     from surgery.grafting.skill import Skill
@@ -27,9 +28,9 @@ def graft(
     tuned: Annotated[
         str | None, typer.Argument(help="Tuned checkpoint: the base after fine-tuning.", show_default=False)
     ] = None,
-    task: options.TaskName = None,
-    data: options.Train = None,
-    evaluate: options.Test = None,
+    task: options.ExampleTaskName = None,
+    data: options.ExampleTrain = None,
+    evaluate: options.ExampleTest = None,
     output: options.ExampleOutput = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of the block weights to take.", show_default="1e-4")
@@ -192,7 +193,7 @@ def _report(skill: "Skill", folder: Path, json: bool) -> None:
         for remark in remarks(report):
             say(remark)
         say(
-            f"{folder}: skill.safetensors, report.json, README.md and {len(list(folder.glob('*.png')))} figures, in {report['seconds']:.0f} s"
+            f"{folder}: skill.safetensors, report.json, README.md and {number_of(len(list(folder.glob('*.png'))), 'figure')}, in {report['seconds']:.0f} s"
         )
         return
     pick: dict[str, Any] = {

@@ -21,14 +21,16 @@ GrammarFile = Annotated[
 ]
 Text = Annotated[
     Path | None,
-    typer.Option(help="Sentences, one a line, words between spaces; or .jsonl with tokens.", show_default=False),
+    typer.Option(
+        help="Sentences, one a line, words between spaces; or .jsonl with tokens. Required.", show_default=False
+    ),
 ]
-OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write.", show_default=False)]
+OutputFile = Annotated[Path | None, typer.Option("-o", "--output", help="File to write. Required.", show_default=False)]
 Trees = Annotated[
     Path | None,
     typer.Option(
         "--trees",
-        help="Bracketed trees, as in the Penn Treebank: a file, or a folder of .mrg and .txt.",
+        help="Bracketed trees, as in the Penn Treebank: a file, or a folder of .mrg and .txt. Required, or another source of trees.",
         show_default=False,
     ),
 ]
@@ -138,7 +140,7 @@ def horizontal_order(h: str) -> float:
     from pcfg.errors import OptionError
 
     if h != "inf" and not h.isdecimal():
-        raise OptionError(f"-h {h} must be 0, 1, 2 ... or inf")
+        raise OptionError(f"--horizontal {h} must be 0, 1, 2 ... or inf")
     return float(h)
 
 

@@ -39,6 +39,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Find, move, remove and measure skills in language-model checkpoints.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.command()(tune.tune)

@@ -16,6 +16,10 @@ Output = Annotated[Path | None, typer.Option("-o", "--output", help="Folder to w
 NeededOutput = Annotated[
     Path | None, typer.Option("-o", "--output", help="Folder to write. Required.", show_default=False)
 ]
+PatchedOutput = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="Folder to write. Required, or --in-place.", show_default=False),
+]
 ExampleOutput = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="Folder to write. Required but for the example.", show_default=False),
@@ -44,14 +48,23 @@ Exclude = Annotated[
 
 _TASK = "The task"
 TASK_NAMES = "sst2, mr, cr, mpqa, subj, trec, agnews, mnli, snli, qnli, rte, qqp, mrpc, or a name of yours."
-TaskName = Annotated[str | None, typer.Option("--task", help=TASK_NAMES, rich_help_panel=_TASK)]
+ExampleTaskName = Annotated[
+    str | None, typer.Option("--task", help=f"{TASK_NAMES} Required but for the example.", rich_help_panel=_TASK)
+]
 NeededTaskName = Annotated[str | None, typer.Option("--task", help=f"{TASK_NAMES} Required.", rich_help_panel=_TASK)]
 _EXAMPLES = "Training examples: .jsonl, .csv, .tsv, .parquet or a dataset id."
 Train = Annotated[str | None, typer.Option("--data", help=_EXAMPLES, rich_help_panel=_TASK)]
 NeededTrain = Annotated[str | None, typer.Option("--data", help=f"{_EXAMPLES} Required.", rich_help_panel=_TASK)]
-Test = Annotated[
+ExampleTrain = Annotated[
+    str | None, typer.Option("--data", help=f"{_EXAMPLES} Required but for the example.", rich_help_panel=_TASK)
+]
+ExampleTest = Annotated[
     str | None,
-    typer.Option("--eval", help="Test examples: a file or dataset id, as for --data.", rich_help_panel=_TASK),
+    typer.Option(
+        "--eval",
+        help="Test examples: a file or dataset id, as for --data. Required but for the example.",
+        rich_help_panel=_TASK,
+    ),
 ]
 Dev = Annotated[
     str | None,

@@ -11,6 +11,7 @@ from cli import grammars, options, pcfg_score
 from cli.grammars import horizontal_order, load_both, load_grammar, need_file, pick, read_bank, whole_label
 from cli.render import print_json, print_table, progress_bar, say
 from cli.resuming import told_how_to_go_on
+from surgery.reporting.plural import number_of
 
 if TYPE_CHECKING:
     from pcfg.grammars.grammar import Grammar
@@ -38,7 +39,7 @@ def induce(
     nltk_treebank: grammars.NltkTreebank = False,
     only: grammars.Only = None,
     h: Annotated[
-        str, typer.Option("-h", "--horizontal", help="Left sisters that binarisation remembers: 0, 1, 2 ... or inf.")
+        str, typer.Option("--horizontal", help="Left sisters that binarisation remembers: 0, 1, 2 ... or inf.")
     ] = "1",
     v: Annotated[
         int, typer.Option("-v", "--vertical", help="2: symbols carry their parent's label; 1: they don't.")
@@ -83,7 +84,9 @@ def induce(
         print_json({**sizes, "output": str(file), "seconds": _since(began)})
         return
     _say_labels_left_whole(bank, cut_labels)
-    say(f"{file}: {_sizes(sizes)}, from {induced.trees:,} trees of {induced.tokens:,} words in {_since(began):.1f} s")
+    say(
+        f"{file}: {_sizes(sizes)}, from {number_of(induced.trees, 'tree')} of {number_of(induced.tokens, 'word')} in {_since(began):.1f} s"
+    )
     say(f"Next:  surgery pcfg parse {file} --text sents.txt -o parses.txt")
 
 
@@ -137,7 +140,10 @@ def trees(
         print_json({"trees": len(bank), "words": words, "output": str(file), "text": text and str(text)})
         return
     _say_labels_left_whole(bank, cut_labels)
-    say(f"{file}: {len(bank):,} trees of {words:,} words" + (f"; {text}: their sentences" if text else ""))
+    say(
+        f"{file}: {number_of(len(bank), 'tree')} of {number_of(words, 'word')}"
+        + (f"; {text}: their sentences" if text else "")
+    )
 
 
 @app.command()
@@ -185,7 +191,9 @@ def sample(
         print_json({"sentences": count, **vars(corpus), "output": str(folder), "seconds": _since(began)})
         return
     parts = ", ".join(f"{name} {number:,}" for name, number in corpus.parts.items())
-    say(f"{folder}: {count:,} sentences of {corpus.words:,} words ({parts}) in {_since(began):.1f} s")
+    say(
+        f"{folder}: {number_of(count, 'sentence')} of {number_of(corpus.words, 'word')} ({parts}) in {_since(began):.1f} s"
+    )
     if max_length is not None:
         how = (
             "thrown away" if corpus.method == "rejection" else "made impossible, every choice conditioned on the length"
@@ -204,7 +212,7 @@ def parse(
         float | None,
         typer.Option(
             help="For mbr: taken off each label's posterior probability, 0 to 1; the higher, the fewer labels.",
-            show_default="the library's",
+            show_default="0.4",
         ),
     ] = None,
     binary: Binary = False,
@@ -244,8 +252,7 @@ def spans(
 ) -> None:
     """Write the posterior probability of every span of every sentence. A run that was stopped goes on where it was.
 
-    The file holds lengths, offsets, log_z and marginals, one sentence's after the other's from its offset on: for n words
-    an array of n rows and n + 1 columns whose entry (i, j) is for words i to j - 1. pcfg.inference.parsing.read_spans takes it apart.
+    The file holds lengths, offsets, log_z and marginals, one sentence's after the other's from its offset on: n rows and n + 1 columns for n words, whose entry (i, j) is for words i to j - 1. pcfg.inference.parsing.read_spans takes it apart.
     """
     from pcfg.inference.parsing import write_spans
 
@@ -305,7 +312,7 @@ def fit(
         return
     per_word = fitted.log_likelihoods[-1] / fitted.words
     say(
-        f"{file}: {em} rounds over {len(sentences) - len(unparsed):,} of {len(sentences):,} sentences in {_since(began):.1f} s, {what} {per_word:.4f} nats a word"
+        f"{file}: {number_of(em, 'round')} over {len(sentences) - len(unparsed):,} of {len(sentences):,} sentences in {_since(began):.1f} s, {what} {per_word:.4f} nats a word"
     )
     _say_unparsed(unparsed)
 
@@ -333,7 +340,7 @@ def show(
     if facts["smoothed_lexicon"]:
         say("words are scored by a smoothed lexicon: posteriors are right, log Z is no likelihood")
     if facts["useless_symbols"]:
-        say(f"{facts['useless_symbols']:,} symbols are in no tree over words")
+        say(f"in no tree over words: {number_of(facts['useless_symbols'], 'symbol')}")
     roots = sorted(loaded.roots.items(), key=lambda item: -item[1])
     _print_shares("roots", "root", roots)
     if symbol is not None:
@@ -358,8 +365,8 @@ def _summary(grammar: "Grammar") -> dict[str, Any]:
 
 def _sizes(facts: dict[str, Any]) -> str:
     return (
-        f"{facts['nonterminals']:,} nonterminals, {facts['preterminals']:,} preterminals, {facts['words']:,} words, "
-        f"{facts['binary_rules']:,} binary and {facts['lexical_rules']:,} lexical rules"
+        f"{number_of(facts['nonterminals'], 'nonterminal')}, {number_of(facts['preterminals'], 'preterminal')}, {number_of(facts['words'], 'word')}, "
+        f"{number_of(facts['binary_rules'], 'binary rule')}, {number_of(facts['lexical_rules'], 'lexical rule')}"
     )
 
 

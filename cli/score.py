@@ -12,7 +12,7 @@ def score(
     model: Annotated[str, typer.Argument(help="Checkpoint to score: a folder or a hub id.")],
     task: options.NeededTaskName = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Examples: .jsonl, .csv, .tsv, .parquet or a dataset id.")
+        str | None, typer.Option("--data", help="Examples: .jsonl, .csv, .tsv, .parquet or a dataset id. Required.")
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="Another checkpoint, to report how often both predict the same.")

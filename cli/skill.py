@@ -9,6 +9,7 @@ import typer
 
 from cli import options
 from cli.render import print_json, print_skill, print_table, progress_bar, say, size
+from surgery.reporting.plural import number_of
 
 if TYPE_CHECKING:
     from surgery.checkpoints.applying import Direction
@@ -77,7 +78,7 @@ def show(skill: SkillFolder, json: options.Json = False) -> None:
 def apply(
     skill: Annotated[list[Path], typer.Argument(help="Skill folders, or hub ids; the lowest first.")],
     base: Annotated[str, typer.Argument(help="The skills' base, or a checkpoint that holds skills of it.")],
-    output: options.Output = None,
+    output: options.PatchedOutput = None,
     in_place: InPlace = False,
     rule: Annotated[
         str | None,
@@ -96,7 +97,7 @@ def apply(
 def revert(
     skill: SkillFolders,
     grafted: Annotated[str, typer.Argument(help="A checkpoint that holds the skills.")],
-    output: options.Output = None,
+    output: options.PatchedOutput = None,
     in_place: InPlace = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
@@ -247,7 +248,7 @@ def _write_one(verb: "Direction", skill: "Skill", opened: "Checkpoint", place: d
     changed = skill.delta.changes(opened, revert=verb == "revert")
     folder = (skill.apply if verb == "apply" else skill.revert)(opened, **place)
     done = "applied to" if verb == "apply" else "taken out of"
-    sentence = f"{skill.delta.weights:,} weights ({size(len(skill.delta_bytes()))}) {done} {opened}"
+    sentence = f"{number_of(skill.delta.weights, 'weight')} ({size(len(skill.delta_bytes()))}) {done} {opened}"
     if not changed:
         state = "held the skill already" if verb == "apply" else "didn't hold the skill"
         sentence = f"{opened} {state}: no weight was changed"
@@ -261,7 +262,7 @@ def _write_stack(
 
     layers = [replace(skill.layer, name=name) for name, skill in skills.items()]
     folder, before, after, changed, everything = restack(verb, layers, opened, rule=rule, **place)
-    sentence = f"{before.names} -> {after.names}, {changed:,} weights of {opened} changed"
+    sentence = f"{before.names} -> {after.names}, {number_of(changed, 'weight')} of {opened} changed"
     if not changed:
         sentence = f"{opened} held that already ({after.names}): no weight was changed"
     elif shared := sum(layer.delta.weights for layer in after.layers) - after.union(everything).weights:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 else:
     Context = typer.Context.__base__  # what Typer really passes
 
-Given = TypeVar("Given")
-
 _LARGE = 20_000_000  # weights of a model that takes more than moments to verify
 
 app = typer.Typer(
@@ -30,7 +28,7 @@ app = typer.Typer(
     invoke_without_command=True,
 )
 
-Model = Annotated[str | None, typer.Argument(help="Model folder or hub id.", show_default=False)]
+Model = Annotated[str, typer.Argument(help="Model folder or hub id.")]
 Rates = Annotated[
     list[float] | None,
     typer.Option("--lr", help="Learning rate; several, to choose among on held-out data.", show_default="a grid"),
@@ -73,7 +71,9 @@ def tint(
 
 @app.command()
 def count(
-    model: Model = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Model folder or hub id. Required, or --config.", show_default=False)
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(help="A well-known model's name, such as opt-125m, in place of MODEL.", show_default=False),
@@ -95,7 +95,7 @@ def count(
 
 @app.command()
 def verify(
-    model: Model = None,
+    model: Model,
     text: Annotated[
         Path | None, typer.Option(help="Take the tokens from this text.", show_default="random tokens")
     ] = None,
@@ -116,8 +116,8 @@ def verify(
     from surgery.tint.evaluation.verification import verify as verify_model
 
     if output is not None:
-        check_output(output, overwrite=overwrite, inputs=[_need(model), text])
-    loaded, ids = load_with_tokens(_need(model), text, tokens, seed=seed, device=device, dtype=dtype)
+        check_output(output, overwrite=overwrite, inputs=[model, text])
+    loaded, ids = load_with_tokens(model, text, tokens, seed=seed, device=device, dtype=dtype)
     auxiliary = Auxiliary.of(loaded)
     if auxiliary.shape.weights > _LARGE:
         seconds, needed = outlook(auxiliary, ids, sweep=sweep)
@@ -132,8 +132,10 @@ def verify(
 # Long: options, declared where Typer reads them.
 @app.command()
 def text(
-    model: Model = None,
-    text: Annotated[Path | None, typer.Argument(help="A text file.", show_default=False)] = None,
+    model: Model,
+    text: Annotated[
+        Path | None, typer.Argument(help="A text file. Required but for --dry-run.", show_default=False)
+    ] = None,
     train_share: Annotated[
         list[float] | None,
         typer.Option(help="Share of each window to learn from; may be repeated.", show_default="0.5"),
@@ -171,10 +173,10 @@ def text(
 
     Interrupted, the same command with -o goes on where it was.
     """
+    from surgery.errors import OptionError
     from surgery.tint.evaluation.memory_need import text_need
     from surgery.tint.evaluation.perplexity import run_text
 
-    model = _need(model)
     shared: dict[str, Any] = {
         "shares": tuple(train_share or (0.5,)),
         "steps": steps,
@@ -188,7 +190,8 @@ def text(
     if dry_run:
         print_need(text_need(model, **shared), json)
         return
-    text = Path(_need(text, "the text is missing: surgery tint text MODEL FILE"))
+    if text is None:
+        raise OptionError("the text is missing: surgery tint text MODEL FILE")
     with _state(output, [model, text], overwrite=overwrite) as state:
         with progress_bar() as progress:
             run = run_text(
@@ -209,8 +212,8 @@ def text(
 # Long: options, declared where Typer reads them.
 @app.command()
 def task(
-    model: Model = None,
-    task: Annotated[str | None, typer.Argument(help=options.TASK_NAMES, show_default=False)] = None,
+    model: Model,
+    task: Annotated[str, typer.Argument(help=options.TASK_NAMES)],
     data: options.Train = None,
     test: Annotated[
         str | None,
@@ -249,10 +252,9 @@ def task(
     """
     from surgery.tint.evaluation.in_context import run_task
 
-    model = _need(model)
     with _state(output, [model, data, test, dev], overwrite=overwrite) as state:
         loaded = options.load_task(
-            _need(task, "the task is missing: surgery tint task MODEL TASK, such as sst2"),
+            task,
             train=data,
             dev=dev,
             test=test,
@@ -338,15 +340,6 @@ def _print(result: "Result", title: str = "") -> None:
     print_table(title, columns, [[cell(value) for value in row] for row in rows])
     for line in result.summary:
         say(line)
-
-
-def _need(given: Given | None, missing: str = "the model is missing: give a folder or a hub id") -> Given:
-    """What was given; raises OptionError where nothing was."""
-    from surgery.errors import OptionError
-
-    if given is None:
-        raise OptionError(missing)
-    return given
 
 
 def _one_of(model: str | None, config: str | None) -> str:

@@ -9,6 +9,7 @@ from cli import options
 from cli import tune_mezo as mezo
 from cli.render import figure, print_json, print_need, progress_bar, say, say_repeated
 from cli.resuming import state_beside
+from surgery.reporting.plural import number_of
 
 if TYPE_CHECKING:
     from surgery.tuning.finetuning import Tuned
@@ -139,9 +140,11 @@ def _report(tuned: "Tuned", folder: Path, json: bool) -> None:
     say_repeated(report["examples"]["dev_in_train"], report["examples"]["dev"], "dev")
     dev_line = f", best on dev {figure(best)}" if best is not None else ""
     if report["rounded_away"]:
-        say(f"{report['rounded_away']:,} weights moved too little for the checkpoint's dtype and are as in the base")
+        say(
+            f"{number_of(report['rounded_away'], 'weight')} moved too little for the checkpoint's dtype and stayed as in the base"
+        )
     say(
-        f"{folder}: {report['stopped_at']} steps in {report['seconds']:.0f} s, loss {loss:.3f}{dev_line}; {report['moved']:,} of {report['movable']:,} weights moved"
+        f"{folder}: {number_of(report['stopped_at'], 'step')} in {report['seconds']:.0f} s, loss {loss:.3f}{dev_line}; {report['moved']:,} of {report['movable']:,} weights moved"
     )
     if copies:
         say(f"left out: {', '.join(copies)}: further copies of the base's weights")

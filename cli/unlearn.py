@@ -8,6 +8,7 @@ import typer
 from cli import options
 from cli.bottleneck import Feature, print_report
 from cli.render import print_json, progress_bar, say, show_example
+from surgery.reporting.plural import number_of
 from surgery.unlearning.key_ranking import rankings_help
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def unlearn(
         ),
     ] = None,
     rank: Annotated[
-        str, typer.Option(help=f"What activations orders (codebook, key) pairs by: {rankings_help()}.")
+        str,
+        typer.Option(
+            help=f"For activations: which pairs are masked first: by {rankings_help()} (count is the published one)."
+        ),
     ] = "influence",
     answer: Annotated[
         str, typer.Option(help="For a masked key, the next open one answers, or the codebook drops out: next or drop.")
@@ -209,7 +213,7 @@ def _report(
         print_json({**head, **done, "effect": effect, "seconds": seconds, "promises": promised})
         return
     verb = {"refit": "refitted", "counts": "counted down"}.get(done["via"], "masked")
-    rows = f" ({done['rows']:,} rows)" if done["forget"] else _twins(done["twins"])
+    rows = f" ({number_of(done['rows'], 'row')})" if done["forget"] else _twins(done["twins"])
     took = f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
     say(f"{folder}: {what(done)}{rows} forgotten, {done['pairs']:,} of {done['of_pairs']:,} pairs {verb}, in {took}")
     if done["rule"] not in (None, "given"):

@@ -6,6 +6,7 @@ from probes.catalog import METRICS, PROBES
 from probes.figures.drawing import Drawing
 from probes.findings import Findings, interval, written
 from surgery.reporting.page import Figure, Heading, Page, Part, Table, Text
+from surgery.reporting.plural import number_of
 
 
 def report_page(findings: Findings, drawings: Sequence[Drawing]) -> Page:
@@ -36,8 +37,8 @@ def _about(findings: Findings) -> str:
     call = next(iter(findings.provenance["call"].values()))
     model, counts = findings.model, findings.counts
     return (
-        f"Probed: a model of {model['layers']} layers, {model['heads']} heads and width {model['width']}, for {what}; "
-        f"{counts['train']:,} training and {counts['test']:,} test sentences; {call['seeds']} seeds of every probe."
+        f"Probed: a model of {number_of(model['layers'], 'layer')}, {number_of(model['heads'], 'head')} and width {model['width']}, for {what}; "
+        f"{counts['train']:,} training and {counts['test']:,} test sentences; {number_of(call['seeds'], 'seed')} of every probe."
     )
 
 

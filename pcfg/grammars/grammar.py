@@ -24,6 +24,7 @@ from pcfg.grammars.validation import check_grammar
 from surgery.files import replace_bytes
 from surgery.jsonfile import JsonError
 from surgery.reporting.page import Table, Text, render
+from surgery.reporting.plural import number_of
 
 if TYPE_CHECKING:
     import nltk
@@ -88,7 +89,7 @@ class Grammar(GrammarArrays):
         self.__dict__.update(made.__dict__)
 
     def __repr__(self) -> str:
-        sizes = f"{len(self.nonterminals):,} nonterminals, {len(self.preterminals):,} preterminals, {len(self.words):,} words"
+        sizes = f"{number_of(len(self.nonterminals), 'nonterminal')}, {number_of(len(self.preterminals), 'preterminal')}, {number_of(len(self.words), 'word')}"
         return f"Grammar({sizes}, {len(self.parents):,} binary and {len(self.tags):,} lexical rules)"
 
     def _repr_html_(self) -> str:

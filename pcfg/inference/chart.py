@@ -24,6 +24,7 @@ from pcfg.sparse import engine as sparse
 from pcfg.sparse.engine import TreeNodes
 from pcfg.treebanks.trees import Tree
 from surgery.reporting.page import Table, Text, render
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Shown
 
 _SHOWN = 20  # sentences in a notebook
@@ -76,7 +77,7 @@ class Chart(Posteriors, Shown):
         longest = f"{max(lengths):,}" if min(lengths) == max(lengths) else f"{min(lengths):,} to {max(lengths):,}"
         none = f", {int((self.log_z == -math.inf).sum()):,} without a parse" if "log_z" in self.__dict__ else ""
         return [
-            f"{len(lengths):,} sentences of {longest} words{none}, by the {self.engine} engine under {self.grammar!r}."
+            f"{number_of(len(lengths), 'sentence')} of {longest} words{none}, by the {self.engine} engine under {self.grammar!r}."
         ]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:

@@ -17,6 +17,7 @@ from pcfg.sentences import batches, fingerprint
 from pcfg.treebanks.trees import NO_PARSE, Tree, format_trees
 from surgery.files import new_folder, replace_bytes, sync
 from surgery.progress import Progress, silent
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Shown
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class WrittenParses(Shown):
     @property
     def summary(self) -> list[str]:
         """How many sentences, and how many of them have no parse."""
-        return [f"{self.sentences:,} sentences, {len(self.unparsed):,} of them without a parse."]
+        return [f"{number_of(self.sentences, 'sentence')}, {len(self.unparsed):,} of them without a parse."]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """A row for each sentence without a parse: its number from 1."""

@@ -21,6 +21,7 @@ from pcfg.inference.chart import Chart
 from pcfg.inference.engines import chart_numbers, pick_engine
 from pcfg.sentences import batches, others
 from surgery.progress import Progress, silent
+from surgery.reporting.plural import number_of
 
 _BATCH = 64
 _MOST_MASKS = 4  # this many or more are one group
@@ -46,7 +47,7 @@ class MaskedSet:
     entropies: Float64[np.ndarray, " M"]
 
     def __repr__(self) -> str:
-        return f"<MaskedSet: {len(self.optimum):,} masked words in {len(self.sentences):,} sentences>"
+        return f"<MaskedSet: {number_of(len(self.optimum), 'masked word')} in {number_of(len(self.sentences), 'sentence')}>"
 
     @classmethod
     def draw(
@@ -122,7 +123,7 @@ class MaskedLoss:
 
     def __repr__(self) -> str:
         sentences = len(np.unique(self.sentence))
-        return f"<MaskedLoss: {self.excess.mean():.4g} nats of excess over {len(self.loss):,} masked words in {sentences:,} sentences>"
+        return f"<MaskedLoss: {self.excess.mean():.4g} nats of excess over {number_of(len(self.loss), 'masked word')} in {number_of(sentences, 'sentence')}>"
 
     def to_json(self, seed: int = 0) -> dict[str, Any]:
         """Means, 95% intervals over sentences, and the excess by position (from 1) and by number of masks."""

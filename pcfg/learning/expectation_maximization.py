@@ -19,6 +19,7 @@ from pcfg.sentences import check_words
 from surgery.files import new_folder, replace_json
 from surgery.jsonfile import JsonError, load_json
 from surgery.progress import Progress
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 
 # Called after each round with its number from 1, the new grammar, and the log-likelihood that the round began with.
@@ -58,9 +59,13 @@ class Fitted(Result):
         """How many rounds, and what they did for the likelihood of a word."""
         first, last = self.log_likelihoods[[0, -1]] / max(1, self.words)
         lines = [
-            f"{self.rounds} rounds of expectation-maximisation took the log-likelihood of a word from {first:.4f} to {last:.4f} nats."
+            f"{number_of(self.rounds, 'round')} of expectation-maximisation took the log-likelihood of a word from {first:.4f} to {last:.4f} nats."
         ]
-        return [*lines, f"{len(self.left_out):,} sentences without a parse were left out."] if self.left_out else lines
+        return (
+            [*lines, f"Left out, without a parse: {number_of(len(self.left_out), 'sentence')}."]
+            if self.left_out
+            else lines
+        )
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """A row for each number of rounds done, from none on."""
@@ -105,7 +110,9 @@ class Counts:
     left_out: tuple[int, ...]
 
     def __repr__(self) -> str:
-        return f"<Counts: log-likelihood {self.log_likelihood:.4f}, {len(self.left_out):,} sentences left out>"
+        return (
+            f"<Counts: log-likelihood {self.log_likelihood:.4f}, {number_of(len(self.left_out), 'sentence')} left out>"
+        )
 
     def by_nonterminal(self, grammar: Grammar) -> Float64[np.ndarray, " N"]:
         """Expected number of nodes of each nonterminal."""

@@ -31,6 +31,7 @@ from surgery.files import new_folder, replace_json
 from surgery.jsonfile import load_json
 from surgery.progress import Progress, silent
 from surgery.quiet import quiet
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 from surgery.resuming import resumable
 
@@ -71,7 +72,7 @@ class Pretrained(Result):
         value, low, high = (f"{excess[name]:.4g}" for name in ("value", "low", "high"))
         return [
             f"Predictions of masked words lose {value} nats [{low}, {high}] more than the exact posterior, whose loss is {report['optimum']:.4g}.",
-            f"The model has {report['parameters']:,} weights and was trained for {report['steps']:,} steps.",
+            f"The model has {report['parameters']:,} weights and was trained for {number_of(report['steps'], 'step')}.",
         ]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:

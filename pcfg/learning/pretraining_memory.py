@@ -16,7 +16,7 @@ from pcfg.sampling.tokenizer import tokenizer
 from pcfg.sentences import MOST_NUMBERS, MOST_SENTENCES
 from surgery.memory import Meter, Need, check_before
 
-_LOWER = "lower --batch-size, --max-length, --width or --layers, or --sentences for what is drawn"
+_LOWER = "lower `batch_size`, `max_length`, `width` or `layers`, or `sentences` for what is drawn"
 _DRAWN = 500  # sentences, to know their mean length by
 
 

@@ -19,6 +19,7 @@ from pcfg.sampling.kernels import hashes
 from pcfg.treebanks.trees import Tree
 from surgery.files import new_folder, replace_bytes
 from surgery.reporting.page import Table, Text, render
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 
 _FILE, _ARRAYS = "samples.safetensors", ("words", "offsets", "steps", "numbers")
@@ -72,7 +73,9 @@ class Samples(Result):
             "rejection": f"of which those above the limit, {1 - self.acceptance:.1%}, were thrown away",
             "exact": f"conditioned on the limit, which {self.acceptance:.2g} of free draws keep",
         }
-        return [f"{len(self):,} sentences of {len(self.words):,} words, drawn by seed {self.seed} {how[self.method]}."]
+        return [
+            f"{number_of(len(self), 'sentence')} of {number_of(len(self.words), 'word')}, drawn by seed {self.seed} {how[self.method]}."
+        ]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """A row a sentence: its words, how many, and its tree in the form of what the grammar was made from."""

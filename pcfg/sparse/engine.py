@@ -30,6 +30,7 @@ from pcfg.sparse.kernels import (
 )
 from pcfg.sparse.wide import inside_wide
 from surgery.compiling import uninterrupted
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Shown
 
 Sentence = TypeVar("Sentence")
@@ -47,7 +48,7 @@ class TreeNodes(NamedTuple):
     ends: Int32[np.ndarray, " nodes"]
 
     def __repr__(self) -> str:
-        return f"<TreeNodes: {len(self.symbols):,} nodes over {(len(self.symbols) + 1) // 2:,} words>"
+        return f"<TreeNodes: {number_of(len(self.symbols), 'node')} over {number_of((len(self.symbols) + 1) // 2, 'word')}>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +185,7 @@ class SparseChart(Shown):
     @property
     def summary(self) -> list[str]:
         """Log Z, and how many items the chart holds."""
-        return [f"{self.n:,} words, log Z {self.log_z:.6g}, {len(self.items.symbols):,} items."]
+        return [f"{number_of(self.n, 'word')}, log Z {self.log_z:.6g}, {number_of(len(self.items.symbols), 'item')}."]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """A row an item, the likeliest first: the symbol's number, the words start..end-1, log inside value and marginal."""

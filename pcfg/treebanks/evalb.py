@@ -15,6 +15,7 @@ from pcfg.treebanks.cleaning import OUTER, clean
 from pcfg.treebanks.trees import Tree, read_parses, read_trees
 from surgery.files import new_folder, replace_json
 from surgery.jsonfile import JsonError, load_json
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 
 _FILE = "score.json"
@@ -113,7 +114,7 @@ class LabelledScore(_Score):
     def __str__(self) -> str:
         said = (
             f"{100 * self.f1:.2f} {self.convention} ({self._shares}; "
-            f"{self.sentences} sentences, {self.unparsed} without a parse)"
+            f"{number_of(self.sentences, 'sentence')}, {self.unparsed} without a parse)"
         )
         left = 0 if self.valid is None else self.sentences - self.valid.sentences
         if self.valid is None or not left:
@@ -154,7 +155,7 @@ class UnlabelledScore(_Score):
 
     def __str__(self) -> str:
         return (
-            f"{100 * self.f1:.2f} {self.convention} ({len(self.f1s)} sentences, {self.unparsed} without a parse, "
+            f"{100 * self.f1:.2f} {self.convention} ({number_of(len(self.f1s), 'sentence')}, {self.unparsed} without a parse, "
             f"{self.skipped} shorter ones left out)"
         )
 

@@ -11,6 +11,7 @@ from pcfg.errors import TreebankError
 from pcfg.treebanks.lexicon import SmoothedLexicon, frequent_signatures, known_form, signatures
 from pcfg.treebanks.transforms import tag_apart, transform
 from pcfg.treebanks.trees import Tree
+from surgery.reporting.plural import number_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Induced:
 
     def __repr__(self) -> str:
         symbols = len(self.nonterminals) + len(self.preterminals)
-        return f"<Induced: {symbols:,} symbols, {len(self.rules):,} binary rules, from {self.trees:,} trees of {self.tokens:,} words>"
+        return f"<Induced: {number_of(symbols, 'symbol')}, {number_of(len(self.rules), 'binary rule')}, from {number_of(self.trees, 'tree')} of {number_of(self.tokens, 'word')}>"
 
     def arrays(self) -> dict[str, Any]:
         """Relative frequencies (the maximum-likelihood estimate), as keywords for `Grammar.of_arrays`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pcfg.errors import TreebankError
 from pcfg.treebanks.drawing import draw
+from surgery.reporting.plural import number_of
 
 if TYPE_CHECKING:
     import nltk
@@ -165,7 +166,7 @@ class Tree:
         words = self.words()
         return (
             shorten(
-                f"<Tree: {self.label} over {len(words):,} words: {' '.join(words)}",
+                f"<Tree: {self.label} over {number_of(len(words), 'word')}: {' '.join(words)}",
                 _LONGEST_REPR - 1,
                 placeholder=" ...",
             )

@@ -29,6 +29,7 @@ from surgery.checkpoints.tensorfile import DTYPES
 from surgery.checkpoints.traits import Traits
 from surgery.errors import SkillError
 from surgery.jsonfile import parse_json
+from surgery.reporting.plural import number_of
 
 SKILL_FILE = "skill.safetensors"
 SCHEMA = 1
@@ -99,7 +100,7 @@ class SparseDelta:
 
     def __repr__(self) -> str:
         """One line: a delta may hold millions of weights."""
-        return f"<SparseDelta: {self.weights:,} of {self.movable:,} weights in {len(self.extents):,} tensors, base {self.base_fingerprint[:12]}>"
+        return f"<SparseDelta: {self.weights:,} of {self.movable:,} weights in {number_of(len(self.extents), 'tensor')}, base {self.base_fingerprint[:12]}>"
 
     def __post_init__(self) -> None:
         _check(self)

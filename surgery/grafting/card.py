@@ -8,6 +8,7 @@ from surgery.checkpoints.delta import SparseDelta
 from surgery.grafting.figures import CAPTIONS, LABELS, by_layer
 from surgery.grafting.remarks import carries, remarks
 from surgery.reporting.page import Code, Commands, Figure, Heading, Page, Part, Table, Text
+from surgery.reporting.plural import number_of
 from surgery.tasks.task import Task
 
 _LEGEND = {
@@ -122,7 +123,7 @@ def _results(report: Mapping[str, Any]) -> list[Part]:
     if "graft" not in report:
         return []
     examples = report.get("examples", {})
-    count = f"{examples['test']:,} test examples" if "test" in examples else "the test examples"
+    count = f"{number_of(examples['test'], 'test example')}" if "test" in examples else "the test examples"
     parts: list[Part] = [Heading("Results"), Table(f"On {count}.", *figures_table(report), legend=_LEGEND)]
     if repeated := examples.get("test_in_train"):
         parts.append(Text(f"{repeated:,} of the test texts are training texts too."))

@@ -17,6 +17,7 @@ from surgery.jsonfile import JsonError, load_json
 from surgery.provenance import provenance
 from surgery.reporting.figures import COLOURS, figure, plain
 from surgery.reporting.page import Figure, Page, Part, Table, Text
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 
 _FORMAT = "surgery skill comparison 1"
@@ -105,7 +106,7 @@ class Comparison(Result):
         top, least = ranked[-1], ranked[0]
         overlap = top.overlap
         lines = [
-            f"{_and(top)} share {overlap.shared:,} weights: {100 * overlap.of_first:.1f}% of {top.first}'s {overlap.first:,} and "
+            f"{_and(top)} share {number_of(overlap.shared, 'weight')}: {100 * overlap.of_first:.1f}% of {top.first}'s {overlap.first:,} and "
             f"{100 * overlap.of_second:.1f}% of {top.second}'s {overlap.second:,}; {_chance(top)}."
         ]
         if overlap.sign_agreement is not None:
@@ -115,7 +116,7 @@ class Comparison(Result):
             )
         if len(self.pairs) > 1:
             lines.append(
-                f"That is the most of {len(self.pairs)} pairs; the least is shared by {_and(least)}: {least.overlap.shared:,} weights."
+                f"That is the most of {len(self.pairs)} pairs; the least is shared by {_and(least)}: {number_of(least.overlap.shared, 'weight')}."
             )
         if short := [
             f"{s.name} ({s.weights:,} of {s.asked:,})" for s in self.skills if s.asked and s.weights < s.asked

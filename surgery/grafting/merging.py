@@ -67,7 +67,7 @@ def check_comparable(skills: Mapping[str, Skill]) -> None:
             if held != task.labels:
                 raise SkillError(
                     f"{whose} and {name} are of two tasks called {task.name}, with the labels {', '.join(held)} and "
-                    f"{', '.join(task.labels)}: make one of them again under another name (--task)"
+                    f"{', '.join(task.labels)}: make one of them again under another name"
                 )
     check_one_base([skill.delta for skill in skills.values()], list(skills))
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from surgery.reporting.plural import number_of
+
 _LITTLE, _NEARLY_ALL = 0.25, 0.9
 
 
@@ -21,7 +23,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     sentences = []
     if head := report.get("head"):
         sentences.append(
-            f"The head differs ({_some(head)}), and the graft has the base's: `--head tuned` gives the base the tuned one's."
+            f"The head differs ({_some(head)}), and the graft has the base's: `surgery graft --head tuned` gives the base the tuned one's (with_tuned_head in Python)."
         )
     if resized := report.get("resized"):
         sentences.append(f"Tuning resized {_some(resized)}; the graft has the base's rows and the base's tokenizer.")
@@ -35,7 +37,9 @@ def _fewer(report: Mapping[str, Any]) -> list[str]:
     weights, asked = report.get("weights", 0), report.get("call", {}).get("graft", {}).get("weights", 0)
     if not 0 < weights < asked:
         return []
-    return [f"It holds {weights:,} weights and not the {asked:,} that were asked for: no more moved in tuning."]
+    return [
+        f"It holds {number_of(weights, 'weight')} and not the {asked:,} that were asked for: no more moved in tuning."
+    ]
 
 
 def _gain(report: Mapping[str, Any]) -> list[str]:
@@ -49,10 +53,10 @@ def _gain(report: Mapping[str, Any]) -> list[str]:
             f"Tuning gained nothing on the test examples ({metric}: {figures}), so there is no skill to carry: check that the second "
             "checkpoint is the tuned one, that its labels are in the task's order, and that the test examples are of its task."
         ]
-    taken = f"{report['weights']:,} weights" if "weights" in report else "its weights"
+    taken = number_of(report["weights"], "weight") if "weights" in report else "its weights"
     return [
         f"The graft recovers {gain:.3f} of tuning's gain: {taken} don't carry this skill. "
-        "See how many it takes with `--sweep 1e-4:1`."
+        "See how many it takes with `surgery graft --sweep 1e-4:1`."
     ]
 
 
@@ -68,7 +72,7 @@ def _moved(report: Mapping[str, Any]) -> list[str]:
         ]
     return [
         f"Tuning moved nearly all block weights ({moved:,} of {movable:,}), as AdamW does, which spreads a skill over many of them: "
-        "tune with `surgery tune`, whose default leaves it in few, or take more weights (`--sparsity`)."
+        "tune with `surgery tune`, whose default leaves it in few, or take more weights (`surgery graft --sparsity`)."
     ]
 
 

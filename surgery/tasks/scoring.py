@@ -17,6 +17,7 @@ from surgery.files import new_folder, replace_json
 from surgery.jsonfile import JsonError, conform, load_json
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 from surgery.tasks.calibration import Reliability, scaled_ece, softmax
 from surgery.tasks.examples import Example
@@ -112,7 +113,7 @@ class Score(Result):
         """The task's own metric and calibration."""
         own = f"F1 {self.f1:.3f}" if self.metric == "f1" else f"accuracy {self.accuracy:.3f}"
         both = "" if self.agreement is None else f", agreement {self.agreement:.3f}"
-        return [f"{own} on {len(self.targets):,} examples, calibration error {self.ece:.3f}{both}."]
+        return [f"{own} on {number_of(len(self.targets), 'example')}, calibration error {self.ece:.3f}{both}."]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """One row: the model and its figures."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from surgery.checkpoints.checkpoint import rewrite
 from surgery.errors import OptionError
 from surgery.files import check_output, new_folder
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Shown
 from surgery.tint.auxiliary import Auxiliary, Block
 
@@ -45,7 +46,9 @@ class Update(Shown):
             else f"{first:.4g} before step 1, {last:.4g} before step {steps}"
         )
         rows = f" of {batch} rows, each with weights of its own" if batch > 1 else ""
-        return [f"{learnt:,} weights learnt{rows}; summed loss {way}{' (mean of rows)' if batch > 1 else ''}."]
+        return [
+            f"{number_of(learnt, 'weight')} learnt{rows}; summed loss {way}{' (mean of rows)' if batch > 1 else ''}."
+        ]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """Columns and rows: how far each tensor that learnt has moved in each row of the batch, as a share of its norm."""

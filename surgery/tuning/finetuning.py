@@ -25,6 +25,7 @@ from surgery.jsonfile import JsonError, conform, load_json
 from surgery.memory import check_before
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 from surgery.resuming import digest, resumable
 from surgery.tasks.gradients import check_gradients
@@ -60,7 +61,7 @@ class Tuned(Result):
         """How many weights moved, and how the loss and the dev examples came out."""
         report = self.report
         steps, last = report["stopped_at"], report["losses"][-_RECENT:]
-        moved = f"{report['moved']:,} of {report['movable']:,} block weights moved in {steps:,} steps"
+        moved = f"{report['moved']:,} of {report['movable']:,} block weights moved in {number_of(steps, 'step')}"
         sentences = [f"{moved}, to a loss of {sum(last) / len(last):.3f} over the last {len(last)}."]
         if dev := report["dev"]:
             best = max(dev, key=lambda scored: scored["value"])

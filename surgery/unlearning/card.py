@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery.reporting.markdown import code, inline
+from surgery.reporting.plural import number_of
 from surgery.unlearning.descriptions import Facts, edit_end, listed, promises, values_how, what
 
 _METHOD = (
@@ -24,7 +25,7 @@ def bottleneck_card(b: Facts) -> str:
         "row's features to a few dimensions, finds the nearest of its fixed keys, and answers with that key's values; the "
         f"scores of a class are averaged over the codebooks{top}. Nothing else is learnt.",
         "",
-        f"- {b.codebooks:,} codebooks of {b.keys:,} keys in {b.key_dim} dimensions: {b.codebooks * b.keys:,} (codebook, key) pairs"
+        f"- {number_of(b.codebooks, 'codebook')} of {b.keys:,} keys in {number_of(b.key_dim, 'dimension')}: {b.codebooks * b.keys:,} (codebook, key) pairs"
         + (f", {b.masked:,} of them masked" if b.masked else ""),
         f"- classes: {inline(listed(b.classes))}",
         f"- {_encoder(b)}",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from surgery.reporting.plural import number_of
 from surgery.unlearning.key_selection import MASKS
 from surgery.unlearning.training_rows import TrainingRows
 
@@ -58,9 +59,11 @@ class Facts:
         """Its sizes, its encoder and rows, its keys and values; a line each."""
         encoder, rows = self.encoder, self.rows
         source = f"{encoder['source']} ({encoder['kind']}, {encoder['pooling']})" if encoder else ""
-        total = f"{rows:,} training rows" if rows else "without its training rows: it answers, but can't be edited"
+        total = (
+            number_of(rows, "training row") if rows else "without its training rows: it answers, but can't be edited"
+        )
         return [
-            f"{self.codebooks:,} codebooks of {self.keys:,} keys in {self.key_dim} dimensions, "
+            f"{number_of(self.codebooks, 'codebook')} of {self.keys:,} keys in {number_of(self.key_dim, 'dimension')}, "
             f"{self.masked:,} of {self.codebooks * self.keys:,} pairs masked",
             f"encoder {source or 'none: fitted on features'}, {self.width:,} features a row; {total}",
             f"keys placed by {self.placed_by}; values {values_how(self.settings)}; seed {self.settings['seed']}",
@@ -80,13 +83,14 @@ def what(edit: Mapping[str, Any]) -> str:
     """What an edit forgets: its classes, or how many single rows."""
     if edit["forget"]:
         return listed(edit["forget"])
-    return f"{edit['rows']:,} single row{'s' if edit['rows'] > 1 else ''}"
+    return number_of(edit["rows"], "single row")
 
 
 def what_all(history: Sequence[Mapping[str, Any]]) -> str:
     """What edits forgot, in one line."""
     parts = [
-        ", ".join(map(str, edit["forget"])) if edit["forget"] else f"{edit['rows']:,} single rows" for edit in history
+        ", ".join(map(str, edit["forget"])) if edit["forget"] else number_of(edit["rows"], "single row")
+        for edit in history
     ]
     return "; ".join(parts) or "nothing"
 
@@ -98,7 +102,7 @@ def edit_line(edit: Mapping[str, Any]) -> str:
 
 def edit_end(edit: Mapping[str, Any]) -> str:
     """What `edit_line` says after what was forgotten."""
-    rows = f" ({edit['rows']:,} rows)" if edit["forget"] else ""
+    rows = f" ({number_of(edit['rows'], 'row')})" if edit["forget"] else ""
     return f"{rows}, forgotten {edit_how(edit)} (edit `{edit['hash'][:16]}`)"
 
 
@@ -106,7 +110,7 @@ def edit_how(edit: Mapping[str, Any]) -> str:
     """By which means."""
     if edit["via"] in MASKS:
         then = "the next-nearest key answers" if edit["answer"] == "next" else "their codebooks drop out"
-        return f"by masking {edit['masked']:,} pairs, for which {then}"
+        return f"by masking {number_of(edit['masked'], 'pair')}, for which {then}"
     if edit["via"] == "refit":
         return "by fitting the values anew without these rows"
     return "by taking these rows out of the counts"

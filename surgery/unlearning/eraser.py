@@ -15,6 +15,7 @@ from surgery.checkpoints.hub import located
 from surgery.errors import BottleneckError
 from surgery.files import new_folder, replace_bytes
 from surgery.jsonfile import conform
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.card import eraser_card
@@ -156,7 +157,7 @@ class Eraser(Result):
         if hashes[-1] != self.hash:
             later = len(hashes) - 1 - hashes.index(self.hash)
             raise BottleneckError(
-                f"{later} later edit{'s' if later > 1 else ''} must be undone first: the last one is {hashes[-1][:16]}, this eraser is {self.hash[:16]}"
+                f"{number_of(later, 'later edit')} must be undone first: the last one is {hashes[-1][:16]}, this eraser is {self.hash[:16]}"
             )
         training = bottleneck.need_training()
         changed = f"undoing edit {self.hash[:16]} doesn't give back the bottleneck {self.bottleneck[:16]}: one of the two was changed since"

@@ -50,6 +50,6 @@ ANSWERS = ("next", "drop")
 
 
 def rankings_help() -> str:
-    """Every ranking with what it orders pairs by, in one line."""
-    described = ((name, (ranking.__doc__ or "").rstrip(".")) for name, ranking in RANKINGS.items())
-    return "; ".join(f"{name}, {means[:1].lower()}{means[1:]}" for name, means in described)
+    """Every ranking's name, in one line."""
+    *others, last = RANKINGS
+    return f"{', '.join(others)} or {last}"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from surgery.reporting.plural import number_of
 from surgery.unlearning.bottleneck import Bottleneck
 from surgery.unlearning.descriptions import listed, promises
 from surgery.unlearning.evaluation.attacks import ATTACKS
@@ -98,7 +99,9 @@ def _attacks(content: Mapping[str, Any]) -> list[str]:
     elif content["call"]["verify"]["shadows"] and "likelihood_ratio" not in attacked:
         sentences.append("Edits of different kinds, or earlier ones without an eraser: no attack by likelihood ratio.")
     if examples["forgotten"] < _FEW:
-        sentences.append(f"Only {examples['forgotten']} rows were forgotten: the intervals of the attacks mean little.")
+        sentences.append(
+            f"Forgotten was only {number_of(examples['forgotten'], 'row')}: the intervals of the attacks mean little."
+        )
     return sentences
 
 

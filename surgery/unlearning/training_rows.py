@@ -9,6 +9,7 @@ from jaxtyping import Float32, Int32, Int64, UInt16, UInt64
 from numpy.typing import NDArray
 
 from surgery.errors import TaskError
+from surgery.reporting.plural import number_of
 from surgery.unlearning.features.rows import feature_digests
 from surgery.unlearning.values import count
 
@@ -32,7 +33,7 @@ class TrainingRows:
     placed: UInt64[np.ndarray, " M"]
 
     def __repr__(self) -> str:
-        return f"TrainingRows({len(self):,} rows)"  # what is in them is private
+        return f"TrainingRows({number_of(len(self), 'row')})"  # what is in them is private
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -224,11 +224,19 @@ def test_help_and_version(run):
         assert run(*command, "--help")[0] == 0
 
 
+_WITHOUT_ARGUMENTS = (("bottleneck", "fit"), ("pcfg", "induce"), ("pcfg", "trees"))
+
+
 @pytest.mark.parametrize(
     "command",
     [
         ("tune",),
+        ("pcfg", "induce"),
+        ("pcfg", "trees"),
         ("pcfg", "sample"),
+        ("pcfg", "parse"),
+        ("pcfg", "spans"),
+        ("pcfg", "fit"),
         ("pcfg", "pretrain"),
         ("bottleneck", "fit"),
         ("bottleneck", "undo"),
@@ -237,12 +245,36 @@ def test_help_and_version(run):
 )
 def test_an_option_whose_lack_is_refused_is_marked_in_help(command, run, tmp_path):
     help_text = " ".join(run(*command, "--help")[1].replace("│", " ").split())
-    positional = [tmp_path / "nowhere"] if command not in (("bottleneck", "fit"),) else []
+    positional = [tmp_path / "nowhere"] if command not in _WITHOUT_ARGUMENTS else []
     status, _, error = run(*command, *positional)
     missing = error.split(" is missing")[0].split()[-1]
     assert status == 2 and missing.startswith("-")
     after = help_text[help_text.index(f" {missing} ") :]
     assert "Required." in after[:200]
+
+
+@pytest.mark.parametrize("command", ["parse", "spans", "fit"])
+def test_sentences_are_marked_as_required_where_they_are(command, run, tmp_path):
+    status, _, error = run("pcfg", command, tmp_path / "nowhere", "-o", tmp_path / "out")
+    assert status == 2 and "--text is missing" in error
+    help_text = " ".join(run("pcfg", command, "--help")[1].replace("│", " ").split())
+    assert "Required." in help_text[help_text.index("--text ") :][:200]
+
+
+def test_the_short_way_to_ask_for_help_works_everywhere(run):
+    from typer.main import get_command
+
+    from cli.main import app
+
+    commands = [()]
+    for names in commands:
+        group = get_command(app)
+        for name in names:
+            group = group.commands[name]
+        commands += [(*names, name) for name in getattr(group, "commands", ())]
+    assert len(commands) > 30
+    for names in commands:
+        assert run(*names, "-h") == run(*names, "--help") and run(*names, "-h")[0] == 0
 
 
 def test_a_skill_may_lie_on_the_hub(work, run, monkeypatch, tmp_path):

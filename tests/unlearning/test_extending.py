@@ -34,7 +34,7 @@ def rarest(pairs):
 
 def test_a_ranking(fitted, data, monkeypatch):
     monkeypatch.setitem(key_ranking.RANKINGS, "rarest", rarest)
-    assert "rarest, pairs that few rows select first" in key_ranking.rankings_help()
+    assert "purity or rarest" in key_ranking.rankings_help()
     edit = unlearn(fitted, 1, rank="rarest", keys=4, device="cpu")
     selected = {}
     for row in fitted.training.ids[:, :, 0].tolist():

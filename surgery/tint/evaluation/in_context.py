@@ -279,7 +279,7 @@ def draw_demonstrations(task: Task, shots: int, seed: int) -> tuple[list[Example
     """Demonstrations, label by label in turn and then mixed, and the training examples that are left, mixed."""
     if shots < len(task.labels):
         raise OptionError(
-            f"{shots} shots are too few: task {task.name} has {len(task.labels)} labels, give one of each at least"
+            f"`shots` {shots} is too few: task {task.name} has {len(task.labels)} labels, give one of each at least"
         )
     random = np.random.default_rng(seed)
     train = list(task.need("train"))

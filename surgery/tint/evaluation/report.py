@@ -7,6 +7,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from surgery.errors import OptionError
 from surgery.reporting.page import Figure, Page, Table, Text
+from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 from surgery.tint.reports import load_report, save_report
 
@@ -119,7 +120,7 @@ class Run(Result):
         """What was measured on, and how learning rates were chosen."""
         content, text = self.content, self.content["kind"] == "text"
         size = (
-            f"{content.get('windows')} windows of {content.get('window')} tokens"
+            f"{number_of(content.get('windows', 0), 'window')} of {content.get('window')} tokens"
             if text
             else f"{content['tests']} test examples"
         )

@@ -93,7 +93,7 @@ def test_bad_input_is_one_sentence_status_2_and_nothing_written(work, run, monke
         "bare.txt, line 2: 'word' stands outside": induce("--trees", work / "bare.txt"),
         "empty.txt holds no trees": induce("--trees", work / "empty.txt"),
         "NLTK's treebank sample isn't in NLTK_DATA": induce("--nltk-treebank"),
-        "-h -1 must be": induce(*bank, "-h", "-1"),
+        "--horizontal -1 must be": induce(*bank, "--horizontal", "-1"),
         "vertical order --vertical is 3": induce(*bank, "-v", 3),
         "folder holds no .mrg or .txt files": induce("--trees", work / "folder"),
         "--keep-labels is for labelled scores": (

@@ -13,7 +13,7 @@ def test_a_treebank_becomes_a_grammar_whose_parses_are_scored_against_it(work, o
     assert (work / "words.txt").read_text().splitlines()[1] == "It sees the dog ."
     gold = read_trees(work / "gold.txt")
     assert str(gold[1]) == "(S (NP (PRP It)) (VP (VBZ sees) (NP (DT the) (NN dog))) (. .))"
-    options = ("--min-count", 2, "-h", "inf", "-v", 2)
+    options = ("--min-count", 2, "--horizontal", "inf", "-v", 2)
     found = ok("induce", "--trees", work / "bank.mrg", *options, "-o", work / "e.pcfg.json", "--json")
     assert (found["trees"], found["tokens"], found["smoothed_lexicon"]) == (3, 18, True)
     ok("parse", work / "e.pcfg.json", "--text", work / "words.txt", "-o", work / "parses.txt")
@@ -108,7 +108,7 @@ def test_switches_of_induction_change_what_they_say(work, ok):
         grammar = Grammar.load(work / "g.json")
         return set(grammar.symbols), grammar.lexicon
 
-    plain, lexicon = names("-v", 1, "-h", 0, "--no-smooth", "--no-annotate-tags")
+    plain, lexicon = names("-v", 1, "--horizontal", 0, "--no-smooth", "--no-annotate-tags")
     assert not any("^" in name for name in plain) and lexicon is None and "VP|" in plain
     assert "NN^NP" in names("-v", 1, "--annotate-tags")[0] and "NP^S" in names("-v", 2)[0]
-    assert "VP^S|VBZ" in names("-v", 2, "-h", 1)[0] and names("--strength", 2)[1].k == 2
+    assert "VP^S|VBZ" in names("-v", 2, "--horizontal", 1)[0] and names("--strength", 2)[1].k == 2
