@@ -146,10 +146,10 @@ def _grammar_of(model: str) -> Path:
     """The grammar beside a model that `surgery pcfg pretrain` made."""
     from pcfg.grammars.grammar import GRAMMAR_FILE
 
-    found = Path(model).expanduser() / GRAMMAR_FILE
-    if not found.exists():
+    grammar = Path(model).expanduser() / GRAMMAR_FILE
+    if not grammar.exists():
         raise OptionError(f"{model} holds no {GRAMMAR_FILE}: name a grammar by --grammar, or trees by --trees")
-    return found
+    return grammar
 
 
 def _text(path: Path) -> list[list[str]]:

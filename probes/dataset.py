@@ -252,7 +252,7 @@ def _whole(
     words: list[tuple[str, ...]],
     trees: "Sequence[Tree | None]",
     names: tuple[str, ...],
-    found: list[np.ndarray],
+    per_sentence: list[np.ndarray],
     exact: bool,
     seed: int,
     grammar: "Grammar | None",
@@ -269,7 +269,7 @@ def _whole(
     test = np.array([number for number, i in enumerate(usable) if words[i] in held_out], np.int64)
     train = np.array([number for number, i in enumerate(usable) if words[i] not in held_out], np.int64)
     kept = tuple(tree for i in usable if (tree := trees[i]) is not None)
-    targets = np.concatenate([found[i] for i in usable])
+    targets = np.concatenate([per_sentence[i] for i in usable])
     return Dataset(tuple(words[i] for i in usable), kept, names, targets, exact, train, test, grammar)
 
 

@@ -72,8 +72,8 @@ class Findings:
 
     def by_layer(self, probe: str, source: str, metric: str, group: str = "") -> list[Measure]:
         """Return a source's measures, in the order of layers."""
-        found = [self.find(probe, source, metric, layer, group) for layer in self.layers]
-        return [measure for measure in found if measure is not None]
+        measures = [self.find(probe, source, metric, layer, group) for layer in self.layers]
+        return [measure for measure in measures if measure is not None]
 
     def layer_of(self, probe: str) -> int:
         """Return the layer that a probe is judged at: the last for masked words, which are predicted there; else the best."""
@@ -100,9 +100,9 @@ class Findings:
         if control == "control task":
             return self.find(probe.name, "model", f"control {metric.name}", self.best_layer)
         key = ("none" if control in NO_PROBE else probe.name, control, metric.name, "")
-        found = [m for m in self.measures if (m.probe, m.source, m.metric, m.group) == key]
+        measures = [m for m in self.measures if (m.probe, m.source, m.metric, m.group) == key]
         best = min if metric.lower_is_better else max
-        return best(found, key=lambda m: m.value, default=None)
+        return best(measures, key=lambda m: m.value, default=None)
 
     @property
     def summary(self) -> list[str]:

@@ -62,16 +62,16 @@ class MaskedWords:
         mask_id = model.tokenizer.mask_token_id
         assert len(ids_of)
         encoded = model.encode(self.dataset.sentences)
-        found = {layer: np.zeros((len(self.sentence), model.width), np.float32) for layer in layers}
+        by_layer = {layer: np.zeros((len(self.sentence), model.width), np.float32) for layer in layers}
         order = np.argsort([-len(encoded[i].ids) for i in self.sentence], kind="stable")
         for batch in np.array_split(order, -(-len(order) // _BATCH)):
             ids, mask = pad(model, [encoded[self.sentence[row]] for row in batch])
             columns = [encoded[self.sentence[row]].words.index(self.position[row]) for row in batch]
             ids[np.arange(len(batch)), columns] = mask_id
             for layer, states in model.hidden_states(ids, mask, layers).items():
-                found[layer][batch] = states[np.arange(len(batch)), columns].float().cpu().numpy()
+                by_layer[layer][batch] = states[np.arange(len(batch)), columns].float().cpu().numpy()
             progress(0, 0, f"masked words: {model.name}")
-        return found
+        return by_layer
 
     def model_kl(self, model: ProbedModel, rows: Int64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
         """KL(exact || the model's own prediction) at each mask, in nats."""

@@ -92,12 +92,12 @@ class ProbedModel:
         if self.bridge.cfg.n_layers != self.layers:
             return False
         try:
-            found = self.hidden_states(ids, mask, range(self.layers + 1))
+            own = self.hidden_states(ids, mask, range(self.layers + 1))
             patterns = self.attention(ids, mask)
         except Exception:  # whatever the library raises on models that it takes and can't run; a hook by another name
             return False
         return all(pattern.shape[1] == self.heads for pattern in patterns) and all(
-            layer in found and bool(((found[layer] - states).abs() <= PARITY * (1 + states.abs())).all())
+            layer in own and bool(((own[layer] - states).abs() <= PARITY * (1 + states.abs())).all())
             for layer, states in enumerate(wanted)
         )
 

@@ -108,11 +108,11 @@ class TwoLayer:
     ) -> Float32[np.ndarray, "rows outputs"]:
         """Predict marginals of the spans of some sentences, one sentence after another."""
         with torch.no_grad():
-            found = [
+            rows = [
                 torch.sigmoid(self.net(*_inputs(self.scale, features, dataset, numbers[batch]))).numpy()
                 for batch in dataset.batches(numbers)
             ]
-        return np.concatenate(found)
+        return np.concatenate(rows)
 
 
 def description_length(

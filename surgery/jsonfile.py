@@ -28,8 +28,8 @@ class KindError(JsonError):
 
 def load_json(path: Path, kind: Any = Any, *, size: int = SIZE) -> Any:
     """A file's content as a value of a type; raises OSError, and JsonError for what `parse_json` refuses."""
-    if (found := path.stat().st_size) > size:
-        raise JsonError(f"{found:,} bytes, more than the {size:,} that such a file may have")
+    if (length := path.stat().st_size) > size:
+        raise JsonError(f"{length:,} bytes, more than the {size:,} that such a file may have")
     return parse_json(path.read_bytes(), kind)
 
 

@@ -68,8 +68,8 @@ class _Layer(nn.Module):
 
     def spans(self, state: Tensor, score: str) -> Tensor:
         """Scores over spans, [B, T, N, L]."""
-        found = state[..., self.slots.spans(score)]
-        return found.unflatten(-1, (len(self.slots.nonterminals), self.slots.length))
+        scores = state[..., self.slots.spans(score)]
+        return scores.unflatten(-1, (len(self.slots.nonterminals), self.slots.length))
 
     def tags(self, state: Tensor, score: str) -> Tensor:
         """Scores of preterminals over the token's own word, [B, T, P]."""

@@ -103,8 +103,8 @@ def _tags(slots: Slots, like: Tensor, score: str) -> Tensor:
 
 def _symbol(slots: Slots, like: Tensor, score: str, symbol: str) -> tuple[Tensor, Gates]:
     """A symbol's scores by start, [L, D]: a preterminal's one score stands at the token's own position."""
-    found = _selected(slots, like, slots[score, symbol])
-    return (found, (("all", 1),)) if len(found) == slots.length else (found.expand(slots.length, -1), (("here", 1),))
+    matrix = _selected(slots, like, slots[score, symbol])
+    return (matrix, (("all", 1),)) if len(matrix) == slots.length else (matrix.expand(slots.length, -1), (("here", 1),))
 
 
 def _every(slots: Slots, like: Tensor) -> tuple[Tensor, Gates]:

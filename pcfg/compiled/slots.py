@@ -78,11 +78,11 @@ class Slots:
 
     def to_json(self) -> dict[str, Any]:
         """What `slots.json` holds: for each score and symbol the first dimension and how many there are."""
-        found = {
+        described = {
             score: {symbol: [self[score, symbol].start, self[score, symbol].stop] for symbol in self.symbols}
             for score in SCORES
         }
-        return {"width": self.width, "max_length": self.length, "last": [0, 1], **found}
+        return {"width": self.width, "max_length": self.length, "last": [0, 1], **described}
 
     def _start(self, score: str) -> int:
         if score not in SCORES:

@@ -93,7 +93,7 @@ def dense_viterbi(
     if is_recorded(scores):
         batch, nodes = len(lengths), 2 * scores.emissions.shape[1] - 1
         values, trees = run_best(scores).read(
-            lambda found: (found[0][:batch].clone(), found[2][:batch, :nodes].clone())
+            lambda state: (state[0][:batch].clone(), state[2][:batch, :nodes].clone())
         )
     else:
         values, chart = best_chart(scores)

@@ -15,6 +15,7 @@ from pcfg.dense.engine import dense_k_best, dense_sample, dense_viterbi
 from pcfg.devices import Device, Dtype, dtype_name, working_device
 from pcfg.errors import OptionError
 from pcfg.grammars.grammar import Grammar
+from pcfg.inference.chain_marginals import ChainMarginals
 from pcfg.inference.engines import ENGINES, pick_engine
 from pcfg.inference.masked_words import word_posteriors
 from pcfg.inference.minimum_risk import PlainLabels, check_cost, mbr_tree, minimum_risk_tree
@@ -136,12 +137,13 @@ class Chart(Posteriors, Shown):
         """By the sparse engine: it has the inside scores of the symbols in chains."""
         chains, whole = self.grammar.chains, self.grammar.whole
         charts = inside_outside(whole, self.sentences, engine="sparse", workers=self.workers)  # type: ignore[arg-type]
+        marginals = ChainMarginals(chains, whole)  # type: ignore[arg-type]
         trees: list[Tree | None] = []
         for words, chart in zip(self.sentences, charts._charts, strict=True):
             if chart.log_z == -math.inf:
                 trees.append(None)
                 continue
-            plain = chains.marginals(whole, chart, words)  # type: ignore[union-attr, arg-type]
+            plain = marginals.of(chart, words)
             tags = [plain.tags[best] for best in plain.tag_posteriors.argmax(axis=1)]
             trees.append(mbr_tree(words, tags, plain.phrases, plain.labels, cost, plain.depths))
         return trees

@@ -293,10 +293,10 @@ def inner_spans(spans: Iterable[tuple[object, int, int]], before: Sequence[int])
     return {(start, end) for start, end in counted if 1 < end - start < before[-1]}
 
 
-def span_f1(reference: set[tuple[int, int]], found: set[tuple[int, int]]) -> float:
+def span_f1(reference: set[tuple[int, int]], parsed: set[tuple[int, int]]) -> float:
     """F1 of two sets of spans; 1 for two that are empty: the tree is flat, and rightly so."""
-    size = len(reference) + len(found)
-    return 2 * len(reference & found) / size if size else 1.0
+    size = len(reference) + len(parsed)
+    return 2 * len(reference & parsed) / size if size else 1.0
 
 
 def places(tags: Sequence[str], deleted: Collection[str]) -> list[int]:

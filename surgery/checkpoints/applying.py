@@ -117,10 +117,10 @@ def write_patch(
         else:
             checkpoint.copy_other_files(staged)
             try:
-                found = _copy_patched(checkpoint, patch.edits, staged, progress)
+                hashes = _copy_patched(checkpoint, patch.edits, staged, progress)
             except WrongBaseError as error:
                 raise _wrong_base(patch, checkpoint) from error
-            if not _is_base(patch.delta, checkpoint, found):
+            if not _is_base(patch.delta, checkpoint, hashes):
                 raise _wrong_base(patch, checkpoint)
         _change_extras(staged, patch)
     return Path(folder)
@@ -261,8 +261,8 @@ def _check_base(patch: Patch, checkpoint: Checkpoint, shown: Checkpoint | None =
         raise _wrong_base(patch, checkpoint, shown)
 
 
-def _is_base(delta: SparseDelta, checkpoint: Checkpoint, found: Mapping[str, str]) -> bool:
-    return not delta.base_fingerprint or fingerprint(checkpoint.entries, found) == delta.base_fingerprint
+def _is_base(delta: SparseDelta, checkpoint: Checkpoint, hashes: Mapping[str, str]) -> bool:
+    return not delta.base_fingerprint or fingerprint(checkpoint.entries, hashes) == delta.base_fingerprint
 
 
 def _wrong_base(patch: Patch, checkpoint: Checkpoint, shown: Checkpoint | None = None) -> SkillError:
@@ -283,10 +283,10 @@ def _first_difference(delta: SparseDelta, checkpoint: Checkpoint, edits: Mapping
     # A tensor is compared as it was before the skill: a touched weight that holds its tuned value is no difference.
     for name, digest in zip(names, delta.base_digests or [None] * len(names), strict=True):
         try:
-            found = digests([checkpoint.entries[name]], edits)[name]
+            actual = digests([checkpoint.entries[name]], edits)[name]
         except WrongBaseError:
             return name
-        if digest not in (None, found):
+        if digest not in (None, actual):
             return name
     return "unknown, since only names or shapes differ"
 

@@ -97,10 +97,10 @@ class Checkpoint(ModelFolder):
         if self._pickled:
             import xxhash
 
-            found = {name: xxhash.xxh3_64(_raw_bytes(tensor)).hexdigest() for name, tensor in self}
+            hashes = {name: xxhash.xxh3_64(_raw_bytes(tensor)).hexdigest() for name, tensor in self}
         else:
-            found = digests(self.entries.values())
-        return dict(sorted(found.items()))
+            hashes = digests(self.entries.values())
+        return dict(sorted(hashes.items()))
 
     @cached_property
     def fingerprint(self) -> str:

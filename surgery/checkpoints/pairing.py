@@ -48,8 +48,8 @@ def check_configs(base: Checkpoint, tuned: Checkpoint, *, resized: bool) -> None
     ours, theirs = (configs.counting(side.config) for side in (base, tuned))
     if resized:
         ours, theirs = ({**side, "vocab_size": 0} for side in (ours, theirs))
-    if found := configs.difference(ours, theirs):
-        key, before, after = found
+    if differs := configs.difference(ours, theirs):
+        key, before, after = differs
         raise CheckpointError(
             f"config.json says {key} {before} in {base}, but {after} in {tuned}: both must be one architecture"
         )

@@ -135,8 +135,8 @@ def quantisation(checkpoint: ModelFolder) -> str:
     """The quantisation method that a folder declares; empty for none."""
     for config in _configs(checkpoint):
         for field in ("quantization_config", "compression_config"):
-            if found := config.get(field):
-                return _method(found)
+            if declared := config.get(field):
+                return _method(declared)
     return next((file for file in _QUANTISERS if (checkpoint.folder / file).exists()), "")
 
 
@@ -179,8 +179,8 @@ def _labels(folder: Path) -> int:
     return next((entry.shape[0] for entry in entries if _HEAD.search(entry.name)), 0)
 
 
-def _method(found: Any) -> str:
-    if not isinstance(found, dict):
-        return str(found)
-    bits = next((f"{n} bits" for n in (4, 8) if found.get(f"load_in_{n}bit")), "")
-    return ", ".join(part for part in (str(found.get("quant_method") or ""), bits) if part) or "quantization_config"
+def _method(declared: Any) -> str:
+    if not isinstance(declared, dict):
+        return str(declared)
+    bits = next((f"{n} bits" for n in (4, 8) if declared.get(f"load_in_{n}bit")), "")
+    return ", ".join(part for part in (str(declared.get("quant_method") or ""), bits) if part) or "quantization_config"

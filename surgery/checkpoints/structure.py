@@ -240,22 +240,22 @@ def _model_class(checkpoint: ModelFolder) -> Any:
             f'{checkpoint}: config.json must name one architecture, not {named}: add "architectures": ["{_bare(checkpoint)}"] or the like '
             "in a copy of the folder; as a base it may also get the tuned one's (surgery graft --head tuned)"
         )
-    found = getattr(transformers, named[0], None)
-    if not isinstance(found, type) or not issubclass(found, transformers.PreTrainedModel):
+    kind = getattr(transformers, named[0], None)
+    if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
         if "auto_map" in checkpoint.config:
             raise CheckpointError(code_of_its_own(checkpoint, named[0]))
         raise CheckpointError(
             f"{checkpoint}: the transformers library installed here has no {named[0]}: upgrade it, or name another checkpoint"
         )
-    return found
+    return kind
 
 
 def _bare(checkpoint: ModelFolder) -> str:
     """The class of a checkpoint's kind without a head, such as `BertModel`."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    found = MODEL_MAPPING_NAMES.get(str(checkpoint.config.get("model_type")), "BertModel")
-    return found if isinstance(found, str) else found[0]
+    names = MODEL_MAPPING_NAMES.get(str(checkpoint.config.get("model_type")), "BertModel")
+    return names if isinstance(names, str) else names[0]
 
 
 def _kind(class_name: str, config: Mapping[str, Any]) -> Kind:

@@ -65,8 +65,8 @@ class Traits:
 
         What only one of the two knows of is no difference.
         """
-        if found := configs.difference(self.config, other.config, _COUNT_WHERE_GIVEN):
-            key, ours, theirs = found
+        if differs := configs.difference(self.config, other.config, _COUNT_WHERE_GIVEN):
+            key, ours, theirs = differs
             return f"config.json says {key} {_short(theirs)} instead of {_short(ours)}"
         if self.files == other.files:
             return ""

@@ -74,7 +74,7 @@ def check_comparable(skills: Mapping[str, Skill]) -> None:
 
 def _carried_by_all(skills: Mapping[str, Skill]) -> tuple[Carried, ...]:
     """Each task once, with its phrases' embeddings where the skills are a sentence encoder's."""
-    found: dict[str, tuple[str, Carried]] = {}
+    by_name: dict[str, tuple[str, Carried]] = {}
     encoder = any(readout for skill in skills.values() for _, readout in skill.carried)
     for name, skill in skills.items():
         for carried in skill.carried:
@@ -84,14 +84,14 @@ def _carried_by_all(skills: Mapping[str, Skill]) -> tuple[Carried, ...]:
                     f"{name} has no {readout_file(task)}, the embeddings of its task's phrases, as the other skills have: "
                     "make or fetch it again"
                 )
-            whose, held = found.setdefault(task.name, (name, carried))
+            whose, held = by_name.setdefault(task.name, (name, carried))
             if _read_by(held.task) != _read_by(task) or (held.readout and readout and held.readout != readout):
                 raise SkillError(
                     f"{whose} and {name} read the task {task.name} by different prompts, label words or phrases: merge one of them"
                 )
             if readout and not held.readout:
-                found[task.name] = (name, carried)
-    return tuple(carried for _, carried in found.values())
+                by_name[task.name] = (name, carried)
+    return tuple(carried for _, carried in by_name.values())
 
 
 def _read_by(task: Task) -> tuple[object, ...]:

@@ -106,13 +106,13 @@ class Stack:
 
     def readouts(self) -> dict[str, bytes]:
         """The files that go beside the checkpoint; raises SkillError where two skills want one file otherwise."""
-        found: dict[str, tuple[str, bytes]] = {}
+        files: dict[str, tuple[str, bytes]] = {}
         for layer in self.layers:
             for name, content in layer.readouts.items():
-                other, held = found.setdefault(name, (layer.name, content))
+                other, held = files.setdefault(name, (layer.name, content))
                 if held != content:
                     raise SkillError(f"{other} and {layer.name} bring different files {name}: apply one of them")
-        return {name: content for name, (_, content) in found.items()}
+        return {name: content for name, (_, content) in files.items()}
 
     def with_layers(self, layers: Sequence[Layer], rule: str | None) -> "Stack":
         """The stack with further skills on top; one that is in it already stays where it is."""

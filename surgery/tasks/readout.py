@@ -206,9 +206,9 @@ class PhraseReadout:
         anchors = torch.empty(len(rows), 0)
         with torch.no_grad():
             for numbers in alike(model, rows, range(len(rows))):
-                found = _embed(model.module, collate(model, [rows[number] for number in numbers])[0]).float().cpu()
-                anchors = anchors if anchors.numel() else torch.empty(len(rows), found.shape[1])
-                anchors[numbers] = found
+                embedded = _embed(model.module, collate(model, [rows[number] for number in numbers])[0]).float().cpu()
+                anchors = anchors if anchors.numel() else torch.empty(len(rows), embedded.shape[1])
+                anchors[numbers] = embedded
         return cls(model.tokenizer, anchors, phrases, token_limit(model, task))
 
     @classmethod

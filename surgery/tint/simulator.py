@@ -14,8 +14,8 @@ from surgery.errors import OptionError
 from surgery.tint.auxiliary import Auxiliary, Block
 from surgery.tint.block import Activations, backward, forward
 from surgery.tint.construction.transformer import CONSTANTS, Transformer
+from surgery.tint.cuda_graphs import Graphs
 from surgery.tint.descent import Descent, DivergedError, Gradients, Learner, check_rate, check_sums
-from surgery.tint.graphs import Graphs
 from surgery.tint.inputs import as_ids, as_mask, as_segments
 from surgery.tint.modules import Arithmetic, affine, check_mode, cross_entropy, normalise, normalise_backward
 from surgery.tint.segments import Plan, check_length, positions_and_visible

@@ -58,12 +58,12 @@ def place_on_device(
             some = randoms[first : first + group]
             queries = project(centered, maps[first : first + group], rows)
             start = torch.from_numpy(np.stack([start_rows(rows, keys, random) for random in some])).to(device)
-            found = queries[torch.arange(len(some), device=device)[:, None], start, :d]
+            keys_now = queries[torch.arange(len(some), device=device)[:, None], start, :d]
             if method == "kmeans":
-                found = lloyd(queries, found, rows, some)
+                keys_now = lloyd(queries, keys_now, rows, some)
             elif method == "ema":
-                found = moving_averages(queries, found, rows, some)
-            placed.append(found.cpu().numpy())
+                keys_now = moving_averages(queries, keys_now, rows, some)
+            placed.append(keys_now.cpu().numpy())
             progress(min(first + group, codebooks), codebooks, "placing keys")
         return np.concatenate(placed)
 

@@ -86,11 +86,11 @@ class Selector:
             return ids
         if off_cpu(device):
             stale = closed[np.arange(len(closed))[:, None], ids].any(2)  # [N, C]
-            rows, found = np.flatnonzero(stale.any(1)), ids.copy()
+            rows, mended = np.flatnonzero(stale.any(1)), ids.copy()
             if len(rows):
                 again = self.select(features[rows], top=ids.shape[2], device=device)
-                found[rows] = np.where(stale[rows][:, :, None], again, ids[rows])
-            return found
+                mended[rows] = np.where(stale[rows][:, :, None], again, ids[rows])
+            return mended
         centered = features - self.center
         return self._reselect(lambda codebook, rows: centered[rows] @ self.projections[codebook], ids)
 

@@ -14,6 +14,7 @@ from pcfg.errors import GrammarError, TreebankError
 from pcfg.grammars.grammar import Grammar
 from pcfg.grammars.rules import Word
 from pcfg.grammars.text_format import read_rules
+from pcfg.inference.chain_marginals import ChainMarginals
 from pcfg.inference.chart import inside_outside
 from pcfg.inference.divergence import kl
 from pcfg.inference.parsing import parse
@@ -126,7 +127,7 @@ def test_marginals_of_labels_count_whole_chains(rules, words):
             phrases[span] += p / total
         for i, tag in enumerate(tree.tags()):
             tags[i, tag] += p / total
-    found = grammar.chains.marginals(grammar.whole, chart._charts[0], words)
+    found = ChainMarginals(grammar.chains, grammar.whole).of(chart._charts[0], words)
     lost = 20 * (1 - total / math.exp(float(chart.log_z[0]))) + 1e-9  # by the limit of the enumeration
     for k, label in enumerate(found.labels):
         for i in range(len(words)):

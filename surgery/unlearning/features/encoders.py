@@ -213,8 +213,8 @@ class Encoder:
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
                 with torch.inference_mode(), full_float32():
-                    found = self.extractor.features([rows[number] for number in batch], self.pooling)
-                features[batch] = found.cpu().numpy()
+                    states = self.extractor.features([rows[number] for number in batch], self.pooling)
+                features[batch] = states.cpu().numpy()
                 progress(start + len(batch), len(order), "encoding")
         return features
 
@@ -244,13 +244,13 @@ def cached_features(
     parts = {start: folder / f"{key}.{start}.safetensors" for start in range(0, len(inputs), _CHUNK)}
     for start, part in parts.items():
         chunk = inputs[start : start + _CHUNK]
-        found = _cached(part, len(chunk), encoder.width)
-        if found is None:
-            found = encoder.encode(chunk, _shifted(progress, start, len(inputs)))
+        encoded = _cached(part, len(chunk), encoder.width)
+        if encoded is None:
+            encoded = encoder.encode(chunk, _shifted(progress, start, len(inputs)))
             _check_unchanged(encoder, chunk, digests[start : start + _CHUNK])
             if len(parts) > 1:
-                _keep(part, found)
-        features[start : start + len(chunk)] = found
+                _keep(part, encoded)
+        features[start : start + len(chunk)] = encoded
     _keep(whole, features)
     for part in parts.values():
         with suppress(OSError):

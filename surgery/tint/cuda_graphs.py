@@ -1,4 +1,9 @@
-"""Passes captured as CUDA graphs: on a card, launching a small model's thousands of kernels takes longer than running them."""
+"""Passes captured as CUDA graphs: on a card, launching a small model's thousands of kernels takes longer than running them.
+
+Charts have a recorder of their own (`pcfg.dense.cuda_graphs`). It shares torch's few lines of capturing with this one and
+little else: charts are read later and in part, so it keeps results in place and counts bytes; a pass is read at once and
+whole, so it is copied out here, gradients and all, and graphs are counted.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -9,7 +14,7 @@ from torch import Tensor
 
 from surgery.errors import first_line
 
-Found = TypeVar("Found")
+Returned = TypeVar("Returned")
 
 _KEPT = 4  # graphs of one simulation; each keeps its activations, its outputs and the weights it learnt
 _LARGEST = 1 << 30  # bytes of weights; beyond, the kernels take longer than their launches, and the memory is missed
@@ -38,11 +43,11 @@ class Graphs:
     def run(
         self,
         key: Hashable,
-        function: Callable[..., Found],
+        function: Callable[..., Returned],
         inputs: Sequence[Tensor | None],
-        copy: Callable[[Found], Found],
+        copy: Callable[[Returned], Returned],
         weights: int,
-    ) -> Found:
+    ) -> Returned:
         """`function(*inputs)`, on a card by a graph where that pays.
 
         Args:
