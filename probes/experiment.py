@@ -45,6 +45,7 @@ from surgery.provenance import package_version, provenance
 from surgery.resuming import read_state, resumable
 
 _SHOWN, _LONGEST_SHOWN = 3, 14
+_NAMED = 5  # unknown words
 _CAUSAL = 200  # sentences
 _LONGEST = 40  # words of a sentence
 
@@ -267,6 +268,13 @@ def _resumed(scorer: Scorer, seen: Features, state: Path | None) -> list[Measure
 
 def _notes(model: ProbedModel, dataset: Dataset) -> tuple[str, ...]:
     notes = [model.note] if model.note else []
+    if unknown := model.unknown_words(dataset.sentences):
+        different = list(dict.fromkeys(unknown))
+        named = ", ".join(map(repr, different[:_NAMED])) + (" ..." if len(different) > _NAMED else "")
+        notes.append(
+            f"{100 * len(unknown) / int(dataset.bounds[-1]):.1f}% of the words ({len(unknown):,} of {int(dataset.bounds[-1]):,}, "
+            f"{len(different):,} different: {named}) are unknown to the model, which reads all of them as {model.tokenizer.unk_token}"
+        )
     if dataset.grammar is None:
         notes.append("there is no grammar, so masked words have no exact posterior and nothing is said of them")
     elif not model.head:

@@ -136,6 +136,15 @@ class ProbedModel:
                     )
         return sentences_read
 
+    def unknown_words(self, sentences: Sequence[Sequence[str]]) -> list[str]:
+        """The words, as often as they come, of which the tokenizer knows nothing: every one has the same token."""
+        number = self.tokenizer.unk_token_id
+        unknown = []
+        for words, encoded in zip(sentences, self.encode(sentences), strict=True):
+            numbers = {word for word, token in zip(encoded.words, encoded.ids, strict=True) if token == number}
+            unknown += [words[word] for word in sorted(numbers - {-1}) if words[word] != self.tokenizer.unk_token]
+        return unknown
+
     @cached_property
     def _spelled(self) -> Mapping[str, str]:
         """Spelling of the treebank's escaped words in the model's text; a model of whole words, as a grammar's, saw them escaped."""

@@ -68,11 +68,14 @@ def check_rules(rules: Sequence[Rule], start: str) -> dict[str, float]:
         raise GrammarError("the grammar has no rules: give at least one")
     totals: dict[str, float] = defaultdict(float)
     for rule in rules:
-        if not rule.children:
-            raise GrammarError(f"the rule {rule.parent} -> (nothing) derives no word: rewrite the grammar without it")
+        if not rule.children or set(rule.children) == {Word("")}:
+            raise GrammarError(
+                f"the rule {rule if rule.children else f'{rule.parent} -> (nothing)'} derives no word, and every leaf of a tree is "
+                f"one: leave it out, and write each rule that uses {rule.parent} with and without it, as S -> A {rule.parent} [0.7] | A [0.3]"
+            )
         if Word("") in rule.children:
             raise GrammarError(
-                f"the rule {rule} has an empty word, which no sentence holds: rewrite the grammar without it"
+                f"the rule {rule} has an empty word, which no sentence holds: leave the quotes out, the rest of the rule is the same without them"
             )
         if not (math.isfinite(rule.probability) and rule.probability >= 0):
             raise GrammarError(

@@ -162,8 +162,15 @@ def test_the_tags_of_the_penn_treebank_pass_through_text():
         ("1.0 S -> A B\n1.0 A -> B\n1.0 B -> A", "round in a circle with probability 1"),
         ("1.0 S -> S", "round in a circle with probability 1"),
         ("1.0 S -> S S", "the grammar has no words"),
-        ("S -> 'a'[0.5]|''[0.5]", "the rule S -> '' has an empty word, which no sentence holds"),
-        ("0.5 S -> \"\"\n0.5 S -> 'a'", "has an empty word"),
+        (
+            "S -> 'a'[0.5]|''[0.5]",
+            r"the rule S -> '' derives no word, and every leaf of a tree is one: leave it out, and write each .* S -> A S \[0.7\] \| A \[0.3\]",
+        ),
+        (
+            "1.0 S -> A ''\n1.0 A -> 'a'",
+            "the rule S -> A '' has an empty word, which no sentence holds: leave the quotes out",
+        ),
+        ("0.5 S -> \"\"\n0.5 S -> 'a'", "the rule S -> '' derives no word"),
         ("S -> A A [1.0]\nA -> 'a' [0.98]", "the rules of A sum to 0.98"),
         ("S -> 'a' \\\n [0.5] | 'b'\nA -> 'a' [1]", "line 1: a right-hand side has no probability"),
     ],

@@ -21,6 +21,7 @@ from pcfg.treebanks.trees import Tree, format_trees
 from probes import ProbedModel, ProbeReport, probe_spans, probe_trees
 from probes.dataset import Dataset
 from probes.errors import ProbeError
+from probes.experiment import _notes
 from probes.intervals import Measure, r_squared, squares
 from probes.scorer import Scorer, Settings
 from probes.spans import fit_spans
@@ -288,6 +289,21 @@ def test_a_model_of_text_against_trees(tiny, tmp_path):
     assert any("no grammar" in note for note in report.notes)
     report.save(tmp_path / "report")
     assert ProbeReport.load(tmp_path / "report") == report
+
+
+def test_words_that_the_model_does_not_know_are_counted_and_said(model, grammar):
+    probed, known = ProbedModel.load(model, device="cpu"), grammar.words
+    sentences = [(known[0], "zebra", known[1]), ("zebra", known[2], "yak"), ("<unk>", known[0])]
+    assert probed.unknown_words(sentences) == ["zebra", "zebra", "yak"]
+    bank = [Tree.parse(f"(S (A (B {known[i % 4]}) (C {known[i // 4]})) (D yak))") for i in range(16)]
+    (said,) = (note for note in _notes(probed, Dataset.of_trees(bank, seed=0)) if "unknown" in note)
+    assert said == (
+        "33.3% of the words (16 of 48, 1 different: 'yak') are unknown to the model, which reads all of them as <unk>"
+    )
+    assert not any(
+        "unknown" in note
+        for note in _notes(probed, Dataset.of_grammar(grammar, sample(grammar, 40, seed=0, max_length=8), seed=0))
+    )
 
 
 def test_bad_input(model, tiny, grammar):
