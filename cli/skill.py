@@ -141,7 +141,7 @@ def compare(
 ) -> None:
     """Compare which weights skills touch: both ways, by layer, against chance, and whether they move them alike."""
     from surgery.grafting.comparison import compare as run
-    from surgery.reporting.page import cell
+    from surgery.reporting.page import cells
 
     if output:
         _check_output(output, overwrite, skill)
@@ -156,7 +156,7 @@ def compare(
     for sentence in comparison.summary:
         say(sentence)
     columns, rows = comparison.short_table()
-    print_table("", columns, [[cell(value) for value in row] for row in rows])
+    print_table("", columns, cells(rows))
     if output:
         say(f"{output}: report.json, overlap.png, layers.png and the page index.html")
 

@@ -334,10 +334,10 @@ def _finish(result: "Run | Verification", output: Path | None, *, overwrite: boo
 
 def _print(result: "Result", title: str = "") -> None:
     """The table of a result, and below it the answer."""
-    from surgery.reporting.page import cell
+    from surgery.reporting.page import cells
 
     columns, rows = result.table()
-    print_table(title, columns, [[cell(value) for value in row] for row in rows])
+    print_table(title, columns, cells(rows))
     for line in result.summary:
         say(line)
 

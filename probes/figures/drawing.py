@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from probes.findings import Findings
 from probes.intervals import Measure
 from surgery.reporting.figures import COLOURS, MARKERS
 
 UNTRAINED = 4  # the style of random weights, which no probe takes
+_ASIDE = 0.05  # of the distance between two places
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,10 @@ def line(
 ) -> None:
     """Draw one measure by layer with its interval; nothing where there is none."""
     measures = findings.by_layer(probe, source, metric)
-    banded(axes, [m.layer for m in measures], measures, style, label, "--" if dashed else "-")
+    with_intervals(axes, [m.layer for m in measures], measures, style, label, "--" if dashed else "-")
 
 
-def banded(
+def with_intervals(
     axes: Any,
     places: Sequence[Any],
     measures: Sequence[Measure],
@@ -54,15 +57,19 @@ def banded(
     dash: str = "-",
     size: int = 5,
 ) -> None:
-    """Draw values as a line with markers, and their intervals as a band."""
+    """Draw values as a line with markers, and their intervals as bars: bands of several lines would hide one another.
+
+    Each style stands a little beside its place, so that its bars can be told from the others'.
+    """
     if not measures:
         return
-    colour = COLOURS[style]
-    values = [m.value for m in measures]
-    axes.plot(places, values, color=colour, marker=MARKERS[style], markersize=size, label=label, linestyle=dash)
+    colour, values = COLOURS[style], np.array([m.value for m in measures])
+    beside = np.asarray(places, float) + _ASIDE * (style - UNTRAINED / 2)
+    axes.plot(beside, values, color=colour, marker=MARKERS[style], markersize=size, label=label, linestyle=dash)
     if measures[0].low is not None:
-        low, high = [m.low for m in measures], [m.high for m in measures]
-        axes.fill_between(places, low, high, color=colour, alpha=0.13, linewidth=0)
+        low, high = (np.array([getattr(m, side) for m in measures]) for side in ("low", "high"))
+        bars = [np.maximum(values - low, 0), np.maximum(high - values, 0)]
+        axes.errorbar(beside, values, bars, color=colour, linestyle="none", elinewidth=1, capsize=2)
 
 
 def layer_axis(axes: Any, findings: Findings) -> None:

@@ -21,7 +21,7 @@ _STYLES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 3)), (0, (5, 4)))
 
 def drawings(findings: Findings) -> list[Drawing]:
     """Return the figure."""
-    caption = "F1 of decoded trees by layer, as a share of the ceiling. Bands are 95% intervals over sentences."
+    caption = "F1 of decoded trees by layer, as a share of the ceiling. Bars are 95% intervals over sentences."
     alt = f"Lines of F1 as a share of the ceiling over layers {findings.layers[0]} to {findings.layers[-1]}, one for each kind of tree probe and one for random weights; controls are level lines."
     return [Drawing("f1", caption, alt, partial(_draw, findings))]
 

@@ -3,14 +3,14 @@
 from functools import partial
 from pathlib import Path
 
-from probes.figures.drawing import Drawing, banded
+from probes.figures.drawing import Drawing, with_intervals
 from probes.findings import Findings
 from surgery.reporting.figures import figure
 
 
 def drawings(findings: Findings) -> list[Drawing]:
     """Return the figure."""
-    caption = "Span marginals at the best layer, by span length."
+    caption = "Span marginals at the best layer, by span length; bars are 95% intervals over sentences."
     alt = "Three panels, R squared, Pearson and Spearman, of predicted and exact span marginals over the number of words in the span, for the probes of the best layer and of the controls."
     return [Drawing("marginals", caption, alt, partial(_draw, findings))]
 
@@ -35,8 +35,9 @@ def _draw(findings: Findings, file: Path) -> None:
                     continue
                 places = [i for i, group in enumerate(groups) if findings.find(probe, source, metric, layer, group)]
                 measures = [m for group in groups if (m := findings.find(probe, source, metric, layer, group))]
-                banded(axes, places, measures, number, name, size=4)
+                with_intervals(axes, places, measures, number, name, size=4)
             axes.set_xticks(range(len(groups)), groups)
+            axes.set_xlim(-0.5, len(groups) - 0.5)
             axes.set_xlabel("words in the span")
             axes.set_title(title, fontsize=10)
             axes.set_ylim(-0.25, 1.02)

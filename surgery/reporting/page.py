@@ -4,6 +4,7 @@ The HTML needs no script, no network and no file but the figures beside it. Ever
 and labels from data can't become markup.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ class Table:
 
     Attributes:
         caption: what the table holds, in a sentence or two.
-        columns, rows: as `Result.table` gives them; numbers are written with four digits, None as an empty cell.
+        columns, rows: as `Result.table` gives them; see `cells` for how numbers are written. None is an empty cell.
         legend: what a column means, by the column's name.
         folded: shown only once it is clicked on; by default where it has more than `LONG` rows.
     """
@@ -143,6 +144,33 @@ def cell(value: object) -> str:
     return one_line(value)
 
 
+def cells(rows: Sequence[Sequence[object]]) -> list[list[str]]:
+    """Return every cell's value as people read it, a column's fractions with as many decimals as each other.
+
+    These are as many as give the largest four digits and the smallest two, if any of them needs so many; where that would be
+    more than six, or a number is 10,000 or more, each has four digits of its own.
+    """
+    columns = []
+    for column in zip(*rows, strict=True):
+        decimals = _decimals([value for value in column if isinstance(value, float)])
+        columns.append(
+            [
+                f"{value:.{decimals}f}" if isinstance(value, float) and decimals is not None else cell(value)
+                for value in column
+            ]
+        )
+    return [list(row) for row in zip(*columns, strict=True)] if rows else []
+
+
+def _decimals(numbers: Sequence[float]) -> int | None:
+    sizes = [abs(number) for number in numbers if number]
+    if not sizes or not all(map(math.isfinite, sizes)) or max(sizes) >= 1e4:
+        return None
+    needed = max(3 - math.floor(math.log10(max(sizes))), 1 - math.floor(math.log10(min(sizes))))
+    shown = max(len(cell(number).partition(".")[2]) for number in numbers)
+    return min(needed, shown) if needed <= 6 else None
+
+
 def _markdown(part: Part) -> str:
     match part:
         case Heading(text):
@@ -160,7 +188,7 @@ def _markdown(part: Part) -> str:
 
 
 def _markdown_table(part: Table) -> str:
-    lines = markdown.table(part.columns, [list(map(cell, row)) for row in part.rows])
+    lines = markdown.table(part.columns, cells(part.rows))
     legend = [f"- **{markdown.inline(name)}**: {markdown.inline(means)}" for name, means in _legend(part)]
     blocks = ["\n".join(lines), *(["\n".join(legend)] if legend else [])]
     if _is_folded(part):
@@ -185,7 +213,7 @@ def _html(part: Part) -> str:
 
 
 def _html_table(part: Table) -> str:
-    rows = [[cell(value) for value in row] for row in part.rows]
+    rows = cells(part.rows)
     numeric = [
         any(column) and all(not text or _NUMBER.match(text) for text in column)
         for column in ([row[i] for row in rows] for i in range(len(part.columns)))
@@ -197,8 +225,8 @@ def _html_table(part: Table) -> str:
     ]
     body = []
     for first, *others in rows:
-        cells = [f"<td{c}>{_text(text)}</td>" for text, c in zip(others, css[1:], strict=True)]
-        body.append(f'<tr><th scope="row"{css[0]}>{_text(first)}</th>{"".join(cells)}</tr>')
+        written = [f"<td{c}>{_text(text)}</td>" for text, c in zip(others, css[1:], strict=True)]
+        body.append(f'<tr><th scope="row"{css[0]}>{_text(first)}</th>{"".join(written)}</tr>')
     # A box of its own scrolls, so that a wide table doesn't push the page sideways; by keyboard too, hence tabindex.
     table = (
         f'<div class="scroll" style="overflow-x: auto" tabindex="0" role="region" aria-label="{_text(part.caption)}">'

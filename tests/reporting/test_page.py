@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from surgery.reporting.page import LONG, Page, Table, Text, cell, render
+from surgery.reporting.page import LONG, Page, Table, Text, cell, cells, render
 from tests.support.planted_page import EVIL, page
 
 _ELEMENTS = """html head meta title style body main h1 section p h2 figure img figcaption div table thead tr th td tbody dl dt dd
@@ -206,3 +206,22 @@ def test_print_opens_what_is_folded(browser, written, tmp_path):
     tab.pdf(path=tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     tab.close()
+
+
+def test_the_fractions_of_a_column_have_as_many_decimals_as_each_other():
+    rows = [
+        ["a", 0.81324, 52.881, 3e-9, 1, 1.0, None],
+        ["b", 0.5, 4.0, 0.25, 1234, 20.0, 0.0321],
+        ["c", 0, 46.72, 7.0, 2, 3.0, 1],
+    ]
+    columns = zip(*cells(rows), strict=True)
+    assert [list(column) for column in columns] == [
+        ["a", "b", "c"],
+        ["0.8132", "0.5000", "0"],  # a whole number stays one
+        ["52.88", "4.00", "46.72"],
+        ["3e-09", "0.25", "7"],  # too far apart for one number of decimals
+        ["1", "1,234", "2"],
+        ["1", "20", "3"],
+        ["", "0.0321", "1"],
+    ]
+    assert cells([[float("nan")], [2e4]]) == [["nan"], ["20,000"]] and cells([]) == []

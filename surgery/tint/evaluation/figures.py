@@ -115,20 +115,23 @@ def _perplexity(points: Any, file: Path) -> None:
                 "markerfacecolor": "none" if number == 1 else COLOURS[number],
             }
             left.plot([100 * p["share"] for p in own], [p["value"] for p in own], label=method, **style)
+            # Side by side, so that intervals don't hide one another.
+            places = [100 * p["share"] + 1.2 * (number - (len(methods) - 1) / 2) for p in own]
             if right is not None and "gain" in own[0]:
-                # Side by side, so that intervals don't hide one another.
-                places = [100 * p["share"] + 1.2 * (number - len(methods) / 2) for p in own]
                 errors = [1.96 * (p["gain_error"] or 0) for p in own]
                 right.errorbar(
                     places, [p["gain"] for p in own], yerr=errors, capsize=3, **style | {"linestyle": "none"}
                 )
         shares = [100 * share for share in dict.fromkeys(point["share"] for point in points)]
         left.set(xlabel="share of each window to learn from (%)", ylabel="perplexity on the rest")
-        left.legend(fontsize=9)
+        left.set_ylim(0)  # what a method gains is small beside the whole, and shown on the right
+        left.legend(fontsize=9, loc="lower right")
         left.set_xticks(shares)
         if right is not None:
             right.axhline(0, color="#888888", linewidth=1)
-            right.set(xlabel="share of each window to learn from (%)", ylabel="nats a token gained, 95% interval")
+            right.set(
+                xlabel="share of each window to learn from (%)", ylabel="nats a token gained on frozen, 95% interval"
+            )
             right.set_xticks(shares)
 
 
