@@ -160,7 +160,7 @@ def test_everything_large_prints_in_a_line(grammar):
         np.array([0, 0, 2]), np.arange(3), np.ones(3, np.int64), zeros, zeros, np.array([0.25, 0.5, 0.75])
     )
     lines = {
-        induced: f"from 1 trees of {len(GOLD[0].words())} words",
+        induced: f"from 1 tree of {len(GOLD[0].words())} words",
         induced.lexicon: "4 words and",
         masked: "in 40 sentences",
         loss: "0.5 nats of excess over 3 masked words in 2 sentences",

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,16 @@ def test_run_as_it_was_is_text_or_task_and_says_so(run, tiny, text, tmp_path):
     assert again[0] == 0 and json.loads(again[1])["points"] == json.loads(out)["points"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "missing"), [("verify", "model"), ("text", "model"), ("text MODEL", "text"), ("task MODEL", "task")]
+)
+def test_a_missing_argument_is_named_and_marked_in_help(run, arguments, missing):
+    status, out, error = run("tint", *arguments.split())
+    assert status == 2 and f"Missing argument '{missing}'" in error and not out
+    help_text = " ".join(run("tint", arguments.split()[0], "--help")[1].replace("│", " ").split())
+    assert re.search(rf"\* {missing} <\w+> .*?\[required\]", help_text)
+
+
 def test_an_option_of_the_other_command_is_refused(run, tiny, text):
     for arguments in (("text", tiny("gpt2"), text, "--tests", 3), ("task", tiny("gpt2"), "sst2", "--windows", 3)):
         status, out, error = run("tint", *arguments)
@@ -69,12 +80,8 @@ def test_an_option_of_the_other_command_is_refused(run, tiny, text):
         (("count",), "give either a model folder or --config"),
         (("count", "--config", "opt-350m"), "LayerNorms after the sublayers"),
         (("count", "--config", "nothing"), "no sizes of a model called 'nothing'"),
-        (("verify",), "Missing argument 'model'"),
         (("run", "{gpt2}"), "surgery tint text MODEL FILE for perplexity, or surgery tint task MODEL TASK"),
         (("run", "{gpt2}", "--text", "{text}", "--task", "sst2"), "surgery tint text MODEL FILE for perplexity"),
-        (("text",), "Missing argument 'model'"),
-        (("text", "{gpt2}"), "Missing argument 'text'"),
-        (("task", "{gpt2}"), "Missing argument 'task'"),
         (
             ("task", "{gpt2}", "sst2", "--data", "{rows}", "--eval", "{rows}", "--shots", "1"),
             "--shots 1 is too few: task sst2 has 2 labels",
