@@ -58,9 +58,7 @@ def test_run_as_it_was_is_text_or_task_and_says_so(run, tiny, text, tmp_path):
     assert again[0] == 0 and json.loads(again[1])["points"] == json.loads(out)["points"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "missing"), [("verify", "model"), ("text", "model"), ("text MODEL", "text"), ("task MODEL", "task")]
-)
+@pytest.mark.parametrize(("arguments", "missing"), [("verify", "model"), ("text", "model"), ("task MODEL", "task")])
 def test_a_missing_argument_is_named_and_marked_in_help(run, arguments, missing):
     status, out, error = run("tint", *arguments.split())
     assert status == 2 and f"Missing argument '{missing}'" in error and not out
@@ -80,6 +78,7 @@ def test_an_option_of_the_other_command_is_refused(run, tiny, text):
         (("count",), "give either a model folder or --config"),
         (("count", "--config", "opt-350m"), "LayerNorms after the sublayers"),
         (("count", "--config", "nothing"), "no sizes of a model called 'nothing'"),
+        (("text", "{gpt2}"), "the text is missing: surgery tint text MODEL FILE"),
         (("run", "{gpt2}"), "surgery tint text MODEL FILE for perplexity, or surgery tint task MODEL TASK"),
         (("run", "{gpt2}", "--text", "{text}", "--task", "sst2"), "surgery tint text MODEL FILE for perplexity"),
         (

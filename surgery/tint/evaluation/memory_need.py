@@ -14,8 +14,8 @@ from surgery.memory import Need
 from surgery.resuming import Memo
 from surgery.tasks.rehearsal import model_bytes, read_one, rehearsed
 from surgery.tint.auxiliary import Auxiliary
+from surgery.tint.cuda_graphs import pays
 from surgery.tint.evaluation.perplexity import USUAL, WINDOW, Evaluation, check_options
-from surgery.tint.graphs import pays
 from surgery.tint.segments import Plan
 from surgery.tint.shape import Shape
 from surgery.tint.simulator import BlockNumbers, pick_blocks
