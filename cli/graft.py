@@ -31,6 +31,15 @@ def graft(
     task: options.ExampleTaskName = None,
     data: options.ExampleTrain = None,
     evaluate: options.ExampleTest = None,
+    dev: Annotated[
+        str | None,
+        typer.Option(
+            "--dev",
+            help="Examples that --target-gain is judged on: a file or dataset id, as for --data.",
+            show_default="--data",
+            rich_help_panel="The task",
+        ),
+    ] = None,
     output: options.ExampleOutput = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of the block weights to take.", show_default="1e-4")
@@ -38,6 +47,26 @@ def graft(
     weights: Annotated[
         int | None, typer.Option(help="Number of weights to take, instead of --sparsity.", show_default=False)
     ] = None,
+    target_gain: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --sparsity: the smallest number of weights found to recover this share of tuning's gain, by bisection, on --dev or else on --data.",
+            show_default=False,
+        ),
+    ] = None,
+    values: Annotated[
+        str,
+        typer.Option(
+            help="Values of the weights: tuned; rescaled (drawn at random and moved further); refitted (then fitted to TUNED's predictions)."
+        ),
+    ] = "tuned",
+    low_rank: Annotated[
+        bool,
+        typer.Option(
+            "--low-rank",
+            help="Take components of each matrix's change instead of weights, as many as hold that many numbers.",
+        ),
+    ] = False,
     method: Annotated[
         str, typer.Option(help="Way to choose the weights: dual-averaging, sigmoid (as published) or movement.")
     ] = "dual-averaging",
@@ -54,6 +83,13 @@ def graft(
             "--baselines", help="Score top movement, random weights, biases and norms, and zeroing outside too."
         ),
     ] = False,
+    control: Annotated[
+        bool | None,
+        typer.Option(
+            help="Set the agreement beside that of as many weights of the base tuned anew; takes a tuning and a locating more.",
+            show_default="where at least half of the weights moved",
+        ),
+    ] = None,
     head: Annotated[
         str | None,
         typer.Option(
@@ -81,15 +117,29 @@ def graft(
 
     Without arguments: the embedded example, start to finish, in about a minute; an earlier run's folder is replaced.
     """
+    from cli.flags import all_flags
     from surgery.errors import OptionError
     from surgery.files import check_output
     from surgery.grafting.budget import parse_sweep
     from surgery.grafting.localization import graft as run
     from surgery.grafting.memory_need import graft_need
+    from surgery.grafting.products import check_product
+    from surgery.grafting.targets import check_target
 
     if base is None:
-        given: list[Any] = [task, data, evaluate, sparsity, weights, epochs, sweep, head, shots]
-        given += [prompt, word, phrase, column, include, exclude, dtype]
+        given: list[Any] = [task, data, evaluate, dev, sparsity, weights, target_gain, epochs, sweep, head, shots]
+        given += [
+            low_rank or None,
+            control,
+            None if values == "tuned" else values,
+            prompt,
+            word,
+            phrase,
+            column,
+            include,
+            exclude,
+            dtype,
+        ]
         if dry_run or any(value is not None for value in given):
             raise OptionError(f"the base checkpoint is missing: {_USAGE}")
         _example(output, device, seed, overwrite, json)
@@ -99,12 +149,17 @@ def graft(
     folder, headed = Path() if dry_run else options.need_output(output), None
     if not dry_run:
         headed = _headed(folder, head)
-        check_output(folder, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
+        check_output(folder, overwrite=overwrite, inputs=[base, tuned, data, dev, evaluate])
         if headed and not _made_before(headed, base, tuned):
-            check_output(headed, overwrite=overwrite, inputs=[base, tuned, data, evaluate])
+            check_output(headed, overwrite=overwrite, inputs=[base, tuned, data, dev, evaluate])
+    check_product(values, low_rank, method, baselines)
+    check_target(target_gain, sparsity, weights, sweep)
+    if dev and target_gain is None:
+        raise OptionError("--dev is what --target-gain is judged on: give --target-gain, or leave --dev out")
     loaded = options.load_task(
         task,
         train=data,
+        dev=dev,
         test=evaluate,
         shots=shots,
         seed=seed,
@@ -117,11 +172,19 @@ def graft(
     shared: dict[str, Any] = {"sparsity": sparsity, "weights": weights, "sweep": parse_sweep(sweep) if sweep else ()}
     shared |= {"method": method, "include": include or (), "exclude": exclude or (), "device": device}
     shared |= {"dtype": dtype, "batch_size": batch_size}
+    shared |= {"values": values, "low_rank": low_rank, "target_gain": target_gain}
     if dry_run:
         print_need(graft_need(base, loaded, **shared), json)
         return
     with _with_head(base, tuned, headed, overwrite), state_beside(folder) as state, progress_bar() as progress:
-        asked: dict[str, Any] = {"epochs": epochs, "baselines": baselines, "seed": seed, "resume": state}
+        asked: dict[str, Any] = {
+            "epochs": epochs,
+            "baselines": baselines,
+            "control": control,
+            "seed": seed,
+            "resume": state,
+        }
+        asked["say"] = lambda line: say(all_flags(line), quiet=json)
         skill = run(headed or base, tuned, loaded, progress=progress, **asked, **shared)
         skill.save(folder, overwrite=overwrite)
     _report(skill, folder, json)
@@ -180,11 +243,18 @@ def _example(output: Path | None, device: str | None, seed: int, overwrite: bool
 
 
 def _report(skill: "Skill", folder: Path, json: bool) -> None:
+    from surgery.grafting.products import WHAT
     from surgery.grafting.remarks import remarks
 
     report = skill.report
     if not json:
         print_skill(report)
+        if what := WHAT.get(report["values"]):
+            say(what)
+        if target := report.get("target"):
+            say(
+                f"{target['weights']:,} is the smallest number found to recover {target['gain']:g} of tuning's gain on --{'dev' if target['judged_on'] == 'dev' else 'data'}, of {len(target['points'])} tried"
+            )
         if report["left_out"]:
             say(
                 f"{len(report['left_out'])} tensors outside the movable ones differ too ({report['left_out'][0]} first): "
@@ -193,7 +263,7 @@ def _report(skill: "Skill", folder: Path, json: bool) -> None:
         for remark in remarks(report):
             say(remark)
         say(
-            f"{folder}: skill.safetensors, report.json, README.md and {number_of(len(list(folder.glob('*.png'))), 'figure')}, in {report['seconds']:.0f} s"
+            f"{folder}: {'low-rank' if report['values'] == 'low-rank' else 'skill'}.safetensors, report.json, README.md and {number_of(len(list(folder.glob('*.png'))), 'figure')}, in {report['seconds']:.0f} s"
         )
         return
     pick: dict[str, Any] = {
@@ -201,6 +271,7 @@ def _report(skill: "Skill", folder: Path, json: bool) -> None:
     }
     pick["graft"] |= {key: report["graft"][key] for key in ("agreement", "gain_recovered")}
     more = {"points": report["points"]} if len(report["points"]) > 1 else {}
+    more |= {key: report[key] for key in ("values", "prospects", "target", "control") if key in report}
     print_json(
         {
             **pick,

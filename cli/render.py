@@ -136,8 +136,10 @@ def print_skill(report: Mapping[str, Any]) -> None:
 
     rows = []
     f1 = report["task"]["metric"] == "f1"  # then it is what the gain is measured in
-    for name in ("base", "tuned", "graft"):
-        side = report[name]
+    low_rank = report.get("values") == "low-rank"
+    for name in ("base", "tuned", "graft", "control"):
+        if "accuracy" not in (side := report.get(name, {})):
+            continue
         own = name == "graft"
         rows.append(
             [
@@ -147,7 +149,7 @@ def print_skill(report: Mapping[str, Any]) -> None:
                 figure(side["ece"]),
                 figure(side.get("agreement")),
                 gain(side),
-                f"{report['weights']:,}" if own else "",
+                f"{report['weights']:,}" if own else f"{side['weights']:,}" if name == "control" else "",
                 f"{report['sparsity']:.2e}" if own else "",
                 size(report["bytes"]) if own else "",
             ]
@@ -161,7 +163,7 @@ def print_skill(report: Mapping[str, Any]) -> None:
             "ECE",
             "agreement",
             "gain recovered",
-            "weights",
+            "numbers" if low_rank else "weights",
             "sparsity",
             "file size",
         ],
@@ -184,6 +186,12 @@ def print_skill(report: Mapping[str, Any]) -> None:
             "by method and sparsity",
             ["method", "weights", "sparsity", "accuracy", "ECE", "agreement", "gain recovered"],
             cells,
+        )
+    if above := report.get("control", {}).get("agreement_above"):
+        evidence = "evidence" if above[1] > 0 else "no evidence"
+        say(
+            f"control: as many weights of the base tuned anew, which never saw tuned; the graft agrees with tuned {above[0]:+.3f} "
+            f"[{above[1]:.3f}, {above[2]:.3f}] more: {evidence} that it carries this checkpoint and not just the task"
         )
     examples = report.get("examples", {})
     say_repeated(examples.get("test_in_train", 0), examples.get("test", 0), "test")

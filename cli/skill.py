@@ -34,29 +34,38 @@ def show(skill: SkillFolder, json: options.Json = False) -> None:
     """Show what a skill is, how well it works and where it sits."""
     from surgery.grafting.card import base_of
     from surgery.grafting.figures import by_layer, layer_and_module
+    from surgery.grafting.products import WHAT
     from surgery.grafting.remarks import remarks
     from surgery.grafting.skill import Skill
 
     loaded = Skill.load(skill)
-    delta, report = loaded.delta, loaded.report
-    counts = [(extent.name, extent.weights) for extent in delta.extents]
+    delta, report, counts = loaded.delta, loaded.report, loaded.counts
+    low_rank = loaded.factors is not None
+    held = sum(count for _, count in counts)
+    share, unit = held / delta.movable if delta.movable else 0.0, "numbers" if low_rank else "weights"
     modules: dict[str, int] = {}
     for name, weights in counts:
         module = layer_and_module(name)[0]
         modules[module] = modules.get(module, 0) + weights
     if json:
-        figures = {key: report[key] for key in ("base", "tuned", "graft") if key in report}
+        figures = {key: report[key] for key in ("base", "tuned", "graft", "control") if key in report}
         content = {
             "task": loaded.task.name,
             **({"tasks": [task.name for task in loaded.tasks]} if loaded.further else {}),
-            "weights": delta.weights,
-            "sparsity": delta.sparsity,
+            "weights": held,
+            "sparsity": share,
+            "values": report.get("values", "tuned"),
             "base_fingerprint": delta.base_fingerprint,
         }
         print_json({**content, **figures, "layers": by_layer(counts), "modules": modules, "tensors": dict(counts)})
         return
     labels = "; ".join(", ".join(task.labels) for task in loaded.tasks)
-    say(f"{loaded.name}: {delta.weights:,} of {delta.movable:,} block weights ({delta.sparsity:.2e}), labels {labels}")
+    of = "for" if low_rank else "of"
+    say(
+        f"{loaded.name}: {held:,} {unit + ' ' if low_rank else ''}{of} {delta.movable:,} block weights ({share:.2e}), labels {labels}"
+    )
+    if what := WHAT.get(report.get("values", delta.metadata.get("values", ""))):
+        say(what)
     say(f"base {base_of(report)} (fingerprint {delta.base_fingerprint[:16]})")
     if parts := report.get("made_of"):
         say(f"{report['method']}, of {', '.join(part['skill'] for part in parts)}")
@@ -64,12 +73,10 @@ def show(skill: SkillFolder, json: options.Json = False) -> None:
         print_skill(report)
     for remark in remarks(report):
         say(remark)
+    print_table(f"{unit} by layer", ["layer", unit], [[str(layer), f"{n:,}"] for layer, n in by_layer(counts).items()])
     print_table(
-        "weights by layer", ["layer", "weights"], [[str(layer), f"{n:,}"] for layer, n in by_layer(counts).items()]
-    )
-    print_table(
-        "weights by module",
-        ["module", "weights"],
+        f"{unit} by module",
+        ["module", unit],
         [[module, f"{n:,}"] for module, n in sorted(modules.items(), key=lambda item: -item[1])],
     )
 
@@ -99,11 +106,16 @@ def revert(
     grafted: Annotated[str, typer.Argument(help="A checkpoint that holds the skills.")],
     output: options.PatchedOutput = None,
     in_place: InPlace = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The skill's base, which one of low rank needs to be taken out.", show_default=False),
+    ] = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Take skills out again, whatever lies on top of them: gives back what was there without them, bit for bit."""
-    _write("revert", skill, grafted, {"output": output, "in_place": in_place, "overwrite": overwrite}, json)
+    place = {"output": output, "in_place": in_place, "overwrite": overwrite}
+    _write("revert", skill, grafted, place, json, base=base)
 
 
 @app.command()
@@ -166,7 +178,7 @@ def overlap(first: SkillFolder, second: SkillFolder, json: options.Json = False)
     """Count how many of each skill's weights the other touches too; `compare` says more."""
     from surgery.grafting.skill import Skill
 
-    one, two = Skill.load(first).delta, Skill.load(second).delta
+    one, two = (Skill.load(folder).layer.delta for folder in (first, second))
     shares = {"of_first": two.overlap(one), "of_second": one.overlap(two)}
     if json:
         print_json(shares)
@@ -215,6 +227,7 @@ def _write(
     place: dict[str, Any],
     json: bool,
     rule: str | None = None,
+    base: str | None = None,
 ) -> None:
     from surgery.checkpoints.applying import check_place
     from surgery.checkpoints.checkpoint import Checkpoint
@@ -224,6 +237,9 @@ def _write(
     loaded = _load(skills)
     opened = Checkpoint(checkpoint, half_patched=place["in_place"])
     first = next(iter(loaded.values()))
+    if len(loaded) == 1 and (first.factors is not None or base):
+        _write_factors(verb, first, opened, place, base, rule, json)
+        return
     stacked = len(loaded) > 1 or rule is not None or is_stacked(opened.folder, first.delta)
     began = time.monotonic()
     with progress_bar() as progress:
@@ -242,6 +258,34 @@ class _Written(NamedTuple):
     changed: int
     sentence: str
     more: dict[str, Any]
+
+
+def _write_factors(
+    verb: "Direction",
+    skill: "Skill",
+    opened: "Checkpoint",
+    place: dict[str, Any],
+    base: str | None,
+    rule: str | None,
+    json: bool,
+) -> None:
+    """Apply or take out a skill of low rank, which holds no weights to count or to stack."""
+    from surgery.errors import OptionError
+
+    if rule is not None:
+        raise OptionError("--rule is for stacks, and a skill of low rank can't be in one: leave it out")
+    began = time.monotonic()
+    folder = skill.apply(opened, **place) if verb == "apply" else skill.revert(opened, base=base, **place)
+    seconds, factors = round(time.monotonic() - began, 3), skill.factors
+    assert factors is not None
+    if json:
+        content = {"output": str(folder), "numbers": factors.numbers, "tensors": len(factors.factors)}
+        print_json({**content, "rank": factors.rank, "seconds": seconds})
+        return
+    done = "added to" if verb == "apply" else "taken out of"
+    say(
+        f"{folder}: {factors.rank:,} components of {len(factors.factors):,} tensors ({size(len(skill.delta_bytes()))}) {done} {opened} in {seconds:.2f} s"
+    )
 
 
 def _write_one(verb: "Direction", skill: "Skill", opened: "Checkpoint", place: dict[str, Any]) -> _Written:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from surgery.checkpoints.applying import patch_folder, write_patched
     from surgery.checkpoints.checkpoint import Checkpoint
     from surgery.checkpoints.delta import SparseDelta
+    from surgery.checkpoints.low_rank import LowRankDelta
     from surgery.checkpoints.models import Model, load_model
     from surgery.checkpoints.pairing import check_alike
     from surgery.checkpoints.region import Region
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
     "Checkpoint": "surgery.checkpoints.checkpoint",
+    "LowRankDelta": "surgery.checkpoints.low_rank",
     "Model": "surgery.checkpoints.models",
     "Region": "surgery.checkpoints.region",
     "SparseDelta": "surgery.checkpoints.delta",
@@ -29,6 +31,7 @@ _HOMES = {
 
 __all__ = [
     "Checkpoint",
+    "LowRankDelta",
     "Model",
     "Region",
     "SparseDelta",

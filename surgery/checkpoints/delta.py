@@ -31,7 +31,7 @@ from surgery.errors import SkillError
 from surgery.jsonfile import parse_json
 from surgery.reporting.plural import number_of
 
-SKILL_FILE = "skill.safetensors"
+SKILL_FILE, LOW_RANK_FILE = "skill.safetensors", "low-rank.safetensors"
 SCHEMA = 1
 _Natural = Annotated[int, Meta(ge=0, le=1 << 62)]
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
@@ -266,7 +266,7 @@ class SparseDelta:
             "base_values": self.base_values.contiguous(),
             "digests": torch.from_numpy(digests.copy()),
         }
-        return _sort_header(save(arrays, metadata=header))
+        return sort_header(save(arrays, metadata=header))
 
     def _checksum(self) -> str:
         """Tells a changed bit in the arrays, which else would be applied unseen if it is in a tuned value."""
@@ -284,6 +284,10 @@ class SparseDelta:
                 header = opened.metadata() or {}
                 arrays = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         except FileNotFoundError:
+            if (file.parent / LOW_RANK_FILE).exists():
+                raise SkillError(
+                    f"{file.parent} is a skill of low rank, which moves every weight of its matrices: name a skill of weights"
+                ) from None
             raise SkillError(f"{file} is missing: name a skill folder") from None
         except (SafetensorError, OSError) as error:
             raise SkillError(f"{file} is damaged ({error}): make or fetch it again") from None
@@ -324,8 +328,8 @@ class SparseDelta:
             ) from None
 
 
-def _sort_header(content: bytes) -> bytes:
-    """The safetensors library puts the metadata in another order at each call."""
+def sort_header(content: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, which the library puts in another order at each call."""
     stop = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:stop])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -49,12 +49,14 @@ class Region:
     def of(cls, source: "str | Path | Region | SparseDelta | HasDelta") -> "Region":
         """The region of a skill, a delta or a skill's folder or hub id; a region is returned as it is.
 
-        Raises SkillError for a folder that holds no skill, or a damaged one.
+        Raises SkillError for a folder that holds no skill, or a damaged one, and for a skill of low rank.
         """
         if isinstance(source, Region):
             return source
         if isinstance(source, str | Path):
             source = SparseDelta.load(located(source, SkillError) / SKILL_FILE)
+        if getattr(source, "factors", None) is not None:
+            raise SkillError("a skill of low rank moves every weight of its matrices: give a skill of weights")
         delta = source if isinstance(source, SparseDelta) else source.delta
         return cls({name: delta.part(name)[0] for name in delta.tensors}, (delta,))
 

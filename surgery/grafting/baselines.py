@@ -25,7 +25,7 @@ def load_baseline(
     names: Sequence[str],
     candidates: Candidates,
     k: int,
-    region: Tensor,
+    region: Candidates,
     seed: int,
 ) -> int:
     """Put a baseline's weights, of the movable tensors `names`, into a base model; the caller restores the base afterwards.
@@ -42,8 +42,8 @@ def load_baseline(
     if name == "random":
         parts: Parts = _random_parts(model, tuned, names, k, random)
     else:
-        chosen = region if name == "zero outside" else _choose(name, model, candidates, k, random)
-        parts = candidates.parts(chosen)
+        chosen = region if name == "zero outside" else candidates.subset(_choose(name, model, candidates, k, random))
+        parts = chosen.parts(torch.arange(len(chosen)))
     with torch.no_grad():
         if name == "zero outside":
             for tensor in names:

@@ -1,22 +1,19 @@
 """Candidates: the weights a skill may be made of, as flat arrays over all tensors, and a model that can switch them between base and tuned."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.counterparts import check_pair, counterparts
-from surgery.checkpoints.models import Model, steady_attention
+from surgery.checkpoints.models import Model
 from surgery.errors import CheckpointError
-from surgery.tasks.readout import Encoded, Readout, alike, collate
-
-_PIECE = 16  # rows that go through the model at once while gradients are taken
+from surgery.grafting.task_model import TaskModel
+from surgery.tasks.readout import Encoded, Readout
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +84,24 @@ class Candidates:
         """Each tensor's name and its stretch of the arrays."""
         return ((name, slice(self.bounds[i], self.bounds[i + 1])) for i, name in enumerate(self.names))
 
+    def with_values(self, values: Float[Tensor, " candidates"]) -> "Candidates":
+        """The same weights with other values in place of the tuned ones."""
+        return replace(self, tuned=values.to(self.tuned.dtype))
+
+    def subset(self, chosen: Int64[Tensor, " chosen"]) -> "Candidates":
+        """The chosen ones alone."""
+        chosen = chosen.cpu().sort().values
+        edges = torch.searchsorted(chosen, torch.tensor(self.bounds)).tolist()
+        held = [number for number in range(len(self.names)) if edges[number + 1] > edges[number]]
+        return replace(
+            self,
+            names=tuple(self.names[number] for number in held),
+            bounds=(*(edges[number] for number in held), len(chosen)),
+            indices=self.indices[chosen],
+            base=self.base[chosen],
+            tuned=self.tuned[chosen],
+        )
+
     def parts(self, chosen: Int64[Tensor, " chosen"]) -> dict[str, tuple[Tensor, Tensor]]:
         """The chosen candidates as `SparseDelta.from_parts` takes them."""
         chosen = chosen.cpu().sort().values
@@ -95,7 +110,7 @@ class Candidates:
         return {name: (self.indices[numbers], self.tuned[numbers]) for name, numbers in picked.items()}
 
 
-class GraftedModel:
+class GraftedModel(TaskModel):
     """A base model in memory whose candidates can be switched between base and tuned, and asked which way to go.
 
     Memory beyond the model and its activations: a few numbers for each candidate. Gradients are reduced to the
@@ -103,7 +118,8 @@ class GraftedModel:
     """
 
     def __init__(self, model: Model, readout: Readout, candidates: Candidates) -> None:
-        self.model, self.readout, self.candidates = model, readout, candidates
+        super().__init__(model, readout)
+        self.candidates = candidates
         self.base = candidates.base.to(model.device)
         self.delta = (candidates.tuned - candidates.base).to(model.device)
         self.tuned = candidates.tuned.to(model.device)
@@ -123,47 +139,19 @@ class GraftedModel:
         mask[chosen.to(self.model.device)] = True
         self.set_mask(mask)
 
-    def scores(self, rows: Sequence[Encoded]) -> Float[Tensor, "rows labels"]:
-        """Label scores as the model stands."""
-        parts = alike(self.model, rows, range(len(rows)))
-        with torch.inference_mode():
-            scores = torch.cat([self._logits(rows, part) for part in parts])
-        return scores[torch.tensor([number for part in parts for number in part], device=scores.device).argsort()]
-
-    def _logits(self, rows: Sequence[Encoded], numbers: Sequence[int]) -> Float[Tensor, "numbers labels"]:
-        with steady_attention():
-            return self.readout.logits(self.model.module, *collate(self.model, [rows[number] for number in numbers]))
-
     def mask_gradient(self, rows: Sequence[Encoded], targets: Tensor) -> Float[Tensor, " candidates"]:
         """The derivative of the mean cross-entropy with respect to each candidate's entry of the mask (`set_mask`).
-
-        Rows go through the model in pieces of like length, so that a large batch costs the memory of a small one.
 
         Args:
             targets: label numbers [rows], or label probabilities [rows, labels].
         """
-        gradient = torch.zeros_like(self.delta)
-        handles = []
-        for name, stretch in self.candidates.stretches():
-            parameter = self.model.parameters[name].requires_grad_(True)
+        gradient, places = torch.zeros_like(self.delta), dict(self.candidates.stretches())
 
-            def reduce(parameter: Any, stretch: slice = stretch) -> None:
-                gradient[stretch] += parameter.grad.view(-1)[self._indices[stretch]].to(gradient.dtype)
-                parameter.grad = None
+        def take(name: str, whole: Tensor) -> None:
+            stretch = places[name]
+            gradient[stretch] += whole.view(-1)[self._indices[stretch]].to(gradient.dtype)
 
-            handles.append(parameter.register_post_accumulate_grad_hook(reduce))
-        try:
-            order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
-            for start in range(0, len(order), _PIECE):
-                for piece in alike(self.model, rows, order[start : start + _PIECE]):
-                    scores = self._logits(rows, piece)
-                    loss = F.cross_entropy(scores, targets[piece].to(self.model.device), reduction="sum") / len(rows)
-                    loss.backward()
-        finally:
-            for handle in handles:
-                handle.remove()
-            for name in self.candidates.names:
-                self.model.parameters[name].requires_grad_(False)
+        self.gradients(self.candidates.names, rows, targets, take)
         return gradient * self.delta
 
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from surgery.checkpoints.delta import SparseDelta
+from surgery.checkpoints.low_rank import LowRankDelta
 from surgery.grafting.figures import CAPTIONS, LABELS, by_layer
+from surgery.grafting.products import WHAT
 from surgery.grafting.remarks import carries, remarks
 from surgery.reporting.page import Code, Commands, Figure, Heading, Page, Part, Table, Text
 from surgery.reporting.plural import number_of
@@ -22,15 +24,19 @@ _LEGEND = {
     "sparsity": "share of the weights that could have been in the graft, the block weights unless told otherwise",
 }
 UNCLEAR = "unclear"
+Held = SparseDelta | LowRankDelta
+_SPLITS = {"dev": "dev examples", "train": "training examples"}
 _TASKS = ("library_name: surgery", "tags: [skill, sparse-delta, model-editing]")
 _METHOD = "Panigrahi, Saunshi, Zhao, Arora, Task-Specific Skill Localization in Fine-tuned Language Models, ICML 2023"
 
 
-def skill_page(delta: SparseDelta, tasks: Sequence[Task], report: Mapping[str, Any], figures: Sequence[str]) -> Page:
+def skill_page(held: Held, tasks: Sequence[Task], report: Mapping[str, Any], figures: Sequence[str]) -> Page:
     """A skill's page; `figures` are the names of those drawn beside it."""
+    low_rank = isinstance(held, LowRankDelta)
+    unit, back = ("numbers", " --base BASE") if low_rank else ("weights", "")
     return Page(
         f"Skill: {' + '.join(task.name for task in tasks)}",
-        sentences(delta, tasks, report),
+        sentences(held, tasks, report),
         [
             *(Text(*_pieces(remark)) for remark in remarks(report)),
             *_made_of(report),
@@ -38,14 +44,21 @@ def skill_page(delta: SparseDelta, tasks: Sequence[Task], report: Mapping[str, A
             Heading("Use"),
             Text("Put it in, and take it out again:"),
             Commands(
-                "surgery skill apply THIS_FOLDER BASE -o grafted/\nsurgery skill revert THIS_FOLDER grafted/ -o base-again/"
+                f"surgery skill apply THIS_FOLDER BASE -o grafted/\nsurgery skill revert THIS_FOLDER grafted/{back} -o base-again/"
             ),
-            _base(delta, report),
+            _base(held.base_fingerprint, report),
             *([Heading("Figures")] if figures else []),
             *(Figure(name, *CAPTIONS[name]) for name in figures),
             *_points(report),
-            Heading("Where the weights are"),
-            Table("Weights of the skill in each block.", ["block", "weights"], by_block(delta), folded=True),
+            *_prospects(report),
+            *_target(report),
+            Heading(f"Where the {unit} are"),
+            Table(
+                f"{unit.capitalize()} of the skill in each block.",
+                ["block", unit],
+                by_block(counts_of(held)),
+                folded=True,
+            ),
             Heading("How it was made"),
             Text(
                 f"Method: {_METHOD}; weights located by ",
@@ -59,15 +72,24 @@ def skill_page(delta: SparseDelta, tasks: Sequence[Task], report: Mapping[str, A
     )
 
 
-def sentences(delta: SparseDelta, tasks: Sequence[Task], report: Mapping[str, Any]) -> list[str]:
+def sentences(held: Held, tasks: Sequence[Task], report: Mapping[str, Any]) -> list[str]:
     """What a skill is, and how much of what tuning gained it carries."""
     does = "that carry" if carries(report) else "which don't carry"
     named = " and ".join(f"{task.name} (labels: {', '.join(task.labels)})" for task in tasks)
+    outcome = [_outcome(report)] if "graft" in report else []
+    label = [WHAT[kind]] if (kind := report.get("values", held.metadata.get("values"))) in WHAT else []
+    if isinstance(held, LowRankDelta):
+        what = (
+            f"{held.numbers:,} numbers, as many as {100 * held.share:.4g}% of the block weights, in {held.rank:,} components of "
+            f"{len(held.factors):,} tensors' changes, {does} the task{'s' * (len(tasks) > 1)} {named} from a base checkpoint to a fine-tuned one."
+        )
+        return [what, *label, *outcome]
+    delta = held
     what = (
         f"{delta.weights:,} weights, {100 * delta.sparsity:.4g}% of the block weights{_of_moved(report)}, {does} the task{'s' * (len(tasks) > 1)} "
         f"{named} from a base checkpoint to a fine-tuned one: values are replaced, not added."
     )
-    return [what, *([_outcome(report)] if "graft" in report else [])]
+    return [what, *label, *outcome]
 
 
 def _outcome(report: Mapping[str, Any]) -> str:
@@ -79,7 +101,21 @@ def _outcome(report: Mapping[str, Any]) -> str:
     elif recovered:
         told += f", {recovered} of tuning's gain"
     agreement = report["graft"].get("agreement")
-    return told + ("" if agreement is None else f"; graft and tuned agree on {agreement:.1%} of them") + "."
+    if agreement is None:
+        return f"{told}."
+    return f"{told}; graft and tuned agree on {agreement:.1%} of them{_against_control(report)}."
+
+
+def _against_control(report: Mapping[str, Any]) -> str:
+    """Whether the agreement is more than that of a graft that never saw the tuned checkpoint."""
+    control = report.get("control", {})
+    if "agreement_above" not in control:
+        return ""
+    more, low, high = control["agreement_above"]
+    said = f", a control of {control['weights']:,} weights that never saw tuned on {control['agreement']:.1%} ({more:+.3f} [{low:.3f}, {high:.3f}]): "
+    return said + (
+        "the graft carries this checkpoint" if low > 0 else "no evidence that the graft carries this checkpoint"
+    )
 
 
 def base_of(report: Mapping[str, Any]) -> str:
@@ -109,14 +145,21 @@ def gain(figures: Mapping[str, Any]) -> str:
 
 
 def figures_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
-    """Base, tuned and graft, with the columns of `_LEGEND`."""
-    names = [name for name in ("base", "tuned", "graft") if name in report]
+    """Base, tuned, graft and, if there is one, the control, with the columns of `_LEGEND`."""
+    names = [name for name in ("base", "tuned", "graft", "control") if "accuracy" in report.get(name, {})]
     return ["checkpoint", *_columns(report)], [[name, *_cells(report, report[name])] for name in names]
 
 
-def by_block(delta: SparseDelta) -> list[list[Any]]:
+def counts_of(held: Held) -> list[tuple[str, int]]:
+    """Each touched tensor's name and how many weights, or numbers of factors, are held of it."""
+    if isinstance(held, LowRankDelta):
+        return [(name, factors.numbers) for name, factors in held.factors.items()]
+    return [(extent.name, extent.weights) for extent in held.extents]
+
+
+def by_block(counts: Sequence[tuple[str, int]]) -> list[list[Any]]:
     """Number of the block and how many of its weights are in the skill."""
-    return [list(row) for row in by_layer([(extent.name, extent.weights) for extent in delta.extents]).items()]
+    return [list(row) for row in by_layer(counts).items()]
 
 
 def _results(report: Mapping[str, Any]) -> list[Part]:
@@ -155,10 +198,47 @@ def _by_f1(report: Mapping[str, Any]) -> bool:
     return report.get("task", {}).get("metric") == "f1"
 
 
-def _base(delta: SparseDelta, report: Mapping[str, Any]) -> Text:
+def _base(fingerprint: str, report: Mapping[str, Any]) -> Text:
     base = base_of(report) or "see the fingerprint"
-    mark = Code(delta.base_fingerprint[:16])
+    mark = Code(fingerprint[:16])
+    if given := report.get("head_given"):
+        return Text(
+            "It fits one base only: ",
+            Code(base),
+            ", fingerprint ",
+            mark,
+            ", which has the tuned checkpoint's head (",
+            Code(", ".join(given)),
+            "); anything else is refused.",
+        )
     return Text("It fits one base only: ", Code(base), ", fingerprint ", mark, "; anything else is refused.")
+
+
+def _prospects(report: Mapping[str, Any]) -> list[Part]:
+    """What was to be expected before anything was located."""
+    points = report.get("prospects", {}).get("points", ())
+    if not points:
+        return []
+    rows = [[point["weights"], point["sparsity"], point["ceiling"]] for point in points]
+    legend = {"ceiling": "the largest of -(tuned - base) * gradient at the base, as a share of what tuning gained"}
+    return [
+        Table(
+            "What so many weights at their tuned values gain, to first order and at most.",
+            ["weights", "sparsity", "ceiling"],
+            rows,
+            legend,
+            folded=True,
+        )
+    ]
+
+
+def _target(report: Mapping[str, Any]) -> list[Part]:
+    """How the number of weights was found."""
+    if not (target := report.get("target")):
+        return []
+    rows = [[point["weights"], point["sparsity"], point["gain"]] for point in target["points"]]
+    title = f"The smallest number found to recover {target['gain']:g} of tuning's gain on the {_SPLITS[target['judged_on']]}: {target['weights']:,}."
+    return [Table(title, ["weights", "sparsity", "gain recovered"], rows)]
 
 
 def _of_moved(report: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from surgery.checkpoints.delta import SparseDelta
 from surgery.reporting.figures import COLOURS, MARKERS, figure, write_numbers
 
 LABELS = {
@@ -15,6 +14,9 @@ LABELS = {
     "averaging": "graft (dual averaging of saliency)",  # the method's name in reports of earlier versions
     "sigmoid": "graft (published sigmoid gates)",
     "movement": "top movement",
+    "rescaled": "rescaled (drawn and moved further)",
+    "refitted": "refitted (drawn, fitted to tuned)",
+    "low-rank": "low rank (components of the change)",
     "random": "random",
     "random moved": "random among moved",
     "biases and norms": "biases and norms only",
@@ -27,6 +29,11 @@ CAPTIONS = {
         "one the base: a method is good where it stays near the dashed line far to the left.",
         "Accuracy against the share of weights, one line a method",
     ),
+    "target.png": (
+        "Share of tuning's gain recovered by the share of the block weights, on the examples that the target (dashed) is judged on, for "
+        "all that was tried; the ring is the smallest found to reach it.",
+        "Gain recovered against the share of weights, with the target",
+    ),
     "reliability.png": (
         "Accuracy against confidence, a dot a bin with an area in proportion to its examples: on the diagonal confidence can be taken at its word.",
         "Reliability of the tuned and of the grafted checkpoint",
@@ -38,17 +45,20 @@ CAPTIONS = {
 }
 
 
-def draw(delta: SparseDelta, report: Mapping[str, Any], folder: Path) -> list[Path]:
+def draw(counts: Sequence[tuple[str, int]], report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw what the report has material for, into `folder`; returns the files in the order to show them."""
     made = []
     if len(report.get("points", ())) > 1:
         made.append(folder / "sparsity.png")
         _sparsity(report, made[-1])
+    if "target" in report:
+        made.append(folder / "target.png")
+        _target(report["target"], made[-1])
     if "reliability" in report.get("tuned", {}):
         made.append(folder / "reliability.png")
         _reliability(report, made[-1])
     made.append(folder / "where.png")
-    _where({extent.name: extent.weights for extent in delta.extents}, made[-1])
+    _where(dict(counts), made[-1], "numbers" if report.get("values") == "low-rank" else "weights")
     return made
 
 
@@ -107,7 +117,21 @@ def _reliability(report: Mapping[str, Any], file: Path) -> None:
             axes.set_aspect("equal")
 
 
-def _where(counts: Mapping[str, int], file: Path) -> None:
+def _target(target: Mapping[str, Any], file: Path) -> None:
+    points, reached = target["points"], target["weights"]
+    with figure(file, 6.8, 4.0) as axes:
+        axes.axhline(target["gain"], color="#555555", linestyle="--", linewidth=1.2)
+        axes.plot(
+            *zip(*((point["sparsity"], point["gain"]) for point in points), strict=True), marker="o", color=COLOURS[0]
+        )
+        found = [(point["sparsity"], point["gain"]) for point in points if point["weights"] == reached]
+        axes.scatter(*zip(*found, strict=True), s=160, facecolors="none", edgecolors=COLOURS[1], linewidths=2, zorder=4)
+        axes.set_xscale("log")
+        axes.set_xlabel("share of the block weights in the graft")
+        axes.set_ylabel(f"gain recovered, {'dev' if target['judged_on'] == 'dev' else 'training'} examples")
+
+
+def _where(counts: Mapping[str, int], file: Path, unit: str = "weights") -> None:
     """A heat map of weights by layer (columns) and module (rows)."""
     cells: dict[tuple[str, int], int] = {}
     for name, weights in counts.items():
@@ -128,7 +152,7 @@ def _where(counts: Mapping[str, int], file: Path) -> None:
         axes.set_xlabel("layer")
         if len(layers) <= 16:
             write_numbers(axes, grid, np.argwhere(grid > 0), lambda value: value > grid.max() ** 0.6)
-        axes.figure.colorbar(shown, ax=axes, label="weights in the skill")
+        axes.figure.colorbar(shown, ax=axes, label=f"{unit} in the skill")
 
 
 def layer_and_module(name: str) -> tuple[str, int]:

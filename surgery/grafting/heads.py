@@ -1,6 +1,7 @@
 """A base with another head: its own body in the architecture that it was tuned in."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from surgery.checkpoints.refusals import check_plain, check_weight
 from surgery.checkpoints.structure import body_tensors
 from surgery.errors import CheckpointError
 from surgery.files import check_apart, new_folder, replace_json
+from surgery.jsonfile import JsonError, load_json
 from surgery.provenance import provenance
 
 
@@ -45,6 +47,15 @@ def with_tuned_head(
         )
         replace_json(staged / "report.json", {**report, "head": head})
     return Checkpoint(folder)
+
+
+def given_head(base: Checkpoint) -> list[str]:
+    """The tensors that a base has of a tuned checkpoint by `with_tuned_head`; none for any other base."""
+    try:
+        report = load_json(base.folder / "report.json", dict[str, Any])
+        return [str(name) for name in report["head"]] if "with_tuned_head" in report["call"] else []
+    except (OSError, JsonError, KeyError, TypeError):
+        return []
 
 
 def _body(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:

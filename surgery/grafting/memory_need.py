@@ -35,6 +35,9 @@ def graft_need(
     weights: int | None = None,
     sweep: Sequence[float] = (),
     method: str = "dual-averaging",
+    values: str = "tuned",
+    low_rank: bool = False,
+    target_gain: float | None = None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     device: str | torch.device | None = None,
@@ -43,13 +46,15 @@ def graft_need(
 ) -> Need:
     """Find what memory `graft` with these arguments needs at once, from shapes alone; no weights are read.
 
-    As many candidates are counted as may be kept; where fewer weights moved, it needs less.
+    As many candidates are counted as may be kept; where fewer weights moved, it needs less. Growing, which a checkpoint
+    gets in which most weights moved, isn't counted: it is left out where there is no memory for it.
     """
     checkpoint, place, precision = open_checkpoint(base), pick_device(device), pick_dtype(dtype)
     names = checkpoint.block_weights(include, exclude)
     movable = sum(checkpoint.entries[name].size for name in names)
     ladder = [budget(movable, sparsity, weights), *(budget(movable, share, None) for share in sweep)]
-    count = min(candidate_limit(ladder), movable)
+    count = min(candidate_limit([movable] if target_gain else ladder), movable)
+    whole = movable if low_rank or values != "tuned" else 0
 
     def peak() -> int:
         with rehearsed(checkpoint, place, precision) as (model, meter):
@@ -70,6 +75,7 @@ def graft_need(
     known = {
         "weights": model_bytes(checkpoint, precision),
         "candidates": count * (20 + 4 * _BESIDE),
+        "every movable weight's base, tuned value and chance": displacement_bytes(whole),
         # In locating they are reduced to the candidates one at a time.
         "the largest tensor's gradient": 0
         if method == "movement"
@@ -78,10 +84,22 @@ def graft_need(
     return Need.of_peak("grafting", place, known, peak, _LOWER, {"skill": 20 * count})
 
 
-def most_of_grafting(checkpoint: Checkpoint, task: Task, limit: int, batch_size: int, dtype: torch.dtype) -> int:
-    """Bytes that `graft` never exceeds."""
+def displacement_bytes(weights: int) -> int:
+    """Bytes of `Displacement` and of what is worked out beside it: five numbers a weight, one of them in float64, and one more."""
+    return 28 * weights
+
+
+def most_of_grafting(
+    checkpoint: Checkpoint, task: Task, limit: int, batch_size: int, dtype: torch.dtype, whole: int = 0
+) -> int:
+    """Bytes that `graft` never exceeds; `whole` is how many weights a product that is made of all of them looks at."""
     everything = weight_bytes(checkpoint, list(checkpoint.structure.parameters), max(4, dtype.itemsize))
-    return 2 * everything + 80 * limit + most_activations(checkpoint, max(16, batch_size), task.max_length)
+    return (
+        2 * everything
+        + 80 * limit
+        + displacement_bytes(whole)
+        + most_activations(checkpoint, max(16, batch_size), task.max_length)
+    )
 
 
 def _largest(checkpoint: Checkpoint, names: Sequence[str]) -> int:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
@@ -35,6 +34,10 @@ class Evidence(NamedTuple):
             return self, self
         order = np.random.default_rng(seed).permutation(count)
         return self.take(np.sort(order[count // 5 :])), self.take(np.sort(order[: count // 5]))
+
+    def sample(self, seed: int) -> "Evidence":
+        """At most 256 of the examples."""
+        return self.take(np.random.default_rng(seed).permutation(len(self.rows))[:256])
 
     def take(self, numbers: NDArray) -> "Evidence":
         """Some of the examples."""
@@ -92,7 +95,7 @@ def dual_averaging(
     Learning from the tuned model's predictions rather than the labels serves agreement and calibration; the prior on
     movement serves large budgets, where saliency alone is too noisy to rank the many small weights.
     """
-    order = _batches(len(evidence.rows), batch_size, seed)
+    order = batches(len(evidence.rows), batch_size, seed)
 
     def saliency() -> Tensor:
         batch = next(order)
@@ -195,28 +198,21 @@ def _best(score: Tensor, k: int) -> Chosen:
 
 def _distance(grafted: GraftedModel, evidence: Evidence, chosen: Chosen, seed: int) -> float:
     """Mean cross-entropy of the graft to the tuned model's predictions on at most 256 examples."""
-    drawn = evidence.take(np.random.default_rng(seed).permutation(len(evidence.rows))[:256])
+    drawn = evidence.sample(seed)
     return _loss(grafted, drawn, chosen, drawn.soft)
 
 
 def _loss(grafted: GraftedModel, evidence: Evidence, chosen: Chosen, targets: Tensor) -> float:
-    """Mean cross-entropy of the graft to labels or to probabilities; rows of like length share a batch."""
+    """Mean cross-entropy of the graft to labels or to probabilities."""
     grafted.set_chosen(chosen)
-    numbers = sorted(range(len(evidence.rows)), key=lambda number: len(evidence.rows[number].ids))
-    total = 0.0
-    for start in range(0, len(numbers), 32):
-        piece = numbers[start : start + 32]
-        scores = grafted.scores([evidence.rows[i] for i in piece]).cpu()
-        wanted = targets[piece] if targets.dim() == 1 else targets[piece].to(scores.dtype)
-        total += float(F.cross_entropy(scores, wanted, reduction="sum"))
-    return total / len(numbers)
+    return grafted.loss(evidence.rows, targets)
 
 
 def _mean_of_best(score: Tensor, k: int) -> float:
     return float(score[_best(score, k)].mean())
 
 
-def _batches(examples: int, size: int, seed: int):  # type: ignore[no-untyped-def]
+def batches(examples: int, size: int, seed: int):  # type: ignore[no-untyped-def]
     """Example numbers without end: one permutation after another."""
     random = np.random.default_rng(seed)
     size = min(size, examples)

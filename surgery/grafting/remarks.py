@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from surgery.grafting.prospects import proposal, too_few
 from surgery.reporting.plural import number_of
 
 _LITTLE, _NEARLY_ALL = 0.25, 0.9
@@ -30,6 +31,8 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
     sentences += _fewer(report)
     sentences += _gain(report)
     sentences += _moved(report)
+    if why := report.get("control", {}).get("skipped"):
+        sentences.append(f"There is no control to hold the agreement against ({why}).")
     return sentences
 
 
@@ -62,13 +65,18 @@ def _gain(report: Mapping[str, Any]) -> list[str]:
 
 def _moved(report: Mapping[str, Any]) -> list[str]:
     moved, movable = report.get("moved", 0), report.get("movable", 0)
-    if not movable or moved / movable < _NEARLY_ALL:
+    if not movable or moved / movable < _NEARLY_ALL or report.get("values", "tuned") != "tuned":
         return []
     dtypes = report.get("dtypes", {})
     if dtypes and dtypes["base"] != dtypes["tuned"]:
         return [
             f"Nearly all block weights differ ({moved:,} of {movable:,}), if only by rounding: the base is stored as {dtypes['base']}, "
             f"the tuned one as {dtypes['tuned']}. Save both in one dtype."
+        ]
+    if too_few(held := report.get("prospects", {"moved": 0, "movable": 1, "ceiling": None})):
+        return [
+            f"Tuning moved nearly all block weights ({moved:,} of {movable:,}), as AdamW does, which spreads a skill over many of them: "
+            f"at their tuned values the best {held['asked']:,} gain {held['ceiling']:.2f} of it, to first order and at most. {proposal(held)}"
         ]
     return [
         f"Tuning moved nearly all block weights ({moved:,} of {movable:,}), as AdamW does, which spreads a skill over many of them: "

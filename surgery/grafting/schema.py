@@ -1,7 +1,9 @@
 """Schema of a skill's `report.json`, as far as anything reads it. Fields that older versions didn't write may be missing."""
 
 from collections.abc import Mapping
-from typing import Any, Required, TypedDict
+from typing import Annotated, Any, Literal, Required, TypedDict
+
+from msgspec import Meta
 
 from surgery.jsonfile import KindError, conform
 
@@ -50,6 +52,42 @@ class _Part(TypedDict):
     weights: int
 
 
+class _Expected(TypedDict):
+    weights: int
+    sparsity: float
+    ceiling: float
+
+
+class _Prospects(TypedDict):
+    moved: int
+    movable: int
+    asked: int
+    ceiling: float | None
+    points: list[_Expected]
+
+
+class _Tried(TypedDict):
+    weights: int
+    sparsity: float
+    gain: float
+
+
+class _Target(TypedDict):
+    gain: float
+    judged_on: Literal["train", "dev"]
+    weights: int
+    points: Annotated[list[_Tried], Meta(min_length=1)]
+
+
+class _Control(_Figures, total=False):
+    weights: Required[int]
+    agreement_above: Required[tuple[float, float, float]]
+
+
+class _Skipped(TypedDict):
+    skipped: str
+
+
 class _Report(TypedDict, total=False):
     surgery: str
     method: str
@@ -64,7 +102,11 @@ class _Report(TypedDict, total=False):
     movable: int
     moved: int
     bytes: int
+    values: Literal["tuned", "rescaled", "refitted", "low-rank"]
+    prospects: _Prospects
+    target: _Target
     head: list[str]
+    head_given: list[str]
     resized: list[str]
     dtypes: _Dtypes
     points: list[_Point]
@@ -74,6 +116,8 @@ class _Report(TypedDict, total=False):
 def check_report(report: Mapping[str, Any]) -> None:
     """Raise KindError for a report that can't be shown."""
     conform(report, _Report)
+    if "control" in report:
+        conform(report["control"], _Skipped if "skipped" in report["control"] else _Control)
     if "made_of" in report and "method" not in report:
         raise KindError("what it is made of and not how")
     if "graft" not in report:

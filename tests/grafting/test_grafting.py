@@ -201,7 +201,7 @@ def test_baselines_hold_what_they_say(pair):
     base, tuned = pair
     grafted, _ = grafted_model(base, tuned)
     model, before, after = grafted.model, weights(base.folder), weights(tuned.folder)
-    region = movement(grafted, 30)
+    region = grafted.candidates.subset(movement(grafted, 30))
     for name in BASELINES:
         model.load_weights(base)
         size = load_baseline(name, model, tuned, base.block_weights(), grafted.candidates, 30, region, seed=0)
@@ -228,7 +228,7 @@ def test_random_baselines_repeat_by_seed_and_by_number(pair, name):
 
     def changed(seed, k=30):
         grafted.model.load_weights(base)
-        load_baseline(name, grafted.model, tuned, base.block_weights(), grafted.candidates, k, torch.arange(k), seed)
+        load_baseline(name, grafted.model, tuned, base.block_weights(), grafted.candidates, k, grafted.candidates, seed)
         before = weights(base.folder)
         return {
             (tensor, int(i))

@@ -25,6 +25,8 @@ PAGES = pages.pages()
 # What blocks are run with in place of what they say, so that each line takes a second or two on the stage's tiny models.
 SMALLER = {
     "1e-4": "1e-2",
+    "--low-rank --sparsity 1e-2": "--low-rank --sparsity .3",
+    "--target-gain .95": "--target-gain .95 --method movement",
     "CLASS": "negative",
     "--nltk-treebank --only 1-3414": "--trees treebank.txt",
     "--nltk-treebank --only 3415-3914 --max-length 40": "--trees treebank.txt",

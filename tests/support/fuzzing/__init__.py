@@ -20,14 +20,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from surgery.errors import SurgeryError
 from tests.support.fuzzing.combining import Comparisons, MergedSkills, Stacks
-from tests.support.fuzzing.grafting import Skills, TuneStates
+from tests.support.fuzzing.grafting import LowRankSkills, Skills, TuneStates
 from tests.support.fuzzing.grammars import CorpusStates, FitStates, Grammars, PretrainStates, Rules, Trees
 from tests.support.fuzzing.probing import ProbeReports, ProbeStates
 from tests.support.fuzzing.tint import TintRuns, TintStates, TintVerifications
 from tests.support.fuzzing.unlearning import Bottlenecks, Counted, Erasers, VerifyReports
 
 FORMATS = {
-    "skill": Skills, "grammar": Grammars, "rules": Rules, "trees": Trees, "bottleneck": Bottlenecks, "counted": Counted,
+    "skill": Skills, "low-rank-skill": LowRankSkills, "grammar": Grammars, "rules": Rules, "trees": Trees, "bottleneck": Bottlenecks, "counted": Counted,
     "eraser": Erasers, "verify-report": VerifyReports, "probe-report": ProbeReports, "tint-run": TintRuns,
     "tint-verification": TintVerifications, "probe-state": ProbeStates, "tint-state": TintStates, "fit-state": FitStates,
     "merged-skill": MergedSkills, "comparison": Comparisons, "stack": Stacks,

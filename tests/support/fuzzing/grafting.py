@@ -10,19 +10,28 @@ from tests.support.fuzzing.formats import Format
 
 
 class Skills(Format):
+    low_rank = False
+
     def make(self):
         from surgery import graft
         from surgery.tasks.examples import Example
         from surgery.tasks.task import Task
-        from tests.support.tiny import build, perturb
+        from tests.support.tiny import build, change, perturb
 
-        base, tuned = build("bert", self.folder.parent / "skill-base"), self.folder.parent / "skill-tuned"
-        perturb(base, tuned)
+        base, tuned = (
+            build("bert", self.folder.parent / f"{self.folder.name}-base"),
+            self.folder.parent / f"{self.folder.name}-tuned",
+        )
+        if self.low_rank:
+            change(base, tuned, lambda name, tensor: tensor + 0.01 * tensor.sign())
+        else:
+            perturb(base, tuned)
         rows = [
             Example(f"the film was {word}", "", label) for word, label in (("good", "positive"), ("bad", "negative"))
         ]
         task = Task.load("sst2", train=rows * 4, test=rows * 4)
-        graft(base, tuned, task, weights=20, device="cpu").save(self.folder, figures=False)
+        more = {"weights": 300, "low_rank": True, "control": False} if self.low_rank else {"weights": 20}
+        graft(base, tuned, task, device="cpu", **more).save(self.folder, figures=False)
 
     def mutate(self, rng):
         found = super().mutate(rng)
@@ -50,9 +59,32 @@ class Skills(Format):
         from surgery.grafting.skill import Skill
 
         skill = Skill.load(self.folder)
-        skill_page(skill.delta, skill.tasks, skill.report, []).html()
+        skill_page(skill.held, skill.tasks, skill.report, []).html()
         show(self.folder, json=False)
         show(self.folder, json=True)
+
+
+class LowRankSkills(Skills):
+    low_rank = True
+
+    def mutate(self, rng):
+        found = Format.mutate(self, rng)
+        if (name := "low-rank.safetensors") in found and rng.random() < 0.7:
+            with contextlib.suppress(Exception):
+                found[name] = self.summed(found[name])
+        return found
+
+    @staticmethod
+    def summed(raw):
+        """With the checksum of what is in it."""
+        import xxhash
+
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]
+        arrays, total = load(raw), xxhash.xxh3_128()
+        for name in sorted({key.partition("/")[2] for key in arrays}):
+            for side in ("left", "right"):
+                total.update(np.ascontiguousarray(arrays[f"{side}/{name}"]).tobytes())
+        return save(arrays, {**header, "checksum": total.hexdigest()})
 
 
 class TuneStates(Format):
