@@ -52,6 +52,21 @@ ExampleTaskName = Annotated[
     str | None, typer.Option("--task", help=f"{TASK_NAMES} Required but for the example.", rich_help_panel=_TASK)
 ]
 NeededTaskName = Annotated[str | None, typer.Option("--task", help=f"{TASK_NAMES} Required.", rich_help_panel=_TASK)]
+TaskNames = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks", help="Several tasks with commas: sst2,subj,trec.", show_default=False, rich_help_panel=_TASK
+    ),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-root",
+        help="Folder with a folder a task of --tasks: DIR/sst2/train.jsonl, DIR/sst2/test.jsonl and so on.",
+        show_default=False,
+        rich_help_panel=_TASK,
+    ),
+]
 _EXAMPLES = "Training examples: .jsonl, .csv, .tsv, .parquet or a dataset id."
 Train = Annotated[str | None, typer.Option("--data", help=_EXAMPLES, rich_help_panel=_TASK)]
 NeededTrain = Annotated[str | None, typer.Option("--data", help=f"{_EXAMPLES} Required.", rich_help_panel=_TASK)]
@@ -158,6 +173,19 @@ def load_task(
         columns=named_columns(column),
         max_length=max_length,
     )
+
+
+def load_tasks(names: str | None, root: Path | None, **options: Any) -> "list[Task]":
+    """The tasks of `--tasks` in `--data-root`."""
+    from surgery.errors import OptionError
+    from surgery.tasks.collection import load_tasks as load
+
+    listed = [name.strip() for name in (names or "").split(",") if name.strip()]
+    if not listed:
+        raise OptionError("--tasks is missing: name presets with commas, such as sst2,subj")
+    if root is None:
+        raise OptionError("--data-root is missing: name the folder that has a folder a task")
+    return load(listed, root, **options)
 
 
 def named_columns(column: list[str] | None) -> "Columns | None":

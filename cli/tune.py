@@ -12,6 +12,7 @@ from cli.resuming import state_beside
 from surgery.reporting.plural import number_of
 
 if TYPE_CHECKING:
+    from surgery.tasks.task import Task
     from surgery.tuning.finetuning import Tuned
 
 
@@ -20,6 +21,8 @@ def tune(
     base: Annotated[str, typer.Argument(help="Checkpoint to tune: a folder or a hub id.")],
     task: options.NeededTaskName = None,
     data: options.NeededTrain = None,
+    tasks: options.TaskNames = None,
+    data_root: options.DataRoot = None,
     dev: options.Dev = None,
     output: options.NeededOutput = None,
     shots: options.Shots = None,
@@ -91,21 +94,17 @@ def tune(
     mezo.check_method(method, own, {"optimizer": optimizer, "l1": l1, "outside": outside})
     if not dry_run:
         check_output(
-            options.need_output(output), overwrite=overwrite, inputs=[base, data, dev, *(only or ()), *(outside or ())]
+            options.need_output(output),
+            overwrite=overwrite,
+            inputs=[base, data, dev, data_root, *(only or ()), *(outside or ())],
         )
     paced: dict[str, Any] = {"rate": rate, "steps": steps, "batch_size": batch_size, "accumulate": accumulate}
-    loaded = options.load_task(
-        task,
-        train=data,
-        dev=dev,
-        shots=shots,
-        seed=seed,
-        prompt=prompt,
-        word=word,
-        phrase=phrase,
-        column=column,
-        max_length=max_length,
-    )
+    texts: dict[str, Any] = {"prompt": prompt, "word": word, "phrase": phrase, "column": column}
+    if tasks or data_root:
+        given = {"method": method == "mezo", "task": task, "data": data, "dev": dev, **texts}
+        loaded: Any = _several(tasks, data_root, given, {"shots": shots, "seed": seed, "max_length": max_length})
+    else:
+        loaded = options.load_task(task, train=data, dev=dev, shots=shots, seed=seed, max_length=max_length, **texts)
     shared: dict[str, Any] = {"include": include or (), "exclude": exclude or (), "device": device, "dtype": dtype}
     shared["only"] = only or None
     if method == "mezo":
@@ -126,6 +125,14 @@ def tune(
             tuned = run(base, loaded, recipe, seed=seed, resume=state, progress=progress, **shared)
         tuned.save(folder, overwrite=overwrite)
     _report(tuned, folder, json)
+
+
+def _several(tasks: str | None, root: Path | None, given: dict[str, Any], shared: dict[str, Any]) -> list["Task"]:
+    from surgery.errors import OptionError
+
+    if other := next((name for name, value in given.items() if value), None):
+        raise OptionError(f"--{other} goes with one task: leave it out, or --tasks")
+    return options.load_tasks(tasks, root, splits=("train", "dev"), **shared)
 
 
 def _report(tuned: "Tuned", folder: Path, json: bool) -> None:

@@ -188,6 +188,15 @@ class Task:
             )
 
 
+def several(task: Task | Sequence[Task]) -> tuple[Task, ...]:
+    """One task or a sequence of them as a tuple; raises TaskError for none, or for two of one name."""
+    tasks = (task,) if isinstance(task, Task) else tuple(task)
+    names = [one.name for one in tasks]
+    if not tasks or len(set(names)) < len(names):
+        raise TaskError(f"the tasks are {', '.join(names) or 'none'}: name one or more, each once (`tasks`)")
+    return tasks
+
+
 def check_file_name(name: object) -> None:
     """Refuse a task's name that isn't a plain file name, which it is a part of; raises TaskError."""
     text = name if isinstance(name, str) else ""

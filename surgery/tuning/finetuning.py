@@ -5,19 +5,20 @@ few weights carry the skill, and grafting can find them. AdamW without L1 moves 
 localise (Panigrahi et al. 2023, section 5.2).
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import torch
 from msgspec import Meta
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint, rewrite
-from surgery.checkpoints.models import load_model, load_tokenizer
+from surgery.checkpoints.models import Model, load_model, load_tokenizer
 from surgery.devices import pick_device
 from surgery.errors import CheckpointError
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
@@ -29,12 +30,12 @@ from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 from surgery.resuming import digest, resumable
 from surgery.tasks.gradients import check_gradients
-from surgery.tasks.readout import PhraseReadout, pick_readout, readout_file
-from surgery.tasks.task import Task
+from surgery.tasks.readout import PhraseReadout, readout_file
+from surgery.tasks.task import Task, several
 from surgery.tuning.limits import Limits, Regions
 from surgery.tuning.memory_need import most_of_tuning, tune_need
-from surgery.tuning.recipe import Recipe
-from surgery.tuning.training import Scored, TrainingLoop, gradient_norm_at_base, mixed_precision
+from surgery.tuning.recipe import Pace, Recipe
+from surgery.tuning.training import Lesson, Scored, TrainingLoop, gradient_norm_at_base, mixed_precision
 
 _RECENT = 20  # steps whose losses are averaged
 
@@ -46,8 +47,10 @@ class Tuned(Result):
     Attributes:
         base: what it was tuned from.
         tensors: the tensors that may have moved, by their name in the base's files.
+        task: what it was tuned on, or the first of several.
         readout: the base's phrase embeddings, for a sentence encoder.
         report: what was done, with losses, dev scores and the number of weights moved.
+        further: further tasks, each with its phrase embeddings as `readout`.
     """
 
     base: Checkpoint
@@ -55,6 +58,12 @@ class Tuned(Result):
     task: Task
     readout: PhraseReadout | None
     report: dict[str, Any]
+    further: tuple[tuple[Task, PhraseReadout | None], ...] = ()
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """All tasks that it was tuned on."""
+        return (self.task, *(task for task, _ in self.further))
 
     @property
     def summary(self) -> list[str]:
@@ -85,8 +94,9 @@ class Tuned(Result):
         check_apart(Path(folder), self.base.folder)
         with new_folder(Path(folder), overwrite=overwrite) as staged:
             rewrite(self.base, self.tensors, staged)
-            if self.readout:
-                replace_bytes(staged / readout_file(self.task), self.readout.to_bytes())
+            for task, readout in ((self.task, self.readout), *self.further):
+                if readout:
+                    replace_bytes(staged / readout_file(task), readout.to_bytes())
             replace_json(staged / "report.json", self.report)
         return Path(folder)
 
@@ -106,15 +116,17 @@ class Tuned(Result):
             conform(report, _Report)
         except (OSError, JsonError) as error:
             raise CheckpointError(f"{path} is no report of a tuning ({error}): name a folder that tune wrote") from None
-        call, task = report["call"]["tune"], Task.from_spec(report["task"])
+        call = report["call"]["tune"]
+        task, *others = map(Task.from_spec, report.get("tasks", [report["task"]]))
         before, after = open_checkpoint(call["base"] if base is None else base), Checkpoint(folder)
         if before.fingerprint != report["inputs"]["base"]:
             raise CheckpointError(
                 f"{before} isn't what {folder} was tuned from: its fingerprint differs; give that as `base`"
             )
         names = before.block_weights(call["include"], call["exclude"])
-        readout = _kept_readout(after, task)
-        return cls(before, {name: after.tensor(name) for name in names}, task, readout, report)
+        further = tuple((other, _kept_readout(after, other)) for other in others)
+        tensors = {name: after.tensor(name) for name in names}
+        return cls(before, tensors, task, _kept_readout(after, task), report, further)
 
 
 class _Call(TypedDict):
@@ -133,6 +145,8 @@ class _Inputs(TypedDict):
 
 class _Report(TypedDict):
     """What `Tuned` reads of its report."""
+
+    tasks: NotRequired[list[dict[str, Any]]]
 
     call: _Tune
     inputs: _Inputs
@@ -155,7 +169,7 @@ def _kept_readout(checkpoint: Checkpoint, task: Task) -> PhraseReadout | None:
 # Long: options and what they mean.
 def tune(
     base: str | Path | Checkpoint,
-    task: Task,
+    task: Task | Sequence[Task],
     recipe: Recipe | None = None,
     *,
     seed: int = 0,
@@ -171,6 +185,8 @@ def tune(
     """Fine-tune a checkpoint's block weights on a task's training examples; dropout is off.
 
     Args:
+        task: one, or several of different names, whose batches take turns: then the number of steps by default is the
+            sum of theirs, and what dev examples decide is decided by the mean of the tasks' metrics.
         include, exclude: patterns over tensor names, as `Checkpoint.block_weights` takes them.
         only: train nothing but these weights: a skill's, a region's, or those of a sequence of them. All others keep
             their bits, and by default there is no pull (`l1`): few weights move as it is.
@@ -184,55 +200,74 @@ def tune(
         OptionError: more memory than the device has free. SurgeryError: the loss becomes NaN.
         SkillError: a region of another base.
     """
-    checkpoint = open_checkpoint(base)
-    examples = task.need("train")
+    checkpoint, tasks = open_checkpoint(base), several(task)
     began = time.monotonic()
     limits = Limits.of(checkpoint, include, exclude, only, outside)
     recipe, place = limits.recipe(recipe or Recipe()), pick_device(device)
     dtype = None if dtype is None else str(dtype).removeprefix("torch.")
     mixed = mixed_precision(place, dtype)  # refused before the model is loaded
-    names = limits.names
     asked: dict[str, Any] = {"include": include, "exclude": exclude, "only": only, "outside": outside}
     check_before(
-        most_of_tuning(checkpoint, names, task, recipe),
-        lambda: tune_need(checkpoint, task, recipe, device=place, dtype=dtype, **asked),
+        max(most_of_tuning(checkpoint, limits.names, one, recipe) for one in tasks),
+        lambda: tune_need(checkpoint, tasks, recipe, device=place, dtype=dtype, **asked),
         place,
     )
     model = load_model(checkpoint, device=place)
-    readout = pick_readout(model, task)
-    rows, targets = readout.encode(examples), torch.tensor(task.targets(examples))
-    check_gradients(model, readout, names, rows[0])
-    norm = gradient_norm_at_base(model, readout, names, rows, targets, seed) if recipe.needs_gradient_norm else 0.0
-    pace = recipe.pace(model.kind, limits.movable, len(examples), norm)
-    with resumable(resume, _identity(checkpoint, task, recipe, seed, names) | limits.digests) as state:
-        loop = TrainingLoop(model, readout, recipe, pace, limits.moving(model), state)
-        history = loop.run(rows, targets, seed, task, mixed, progress)
+    lessons = [Lesson.of(model, one) for one in tasks]
+    check_gradients(model, lessons[0].readout, limits.names, lessons[0].rows[0])
+    pace = _pace(recipe, model, lessons, limits, seed)
+    with resumable(resume, _identity(checkpoint, tasks, recipe, seed, limits.names) | limits.digests) as state:
+        loop = TrainingLoop(model, recipe, pace, limits.moving(model), state)
+        history = loop.run(lessons, seed, mixed, progress)
     tensors, counts = _as_stored(checkpoint, loop)
     call = {"base": str(checkpoint), "dtype": dtype, "include": list(include), "exclude": list(exclude), **limits.call}
     report = {
         **provenance(call={"tune": call}, inputs={"base": checkpoint.fingerprint}, seed=seed),
-        **_about(task),
+        **_about(tasks),
         "recipe": {**asdict(recipe), **loop.pace._asdict()},
         **counts,
         "movable": limits.movable,
         **history,
         "seconds": round(time.monotonic() - began, 2),
     }
-    return Tuned(checkpoint, tensors, task, readout if isinstance(readout, PhraseReadout) else None, report)
+    (_, readout), *further = [(lesson.task, _anchors(lesson)) for lesson in lessons]
+    return Tuned(checkpoint, tensors, tasks[0], readout, report, tuple(further))
 
 
-def _about(task: Task) -> dict[str, Any]:
-    examples = {"train": len(task.train), "dev": len(task.dev), "dev_in_train": task.repeated("dev")}
-    return {"task": task.spec(), "examples": examples}
+def _pace(recipe: Recipe, model: Model, lessons: Sequence[Lesson], limits: Limits, seed: int) -> Pace:
+    """The recipe's numbers for these lessons: the steps of all, and a pull by the root mean square of their gradients."""
+    norms = [
+        gradient_norm_at_base(model, readout, limits.names, rows, targets, seed) if recipe.needs_gradient_norm else 0.0
+        for _, readout, rows, targets in lessons
+    ]
+    norm = norms[0] if len(norms) == 1 else math.sqrt(sum(each**2 for each in norms) / len(norms))
+    paces = [recipe.pace(model.kind, limits.movable, len(lesson.rows), norm) for lesson in lessons]
+    return paces[0]._replace(steps=recipe.steps or sum(pace.steps for pace in paces))
 
 
-def _identity(checkpoint: Checkpoint, task: Task, recipe: Recipe, seed: int, names: Sequence[str]) -> dict[str, Any]:
+def _anchors(lesson: Lesson) -> PhraseReadout | None:
+    return lesson.readout if isinstance(lesson.readout, PhraseReadout) else None
+
+
+def _about(tasks: Sequence[Task]) -> dict[str, Any]:
+    examples = {"train": 0, "dev": 0, "dev_in_train": 0}
+    for task in tasks:
+        examples["train"] += len(task.train)
+        examples["dev"] += len(task.dev)
+        examples["dev_in_train"] += task.repeated("dev")
+    more = {"tasks": [task.spec() for task in tasks]} if len(tasks) > 1 else {}
+    return {"task": tasks[0].spec(), **more, "examples": examples}
+
+
+def _identity(
+    checkpoint: Checkpoint, tasks: Sequence[Task], recipe: Recipe, seed: int, names: Sequence[str]
+) -> dict[str, Any]:
     """What decides the tuned weights, but for the device, on which a run may go on that began on another."""
     return {
         "what": "tune",
         "base": checkpoint.fingerprint,
-        "task": task.spec(),
-        "examples": digest([task.train, task.dev]),
+        "task": tasks[0].spec() if len(tasks) == 1 else [task.spec() for task in tasks],
+        "examples": digest([rows for task in tasks for rows in (task.train, task.dev)]),
         "recipe": asdict(recipe),
         "seed": seed,
         "tensors": digest(names),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,17 +18,17 @@ from surgery.tasks.rehearsal import (
     rehearsed_readout,
     weight_bytes,
 )
-from surgery.tasks.task import Task
+from surgery.tasks.task import Task, several
 from surgery.tuning.limits import Limits, Regions
 from surgery.tuning.recipe import Pace, Recipe
-from surgery.tuning.training import TrainingLoop, gradient_norm_at_base, mixed_precision
+from surgery.tuning.training import Lesson, TrainingLoop, gradient_norm_at_base, mixed_precision
 
 _LOWER = "lower `batch_size` or `max_length`, raise `accumulate`, or let fewer tensors move (`include`)"
 
 
 def tune_need(
     base: str | Path | Checkpoint,
-    task: Task,
+    task: Task | Sequence[Task],
     recipe: Recipe | None = None,
     *,
     include: Sequence[str] = (),
@@ -41,10 +42,16 @@ def tune_need(
 
     Within 15% of the measured peak for models of a hundred megabytes or more; libraries take what they take beside it.
     """
-    checkpoint, place, examples = open_checkpoint(base), pick_device(device), task.need("train")
+    checkpoint, place, tasks = open_checkpoint(base), pick_device(device), several(task)
     limits = Limits.of(checkpoint, include, exclude, only, outside)
-    names, recipe = limits.names, limits.recipe(recipe or Recipe())
+    recipe = limits.recipe(recipe or Recipe())
     mixed = mixed_precision(place, dtype)
+    needs = [_need(checkpoint, one, recipe, limits, place, mixed) for one in tasks]
+    return max(needs, key=lambda need: need.total)
+
+
+def _need(checkpoint: Checkpoint, task: Task, recipe: Recipe, limits: Limits, place: torch.device, mixed: Any) -> Need:
+    names, examples = limits.names, task.need("train")
 
     def peak() -> int:
         with rehearsed(checkpoint, place, torch.float32) as (model, meter):
@@ -53,11 +60,11 @@ def tune_need(
             targets = torch.zeros(len(rows), dtype=torch.long)
             if recipe.needs_gradient_norm:
                 gradient_norm_at_base(model, readout, names, rows[:16], targets, 0)
-            loop = TrainingLoop(model, readout, recipe, Pace(0.1, 0.1, 2, 0.1), limits.moving(model), None)
+            loop = TrainingLoop(model, recipe, Pace(0.1, 0.1, 2, 0.1), limits.moving(model), None)
             if task.dev:
                 loop.best = {name: weight.detach().clone() for name, weight in loop.weights.items()}
             for _ in range(2):  # momentum is there from the second on
-                loop.advance(rows, targets, range(min(len(rows), recipe.batch_size)), mixed)
+                loop.advance(Lesson(task, readout, rows, targets), range(min(len(rows), recipe.batch_size)), mixed)
                 loop.step += 1
             return meter.peak
 
@@ -68,7 +75,7 @@ def tune_need(
         "weights": model_bytes(checkpoint, torch.float32),
         "the base's copy": moving,
         "optimizer": optimizer,
-        "gradients": moving if only else whole,
+        "gradients": moving if limits.only else whole,
         "the best so far": best,
     }
     files = {"checkpoint": files_bytes(checkpoint), "state to go on from": moving + optimizer + best}

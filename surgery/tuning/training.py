@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from surgery.files import replace_bytes
 from surgery.jsonfile import parse_json
 from surgery.progress import Progress
 from surgery.resuming import damaged
-from surgery.tasks.readout import Encoded, Readout, alike, collate
+from surgery.tasks.readout import Encoded, Readout, alike, collate, pick_readout
 from surgery.tasks.scoring import score_model
 from surgery.tasks.task import Task
 from surgery.tuning.moving import Moving
@@ -38,19 +38,26 @@ class Scored(TypedDict):
     ece: float
 
 
+class Lesson(NamedTuple):
+    """A task as it is trained on: its readout, its encoded training examples and their labels, [examples]."""
+
+    task: Task
+    readout: Readout
+    rows: Sequence[Encoded]
+    targets: Tensor
+
+    @classmethod
+    def of(cls, model: Model, task: Task) -> "Lesson":
+        """A task's training examples as the model's readout takes them."""
+        readout, examples = pick_readout(model, task), task.need("train")
+        return cls(task, readout, readout.encode(examples), torch.tensor(task.targets(examples)))
+
+
 class TrainingLoop:
     """The numbers being trained, the optimiser's state, and the file they survive in."""
 
-    def __init__(
-        self,
-        model: Model,
-        readout: Readout,
-        recipe: Recipe,
-        pace: Pace,
-        moved: Moving,
-        state: Path | None,
-    ) -> None:
-        self.model, self.readout, self.recipe, self.pace = model, readout, recipe, pace
+    def __init__(self, model: Model, recipe: Recipe, pace: Pace, moved: Moving, state: Path | None) -> None:
+        self.model, self.recipe, self.pace = model, recipe, pace
         self.moved, self.weights = moved, moved.values
         self.base = {name: weight.detach().clone() for name, weight in self.weights.items()}
         self.file = state / "state.safetensors" if state else None
@@ -67,19 +74,22 @@ class TrainingLoop:
         if self.file and self.file.exists():
             self._load()
 
-    def run(
-        self, rows: Sequence[Encoded], targets: Tensor, seed: int, task: Task, autocast: Any, progress: Progress
-    ) -> dict[str, Any]:
-        """Train to the end, or until dev examples say stop; the best weights, or the last, are in `weights` after."""
+    def run(self, lessons: Sequence[Lesson], seed: int, autocast: Any, progress: Progress) -> dict[str, Any]:
+        """Train to the end, or until dev examples say stop; the best weights, or the last, are in `weights` after.
+
+        Steps take the lessons in turn.
+        """
         every = max(1, self.pace.steps // self.recipe.evaluations)
+        scored = [lesson for lesson in lessons if lesson.task.dev]
         saved = time.monotonic()
         try:
-            for numbers in batches(len(rows), self.recipe.batch_size, seed, self.step, self.pace.steps):
-                loss = self.advance(rows, targets, numbers, autocast)
+            for lesson, numbers in turns(lessons, self.recipe.batch_size, seed, self.step, self.pace.steps):
+                loss = self.advance(lesson, numbers, autocast)
                 self.losses.append(round(loss, 5))
                 self.step += 1
                 self._whole = True
-                if task.dev and (self.step % every == 0 or self.step == self.pace.steps) and self._evaluate(task):
+                due = self.step % every == 0 or self.step == self.pace.steps
+                if scored and due and self._evaluate(scored):
                     break
                 dev = f", dev {self.dev[-1]['value']:.3f}" if self.dev else ""
                 progress(self.step, self.pace.steps, f"tuning: loss {np.mean(self.losses[-20:]):.3f}{dev}")
@@ -96,14 +106,14 @@ class TrainingLoop:
         self.moved.after_step()
         return {"losses": self.losses, "dev": self.dev, "stopped_at": self.step}
 
-    def advance(self, rows: Sequence[Encoded], targets: Tensor, numbers: Sequence[int], autocast: Any) -> float:
-        """Make one step on the examples of these numbers; their mean loss."""
-        total = 0.0
+    def advance(self, lesson: Lesson, numbers: Sequence[int], autocast: Any) -> float:
+        """Make one step on a lesson's examples of these numbers; their mean loss."""
+        (_, readout, rows, targets), total = lesson, 0.0
         pieces = np.array_split(np.asarray(numbers), self.recipe.accumulate)
         for piece in (part for numbered in pieces for part in alike(self.model, rows, numbered.tolist())):
             batch, positions = collate(self.model, [rows[number] for number in piece])
             with autocast, steady_attention():
-                scores = self.readout.logits(self.model.module, batch, positions)
+                scores = readout.logits(self.model.module, batch, positions)
             loss = F.cross_entropy(scores, targets[piece].to(self.model.device)) * (len(piece) / len(numbers))
             loss.backward()
             total += float(loss.detach())
@@ -124,10 +134,11 @@ class TrainingLoop:
         self.moved.after_step()
         return total
 
-    def _evaluate(self, task: Task) -> bool:
-        """Score the dev examples, keep the weights if they are the best so far, and say whether to stop."""
-        result = score_model(self.model, self.readout, task, task.dev)
-        self.dev.append({"step": self.step, "value": result.value, "ece": result.ece})
+    def _evaluate(self, lessons: Sequence[Lesson]) -> bool:
+        """Score the dev examples, keep the weights if they are the best on average so far, and say whether to stop."""
+        results = [score_model(self.model, readout, task, task.dev) for task, readout, _, _ in lessons]
+        value, ece = (sum(figures) / len(results) for figures in zip(*((r.value, r.ece) for r in results), strict=True))
+        self.dev.append({"step": self.step, "value": value, "ece": ece})
         values = [entry["value"] for entry in self.dev]
         best = int(np.argmax(values))
         if best == len(values) - 1:
@@ -230,6 +241,19 @@ def batches(examples: int, size: int, seed: int, first: int, steps: int) -> Iter
     for step in range(first, steps):
         order = np.random.default_rng([seed, step // each]).permutation(examples)
         yield order[(step % each) * size : (step % each + 1) * size].tolist()
+
+
+def turns(
+    lessons: Sequence[Lesson], size: int, seed: int, first: int, steps: int
+) -> Iterator[tuple[Lesson, list[int]]]:
+    """The lesson and the example numbers of steps `first` to `steps`: lessons in turn, each as `batches` has it."""
+    count = len(lessons)
+    own = [
+        batches(len(lesson.rows), size, seed, -(-(first - number) // count), steps)
+        for number, lesson in enumerate(lessons)
+    ]
+    for step in range(first, steps):
+        yield lessons[step % count], next(own[step % count])
 
 
 def mixed_precision(device: torch.device, dtype: str | None) -> Any:
