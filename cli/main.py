@@ -16,6 +16,7 @@ from cli import (
     probe,
     score,
     skill,
+    study,
     tint,
     tune,
     tune_mezo,
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command()(tune.tune)
 app.command("tune replay")(tune_mezo.replay)
 app.command()(graft.graft)
+skill.app.command()(study.study)
 app.add_typer(skill.app, name="skill")
 app.command()(score.score)
 app.command()(unlearn.unlearn)

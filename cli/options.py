@@ -177,15 +177,21 @@ def load_task(
 
 def load_tasks(names: str | None, root: Path | None, **options: Any) -> "list[Task]":
     """The tasks of `--tasks` in `--data-root`."""
-    from surgery.errors import OptionError
     from surgery.tasks.collection import load_tasks as load
+
+    return load(*split_tasks(names, root), **options)
+
+
+def split_tasks(names: str | None, root: Path | None) -> tuple[list[str], Path]:
+    """The names in `--tasks`, and `--data-root`; raises OptionError without either."""
+    from surgery.errors import OptionError
 
     listed = [name.strip() for name in (names or "").split(",") if name.strip()]
     if not listed:
         raise OptionError("--tasks is missing: name presets with commas, such as sst2,subj")
     if root is None:
         raise OptionError("--data-root is missing: name the folder that has a folder a task")
-    return load(listed, root, **options)
+    return listed, root
 
 
 def named_columns(column: list[str] | None) -> "Columns | None":

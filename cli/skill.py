@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from surgery.checkpoints.checkpoint import Checkpoint
     from surgery.checkpoints.delta import SparseDelta
     from surgery.grafting.skill import Skill
+    from surgery.grafting.stack import Stack
 
 app = typer.Typer(
     help="Look at skills, apply them to their base, take them out again, combine them.", no_args_is_help=True
@@ -31,13 +32,17 @@ InPlace = Annotated[
 
 @app.command()
 def show(skill: SkillFolder, json: options.Json = False) -> None:
-    """Show what a skill is, how well it works and where it sits."""
+    """Show what a skill is, how well it works and where it sits; of a checkpoint with a stack, the skills that it holds."""
     from surgery.grafting.card import base_of
     from surgery.grafting.figures import by_layer, layer_and_module
     from surgery.grafting.products import WHAT
     from surgery.grafting.remarks import remarks
     from surgery.grafting.skill import Skill
+    from surgery.grafting.stack import Stack
 
+    if (stack := Stack.load(skill)) is not None:
+        _show_stack(skill, stack, json)
+        return
     loaded = Skill.load(skill)
     delta, report, counts = loaded.delta, loaded.report, loaded.counts
     low_rank = loaded.factors is not None
@@ -79,6 +84,17 @@ def show(skill: SkillFolder, json: options.Json = False) -> None:
         ["module", unit],
         [[module, f"{n:,}"] for module, n in sorted(modules.items(), key=lambda item: -item[1])],
     )
+
+
+def _show_stack(folder: Path, stack: "Stack", json: bool) -> None:
+    layers = [{"skill": layer.name, "id": layer.id, "weights": layer.delta.weights} for layer in stack.layers]
+    if json:
+        print_json({"stack": layers, "rule": stack.rule})
+        return
+    say(
+        f"{folder} holds {len(layers)} skills, from the lowest to the topmost; where several touch a weight: {stack.rule}"
+    )
+    print_table("", ["skill", "weights", "id"], [[str(e["skill"]), f"{e['weights']:,}", str(e["id"])] for e in layers])
 
 
 @app.command()

@@ -74,7 +74,7 @@ def test_one_task_in_a_list_is_one_task(tiny):
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(tiny, tmp_path):
-    recipe, tasks = Recipe(rate=0.05, l1=0.001, steps=11), [task(dev=ROWS[:6]), topics(dev=TOPICS[:6])]
+    recipe, tasks = Recipe(rate=0.05, l1=0.001, steps=11, patience=20), [task(dev=ROWS[:6]), topics(dev=TOPICS[:6])]
 
     def interrupt(done, total, line):
         if done == 6:
