@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from cli import (
     bottleneck,
+    emergence,
     graft,
     pcfg,
     pcfg_compile,
@@ -56,6 +57,7 @@ pcfg.app.command()(pcfg_compile.compile)
 app.add_typer(pcfg.app, name="pcfg")
 app.add_typer(tint.app, name="tint")
 app.command()(probe.probe)
+app.add_typer(emergence.app, name="emergence")
 
 
 @app.callback(invoke_without_command=True)

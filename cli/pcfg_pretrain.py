@@ -26,6 +26,9 @@ def pretrain(
     batch_size: Annotated[int, typer.Option(min=1, help="Sentences a step.")] = 64,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     evaluation: Annotated[int, typer.Option(min=10, help="Held-out sentences for the final excess loss.")] = 1000,
+    keep: Annotated[
+        int, typer.Option(min=0, help="Checkpoints on the way to keep, for `surgery emergence measure`.")
+    ] = 0,
     output: options.NeededOutput = None,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -38,6 +41,7 @@ def pretrain(
     A run that was stopped goes on where it was.
     """
     from pcfg.grammars.grammar import GRAMMAR_FILE
+    from pcfg.learning.kept_weights import KEPT
     from pcfg.learning.pretraining import pretrain as run
     from pcfg.learning.pretraining_memory import pretrain_need
     from pcfg.learning.pretraining_recipe import PretrainRecipe, read_config
@@ -60,12 +64,14 @@ def pretrain(
     settings = None if config is None else read_config(config)
     loaded = grammars.load_grammar(grammar)
     if dry_run:
-        print_need(pretrain_need(loaded, recipe, config=settings, seed=seed, device=device), json)
+        print_need(pretrain_need(loaded, recipe, config=settings, keep=keep, seed=seed, device=device), json)
         return
     folder = options.need_output(output)
     with state_beside(folder) as state:
         with progress_bar() as progress:
-            trained = run(loaded, recipe, config=settings, seed=seed, device=device, resume=state, progress=progress)
+            trained = run(
+                loaded, recipe, config=settings, keep=keep, seed=seed, device=device, resume=state, progress=progress
+            )
         trained.save(folder, overwrite=overwrite)
     report = trained.report
     if json:
@@ -79,4 +85,6 @@ def pretrain(
     say(f"excess loss {figure(excess['value'])} nats [{figure(excess['low'])}, {figure(excess['high'])}]")
     groups = ", ".join(f"{entry['masks']}: {figure(entry['value'])}" for entry in report["by_masks"])
     say(f"by number of masks in the sentence  {groups}; by position in {folder / 'report.json'}")
+    if keep:
+        say(f"{keep} checkpoints on the way in {folder / KEPT}.  Next:  surgery emergence measure {folder} -o report/")
     say(f"Next:  surgery probe {folder} --grammar {grammar} -o report/")

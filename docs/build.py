@@ -27,6 +27,7 @@ FACES = (
     "surgery.tint",
     "pcfg",
     "probes",
+    "probes.emergence",
 )
 
 

@@ -48,7 +48,7 @@ def bootstrap(
     """
     count = stats.shape[1]
     values = statistic(stats.sum(1))
-    sums = _drawn(count, seed) @ stats.transpose(1, 0, 2).reshape(count, -1)
+    sums = resampled_counts(count, seed) @ stats.transpose(1, 0, 2).reshape(count, -1)
     means = statistic(sums.reshape(RESAMPLES, stats.shape[0], stats.shape[2])).mean(1)
     means = means[np.isfinite(means)]
     low, high = np.percentile(means, [2.5, 97.5]) if len(means) else (values.mean(), values.mean())
@@ -56,7 +56,7 @@ def bootstrap(
 
 
 @lru_cache(4)
-def _drawn(count: int, seed: int) -> Float64[np.ndarray, "resamples sentences"]:
+def resampled_counts(count: int, seed: int) -> Float64[np.ndarray, "resamples sentences"]:
     """How often each sentence is drawn in each resample."""
     random = np.random.default_rng(seed)
     return random.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)

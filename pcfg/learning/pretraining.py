@@ -6,7 +6,8 @@ model can be held to it: see `excess_loss`.
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64, UInt64
 from safetensors import SafetensorError
+from torch import Tensor
 
 from pcfg.devices import Device, working_device
-from pcfg.errors import PcfgError
+from pcfg.errors import OptionError, PcfgError
 from pcfg.grammars.grammar import GRAMMAR_FILE, Grammar
 from pcfg.learning.excess_loss import MaskedLoss, MaskedSet, generative, word_ids
+from pcfg.learning.kept_weights import (
+    load_kept,
+    resumed_weights,
+    save_kept,
+    steps_to_keep,
+    weights_of,
+    with_weights,
+    write_weights,
+)
 from pcfg.learning.masked_lm import Batches, Trainer
 from pcfg.learning.pretraining_memory import check_memory, pretrain_need
 from pcfg.learning.pretraining_recipe import PretrainRecipe, configured
@@ -50,12 +61,21 @@ class Pretrained(Result):
 
     Attributes:
         report: what was done; `history` is the excess loss on the way.
+        kept: weights on the way by the number of steps made, on the CPU; `at` gives the model that has them.
     """
 
     grammar: Grammar
     module: Any
     tokenizer: Any
     report: dict[str, Any]
+    kept: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def at(self, step: int) -> Any:
+        """The model as it was after a step that was kept, on the device of `module`. Raises OptionError for another step."""
+        if step not in self.kept:
+            there = ", ".join(map(str, self.kept)) or "none"
+            raise OptionError(f"step {step} wasn't kept (there are: {there}): train with `keep`")
+        return with_weights(self.module, self.kept[step])
 
     @cached_property
     def loss(self) -> MaskedLoss:
@@ -84,12 +104,16 @@ class Pretrained(Result):
         return ["masks", "excess", "low", "high", "count"], [[name, *map(entry.get, columns)] for name, entry in groups]
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """A Hugging Face folder with its tokenizer, the grammar and `report.json`; it appears whole or not at all."""
+        """A Hugging Face folder with its tokenizer, the grammar and `report.json`; it appears whole or not at all.
+
+        Weights that were kept on the way are folders of the same kind in `checkpoints/`.
+        """
         with new_folder(Path(folder), overwrite=overwrite, replaces=GRAMMAR_FILE) as staged, quiet():
             self.module.save_pretrained(staged)
             self.tokenizer.save_pretrained(staged)
             self.grammar.save(staged / GRAMMAR_FILE)
             replace_json(staged / REPORT, self.report)
+            save_kept(staged, self.module, self.tokenizer, self.grammar, self.kept)
         return Path(folder)
 
     @classmethod
@@ -110,9 +134,10 @@ class Pretrained(Result):
                     folder, local_files_only=True, weights_only=True, trust_remote_code=False
                 ).eval()
                 words = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                kept = load_kept(folder)
         except (OSError, ValueError, SafetensorError) as error:
             raise PcfgError(f"{folder} isn't a model that pretraining saved ({first_line(error)})") from None
-        return cls(grammar, module, words, report)
+        return cls(grammar, module, words, report, kept)
 
 
 def pretrain(
@@ -120,6 +145,7 @@ def pretrain(
     recipe: PretrainRecipe | None = None,
     *,
     config: dict[str, Any] | None = None,
+    keep: int = 0,
     seed: int = 0,
     device: Device | None = None,
     resume: str | Path | None = None,
@@ -130,6 +156,7 @@ def pretrain(
     Args:
         config: fields of a `RobertaConfig` in place of the recipe's layers, heads and width; the vocabulary, the special
             tokens and, if it is too small, the position table are made to fit the grammar.
+        keep: this many checkpoints on the way, at steps that grow by a constant factor, from a hundredth of the way.
         device: default CUDA if there is one. On a CPU the same call gives the same weights, bit for bit; the
             two devices draw other masks.
         resume: a folder for the state, saved every minute; a later call with the same arguments goes on from there and
@@ -145,9 +172,9 @@ def pretrain(
     place = working_device(device)
     words = tokenizer(grammar)
     settings = configured(recipe, config, words)
-    check_memory(
-        settings, recipe, lambda: pretrain_need(grammar, recipe, config=config, seed=seed, device=place), place
-    )
+    wanted = steps_to_keep(math.ceil(recipe.sentences / recipe.batch_size), keep)
+    options: dict[str, Any] = {"config": config, "keep": keep, "seed": seed, "device": place}
+    check_memory(settings, recipe, lambda: pretrain_need(grammar, recipe, **options), place)
     call = {"pretrain": asdict(recipe), "config": settings.to_diff_dict(), "seed": seed}
     drawn = sample(grammar, recipe.sentences, seed=seed, max_length=recipe.max_length)
     held_out = _held_out(grammar, recipe, seed)
@@ -156,9 +183,9 @@ def pretrain(
     ids = word_ids(grammar, words)
     batches = Batches.of(drawn, ids, words, batch_size=recipe.batch_size, share=recipe.mask, seed=seed, device=place)
     trainer = Trainer(module, batches, rate=recipe.rate, warmup=recipe.warmup)
-    state = {**call, "grammar": grammar.fingerprint, "device": place.type}  # devices draw other masks
+    state = {**call, **_kept(keep), "grammar": grammar.fingerprint, "device": place.type}  # devices draw other masks
     with resumable(resume, state, packages=PACKAGES) as folder, trainer.training():
-        history = _train(trainer, small, words, folder, progress)
+        history, kept = _train(trainer, small, words, wanted, folder, progress)
     module = module.eval()
     masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)
     loss = masked.measure(module, words)
@@ -168,9 +195,14 @@ def pretrain(
         **loss.to_json(seed),
         "seconds": round(time.monotonic() - began, 1),
     }
-    made = Pretrained(grammar, module, words, report)
+    made = Pretrained(grammar, module, words, report, kept)
     made.__dict__["loss"] = loss
     return made
+
+
+def _kept(keep: int) -> dict[str, int]:
+    """What `keep` adds to what identifies a run: nothing where nothing is kept, as in states of earlier versions."""
+    return {"keep": keep} if keep else {}
 
 
 def _held_out(grammar: Grammar, recipe: PretrainRecipe, seed: int) -> list[list[str]]:
@@ -205,15 +237,23 @@ def _report_of_training(
 
 
 def _train(
-    trainer: Trainer, small: MaskedSet, words: Any, folder: Path | None, progress: Progress
-) -> list[dict[str, Any]]:
-    """Make the steps that are left and return the excess loss at each tenth of the way; the state is saved every minute."""
+    trainer: Trainer, small: MaskedSet, words: Any, wanted: Sequence[int], folder: Path | None, progress: Progress
+) -> tuple[list[dict[str, Any]], dict[int, dict[str, Tensor]]]:
+    """Make the steps that are left; return the excess loss at each tenth of the way, and the weights at the steps wanted.
+
+    The state is saved every minute, weights that are wanted as soon as they are there.
+    """
     optimum, steps = float(small.entropies.mean()), trainer.steps
     tenths = {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}
     history = [] if folder is None else trainer.load(folder)
+    kept = {} if folder is None else resumed_weights(folder, [step for step in wanted if step <= trainer.step])
     saved = time.monotonic()
     while trainer.step < steps:
         trainer.advance()
+        if trainer.step in wanted:
+            kept[trainer.step] = weights_of(trainer.module)
+            if folder is not None:
+                write_weights(folder, trainer.step, kept[trainer.step])
         if trainer.step in tenths:
             trainer.module.eval()
             excess = float(small.measure(trainer.module, words).excess.mean())
@@ -224,7 +264,7 @@ def _train(
             trainer.save(folder, history)
             saved = time.monotonic()
         progress(trainer.step, steps, f"pretraining: {how}")
-    return history
+    return history, kept
 
 
 def _seen_share(held_out: list[list[str]], drawn: Samples) -> float:

@@ -25,6 +25,7 @@ def pretrain_need(
     recipe: PretrainRecipe | None = None,
     *,
     config: dict[str, Any] | None = None,
+    keep: int = 0,
     seed: int = 0,
     device: Device | None = None,
 ) -> Need:
@@ -63,12 +64,18 @@ def pretrain_need(
     each, more = (4, 16) if place.type == "cuda" else (16, 40)
     charts = 8 * min(MOST_NUMBERS, largest)
     known = {"weights": weights, "AdamW": 2 * weights, "gradients": weights}
-    need = Need.of_peak(
-        "pretraining", place, known, peak, _LOWER, {"model": weights, "state to go on from": 3 * weights}
-    )
+    files = {"model": weights, "checkpoints on the way": keep * weights, "state to go on from": (3 + keep) * weights}
+    files = {name: size for name, size in files.items() if size}
+    need = Need.of_peak("pretraining", place, known, peak, _LOWER, files)
     # Charts are made before and after training, when there are no gradients and activations.
     beyond = max(0, charts - weights - need.parts["activations"])
-    parts = {**need.parts, "sentences": each * count + more * recipe.sentences, "charts beyond those": beyond}
+    on_the_way = 0 if place.type == "cuda" else keep * weights  # which are kept on the CPU
+    parts = {
+        **need.parts,
+        "sentences": each * count + more * recipe.sentences,
+        "charts beyond those": beyond,
+        "checkpoints on the way": on_the_way,
+    }
     return Need(need.what, place, {name: size for name, size in parts.items() if size}, _LOWER, need.files, need.note)
 
 

@@ -20,6 +20,7 @@ ALLOWED = {
         "surgery.checkpoints.checkpoint",
         "surgery.tasks",
         "surgery.errors",
+        "surgery.faces",
         "surgery.files",
         "surgery.jsonfile",
         "surgery.locks",
@@ -106,6 +107,7 @@ def test_only_one_module_imports_matplotlib_and_one_rich():
         "import surgery.mezo",
         "import pcfg",
         "import probes",
+        "import probes.emergence",
         "import cli.main",
     ],
 )
@@ -128,6 +130,7 @@ def test_heavy_libraries_wait_until_they_are_needed(statement):
         "surgery.mezo",
         "pcfg",
         "probes",
+        "probes.emergence",
     ],
 )
 def test_every_name_of_the_face_is_there(package):

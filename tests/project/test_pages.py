@@ -42,6 +42,10 @@ SMALLER = {
     "--data train.jsonl -o bn/": "--data train.jsonl -o bn/ --codebooks 8 --keys 4 --key-dim 4",
     "--values counts": "--values counts --codebooks 8 --keys 4 --key-dim 4",
     "--data test.jsonl -o report/": "--data test.jsonl -o report/ --shadows 0 --no-baselines",
+    "measure mlm/ -o": "measure mlm/ --sentences 60 --least 5 -o",
+    "--skills 300 --texts 5000 -k 8": "--skills 30 --texts 400 -k 4",
+    "--keep 8": "--keep 2",
+    'pcfg.json"), 2000)': 'pcfg.json"), 80, least=5)',
     "verify MODEL": "verify MODEL --tokens 24",
     "--train-share 0.5": "--train-share 0.5 --window 16 --windows 4 --dev-windows 2",
     "--shots 16": "--shots 4 --tests 8 --max-length 32",
@@ -49,7 +53,7 @@ SMALLER = {
     "verify(bn, edit, test)": "verify(bn, edit, test, shadows=0, baselines=False)",
 }
 # The embedded examples, which tests of their own run.
-ALONE = ("graft", "unlearn", "tint", "probe")
+ALONE = ("graft", "unlearn", "tint", "probe", "emergence")
 
 # A label of each skill that pages combine.
 LABELS = {"trec": "Human", "subj": "subjective", "cr": "positive", "other-skill": "positive"}

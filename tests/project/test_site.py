@@ -34,6 +34,7 @@ def test_every_public_name_has_its_documentation(built):
         "surgery.tint",
         "pcfg",
         "probes",
+        "probes.emergence",
     ):
         page = (SITE / "reference" / f"{face}.html").read_text()
         for name in __import__(face, fromlist=["__all__"]).__all__:
