@@ -13,7 +13,7 @@ from surgery.checkpoints.models import load_tokenizer
 from surgery.errors import SurgeryError
 from surgery.tint import count
 from surgery.unlearning import Encoder
-from tests.checkpoints.test_formats import rename_architecture
+from tests.checkpoints.test_refusals import rename_architecture
 from tests.checkpoints.test_structure import configure
 from tests.support.tiny import perturb
 from tests.tuning.test_tuning import task

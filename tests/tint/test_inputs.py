@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from surgery.errors import OptionError, SurgeryError, TintError
-from surgery.tint import TinT, graphs, verify
+from surgery.tint import TinT, cuda_graphs, verify
 from surgery.tint.auxiliary import Auxiliary
 
 TOKENS, TRAIN = 12, 8
@@ -286,13 +286,13 @@ def replayed(function, inputs):
                 if tensor is not new[name]:
                     tensor.copy_(new[name])
 
-    return graphs.Captured(replay, static, found)
+    return cuda_graphs.Captured(replay, static, found)
 
 
 def test_replayed_passes_are_the_passes(model, monkeypatch):
-    monkeypatch.setattr(graphs, "pays", lambda device, weights: True)
+    monkeypatch.setattr(cuda_graphs, "pays", lambda device, weights: True)
     calls = []
-    monkeypatch.setattr(graphs, "record", lambda *given: calls.append(1) or replayed(*given))
+    monkeypatch.setattr(cuda_graphs, "record", lambda *given: calls.append(1) or replayed(*given))
     plain = model()
     fast = TinT.build(plain, layers=[1])
     batches = [tokens(plain, seed=seed) for seed in range(4)]
@@ -315,12 +315,12 @@ def test_replayed_passes_are_the_passes(model, monkeypatch):
 
 
 def test_a_capture_that_fails_is_said_and_costs_nothing_else(model, monkeypatch):
-    monkeypatch.setattr(graphs, "pays", lambda device, weights: True)
+    monkeypatch.setattr(cuda_graphs, "pays", lambda device, weights: True)
 
     def fails(*given):
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
 
-    monkeypatch.setattr(graphs, "record", fails)
+    monkeypatch.setattr(cuda_graphs, "record", fails)
     simulation = TinT.build(model())
     ids = tokens(simulation.auxiliary.module)
     found = [simulation(ids, MASK).logits for _ in range(3)]
@@ -329,13 +329,13 @@ def test_a_capture_that_fails_is_said_and_costs_nothing_else(model, monkeypatch)
 
 
 def test_few_graphs_are_kept(model, monkeypatch):
-    monkeypatch.setattr(graphs, "pays", lambda device, weights: True)
-    monkeypatch.setattr(graphs, "record", replayed)
+    monkeypatch.setattr(cuda_graphs, "pays", lambda device, weights: True)
+    monkeypatch.setattr(cuda_graphs, "record", replayed)
     simulation = TinT.build(model())
     for count in range(4, 12):
         for _ in range(2):
             simulation.update(tokens(simulation.auxiliary.module, count=count))
-    assert len(simulation._graphs._captured) == graphs._KEPT
+    assert len(simulation._graphs._captured) == cuda_graphs._KEPT
 
 
 @pytest.mark.cuda

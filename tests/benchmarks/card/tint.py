@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from surgery.tint import TinT, graphs
+from surgery.tint import TinT, cuda_graphs
 from tests.benchmarks.card.measure import Line, faster, holds, peak_bytes, timed
 
 MOST = 1.3  # times plain, at most
@@ -57,7 +57,7 @@ def _one(name, model, tokens) -> Iterator[Line]:
     peak = peak_bytes(lambda: simulation(ids, mask, 1e-4))
     note = f"without graphs {1e3 * slow:.1f} ms; {peak / 1e9:.2f} GB"
     yield faster(f"tint {name}, {tokens} tokens: paper; plain", ours, base, 1 / MOST, note)
-    if graphs.pays(torch.device("cuda"), simulation.auxiliary.bytes):
+    if cuda_graphs.pays(torch.device("cuda"), simulation.auxiliary.bytes):
         yield holds(f"tint {name}, {tokens} tokens: captured", captured, reason or "")
         a, b, c = simulation(ids, mask, 1e-4), simulation(ids, mask, 1e-4), eager(ids, mask, 1e-4)
         yield holds(f"tint {name}, {tokens} tokens: same bits twice", torch.equal(a.logits, b.logits))
