@@ -62,8 +62,11 @@ def _rules(report: Competence, file: Path) -> None:
         _bars(axes, [r.texts for r in rules], [r.failure for r in rules], color=COLOURS[0], marker="o", **style)
         worst = rules[:_NAMED]
         _bars(axes, [r.texts for r in worst], [r.failure for r in worst], color=COLOURS[1], marker="s", **style)
+        at: dict[tuple[int, float], list[str]] = {}  # rules that stand in the same texts share a label
         for number, rule in enumerate(worst, 1):
-            axes.annotate(str(number), (rule.texts, rule.failure.value), (5, 3), textcoords="offset points", fontsize=9)
+            at.setdefault((rule.texts, rule.failure.value), []).append(str(number))
+        for place, numbers in at.items():
+            axes.annotate(", ".join(numbers), place, (5, 3), textcoords="offset points", fontsize=9)
         names = [f"{number}  {plain(_short(rule.rules[0]))}" for number, rule in enumerate(worst, 1)]
         axes.text(1.02, 0.98, "fail most:\n" + "\n".join(names), transform=axes.transAxes, va="top", fontsize=9)
         axes.axhline(report.last.failure.value, color="#777777", linestyle="--", linewidth=1.1)
@@ -95,7 +98,7 @@ def _training(report: Competence, file: Path) -> None:
     measured = sorted(report.measured, key=lambda m: m.excess.value)
     lines = (("single rules", 0, 1), ("pairs in one text", 1, 2), ("pairs from two texts", 2, None))
     both = bool(report.comparisons)
-    with figure(file, 10.5 if both else 6.4, 4.2, 2 if both else 1) as axes:
+    with figure(file, 12.0 if both else 6.4, 4.2, 2 if both else 1) as axes:
         left = axes[0] if both else axes
         for label, style, size in lines:
             for failure in ("hard", "soft"):
@@ -149,7 +152,7 @@ def _differences(report: Competence, axes: Any) -> None:
     axes.axhline(0, color="#777777", linewidth=1.1)
     axes.set(xlabel="excess loss of the pairs' checkpoint, nats", ylabel="pairs less single rules before")
     _log_axis(axes, [c.excess.value for c in report.comparisons])
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _theory(report: Competence, file: Path) -> None:
