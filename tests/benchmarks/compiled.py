@@ -178,7 +178,7 @@ def draw(file, rows, loss):
         left.annotate(
             "more than 70%",
             (PAPER["width"], PAPER["f1"]),
-            (8, -14),
+            (8, -4),
             textcoords="offset points",
             fontsize=8,
             color=COLOURS[1],
@@ -190,7 +190,7 @@ def draw(file, rows, loss):
         for axes, values in ((left, [row["f1"] for row in kept]), (right, loss)):
             for row, value in zip(kept, values, strict=False):
                 axes.annotate(
-                    f"k = {row['nonterminals']}",
+                    f"{row['nonterminals']} nonterminals",
                     (row["width"], value),
                     (6, -12 if axes is left else 6),
                     textcoords="offset points",

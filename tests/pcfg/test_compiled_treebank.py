@@ -9,7 +9,7 @@ from pcfg.treebanks.cleaning import clean_trees
 from pcfg.treebanks.nltk_sample import nltk_treebank
 from tests.benchmarks.compiled import difference, known
 
-trees = clean_trees(nltk_treebank()[:200])
+trees = clean_trees(nltk_treebank()[:400])
 whole = Grammar.from_trees(trees, v=1, h=0, min_count=5, smooth_lexicon=False, annotate_tags=False)
 grammar = prune(whole, 10)
 model, random = compile_transformer(grammar, max_length=20), np.random.default_rng(0)
@@ -40,7 +40,7 @@ def test_a_pruned_treebank_s_posteriors_are_the_chart_s(untyped):
     """Labels, tags and words of treebank sentences and of drawn words; all lengths: `tests.benchmarks.compiled exact`."""
     for line in untyped(EXACT).splitlines():
         symbols, sentences, worst = line.split()
-        assert int(symbols) == 10 and int(sentences) >= 1 and float(worst) < 1e-10
+        assert 5 < int(symbols) <= 10 and int(sentences) >= 1 and float(worst) < 1e-10
 
 
 def test_the_whole_treebank_s_size(untyped):
