@@ -25,6 +25,10 @@ class TintError(SurgeryError):
     """An auxiliary model, an input or a descent that the simulation in a transformer can't do."""
 
 
+class EvaluationError(SurgeryError):
+    """A model, a grader, a file of gradings or a report that an evaluation can't use."""
+
+
 class OptionError(SurgeryError):
     """An option out of its range."""
 

@@ -53,6 +53,21 @@ class Commands:
 
 
 @dataclass(frozen=True)
+class Quote:
+    """Somebody's text as it stands, its line breaks kept."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Parts that are shown only once their title is clicked on."""
+
+    title: str
+    parts: "Sequence[Part]"
+
+
+@dataclass(frozen=True)
 class Figure:
     """An image file beside the page.
 
@@ -85,7 +100,7 @@ class Table:
     folded: bool | None = None
 
 
-Part = Heading | Text | Commands | Figure | Table
+Part = Heading | Text | Commands | Quote | Folded | Figure | Table
 
 
 @dataclass(frozen=True)
@@ -179,12 +194,30 @@ def _markdown(part: Part) -> str:
             words = [markdown.code(p.text) if isinstance(p, Code) else markdown.inline(p, ends=True) for p in pieces]
             return _BLOCK_MARK.sub(r"\1\\", "".join(words).strip())
         case Commands(text):
-            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-            return f"{fence}sh\n{text.rstrip()}\n{fence}"
+            return _fenced(text, "sh")
+        case Quote(text):
+            return _fenced(_printable(text))
+        case Folded(title, parts):
+            blocks = [_markdown(inner) for inner in parts]
+            return "\n\n".join([f"<details><summary>{_text(title)}</summary>", *blocks, "</details>"])
         case Figure(file, caption, alt):
             return f"![{markdown.inline(alt)}]({quote(file)})\n\n{_markdown(Text(caption))}"
         case Table():
             return _markdown_table(part)
+
+
+def _fenced(text: str, language: str = "") -> str:
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _printable(text: str) -> str:
+    """Text without letters that a terminal or browser would obey; line breaks stay."""
+    return "\n".join("".join(c if c.isprintable() else " " for c in line) for line in _whole(text).splitlines())
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()  # JSON can hold half a letter
 
 
 def _markdown_table(part: Table) -> str:
@@ -205,6 +238,10 @@ def _html(part: Part) -> str:
             return f"<p>{''.join(words).strip()}</p>"
         case Commands(text):
             return f"<pre><code>{escape(text.rstrip())}</code></pre>"
+        case Quote(text):
+            return f'<pre class="quote">{escape(_printable(text).rstrip())}</pre>'
+        case Folded(title, parts):
+            return f"<details><summary>{_text(title)}</summary>\n{render(parts)}\n</details>"
         case Figure(file, caption, alt):
             image = f'<img src="{escape(quote(file))}" alt="{_text(alt)}">'
             return f"<figure>{image}<figcaption>{_text(caption)}</figcaption></figure>"
@@ -289,6 +326,7 @@ dt { font-weight: 600; } dd { margin: 0; }
 figure { margin: 1.5rem 0; }
 img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 pre { background: var(--band); padding: .75rem 1rem; overflow-x: auto; }
+.quote { white-space: pre-wrap; overflow-wrap: anywhere; max-width: 48rem; font: inherit; font-size: .9rem; }
 code { font-family: ui-monospace, monospace; font-size: .9em; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--accent); }
 @media (max-width: 40rem) { dl { display: block; } dd { margin-bottom: .4rem; } }

@@ -49,7 +49,7 @@ ALLOWED = {
     ),
     "surgery": ("surgery",),
 }
-METHODS = ("surgery.grafting", "surgery.unlearning", "surgery.tint", "surgery.mezo")
+METHODS = ("surgery.grafting", "surgery.unlearning", "surgery.tint", "surgery.mezo", "surgery.evaluating")
 
 
 def imports():
@@ -105,6 +105,7 @@ def test_only_one_module_imports_matplotlib_and_one_rich():
         "import surgery.unlearning",
         "import surgery.tint",
         "import surgery.mezo",
+        "import surgery.evaluating",
         "import pcfg",
         "import probes",
         "import probes.emergence",
@@ -128,6 +129,7 @@ def test_heavy_libraries_wait_until_they_are_needed(statement):
         "surgery.unlearning",
         "surgery.tint",
         "surgery.mezo",
+        "surgery.evaluating",
         "pcfg",
         "probes",
         "probes.emergence",
