@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from inspect import signature
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +223,9 @@ class LocalModel:
 
     def _read_start(self, prompts: Sequence[list[int]]) -> tuple[int, Any]:
         """How many tokens all prompts begin with, and the cache of these; each prompt has one token more at least."""
-        common = commonprefix([prompt[:-1] for prompt in prompts]) if len(prompts) > 1 else []
-        if len(common) < _WORTH_SHARING:
+        columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+        common = [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, columns)]
+        if len(prompts) < 2 or len(common) < _WORTH_SHARING:
             return 0, None
         ids = torch.tensor([common], device=self.model.device)
         return len(common), self.model.module(input_ids=ids, use_cache=True, **self._last_only).past_key_values
