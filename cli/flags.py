@@ -11,6 +11,7 @@ _OTHER_NAMES = {
     "words": ("word",),
     "phrases": ("phrase",),
     "columns": ("column",),
+    "readings": ("reading",),
 }
 
 

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from cli import (
     bottleneck,
     emergence,
+    evaluate,
     graft,
     pcfg,
     pcfg_compile,
@@ -58,6 +59,7 @@ app.add_typer(pcfg.app, name="pcfg")
 app.add_typer(tint.app, name="tint")
 app.command()(probe.probe)
 app.add_typer(emergence.app, name="emergence")
+app.add_typer(evaluate.app, name="eval")
 
 
 @app.callback(invoke_without_command=True)

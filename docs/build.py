@@ -25,6 +25,7 @@ FACES = (
     "surgery.grafting",
     "surgery.unlearning",
     "surgery.tint",
+    "surgery.evaluating",
     "pcfg",
     "probes",
     "probes.emergence",

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from surgery.evaluating.evaluation import Facts
+from surgery.evaluating.measured import Facts
 from surgery.evaluating.statistics import DRAWS, LEVEL
 
 Verdicts = Sequence[Hashable | None]

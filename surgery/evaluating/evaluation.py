@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from surgery.errors import EvaluationError
-from surgery.evaluating.statistics import Difference, Score, difference, score
+from surgery.evaluating.measured import Facts, Item, Measured, Metric, interval, short
+from surgery.evaluating.page import evaluation_page
+from surgery.evaluating.plots import draw
 from surgery.files import new_folder, replace_json
 from surgery.jsonfile import JsonError, conform, load_json, parse_json
 from surgery.reporting.results import Result
@@ -16,93 +18,11 @@ FORMAT = "surgery evaluation 1"
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question and how it went.
+class Evaluation(Measured, Result):
+    """Evaluation of a model: what was measured, shown and kept as every result is."""
 
-    Attributes:
-        cluster: items of one cluster belong together: intervals are over clusters.
-        values: by metric; None where the model or the grader gave nothing that can be used.
-        labels: what the item is about, for breakdowns.
-        transcript: who said what, in order.
-        points: rubric points by their names; None where they are missing.
-        note: why values are missing.
-    """
-
-    name: str
-    cluster: str
-    values: dict[str, float | None]
-    labels: dict[str, str] = field(default_factory=dict)
-    transcript: list[tuple[str, str]] = field(default_factory=list)
-    points: dict[str, float | None] = field(default_factory=dict)
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric that items have values of.
-
-    Attributes:
-        about: what it is, in a sentence.
-        chance: what guessing gives, where that is known.
-        scale: what values are multiplied by to be shown.
-    """
-
-    name: str
-    about: str
-    chance: float | None = None
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Facts:
-    """A table of what else was found, such as how far graders agree."""
-
-    caption: str
-    columns: list[str]
-    rows: list[list[Any]]
-
-
-@dataclass(frozen=True)
-class Evaluation(Result):
-    """Evaluation of one model, and of another on the same items where it is held against one.
-
-    Attributes:
-        kind: formal, skillmix, tutor or regrade.
-        metrics: the first is the one that counts.
-        items: in an order that is the same for all models.
-        remarks: what a reader must know before trusting the figures.
-        settings: all options that decide items and grading.
-        usage: calls, tokens and what is missing, by model.
-        origin: provenance: versions, call, inputs.
-        base: what it is held against. `floor`: noise floors of that: the base again, or damaged, by what it is.
-        facts: what else was found. `links`: other reports on this model, by what they are.
-    """
-
-    kind: str
-    model: str
-    metrics: tuple[Metric, ...]
-    items: tuple[Item, ...]
-    remarks: tuple[str, ...] = ()
-    settings: dict[str, Any] = field(default_factory=dict)
-    usage: dict[str, Any] = field(default_factory=dict)
-    origin: dict[str, Any] = field(default_factory=dict)
     base: "Evaluation | None" = None
-    floor: dict[str, "Evaluation"] = field(default_factory=dict)
-    facts: tuple[Facts, ...] = ()
-    links: dict[str, str] = field(default_factory=dict)
-
-    def score(self, metric: str, items: Sequence[Item] | None = None) -> Score:
-        """Mean of a metric over all items that have it, or over some of them."""
-        chosen = [item for item in (self.items if items is None else items) if metric in item.values]
-        return score([item.values[metric] for item in chosen], [item.cluster for item in chosen])
-
-    def by(self, label: str) -> dict[str, list[Item]]:
-        """Items by what they have for a label; an item that lists several, apart by commas, is in each."""
-        groups: dict[str, list[Item]] = {}
-        for item in self.items:
-            for value in filter(None, item.labels.get(label, "").split(", ")):
-                groups.setdefault(value, []).append(item)
-        return dict(sorted(groups.items()))
+    floor: "Mapping[str, Evaluation]" = field(default_factory=dict)
 
     def against(self, base: "Evaluation", floor: "Mapping[str, Evaluation] | None" = None) -> "Evaluation":
         """This evaluation held against another on the same items.
@@ -116,20 +36,6 @@ class Evaluation(Result):
                     f"{self.model} and {other.model} weren't asked the same items: evaluate both with the same options and seed"
                 )
         return replace(self, base=base, floor=dict(floor or {}))
-
-    def difference(self, metric: str, other: "Evaluation | None" = None) -> Difference:
-        """Paired difference of a metric: this model less `other`, by default its base."""
-        other = other or self.base
-        if other is None:
-            raise EvaluationError(f"{self.model} isn't held against another model: give `against`")
-        pairs = [pair for pair in zip(self.items, other.items, strict=True) if metric in pair[0].values]
-        after, before = ([pair[side].values.get(metric) for pair in pairs] for side in (0, 1))
-        return difference(after, before, [item.cluster for item, _ in pairs])
-
-    def floor_difference(self, name: str, metric: str) -> Difference:
-        """Paired difference of a metric between a noise floor and the base."""
-        assert self.base is not None
-        return self.floor[name].difference(metric, self.base)
 
     @property
     def summary(self) -> list[str]:
@@ -190,12 +96,9 @@ class Evaluation(Result):
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write a folder: `report.json`, and the page `index.html` and `README.md` with figures."""
-        from surgery.evaluating.page import evaluation_page
-        from surgery.evaluating.plots import draw
-
         with new_folder(Path(folder), overwrite=overwrite) as staged:
             replace_json(staged / "report.json", self.content())
-            evaluation_page(self, draw(self, staged)).write(staged)
+            evaluation_page(self, self.summary, self.table(), draw(self, staged)).write(staged)
         return Path(folder)
 
     @classmethod
@@ -215,6 +118,8 @@ class Evaluation(Result):
     @classmethod
     def _of(cls, content: dict[str, Any]) -> "Evaluation":
         conform(content, _Content)
+        if not content["metrics"]:
+            raise JsonError("it has no metrics")
         return cls(
             kind=content["kind"],
             model=content["model"],
@@ -246,22 +151,6 @@ class _Content(TypedDict):
     floor: dict[str, dict[str, Any]]
     facts: list[dict[str, Any]]
     links: dict[str, str]
-
-
-def interval(found: Score, scale: float = 1.0, *, sign: bool = False) -> str:
-    """A mean and its interval for people: `.68 [.62, .74]`."""
-    if found.value is None:
-        return "missing"
-    value = short(found.value * scale, sign=sign)
-    if found.low is None or found.high is None:
-        return value
-    return f"{value} [{short(found.low * scale, sign=sign)}, {short(found.high * scale, sign=sign)}]"
-
-
-def short(value: float, *, sign: bool = False) -> str:
-    """A number for people, in three digits."""
-    digits = 3 if abs(value) < 10 else 1
-    return f"{value:{'+' if sign else ''}.{digits}f}"
 
 
 def _chance(metric: Metric) -> str:

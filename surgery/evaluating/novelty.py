@@ -7,7 +7,7 @@ p_s^k p_t L at most by chance, where p_s and p_t bound how often a sentence show
 from dataclasses import dataclass
 
 from surgery.errors import OptionError
-from surgery.evaluating.evaluation import Facts
+from surgery.evaluating.measured import Facts
 from surgery.evaluating.statistics import Score
 
 SKILL_RATE, TOPIC_RATE, SENTENCES = 0.0144, 0.0022, 5e10  # the paper's bounds

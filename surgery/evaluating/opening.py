@@ -4,13 +4,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from surgery.errors import EvaluationError, OptionError
 from surgery.evaluating.calls import Log
 from surgery.evaluating.damage import damage
-from surgery.evaluating.evaluation import Evaluation, Item, Metric
+from surgery.evaluating.evaluation import Evaluation
+from surgery.evaluating.measured import Item, Metric
 from surgery.evaluating.models import open_language_model
 from surgery.evaluating.runner import LanguageModel, Runner
 from surgery.evaluating.server import PREFIX, ServerModel
@@ -80,28 +82,7 @@ def evaluate_both(
             runner.prices = {str(source): how.prices for source in (model, against) if str(source).startswith(PREFIX)}
             runner.prices |= {grader.name: how.prices for grader in graders if grader.name.startswith(PREFIX)}
 
-        def one(source: Any, with_runner: Runner) -> Evaluation:
-            opened = open_language_model(source, **how.options)
-            items = ask(opened, with_runner)
-            notes = [*remarks, *opened.remarks, *_notes(opened, with_runner)]
-            usage = {name: use.content() for name, use in with_runner.usage.items()}
-            inputs = {
-                opened.name: opened.identity.get("weights", ""),
-                **{grader.name: grader.identity.get("weights", "") for grader in graders},
-            }
-            origin = provenance(call={f"eval {kind}": dict(settings)}, inputs=inputs, seed=settings.get("seed"))
-            return Evaluation(
-                kind,
-                opened.name,
-                tuple(metrics),
-                tuple(items),
-                tuple(notes),
-                dict(settings),
-                usage,
-                origin,
-                links=_links(source),
-            )
-
+        one = partial(_one, kind, metrics, ask, settings, how, remarks, graders)
         evaluated = one(model, runner)
         if against is None:
             return evaluated
@@ -114,8 +95,38 @@ def evaluate_both(
                 name = "the same again" if size == 0 else f"noise of {size:g}"
                 floors[name] = replace(one(source, fresh), model=f"{against}, {name}")
         usage = {name: use.content() for name, use in runner.usage.items()}
-        remarks_now = tuple(dict.fromkeys([*evaluated.remarks, *base.remarks]))
+        remarks_now = tuple(dict.fromkeys([*evaluated.remarks, *base.remarks, *_apart(evaluated, base)]))
         return replace(evaluated.against(base, floors), usage=usage, remarks=remarks_now)
+
+
+def _one(
+    kind: str,
+    metrics: Sequence[Metric],
+    ask: Ask,
+    settings: Mapping[str, Any],
+    how: Opened,
+    remarks: Sequence[str],
+    graders: Sequence[LanguageModel],
+    source: Any,
+    runner: Runner,
+) -> Evaluation:
+    """Ask one model its items."""
+    opened = open_language_model(source, **how.options)
+    items = ask(opened, runner)
+    notes = (*remarks, *opened.remarks, *_notes(opened, runner))
+    usage = {name: use.content() for name, use in runner.usage.items()}
+    inputs = {each.name: each.identity.get("weights", "") for each in (opened, *graders)}
+    origin = provenance(call={f"eval {kind}": dict(settings)}, inputs=inputs, seed=settings.get("seed"))
+    origin["tokenizers"] = {opened.name: opened.identity.get("tokenizer", "")}
+    measured: dict[str, Any] = {"remarks": notes, "settings": dict(settings), "usage": usage, "origin": origin}
+    return Evaluation(kind, opened.name, tuple(metrics), tuple(items), **measured, links=_links(source))
+
+
+def _apart(evaluated: Evaluation, base: Evaluation) -> Iterator[str]:
+    """What else than the weights differs between two models of this disk."""
+    one, other = (each.origin.get("tokenizers", {}).get(each.model) for each in (evaluated, base))
+    if one and other and one != other:
+        yield f"{evaluated.model} and {base.model} have different tokenizers: log-likelihoods are of the same texts in other tokens, and margins aren't alike."
 
 
 def _check_floor(floor: Sequence[float], against: Any) -> None:

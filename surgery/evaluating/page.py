@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from surgery.evaluating.evaluation import Evaluation, Item, interval, short
+from surgery.evaluating.measured import Item, Measured, interval, short
 from surgery.evaluating.plots import BREAKDOWNS, by_kind
 from surgery.evaluating.statistics import Difference
 from surgery.reporting.page import Code, Figure, Folded, Heading, Page, Part, Quote, Table, Text
@@ -21,9 +21,11 @@ _LEGEND = {
 }
 
 
-def evaluation_page(evaluation: Evaluation, figures: Sequence[Figure]) -> Page:
-    """The page of an evaluation with its figures."""
-    columns, rows = evaluation.table()
+def evaluation_page(
+    evaluation: Measured, answer: Sequence[str], scores: tuple[list[str], list[list[Any]]], figures: Sequence[Figure]
+) -> Page:
+    """The page of an evaluation with its answer, its table of scores and its figures."""
+    columns, rows = scores
     legend = {**_LEGEND, "metric": "; ".join(f"{metric.name}: {metric.about}" for metric in evaluation.metrics)}
     parts: list[Part] = [
         *map(Text, evaluation.remarks),
@@ -37,10 +39,10 @@ def evaluation_page(evaluation: Evaluation, figures: Sequence[Figure]) -> Page:
     parts += [Heading("What was asked and said"), *_transcripts(evaluation)]
     parts += [Heading("How it was measured"), *_measured(evaluation)]
     title = f"{_TITLES.get(evaluation.kind, evaluation.kind)}: {evaluation.model}"
-    return Page(title, evaluation.summary, parts)
+    return Page(title, answer, parts)
 
 
-def _against(evaluation: Evaluation) -> list[Part]:
+def _against(evaluation: Measured) -> list[Part]:
     assert evaluation.base is not None
     rows: list[list[Any]] = []
     for metric in evaluation.metrics:
@@ -82,7 +84,7 @@ def _difference_cells(found: Difference, scale: float) -> list[Any]:
     ]
 
 
-def _breakdown(evaluation: Evaluation, label: str) -> Part | None:
+def _breakdown(evaluation: Measured, label: str) -> Part | None:
     groups = by_kind(evaluation, label)
     if len(groups) < 2:
         return None
@@ -93,7 +95,7 @@ def _breakdown(evaluation: Evaluation, label: str) -> Part | None:
     return Table(f"By {label}.", [label, "items", *(metric.name for metric in evaluation.metrics)], rows)
 
 
-def _transcripts(evaluation: Evaluation) -> list[Part]:
+def _transcripts(evaluation: Measured) -> list[Part]:
     before = {item.name: item for item in evaluation.base.items} if evaluation.base else {}
     first = evaluation.metrics[0].name
 
@@ -137,7 +139,7 @@ def _conversation(item: Item, other: Item | None) -> list[Part]:
     return parts
 
 
-def _measured(evaluation: Evaluation) -> list[Part]:
+def _measured(evaluation: Measured) -> list[Part]:
     rows = [
         [name, use["calls"], use["known"], use["missing"], use["prompt_tokens"], use["tokens"], use["cost"]]
         for name, use in evaluation.usage.items()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from surgery.evaluating.evaluation import Evaluation, Item, Metric
+from surgery.evaluating.measured import Item, Measured, Metric
 from surgery.evaluating.statistics import Difference, Score
 from surgery.reporting.figures import COLOURS, MARKERS, figure, plain
 from surgery.reporting.page import Figure
@@ -13,7 +13,7 @@ BREAKDOWNS = ("skill", "domain", "k")
 _MOST = 30  # rows of a figure
 
 
-def draw(evaluation: Evaluation, folder: Path) -> list[Figure]:
+def draw(evaluation: Measured, folder: Path) -> list[Figure]:
     """Draw what there is to see into a folder; returns what each file shows."""
     made = []
     metric = evaluation.metrics[0]
@@ -34,7 +34,7 @@ def draw(evaluation: Evaluation, folder: Path) -> list[Figure]:
     return made
 
 
-def by_kind(evaluation: Evaluation, label: str) -> Mapping[str, list[Item]]:
+def by_kind(evaluation: Measured, label: str) -> Mapping[str, list[Item]]:
     """Items by what they have for a label, values such as `sentences:3` by their kind."""
     groups: dict[str, list[Item]] = {}
     for name, items in evaluation.by(label).items():
@@ -43,7 +43,7 @@ def by_kind(evaluation: Evaluation, label: str) -> Mapping[str, list[Item]]:
     return groups
 
 
-def _scores(evaluation: Evaluation, metric: Metric, groups: Mapping[str, list[Item]], file: Path) -> None:
+def _scores(evaluation: Measured, metric: Metric, groups: Mapping[str, list[Item]], file: Path) -> None:
     sides = [(evaluation, list(groups.values()))]
     if evaluation.base is not None:
         sides.append((evaluation.base, list(by_kind_of(evaluation.base, groups))))
@@ -61,7 +61,7 @@ def _scores(evaluation: Evaluation, metric: Metric, groups: Mapping[str, list[It
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
 
 
-def by_kind_of(other: Evaluation, groups: Mapping[str, Sequence[Item]]) -> list[list[Item]]:
+def by_kind_of(other: Measured, groups: Mapping[str, Sequence[Item]]) -> list[list[Item]]:
     """Another evaluation's items in the groups of this one's."""
     named = {item.name: item for item in other.items}
     return [[named[item.name] for item in items] for items in groups.values()]
@@ -90,7 +90,7 @@ def _dots(axes: Any, places: Sequence[float], found: Sequence[Score], scale: flo
     )
 
 
-def _differences(evaluation: Evaluation, file: Path) -> None:
+def _differences(evaluation: Measured, file: Path) -> None:
     rows: list[tuple[str, Difference, float]] = []
     for metric in evaluation.metrics:
         if metric.name == "margin":  # in nats, beside shares
@@ -101,7 +101,7 @@ def _differences(evaluation: Evaluation, file: Path) -> None:
         ]
     with figure(file, 6.8, 1.3 + 0.32 * len(rows)) as axes:
         for row, (name, found, scale) in enumerate(rows):
-            _dots(axes, [row], [found.score], scale, int(name.startswith("  ")), "")
+            _dots(axes, [float(row)], [found.score], scale, int(name.startswith("  ")), "")
         axes.axvline(0, color="#555555", linewidth=1.2)
         axes.set_yticks(range(len(rows)), [plain(name) for name, _, _ in rows])
         axes.invert_yaxis()

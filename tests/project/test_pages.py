@@ -49,11 +49,16 @@ SMALLER = {
     "verify MODEL": "verify MODEL --tokens 24",
     "--train-share 0.5": "--train-share 0.5 --window 16 --windows 4 --dev-windows 2",
     "--shots 16": "--shots 4 --tests 8 --max-length 32",
+    "--against BASE -k 1": "--against MODEL -k 1 --items 4 --max-tokens 4",
+    'against="BASE"': 'against="MODEL"',
+    "-k 2 --grader GRADER": "-k 2 --combinations 2 --generations 1 --gradings 1 --max-tokens 4 --grader MODEL",
+    "questions.jsonl --grader GRADER": "questions.jsonl --max-tokens 4 --grader MODEL",
+    "--teacher GRADER --student MODEL": "--teacher MODEL --student MODEL --count 1 --turns 2 --max-tokens 4",
     'pcfg.json"), 2000, layers="all", seeds=5': 'pcfg.json"), 80, layers="all", seeds=1',
     "verify(bn, edit, test)": "verify(bn, edit, test, shadows=0, baselines=False)",
 }
 # The embedded examples, which tests of their own run.
-ALONE = ("graft", "unlearn", "tint", "probe", "emergence")
+ALONE = ("graft", "unlearn", "tint", "probe", "emergence", "eval")
 
 # A label of each skill that pages combine.
 LABELS = {"trec": "Human", "subj": "subjective", "cr": "positive", "other-skill": "positive"}
@@ -82,6 +87,7 @@ def stage(tiny, tmp_path_factory):
     features = np.random.default_rng(0).normal(size=(90, 6)).astype(np.float32)
     for name, part in {"train": slice(60), "other": slice(60, 90), "rows": slice(3)}.items():
         np.savez(folder / f"{name}.npz", features=features[part], label=np.arange(90)[part] % 3)
+    write_evaluations(folder)
     (folder / "text.txt").write_text("It was a great film . They saw the story . " * 60)
     grammar = Grammar.from_text(RULES)
     grammar.save(folder / "english.pcfg.json")
@@ -91,6 +97,17 @@ def stage(tiny, tmp_path_factory):
     recipe = PretrainRecipe(layers=1, heads=2, width=16, sentences=320, max_length=40, batch_size=32, evaluation=10)
     pretrain(grammar, recipe, device="cpu").save(folder / "mlm")
     return folder
+
+
+def write_evaluations(folder):
+    """What evaluations read: skills, topics, questions, gradings and a chapter."""
+    skills = "".join(f"{name},what it is,an example\n" for name in ("irony", "metaphor"))
+    (folder / "skills.csv").write_text(f"skill,definition,example\n{skills}")
+    (folder / "topics.txt").write_text("rain\nbees\n")
+    question = {"chapter": "the film", "question": "was it good", "key_points": ["yes"]}
+    (folder / "questions.jsonl").write_text(json.dumps(question))
+    (folder / "records.csv").write_text('k,skills,topic,points_0\n1,irony,rain,"1,1,1,1"\n')
+    (folder / "chapter.md").write_text("the film was good")
 
 
 def write_reviews(folder):

@@ -32,6 +32,7 @@ def test_every_public_name_has_its_documentation(built):
         "surgery.grafting",
         "surgery.unlearning",
         "surgery.tint",
+        "surgery.evaluating",
         "pcfg",
         "probes",
         "probes.emergence",

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from surgery.evaluating.calls import Answer, Call
-from surgery.evaluating.evaluation import Item, Metric
 from surgery.evaluating.formal.items import draw_skills, prompt
 from surgery.evaluating.formal.skills import check, instruction
 from surgery.evaluating.formal.writer import TOPICS
+from surgery.evaluating.measured import Item, Metric
 from surgery.evaluating.runner import LanguageModel, Runner
 
 METRICS = (

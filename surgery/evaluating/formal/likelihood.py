@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from surgery.evaluating.calls import Call
-from surgery.evaluating.evaluation import Item, Metric
 from surgery.evaluating.formal.items import OPTIONS, Group, draw_groups, prompt
 from surgery.evaluating.formal.skills import instruction
 from surgery.evaluating.formal.writer import write_neutral
+from surgery.evaluating.measured import Item, Metric
 from surgery.evaluating.runner import LanguageModel, Runner
 
 NEUTRAL = 1  # texts that an instruction's prior is read from

@@ -6,9 +6,10 @@ from typing import Any
 
 from surgery.errors import OptionError
 from surgery.evaluating.calls import Log
-from surgery.evaluating.evaluation import Evaluation, Item, Metric
+from surgery.evaluating.evaluation import Evaluation
 from surgery.evaluating.formal import generation, likelihood
 from surgery.evaluating.formal.skills import parse
+from surgery.evaluating.measured import Item, Metric
 from surgery.evaluating.opening import Opened, evaluate_both
 from surgery.evaluating.runner import LanguageModel, Runner
 from surgery.evaluating.server import ServerModel
