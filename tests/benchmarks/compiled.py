@@ -178,7 +178,7 @@ def draw(file, rows, loss):
         left.annotate(
             "more than 70%",
             (PAPER["width"], PAPER["f1"]),
-            (8, -4),
+            (8, -16),
             textcoords="offset points",
             fontsize=8,
             color=COLOURS[1],
