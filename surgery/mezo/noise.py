@@ -5,7 +5,7 @@ Nothing is kept: whoever needs the noise of a step again makes it again.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from surgery.mezo import philox
 
-Kind = Literal["rademacher", "gaussian"]
 KINDS = ("rademacher", "gaussian")
 
 
@@ -44,7 +43,7 @@ class Noise:
         seed: a number of 64 bits, Philox's key.
     """
 
-    kind: Kind = "rademacher"
+    kind: str = "rademacher"
     seed: int = 0
 
     @cached_property

@@ -2,7 +2,8 @@
 
 With g = (L(W + eps z) - L(W - eps z)) / 2 eps on a batch, a step of rate r changes the loss by -r |grad|^2 +
 r^2 / 2 E[g^2] tr H in expectation, so the best one is r = |grad|^2 / (E[g^2] tr H). Two batches under the same z give
-|grad|^2 = E[g g'], free of the batches' noise, and tr H = E[L(W + eps z) + L(W - eps z) - 2 L(W)] / eps^2.
+|grad|^2 = E[g g'], free of the batches' noise, and tr H = E[L(W + eps z) + L(W - eps z) - 2 L(W)] / eps^2. All this is
+known no further than the probes went: at first a step is no longer than they were, r E[g^2]^(1/2) <= eps.
 """
 
 from collections.abc import Sequence
@@ -45,13 +46,15 @@ def find_pace(
 
     Raises OptionError for an objective that no probe changes.
     """
+    if recipe.rate and recipe.eps:
+        return Pace(recipe.rate, recipe.eps, recipe.steps, recipe.warmup, recipe.schedule == "linear"), {}
     count, size = len(measure.rows), min(recipe.batch_size, len(measure.rows))
     order = np.random.default_rng([seed, 1]).permutation(count).tolist()
     batches = [order[:size], order[size : 2 * size] or order[:size]]
     probed = _probe(measure, recipe, batches, progress)
     rate = recipe.rate or probed.rate * recipe.directions * (1 - recipe.momentum)
     pace = Pace(rate, probed.eps, recipe.steps, recipe.warmup, recipe.schedule == "linear")
-    return pace, {"rate": rate, **vars(probed), "probes": recipe.probes}
+    return pace, {**vars(probed), "probes": recipe.probes}
 
 
 def _probe(measure: Measure, recipe: MezoRecipe, batches: Sequence[list[int]], progress: Progress) -> Probed:
@@ -76,7 +79,7 @@ def _probe(measure: Measure, recipe: MezoRecipe, batches: Sequence[list[int]], p
     rate = signal / curvature * loss_size / size if curvature else 0.0
     if not rate:
         raise OptionError("the objective has no curvature where it was probed: give `rate` by hand")
-    return Probed(rate, eps, signal, curvature, size)
+    return Probed(min(rate, eps / size), eps, signal, curvature, size)
 
 
 def _signal(slopes: NDArray) -> float:

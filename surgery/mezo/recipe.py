@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from surgery.errors import OptionError
 from surgery.mezo.noise import KINDS
@@ -35,7 +35,7 @@ class MezoRecipe:
     batch_size: int = 16
     directions: int = 1
     accumulate: int = 1
-    noise: Literal["rademacher", "gaussian"] = "rademacher"
+    noise: str = "rademacher"
     rate: float | None = None
     eps: float | None = None
     schedule: str = "linear"

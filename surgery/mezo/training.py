@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from surgery.errors import CheckpointError
+from surgery.checkpoints.models import steady_attention
+from surgery.errors import CheckpointError, OptionError
 from surgery.files import replace_json
 from surgery.mezo.beginning import Tuned
 from surgery.mezo.log import StepLog
@@ -18,10 +20,13 @@ from surgery.mezo.trajectory import Trajectory
 from surgery.mezo.walk import coefficients_of
 from surgery.progress import Progress
 from surgery.resuming import read_state
+from surgery.tasks.readout import Encoded, collate
 from surgery.tasks.scoring import score_model
 from surgery.tuning.training import Scored, batches
 
-_APART = 1e-3  # of what a movement does, by which two passes over the same halves may differ
+_SILENT = 100  # steps without any slope, after which an objective is taken to be constant
+_EPS = 0.05  # by which weights are moved to try out whether halves mix
+_APART, _APART_IN_16_BITS = 1e-4, 0.05  # of the scores, by which they may differ then
 
 
 class MezoLoop:
@@ -69,6 +74,10 @@ class MezoLoop:
                 batches(len(self.measure.rows), self.recipe.batch_size, self.seed, done, steps), done
             ):
                 self._step(step, numbers)
+                if step + 1 == min(_SILENT, steps) and not self._coefficients[self.first : self.first + step + 1].any():
+                    raise OptionError(
+                        f"the `objective` was the same on both sides in all of {step + 1} steps: give one that changes, a larger `eps` or a larger `batch_size`"
+                    )
                 if task.dev and ((step + 1) % every == 0 or step + 1 == steps):
                     self._evaluate(step + 1)
                 dev = f", dev {self.dev[-1]['value']:.3f}" if self.dev else ""
@@ -108,37 +117,35 @@ class MezoLoop:
 
 
 def check_halves(measure: Measure) -> None:
-    """Try out that each half of a batch is read at its own weights: halves exchanged, with signs exchanged, must give the same.
+    """Try out that each half of a batch is read at its own weights, as it is when it is alone.
 
-    Raises CheckpointError where one half's rows change the other's, as where tokens are routed to experts, and, naming
-    it, for a module that holds tuned weights and isn't called.
+    Raises CheckpointError where the other half changes it, as where tokens are routed to experts, and, naming it, for a
+    module that holds tuned weights and isn't called.
     """
-    shifted, lengths = measure.shifted, [len(row.ids) for row in measure.rows]
-    one, two = int(np.argmax(lengths)), int(np.argmin(lengths))
-    eps = 1e-2
-    if measure.model.padding_matters or callable(measure.objective):
-        measure.values([one], (eps, -eps), probe_step(0))
-        _check_used(shifted.unused)
-        return
-    rows = [measure.rows[one], measure.rows[two]]
-    found = []
-    from surgery.checkpoints.models import steady_attention
-    from surgery.tasks.readout import collate
-
-    for given, scales in ((rows, (eps, -eps)), (rows[::-1], (-eps, eps)), (rows[::-1], (eps, -eps))):
-        with shifted.at(scales, 2, probe_step(0)), steady_attention(), torch.no_grad():
-            found.append(measure.readout.logits(measure.model.module, *collate(measure.model, given)).float())
-    _check_used(shifted.unused)
-    apart = float((found[0] - found[1].flip(0)).abs().max())
-    if not apart <= _APART * float((found[0] - found[2].flip(0)).abs().max()) + 1e-5 * float(found[0].abs().max()):
+    shifted, model, lengths = measure.shifted, measure.model, [len(row.ids) for row in measure.rows]
+    pair = [int(np.argmax(lengths)), int(np.argmin(lengths))]
+    if callable(measure.objective):
+        measure.values(pair[:1], (_EPS,), probe_step(0))
+    else:
+        rows = [measure.rows[number] for number in pair]
+        if model.padding_matters:
+            rows[1] = rows[0]
+        together = _scores(measure, rows, (_EPS, -_EPS))
+        alone = torch.cat([_scores(measure, [row], (scale,)) for row, scale in zip(rows, (_EPS, -_EPS), strict=True)])
+        exact = model.module.dtype in (torch.float32, torch.float64)
+        apart, size = float((together - alone).abs().max()), float(alone.abs().max())
+        if not apart <= (_APART if exact else _APART_IN_16_BITS) * size:
+            raise CheckpointError(
+                f"a {type(model.module).__name__} mixes the halves of a batch (scores of {size:.2g} differ by {apart:.1g}), so both "
+                "signs can't be read in one pass: take another architecture"
+            )
+    if shifted.unused:
         raise CheckpointError(
-            f"a {type(measure.model.module).__name__} mixes the halves of a batch (by {apart:g}), so both signs can't be read in one pass: "
-            "tune a region of other modules (`include`)"
+            f"module {shifted.unused[0]} holds tuned weights and is never called, so they can't be moved for it: leave it out (`exclude`)"
         )
 
 
-def _check_used(unused: Sequence[str]) -> None:
-    if unused:
-        raise CheckpointError(
-            f"module {unused[0]} holds tuned weights and is never called, so they can't be moved for it: leave it out (`exclude`)"
-        )
+def _scores(measure: Measure, rows: Sequence[Encoded], scales: Sequence[float]) -> Tensor:
+    batch, positions = collate(measure.model, rows)
+    with measure.shifted.at(scales, len(rows), probe_step(0)), steady_attention(), torch.no_grad():
+        return measure.readout.logits(measure.model.module, batch, positions).float()

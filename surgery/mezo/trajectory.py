@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from surgery.errors import CheckpointError, OptionError
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
 from surgery.jsonfile import JsonError, load_json, parse_json
 from surgery.mezo.adapters import save_adapter
-from surgery.mezo.noise import Kind, Noise
+from surgery.mezo.noise import Noise
 from surgery.mezo.walk import MadeTensors, Precision, Walk
 from surgery.mezo.weights import LowRankTensor, RegionTensor
 from surgery.provenance import provenance
@@ -38,7 +38,7 @@ class _Header(TypedDict):
     """A file's header, as JSON."""
 
     base: str
-    noise: Kind
+    noise: Literal["rademacher", "gaussian"]
     seed: int
     precision: Precision
     momentum: float
@@ -97,7 +97,7 @@ class Trajectory(Walk, Shown):
         """A safetensors file: four bytes a step and direction, the region's places, and a header."""
         header: _Header = {
             "base": self.base,
-            "noise": self.noise.kind,
+            "noise": "gaussian" if self.noise.kind == "gaussian" else "rademacher",
             "seed": self.noise.seed,
             "precision": self.precision,
             "momentum": self.momentum,
