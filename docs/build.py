@@ -26,6 +26,7 @@ FACES = (
     "surgery.unlearning",
     "surgery.tint",
     "surgery.evaluating",
+    "surgery.mezo",
     "pcfg",
     "probes",
     "probes.emergence",

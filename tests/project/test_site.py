@@ -33,6 +33,7 @@ def test_every_public_name_has_its_documentation(built):
         "surgery.unlearning",
         "surgery.tint",
         "surgery.evaluating",
+        "surgery.mezo",
         "pcfg",
         "probes",
         "probes.emergence",
