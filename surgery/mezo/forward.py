@@ -34,6 +34,10 @@ class ShiftedModel:
     def __init__(self, module: nn.Module, tensors: Sequence[TunedTensor]) -> None:
         self.module, self.tensors, self.shift = module, tensors, Shift()
         self.called: set[str] = set()
+        device = tensors[0].parameter.device if tensors else None
+        self.scratch = torch.empty(
+            SCRATCH // 4, device=device
+        )  # what a product's pieces are made in, one after the other
         self._known = {id(tensor.parameter): tensor for tensor in tensors}
         self._held: dict[str, nn.Module] = {}
         _check_dropout(module)
@@ -142,7 +146,7 @@ class _Product:
         if touched is None:
             step = max(_TILE, SCRATCH // (4 * len(biases) * (weight.numel() // outputs)) // _TILE * _TILE)
             if outputs <= step:
-                pieces = tuned.pieces(shift, self.axis, slice(0, outputs))
+                pieces = tuned.pieces(shift, self.axis, slice(0, outputs), self.model.scratch)
                 return parts.join([self._apply(*given) for given in zip(parts.each, pieces, biases, strict=True)])
             made = [x.new_empty(*x.shape[:-1], outputs) for x in parts.each]
             units: list[Any] = [slice(first, min(outputs, first + step)) for first in range(0, outputs, step)]
@@ -151,7 +155,7 @@ class _Product:
             step = max(_TILE, SCRATCH // (4 * len(biases) * (weight.numel() // outputs)))
             units = list(touched.split(step))
         for chosen in units:
-            pieces = tuned.pieces(shift, self.axis, chosen)
+            pieces = tuned.pieces(shift, self.axis, chosen, self.model.scratch)
             for x, output, piece, bias in zip(parts.each, made, pieces, biases, strict=True):
                 output[..., chosen] = self._apply(x, piece, None if bias is None else bias[chosen])
         return parts.join(made)

@@ -67,8 +67,12 @@ class TunedTensor:
         """Add a sum of noises to the tuned weights, term by term."""
         self.noise.walk(self.parameter.detach().view(-1), self.number, terms)
 
-    def pieces(self, shift: Shift, axis: int, units: Units) -> Sequence[Tensor]:
-        """The weights of some rows, or of a slice of columns, for each scale, in the parameter's dtype."""
+    def pieces(self, shift: Shift, axis: int, units: Units, scratch: Tensor | None = None) -> Sequence[Tensor]:
+        """The weights of some rows, or of a slice of columns, for each scale, in the parameter's dtype.
+
+        Args:
+            scratch: float32 memory to make them in, if they fit; fresh memory costs as much as the noise.
+        """
         if not any(shift.scales):
             return [_take(self.parameter.detach(), axis, units)] * len(shift.scales)
         values = self._float32(axis, units)
@@ -79,7 +83,10 @@ class TunedTensor:
             first = torch.tensor(starts, device=values.device)
         else:
             flat, first = values.reshape(len(units), -1), units * width
-        moved = self.noise.spread(flat, first, shift.scales, Place(self.number, shift.step, shift.direction))
+        size, out = len(shift.scales) * flat.numel(), None
+        if scratch is not None and size <= len(scratch):
+            out = scratch[:size].view(len(shift.scales), *flat.shape)
+        moved = self.noise.spread(flat, first, shift.scales, Place(self.number, shift.step, shift.direction), out)
         return moved.view(len(shift.scales), *values.shape).to(self.parameter.dtype).unbind()
 
     def versions(self, shift: Shift) -> Sequence[Tensor]:
@@ -200,7 +207,7 @@ class RegionTensor(TunedTensor):
         whole.view(-1)[self.indices.cpu()] = self._values.to("cpu", stored.dtype)
         return whole
 
-    def pieces(self, shift: Shift, axis: int, units: Units) -> Sequence[Tensor]:
+    def pieces(self, shift: Shift, axis: int, units: Units, scratch: Tensor | None = None) -> Sequence[Tensor]:
         """The weights of some rows or columns, ascending where they aren't a slice, for each scale."""
         part = _take(self.parameter.detach(), axis, units)
         moved = part[None].expand(len(shift.scales), *part.shape).clone(memory_format=torch.contiguous_format)
