@@ -33,8 +33,8 @@ def smallest(target: float, movable: int, gain: Callable[[int], float]) -> tuple
     tried = {low: gain(low)}
     if tried[low] >= target:
         high = low
-    while high / low > _PRECISION:
-        middle = round(math.sqrt(low * high))
+    while high > low + 1 and high / low > _PRECISION:
+        middle = min(max(round(math.sqrt(low * high)), low + 1), high - 1)
         tried[middle] = gain(middle)
         low, high = (low, middle) if tried[middle] >= target else (middle, high)
     if high == movable:

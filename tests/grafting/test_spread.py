@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from surgery import graft
@@ -198,6 +198,10 @@ def test_where_few_weights_moved_nothing_is_grown_and_no_control_is_made(tiny, t
 
 
 @given(st.integers(1, 10**7), st.integers(1, 10**7))
+@example(10, 2)
+@example(10, 3)
+@example(10, 4)
+@example(1, 1)
 def test_bisection_finds_the_smallest_number_within_a_quarter(movable, least):
     least = min(least, movable)
     tried = []
