@@ -383,3 +383,21 @@ def test_kept_weights_are_on_the_way_to_the_same_model(trained, folder, grammar)
     with pytest.raises(OptionError, match=r"step 5 wasn't kept \(there are: 1, 3, 7\)"):
         trained.at(5)
     assert Grammar.load(folder / "checkpoints" / "step-3" / "grammar.pcfg.json").fingerprint == grammar.fingerprint
+
+
+def test_a_killed_training_goes_on_with_the_weights_it_kept(trained, grammar, tmp_path, monkeypatch):
+    monkeypatch.setattr("pcfg.learning.pretraining._SAVE_SECONDS", 0.0)
+    recipe = PretrainRecipe(**trained.report["call"]["pretrain"])
+
+    def stop(done, total, line):
+        if line.startswith("pretraining") and done == 5:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        pretrain(grammar, recipe, keep=3, device="cpu", resume=tmp_path / "state", progress=stop)
+    again = pretrain(grammar, recipe, keep=3, device="cpu", resume=tmp_path / "state")
+    assert list(again.kept) == list(trained.kept)
+    for step, weights in trained.kept.items():
+        assert all(torch.equal(again.kept[step][name], tensor) for name, tensor in weights.items())
+    with pytest.raises(OptionError, match="`keep` is 20, and training makes 20 steps: keep from 0 to 19"):
+        pretrain(grammar, recipe, keep=20, device="cpu")
