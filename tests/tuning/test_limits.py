@@ -157,3 +157,16 @@ def test_places_end_to_end_are_places_by_tensor(tiny):
     assert region.weights == 50 and Region.union([region, region]).digest == region.digest
     with pytest.raises(SkillError, match="ascend"):
         Region({names[0]: torch.tensor([1, 1])})
+
+
+def test_whole_tensors_as_regions_are_tensors_by_name(tiny):
+    recipe = Recipe("sgd", rate=0.3, steps=4, batch_size=6, accumulate=2, clip=0.2)
+    names, held = block_names(tiny("bert")), weights(tiny("bert"))
+    some = Region({name: torch.arange(held[name].numel()) for name in names[::2]})
+    by_name = tune(tiny("bert"), task(), recipe, exclude=names[::2], device="cpu")
+    outside = tune(tiny("bert"), task(), recipe, outside=some, device="cpu")
+    rest = Region({name: torch.arange(held[name].numel()) for name in names[1::2]})
+    only = tune(tiny("bert"), task(), recipe, only=rest, device="cpu")
+    for name, tensor in by_name.tensors.items():
+        assert torch.allclose(outside.tensors[name], tensor, atol=1e-6) and not torch.equal(tensor, held[name])
+        assert torch.allclose(only.tensors[name], tensor, atol=1e-6)
