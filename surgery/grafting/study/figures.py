@@ -64,7 +64,7 @@ def draw_bars(
         )
         axes.grid(axis="x", visible=False)
         axes.set_ylabel(label)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=3, fontsize=9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14 if len(rows) <= 4 else -0.25), ncols=3, fontsize=9)
 
 
 def draw_reliability(diagrams: Mapping[str, Any], file: Path) -> None:

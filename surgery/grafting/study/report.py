@@ -310,7 +310,7 @@ def _diagrams(seed: measures.Seed) -> dict[str, Reliability]:
                 for model in ("tuned", "graft"):
                     logits = seed.logits("skill", name, model, on)
                     assert logits is not None
-                    found[f"{model} on {on}"] = Reliability.of(softmax(logits), seed.targets(on))
+                    found[f"{model}, tested on {on}"] = Reliability.of(softmax(logits), seed.targets(on))
             return found
     return {}
 
