@@ -44,8 +44,12 @@ def told(held: Mapping[str, Any], *, tuned_values: bool = True) -> list[str]:
     first = f"Tuning moved {moved:,} of {movable:,} block weights ({moved / movable:.2%})."
     if top is None:
         return [first]
-    first += f" At their tuned values the best {asked:,} ({asked / movable:.2g}) gain {top:.2f} of what it gained, to first order and at most."
+    first += f" At their tuned values the best {asked:,} ({asked / movable:.2g}) gain {_share(top)} of what it gained, to first order and at most."
     return [first, *([proposal(held)] if tuned_values and too_few(held) else [])]
+
+
+def _share(top: float) -> str:
+    return f"{top:.2f}" if top < 1 else "all"
 
 
 def too_few(held: Mapping[str, Any]) -> bool:

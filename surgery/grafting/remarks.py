@@ -38,7 +38,7 @@ def remarks(report: Mapping[str, Any]) -> list[str]:
 
 def _fewer(report: Mapping[str, Any]) -> list[str]:
     weights, asked = report.get("weights", 0), report.get("call", {}).get("graft", {}).get("weights", 0)
-    if not 0 < weights < asked:
+    if not 0 < weights < asked or report.get("values", "tuned") != "tuned":  # components seldom fill a budget
         return []
     return [
         f"It holds {number_of(weights, 'weight')} and not the {asked:,} that were asked for: no more moved in tuning."

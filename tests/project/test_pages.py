@@ -26,7 +26,6 @@ PAGES = pages.pages()
 SMALLER = {
     "1e-4": "1e-2",
     "--low-rank --sparsity 1e-2": "--low-rank --sparsity .3",
-    "--target-gain .95": "--target-gain .95 --method movement",
     "CLASS": "negative",
     "--nltk-treebank --only 1-3414": "--trees treebank.txt",
     "--nltk-treebank --only 3415-3914 --max-length 40": "--trees treebank.txt",
