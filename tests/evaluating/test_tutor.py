@@ -126,13 +126,13 @@ def test_wrong_forms_and_silence_are_missing_with_a_reason():
 
 def test_chapters_beyond_the_context_are_cut_and_said():
     speaker = Speaker(lambda call: "x", "tutor")
-    speaker.context = 190
+    speaker.context = 150
     found = evaluate_tutor(speaker, data=QUESTIONS, graders=[Speaker(grades(1, 1), "g")], max_tokens=20)
-    assert all(len(call.messages[0].content.split()) + 20 <= 190 for call in speaker.asked)
+    assert all(len(call.messages[0].content.split()) + 20 <= 150 for call in speaker.asked)
     assert all(item.labels["chapter cut"] == "yes" for item in found.items)
     assert found.remarks[0].startswith("8 of 8 chapters are longer than the model's context")
-    with pytest.raises(OptionError, match="`max_tokens` 180 leaves no room for a chapter"):
-        evaluate_tutor(speaker, data=QUESTIONS, graders=[Speaker(grades(1, 1), "g")], max_tokens=180)
+    with pytest.raises(OptionError, match="`max_tokens` 140 leaves no room for a chapter"):
+        evaluate_tutor(speaker, data=QUESTIONS, graders=[Speaker(grades(1, 1), "g")], max_tokens=140)
     with pytest.raises(OptionError, match="`grader` is missing"):
         evaluate_tutor(speaker, data=QUESTIONS, graders=[])
 
