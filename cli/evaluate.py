@@ -262,7 +262,7 @@ def regrade(
 ) -> None:
     """Compute the published metrics of Skill-Mix from files of gradings."""
     from surgery.errors import OptionError
-    from surgery.evaluating.regrade import regrade as run
+    from surgery.evaluating.regrading import regrade as run
     from surgery.files import check_output
 
     if not files:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from surgery.faces import face
 
 if TYPE_CHECKING:
-    from surgery.evaluating.damage import damage
+    from surgery.evaluating.damaging import damage
     from surgery.evaluating.evaluation import Evaluation
     from surgery.evaluating.formal.run import evaluate_formal
-    from surgery.evaluating.regrade import regrade
+    from surgery.evaluating.regrading import regrade
     from surgery.evaluating.skillmix import evaluate_skillmix
     from surgery.evaluating.tutoring.dialogues import Dialogue, make_dialogues, read_dialogues
     from surgery.evaluating.tutoring.questions import Question
@@ -22,13 +22,13 @@ _HOMES = {
     "Dialogue": "surgery.evaluating.tutoring.dialogues",
     "Evaluation": "surgery.evaluating.evaluation",
     "Question": "surgery.evaluating.tutoring.questions",
-    "damage": "surgery.evaluating.damage",
+    "damage": "surgery.evaluating.damaging",
     "evaluate_formal": "surgery.evaluating.formal.run",
     "evaluate_skillmix": "surgery.evaluating.skillmix",
     "evaluate_tutor": "surgery.evaluating.tutoring.run",
     "make_dialogues": "surgery.evaluating.tutoring.dialogues",
     "read_dialogues": "surgery.evaluating.tutoring.dialogues",
-    "regrade": "surgery.evaluating.regrade",
+    "regrade": "surgery.evaluating.regrading",
 }
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 
 from surgery.errors import EvaluationError, OptionError
 from surgery.evaluating.calls import Log
-from surgery.evaluating.damage import damage
+from surgery.evaluating.damaging import damage
 from surgery.evaluating.evaluation import Evaluation
 from surgery.evaluating.measured import Item, Metric
 from surgery.evaluating.models import open_language_model

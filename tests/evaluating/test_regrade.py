@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from surgery.errors import EvaluationError
-from surgery.evaluating.regrade import read_gradings, regrade
+from surgery.evaluating.regrading import read_gradings, regrade
 
 COLUMNS = ["k", "skills", "topic", "user_0", "assistant_0", "points_0", "true_sentence_lim_pt_0"]
 # By combination: points of the best two generations' gradings; the sentence limit as counted.

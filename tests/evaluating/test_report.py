@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from surgery.errors import EvaluationError, OptionError
-from surgery.evaluating.damage import damage
+from surgery.evaluating.damaging import damage
 from surgery.evaluating.evaluation import Evaluation
 from surgery.evaluating.formal.run import evaluate_formal
 from surgery.evaluating.gallery import show_folder

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -140,6 +141,8 @@ def test_every_name_of_the_face_is_there(package):
     assert sorted(face._HOMES) == sorted(face.__all__)
     for name in face.__all__:
         assert getattr(face, name).__name__ == name
+        # Importing a module of that name would put the module where the face has its name.
+        assert importlib.util.find_spec(f"{package}.{name}") is None
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         face.nonsense  # noqa: B018
     assert set(face.__all__) <= set(dir(face))
