@@ -150,7 +150,7 @@ def test_pretraining_that_is_too_large_is_refused_first(free, monkeypatch):
     monkeypatch.setattr("transformers.RobertaForMaskedLM.to", None)
     grammar = Grammar.random(3, 4, words=6, seed=1, temperature=2.0)
     with pytest.raises(
-        PcfgOptionError, match=r"pretraining needs .* on cpu, which has 10 MiB free: lower --batch-size"
+        PcfgOptionError, match=r"pretraining needs .* on cpu, which has 10 MiB free: lower `batch_size`"
     ):
         pretrain(grammar, PretrainRecipe(sentences=1000), device="cpu")
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from surgery.checkpoints.models import load_model
 from surgery.grafting.study.bench import Bench
+from surgery.quiet import quiet
 from surgery.tasks.readout import alike, collate
 from surgery.tasks.scoring import predict
 from surgery.tuning.recipe import Recipe
@@ -35,7 +36,8 @@ def tune_lora(bench: Bench, seed: int, name: str) -> tuple[dict[str, NDArray], i
     ]
     layers = [path for path in targets if any(part.isdigit() for part in path.split("."))]
     torch.manual_seed(seed)
-    adapted = get_peft_model(model.module, LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules=layers)).eval()
+    with quiet():  # it asks a model for all of its attributes, deprecated ones too
+        adapted = get_peft_model(model.module, LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules=layers)).eval()
     weights = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     recipe = Recipe("adamw", rate=_RATE, steps=bench.settings.steps)
     pace = recipe.pace(model.kind, 1, len(lesson.rows), 0.0)
