@@ -56,8 +56,11 @@ SMALLER = {
     'pcfg.json"), 2000, layers="all", seeds=5': 'pcfg.json"), 80, layers="all", seeds=1',
     "verify(bn, edit, test)": "verify(bn, edit, test, shadows=0, baselines=False)",
 }
-# The embedded examples, which tests of their own run.
-ALONE = ("graft", "unlearn", "tint", "probe", "emergence", "eval")
+# The embedded examples and the study, which tests of their own run.
+ALONE = (
+    *("graft", "unlearn", "tint", "probe", "emergence", "eval"),
+    "skill study BASE --tasks sst2,cr,subj,trec --data-root DIR -o study/",
+)
 
 # A label of each skill that pages combine.
 LABELS = {"trec": "Human", "subj": "subjective", "cr": "positive", "other-skill": "positive"}
