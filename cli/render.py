@@ -187,14 +187,19 @@ def print_skill(report: Mapping[str, Any]) -> None:
             ["method", "weights", "sparsity", "accuracy", "ECE", "agreement", "gain recovered"],
             cells,
         )
-    if above := report.get("control", {}).get("agreement_above"):
+    _say_control(report.get("control", {}).get("agreement_above"))
+    examples = report.get("examples", {})
+    say_repeated(examples.get("test_in_train", 0), examples.get("test", 0), "test")
+
+
+def _say_control(above: Sequence[float] | None) -> None:
+    """How much more often than the control the graft agrees with tuned, with its interval; nothing without a control."""
+    if above:
         evidence = "evidence" if above[1] > 0 else "no evidence"
         say(
             f"control: as many weights of the base tuned anew, which never saw tuned; the graft agrees with tuned {above[0]:+.3f} "
             f"[{above[1]:.3f}, {above[2]:.3f}] more: {evidence} that it carries this checkpoint and not just the task"
         )
-    examples = report.get("examples", {})
-    say_repeated(examples.get("test_in_train", 0), examples.get("test", 0), "test")
 
 
 def say_repeated(count: int, total: int, split: str) -> None:

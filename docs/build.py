@@ -1,4 +1,4 @@
-"""Build the site of the repository's pages, its notebooks and the reference of its public names: python docs/build.py.
+"""Build the site of the repository's pages, its notebooks and the reference of its public names: python docs/build.py [FOLDER, in build/].
 
 Pages lie where their code is, so they are first copied to build/docs/pages by the paths they have; links between them, and to the
 pictures, work there as they do in the repository. A link that leads nowhere stops the build. Needs the extra `docs`.
@@ -15,7 +15,7 @@ from pathlib import Path
 import nbconvert
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = ROOT / "build" / "docs"
+PROJECT = ROOT / "build" / (sys.argv[1] if len(sys.argv) > 1 else "docs")
 # The public faces: what can be imported from them is what a reader may rely on.
 FACES = (
     "surgery",
@@ -70,7 +70,7 @@ def _reference(face: str) -> str:
 
 
 def main() -> int:
-    """Build the site anew in build/docs/site; return zensical's exit status."""
+    """Build the site anew, in build/docs/site where no other folder is given; return zensical's exit status."""
     shutil.rmtree(PROJECT, ignore_errors=True)
     stage(PROJECT / "pages")
     shutil.copyfile(ROOT / "docs" / "zensical.toml", PROJECT / "zensical.toml")

@@ -38,7 +38,7 @@ def mezo_need(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     device: str | torch.device | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> Need:
     """Find what memory `surgery.mezo.tune` with these arguments needs at once, from shapes alone; no weights are read."""
     checkpoint, place, recipe = open_checkpoint(base), pick_device(device), recipe or MezoRecipe()

@@ -5,33 +5,17 @@ Nothing is kept: whoever needs the noise of a step again makes it again.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
-from numpy.typing import NDArray
 from torch import Tensor
 
 from surgery.mezo import philox
+from surgery.mezo.places import Place, Terms
 
 KINDS = ("rademacher", "gaussian")
-
-
-class Place(NamedTuple):
-    """Which noise: the number of the tensor, the step and the direction of that step."""
-
-    tensor: int
-    step: int
-    direction: int = 0
-
-
-class Terms(NamedTuple):
-    """A sum of noises, in this order: its steps, their directions and what each is multiplied by, [terms] each."""
-
-    steps: NDArray[np.uint32]
-    directions: NDArray[np.uint32]
-    scales: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

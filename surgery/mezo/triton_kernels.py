@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from surgery.mezo.noise import Place, Terms
 from surgery.mezo.philox import FRACTION, SEGMENTS, quantiles
+from surgery.mezo.places import Place, Terms
 
 BLOCKS = 16  # blocks of words a program
 VARYING = ["columns", "tensor", "step", "direction", "k0", "k1", "terms"]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import CheckpointError, OptionError
-from surgery.mezo.noise import Noise, Terms
+from surgery.mezo.noise import Noise
+from surgery.mezo.places import Terms
 from surgery.mezo.weights import LowRankTensor, RegionTensor, RoundedTensor, SixteenBitTensor, TunedTensor, factors
 
 Precision = Literal["float32", "residual", "bfloat16"]

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Float32, Int8, Int64
 from torch import Tensor
 
-from surgery.mezo.noise import Noise, Place, Terms
+from surgery.mezo.noise import Noise
+from surgery.mezo.places import Place, Terms
 
 SCRATCH = 4 << 20  # bytes of weights that are made at once
 FIRST = 0xFFFFFFFF  # the step whose noise the first values of factors are

@@ -90,7 +90,7 @@ def test_json_is_one_object_with_the_promised_keys(work, run, data, tmp_path):
 
     graft = object_of("graft", base, tuned, *common, "--eval", data, "--sparsity", 0.01, "-o", tmp_path / "a")
     figures = {"base", "tuned", "graft", "weights", "sparsity", "bytes"}
-    assert graft.keys() == {*figures, "examples", "remarks", "output", "seconds"}
+    assert graft.keys() == {*figures, "values", "prospects", "examples", "remarks", "output", "seconds"}
     assert graft["base"].keys() == graft["tuned"].keys() == {"accuracy", "ece"}
     assert graft["graft"].keys() == {"accuracy", "ece", "agreement", "gain_recovered"}
     assert graft["weights"] == 51 and graft["bytes"] == (tmp_path / "a" / "skill.safetensors").stat().st_size

@@ -64,7 +64,7 @@ def test_what_is_said(skills):
     )
     assert "at most 0.7 among the weights that moved, 0.4 within the same tensors, 0.33 among all" in summary[0]
     assert "67% are moved in the same direction, and the cosine of their moves is 0.20" in summary[0]
-    assert "the most of 3 pairs" in summary[1] and "two and three: 0 weights" in summary[1]
+    assert "the most of 3 pairs" in summary[1] and "two and three: no weights" in summary[1]
     assert "two (5 of 8)" in summary[2] and "one (" not in summary[2]
     two = compare({name: skills[name] for name in ("one", "three")})
     assert len(two.summary) == 1 and "among the weights that moved" not in two.summary[0]

@@ -134,7 +134,7 @@ def test_a_head_that_differs_is_named(tiny, tmp_path):
     assert report["head"] == sorted(head)
     assert (
         "The head differs (classifier.bias, classifier.weight), " in remarks(report)[0]
-        and "`--head tuned`" in remarks(report)[0]
+        and "`surgery graft --head tuned`" in remarks(report)[0]
     )
     made = with_tuned_head(tiny("bert-classifier"), tuned, tmp_path / "base")
     assert graft(made, tuned, task(), weights=20, device="cpu").report["head"] == []
@@ -162,7 +162,10 @@ def figures(gain, **changes):
         (figures(0.95), []),
         (figures(0.25), []),
         (figures(0.133), ["recovers 0.133"]),
-        (figures(0.0), ["recovers 0.000 of tuning's gain: 1,064 weights don't carry .* `--sweep 1e-4:1`"]),
+        (
+            figures(0.0),
+            ["recovers 0.000 of tuning's gain: 1,064 weights don't carry .* `surgery graft --sweep 1e-4:1`"],
+        ),
         (figures(-0.4), ["recovers -0.400 of"]),
         (figures(None), [r"gained nothing on the test examples \(accuracy: base 0.600, tuned 0.800\).* check that"]),
         (figures(None, task={"metric": "f1"}), [r"\(f1: base 0.700, tuned 0.700\)"]),

@@ -95,6 +95,6 @@ def test_a_skills_page_tells_the_answer_first_and_shows_its_figures(made):
     )
     for name in ("sparsity.png", "reliability.png", "where.png"):
         assert f'src="{name}"' in page and (made[0] / "skill" / name).exists()
-    assert page.count("<table") == 3 and f'<td class="number">{skill.report["graft"]["accuracy"]:.4g}' in page
+    assert page.count("<table") == 4 and f'<td class="number">{skill.report["graft"]["accuracy"]:.4g}' in page
     card = (made[0] / "skill" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: surgery\n") and "surgery skill apply THIS_FOLDER BASE" in card

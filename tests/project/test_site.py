@@ -1,5 +1,6 @@
 """`make docs`: the site is whole, without a warning, and needs nothing from elsewhere. Skipped where the extra `docs` isn't installed."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from tests.support.pages import ROOT
 for needed in ("zensical", "mkdocstrings_handlers.python", "nbconvert"):
     pytest.importorskip(needed, reason="needs the extra docs: pip install -e '.[docs]'")
 
-SITE = ROOT / "build" / "docs" / "site"
+FOLDER = f"docs-{os.environ.get('PYTEST_XDIST_WORKER', 'tested')}"  # tests of one process don't clear another's site
+SITE = ROOT / "build" / FOLDER / "site"
 
 
 @pytest.fixture(scope="module")
 def built():
-    return subprocess.run([sys.executable, "docs/build.py"], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "docs/build.py", FOLDER], cwd=ROOT, capture_output=True, text=True)
 
 
 def test_it_is_built_without_a_warning(built):

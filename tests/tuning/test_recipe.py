@@ -72,13 +72,13 @@ def test_of_many_examples_64_are_drawn_by_seed_for_the_gradient_norm(tiny):
 
 def test_whatever_decides_the_weights_makes_another_run(tiny):
     base, recipe = Checkpoint(tiny("bert")), Recipe()
-    given = (base, task(), recipe, 0, ("a", "b"))
+    given = (base, [task()], recipe, 0, ("a", "b"))
     changes = [
         (0, Checkpoint(tiny("roberta"))),
-        (1, task(train=ROWS[1:])),
-        (1, task(dev=ROWS[:2])),
-        (1, task(max_length=64)),
-        (1, task(prompt="{text} All in all {mask}.")),
+        (1, [task(train=ROWS[1:])]),
+        (1, [task(dev=ROWS[:2])]),
+        (1, [task(max_length=64)]),
+        (1, [task(prompt="{text} All in all {mask}.")]),
         (2, replace(recipe, rate=0.1)),
         (2, replace(recipe, patience=4)),
         (3, 1),
@@ -87,4 +87,4 @@ def test_whatever_decides_the_weights_makes_another_run(tiny):
     for place, value in changes:
         other = [*given[:place], value, *given[place + 1 :]]
         assert _identity(*other) != _identity(*given), (place, value)
-    assert _identity(*given) == _identity(Checkpoint(tiny("bert")), task(test=ROWS[:1]), *given[2:])
+    assert _identity(*given) == _identity(Checkpoint(tiny("bert")), [task(test=ROWS[:1])], *given[2:])

@@ -75,7 +75,9 @@ def plan(settings: Settings, data_root: Path) -> list[Stage]:
     return stages(settings, alike({task.name: task.labels for task in tasks}))
 
 
-def tuning_seconds(base: Checkpoint, data_root: Path, settings: Settings, device: str | None = None) -> float:
+def tuning_seconds(
+    base: Checkpoint, data_root: Path, settings: Settings, device: str | torch.device | None = None
+) -> float:
     """How long tuning on one task takes here, from four of its steps."""
     task = load_tasks(settings.tasks[:1], data_root, ("train",), shots=settings.shots, max_length=settings.max_length)[
         0
