@@ -67,16 +67,10 @@ def check_rules(rules: Sequence[Rule], start: str) -> dict[str, float]:
     if not rules:
         raise GrammarError("the grammar has no rules: give at least one")
     totals: dict[str, float] = defaultdict(float)
+    empty = Word("")
     for rule in rules:
-        if not rule.children or set(rule.children) == {Word("")}:
-            raise GrammarError(
-                f"the rule {rule if rule.children else f'{rule.parent} -> (nothing)'} derives no word, and every leaf of a tree is "
-                f"one: leave it out, and write each rule that uses {rule.parent} with and without it, as S -> A {rule.parent} [0.7] | A [0.3]"
-            )
-        if Word("") in rule.children:
-            raise GrammarError(
-                f"the rule {rule} has an empty word, which no sentence holds: leave the quotes out, the rest of the rule is the same without them"
-            )
+        if not rule.children or empty in rule.children:
+            raise GrammarError(_empty(rule))
         if not (math.isfinite(rule.probability) and rule.probability >= 0):
             raise GrammarError(
                 f"the rule {rule} has the probability {rule.probability}: it must be a number, 0 or more"
@@ -88,11 +82,20 @@ def check_rules(rules: Sequence[Rule], start: str) -> dict[str, float]:
         raise GrammarError(f"the start symbol {start} has no rules: give it some, or name another start")
     for rule in rules:
         for child in rule.children:
-            if not isinstance(child, Word) and child not in totals:
+            if child not in totals and not isinstance(child, Word):
                 raise GrammarError(
                     f"the rule {rule} uses {child}, which has no rules: give it some, or quote it if it is a word"
                 )
     return totals
+
+
+def _empty(rule: Rule) -> str:
+    if set(rule.children) <= {Word("")}:
+        return (
+            f"the rule {rule if rule.children else f'{rule.parent} -> (nothing)'} derives no word, and every leaf of a tree is "
+            f"one: leave it out, and write each rule that uses {rule.parent} with and without it, as S -> A {rule.parent} [0.7] | A [0.3]"
+        )
+    return f"the rule {rule} has an empty word, which no sentence holds: leave the quotes out, the rest of the rule is the same without them"
 
 
 def checked_rules(rules: Sequence[Rule], start: str) -> Sequence[Rule]:

@@ -22,24 +22,26 @@ def read_rules(text: str, source: str = "the text") -> tuple[list[Rule], str]:
     """Rules and start symbol (the first rule's, or `%start`'s) of a text; see `Grammar.from_text` for its form."""
     lines = list(_lines(text))
     # A treebank has a tag #: where a rule is for one such, # starts a comment only at the beginning of a line.
-    hashes = any(re.match(r"\s*[\d.]\S*\s+#\S*\s+->\s", line) for _, line in lines)
+    hashes = "#" in text and any(re.match(r"\s*[\d.]\S*\s+#\S*\s+->\s", line) for _, line in lines)
     rules: list[Rule] = []
     start = ""
     for number, line in lines:
-        if named := _START.fullmatch(line):
+        if "%" in line and (named := _START.fullmatch(line)):
             start = named[1]
             continue
         tokens = (_TOKEN_BEHIND if _BEHIND.match(line) else _TOKEN).findall(line)
-        comment = next((i for i, token in enumerate(tokens) if token[0] == "#" and (i == 0 or not hashes)), len(tokens))
-        if tokens := tokens[:comment]:
-            rules += _read_line(tokens, f"{source}, line {number}")
+        if "#" in line:
+            marks = (i for i, token in enumerate(tokens) if token[0] == "#" and (i == 0 or not hashes))
+            tokens = tokens[: next(marks, len(tokens))]
+        if tokens:
+            rules += _read_line(tokens, source, number)
     if not rules:
         raise GrammarError(f"{source} holds no rules: give at least one, such as 1.0 S -> NP VP")
-    symbols = {rule.parent for rule in rules}  # a treebank has a tag '' too: else it is an empty word
-    for number, rule in enumerate(rules):
-        if any(child in _EMPTY and child not in symbols for child in rule.children):
-            known = (c if c not in _EMPTY or c in symbols else Word("") for c in rule.children)
-            rules[number] = rule._replace(children=tuple(known))
+    # A treebank has a tag '' too: else it is an empty word.
+    if empty := {name for name in _EMPTY if name in text} - {rule.parent for rule in rules}:
+        for number, rule in enumerate(rules):
+            if not empty.isdisjoint(rule.children):
+                rules[number] = rule._replace(children=tuple(Word("") if c in empty else c for c in rule.children))
     return rules, start or rules[0].parent
 
 
@@ -75,8 +77,9 @@ def _read_back(line: str, rule: Rule) -> bool:
     return not _GOES_ON.search(line) and tokens[1] == rule.parent and _children(tokens[3:]) == rule.children
 
 
-def _read_line(tokens: list[str], where: str) -> list[Rule]:
+def _read_line(tokens: list[str], source: str, number: int) -> list[Rule]:
     arrow = tokens.index("->") if "->" in tokens[:3] else -1
+    where = f"{source}, line {number}"
     if arrow == 2:
         return [Rule(tokens[1], _children(tokens[3:]), _probability(tokens[0], where))]
     if arrow != 1:
@@ -99,7 +102,11 @@ def _read_line(tokens: list[str], where: str) -> list[Rule]:
 
 
 def _children(tokens: list[str]) -> tuple[str | Word, ...]:
-    return tuple(Word(_ESCAPED.sub(r"\1", t[1:-1])) if t[0] in "'\"" and _QUOTED.fullmatch(t) else t for t in tokens)
+    return tuple([_word(token) if token[0] in "'\"" and _QUOTED.fullmatch(token) else token for token in tokens])
+
+
+def _word(token: str) -> Word:
+    return Word(_ESCAPED.sub(r"\1", token[1:-1]) if "\\" in token else token[1:-1])
 
 
 def _probability(token: str, where: str) -> float:
