@@ -29,6 +29,10 @@ class EvaluationError(SurgeryError):
     """A model, a grader, a file of gradings or a report that an evaluation can't use."""
 
 
+class SelectionError(SurgeryError):
+    """Rows, a store of features or a warm-up that data can't be selected with."""
+
+
 class OptionError(SurgeryError):
     """An option out of its range."""
 

@@ -1,4 +1,4 @@
-"""Noise on a CPU, compiled: the bits of `philox.py`, made and added in one pass over the weights.
+"""Noise on a CPU, compiled: the bits of `surgery/philox.py`, made and added in one pass over the weights.
 
 No kernel lets the compiler fuse a product with the addition that follows (numba doesn't unless told to): then every
 weight takes the same roundings here, in torch and on a card. Words are made for a group of blocks at once, in arrays
@@ -10,7 +10,7 @@ from typing import Any, no_type_check
 import numpy as np
 
 from surgery.compiling import compiled
-from surgery.mezo.philox import FRACTION, MULTIPLIERS, ROUNDS, SEGMENTS, WEYL, quantiles
+from surgery.philox import FRACTION, MULTIPLIERS, ROUNDS, SEGMENTS, WEYL, quantiles
 
 GROUP = 32  # blocks whose words are made at once
 _M0, _M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from surgery.mezo import philox
+from surgery import philox
 from surgery.mezo.places import Place, Terms
 
 KINDS = ("rademacher", "gaussian")

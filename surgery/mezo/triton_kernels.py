@@ -1,4 +1,4 @@
-"""Noise on a card, in Triton: the bits of `philox.py`, made and added in one pass over the weights.
+"""Noise on a card, in Triton: the bits of `surgery/philox.py`, made and added in one pass over the weights.
 
 A program takes the weights of some blocks of words, whose place among the weights of a row begins anywhere. Products
 aren't fused with the additions that follow (`enable_fp_fusion`), so that every weight takes the same roundings as on a CPU.
@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from surgery.mezo.philox import FRACTION, SEGMENTS, quantiles
 from surgery.mezo.places import Place, Terms
+from surgery.philox import FRACTION, SEGMENTS, quantiles
 
 BLOCKS = 16  # blocks of words a program
 VARYING = ["columns", "tensor", "step", "direction", "k0", "k1", "terms"]

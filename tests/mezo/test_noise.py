@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from surgery.mezo import philox
+from surgery import philox
 from surgery.mezo.noise import KINDS, Noise, Place, Terms
 
 ONES = 0xFFFFFFFF

@@ -50,7 +50,14 @@ ALLOWED = {
     ),
     "surgery": ("surgery",),
 }
-METHODS = ("surgery.grafting", "surgery.unlearning", "surgery.tint", "surgery.mezo", "surgery.evaluating")
+METHODS = (
+    "surgery.grafting",
+    "surgery.unlearning",
+    "surgery.tint",
+    "surgery.mezo",
+    "surgery.evaluating",
+    "surgery.selecting",
+)
 
 
 def imports():
@@ -107,6 +114,7 @@ def test_only_one_module_imports_matplotlib_and_one_rich():
         "import surgery.tint",
         "import surgery.mezo",
         "import surgery.evaluating",
+        "import surgery.selecting",
         "import pcfg",
         "import probes",
         "import probes.emergence",
@@ -131,6 +139,7 @@ def test_heavy_libraries_wait_until_they_are_needed(statement):
         "surgery.tint",
         "surgery.mezo",
         "surgery.evaluating",
+        "surgery.selecting",
         "pcfg",
         "probes",
         "probes.emergence",

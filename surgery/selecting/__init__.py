@@ -1,0 +1,24 @@
+"""Choosing the training data that teaches a skill, by gradients (LESS), beside simpler ways.
+
+from surgery.selecting import Features, Warmup; store = Features.collect("base", "pool.jsonl", warmup=Warmup(share=.05))
+"""
+
+from typing import TYPE_CHECKING
+
+from surgery.faces import face
+
+if TYPE_CHECKING:
+    from surgery.selecting.rows import Row, read_rows
+    from surgery.selecting.warmup import Warmup
+
+# Loaded on first use, like the names of `surgery`.
+_HOMES = {
+    "Row": "surgery.selecting.rows",
+    "Warmup": "surgery.selecting.warmup",
+    "read_rows": "surgery.selecting.rows",
+}
+
+__all__ = ["Row", "Warmup", "read_rows"]
+
+
+__getattr__, __dir__ = face(__name__, _HOMES)
