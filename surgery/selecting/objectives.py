@@ -95,7 +95,8 @@ class WordObjective:
                 else "has no token"
             )
             raise SelectionError(f"{where}: its answer {why}")
-        ids, types, learnt = (part[: self.max_length] for part in (ids, types, learnt))
+        cut = slice(self.max_length)
+        ids, types, learnt = ids[cut], types[cut], learnt[cut]
         targets = [token if counts else _IGNORED for token, counts in zip(ids, learnt, strict=True)]
         if self.causal:
             targets = [*targets[1:], _IGNORED]

@@ -56,7 +56,9 @@ class Row(NamedTuple):
     @property
     def key(self) -> int:
         """A number that rows with the same prompt share, case and spaces aside."""
-        return xxhash.xxh3_64_intdigest(" ".join(self.prompt.lower().split())) >> 1  # fits a signed number of 64 bits
+        return (
+            xxhash.xxh3_64_intdigest(" ".join(self.prompt.lower().split()).encode("utf-8", "backslashreplace")) >> 1
+        )  # fits a signed number of 64 bits
 
     def pieces(self, tokenizer: Any) -> list[Piece]:
         """The text that a language model reads, and which of it is to be learnt."""
