@@ -12,6 +12,8 @@ _OTHER_NAMES = {
     "phrases": ("phrase",),
     "columns": ("column",),
     "readings": ("reading",),
+    "h_base": ("h",),
+    "kind": ("sync",),
 }
 
 

@@ -19,6 +19,7 @@ from cli import (
     score,
     skill,
     study,
+    sync,
     tint,
     tune,
     tune_mezo,
@@ -60,6 +61,7 @@ app.add_typer(tint.app, name="tint")
 app.command()(probe.probe)
 app.add_typer(emergence.app, name="emergence")
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(sync.app, name="sync")
 
 
 @app.callback(invoke_without_command=True)

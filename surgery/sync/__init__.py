@@ -1,0 +1,25 @@
+"""Many workers that seldom synchronise: averaging every H steps, H growing as the learning rate falls (QSR).
+
+from surgery.sync import QSR; sync = QSR(optimizer, alpha=.0175); ...; optimizer.step(); sync.step(); ...; sync.finish(model)
+"""
+
+from typing import TYPE_CHECKING
+
+from surgery.faces import face
+
+if TYPE_CHECKING:
+    from surgery.sync.planning import Plan, plan, warmed_up
+    from surgery.sync.schedule import Schedule
+
+# Loaded on first use, like the names of `surgery`.
+_HOMES = {
+    "Plan": "surgery.sync.planning",
+    "Schedule": "surgery.sync.schedule",
+    "plan": "surgery.sync.planning",
+    "warmed_up": "surgery.sync.planning",
+}
+
+__all__ = ["Plan", "Schedule", "plan", "warmed_up"]
+
+
+__getattr__, __dir__ = face(__name__, _HOMES)
