@@ -9,17 +9,24 @@ from surgery.faces import face
 
 if TYPE_CHECKING:
     from surgery.sync.planning import Plan, plan, warmed_up
+    from surgery.sync.qsr import QSR
+    from surgery.sync.report import SyncReport
     from surgery.sync.schedule import Schedule
+    from surgery.sync.workers import LeftOutError, Workers
 
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
+    "LeftOutError": "surgery.sync.workers",
     "Plan": "surgery.sync.planning",
+    "QSR": "surgery.sync.qsr",
     "Schedule": "surgery.sync.schedule",
+    "SyncReport": "surgery.sync.report",
+    "Workers": "surgery.sync.workers",
     "plan": "surgery.sync.planning",
     "warmed_up": "surgery.sync.planning",
 }
 
-__all__ = ["Plan", "Schedule", "plan", "warmed_up"]
+__all__ = ["QSR", "LeftOutError", "Plan", "Schedule", "SyncReport", "Workers", "plan", "warmed_up"]
 
 
 __getattr__, __dir__ = face(__name__, _HOMES)
