@@ -18,6 +18,7 @@ from surgery.progress import Progress, silent
 FOUND = 0.999  # R squared from which a linear probe has found what lies there
 _MOST_WORDS, _FEWEST_TRAIN, _FEWEST_TEST = 6, 50, 20
 _PENALTY = 1e-6  # against columns that are copies of others only: more would hide what is there in few sentences
+_SPANNED = 1e-4  # of a state's length: what of it may lie outside of the states that a probe was trained on
 _SENTENCES, _HEADS = 8, 8  # of the ablations
 
 
@@ -27,12 +28,13 @@ class WidthCheck:
 
     Attributes:
         words: in the span; `complete` is the layer after which its scores are right.
-        r2: of each probed layer, R squared on test sentences; the lowest over nonterminals.
+        r2: of each probed layer, R squared on test sentences; the lowest over nonterminals. None where the training sentences'
+            states determine too few of the test sentences' for a probe to be asked.
     """
 
     words: int
     complete: int
-    r2: tuple[float, ...]
+    r2: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)
@@ -65,24 +67,32 @@ class Calibration:
     widths: tuple[WidthCheck, ...]
     heads: tuple[HeadCheck, ...]
 
-    def after(self) -> float:
-        """The lowest R squared at layers that have completed the width."""
-        return min(
-            (r2 for w in self.widths for n, r2 in zip(self.layers, w.r2, strict=True) if n >= w.complete), default=1.0
-        )
+    def after(self) -> float | None:
+        """The lowest R squared at layers that have completed the width; None where no probe could be asked."""
+        return min(self._asked(complete=True), default=None)
 
     def before(self) -> float | None:
-        """The highest R squared at layers that haven't; None where there are none."""
-        return max(
-            (r2 for w in self.widths for n, r2 in zip(self.layers, w.r2, strict=True) if n < w.complete), default=None
-        )
+        """The highest R squared at layers that haven't; None where there are none, or no probe could be asked."""
+        return max(self._asked(complete=False), default=None)
 
     def holds(self) -> bool:
-        """Whether linear probes find what is there, and heads zero the spans that need them and no others.
+        """Whether linear probes find what is there, as far as they could be asked, and heads zero the spans that need them
+        and no others.
 
         What comes before isn't asked: where sentences leave little open, earlier layers determine what later ones hold.
         """
-        return self.after() >= FOUND and all(head.zeroed == head.needing and not head.others for head in self.heads)
+        found = self.after()
+        heads = all(head.zeroed == head.needing and not head.others for head in self.heads)
+        return heads and (found is None or found >= FOUND)
+
+    def _asked(self, complete: bool) -> list[float]:
+        """R squared at layers that have completed a width, or haven't."""
+        return [
+            r2
+            for check in self.widths
+            for layer, r2 in zip(self.layers, check.r2, strict=True)
+            if r2 is not None and (layer >= check.complete) == complete
+        ]
 
 
 def calibrate(
@@ -90,7 +100,7 @@ def calibrate(
 ) -> Calibration | None:
     """Check linear probes and head ablations on a compiled model; None for any other, or of another grammar than the data's."""
     module, grammar = model.module, dataset.grammar
-    if not isinstance(module, InsideOutsideTransformer) or grammar is None or not _same(module, grammar):
+    if not isinstance(module, InsideOutsideTransformer) or grammar is None or not _same(model, grammar):
         return None
     widths = []
     for number, words in enumerate(range(2, min(_MOST_WORDS, module.slots.length) + 1)):
@@ -101,7 +111,9 @@ def calibrate(
     return Calibration(tuple(layers), tuple(widths), _heads(model, grammar, dataset))
 
 
-def _same(module: InsideOutsideTransformer, grammar: Grammar) -> bool:
+def _same(model: ProbedModel, grammar: Grammar) -> bool:
+    """Whether the model's rules and words' probabilities are the grammar's."""
+    module = model.module
     if (tuple(grammar.nonterminals), tuple(grammar.preterminals)) != (
         module.slots.nonterminals,
         module.slots.preterminals,
@@ -110,7 +122,12 @@ def _same(module: InsideOutsideTransformer, grammar: Grammar) -> bool:
     rules = torch.zeros(module.rules.shape, dtype=torch.float64)
     columns = (torch.from_numpy(np.asarray(c, np.int64)) for c in (grammar.parents, grammar.left, grammar.right))
     rules[tuple(columns)] = torch.from_numpy(grammar.rule_probs)
-    return torch.allclose(module.rules.detach().cpu().double(), rules, atol=1e-6)
+    weights, scales = (some.detach().cpu().double() for some in (module.words.weight, module.scales))
+    ids = model.tokenizer.convert_tokens_to_ids(list(grammar.words))
+    words = (weights * torch.exp(-scales)[:, None])[ids]
+    return torch.allclose(module.rules.detach().cpu().double(), rules, atol=1e-6) and torch.allclose(
+        words, torch.from_numpy(grammar.lexical_table.T), rtol=1e-4, atol=1e-6
+    )
 
 
 def _width(
@@ -131,20 +148,28 @@ def _width(
     return WidthCheck(words, words - 1, r2)
 
 
-def _r2(features: np.ndarray, rows: list[np.ndarray], wanted: list[np.ndarray]) -> float:
-    """R squared on the second rows by ridge regression on the first; the lowest over columns of what is wanted there."""
-    from sklearn.linear_model import Ridge
+def _r2(features: np.ndarray, rows: list[np.ndarray], wanted: list[np.ndarray]) -> float | None:
+    """R squared on the second rows by ridge regression on the first; the lowest over columns of what is wanted there.
 
+    Of test states that lie in the span of the training states only, as any probe guesses elsewhere; None for too few.
+    """
     scale = Scale.fit(features, rows[0])
     kept = np.isfinite(scale.spread)
     if not kept.any():
         return 0.0
     train, test = (scale(features[some])[:, kept].astype(np.float64) for some in rows)
-    spread = wanted[0].std(0)
-    probe = Ridge(alpha=_PENALTY).fit(train, wanted[0] / spread)
-    missed = ((probe.predict(test).reshape(len(test), -1) - wanted[1] / spread) ** 2).sum(0)
-    total = (((wanted[1] - wanted[1].mean(0)) / spread) ** 2).sum(0)
-    return float((1 - missed / total).min())
+    mean, spread = train.mean(0), wanted[0].std(0)
+    train, test = train - mean, test - mean
+    variances, axes = np.linalg.eigh(train.T @ train)
+    shrunk = axes / (np.maximum(variances, 0) + _PENALTY)
+    beyond = test - (test @ shrunk * np.maximum(variances, 0)) @ axes.T
+    there = np.linalg.norm(beyond, axis=1) <= _SPANNED * np.linalg.norm(test, axis=1)
+    varied = wanted[1][there].std(0) > 0 if there.any() else np.zeros(len(spread), bool)
+    if there.sum() < _FEWEST_TEST or not varied.any():
+        return None
+    targets = [(some[:, varied] - wanted[0].mean(0)[varied]) / spread[varied] for some in (wanted[0], wanted[1][there])]
+    missed = ((test[there] @ (shrunk @ (axes.T @ (train.T @ targets[0]))) - targets[1]) ** 2).sum(0)
+    return float((1 - missed / ((targets[1] - targets[1].mean(0)) ** 2).sum(0)).min())
 
 
 def _word_scores(

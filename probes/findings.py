@@ -137,7 +137,7 @@ class Findings:
 
     def _calibrated(self, found: Calibration) -> str:
         """What linear probes, two-layer ones and ablations find where the answer is known."""
-        before, zeroed = found.before(), sum(head.zeroed for head in found.heads)
+        after, before, zeroed = found.after(), found.before(), sum(head.zeroed for head in found.heads)
         early = "" if before is None else f", and {before:.3f} at most before"
         needing, others = sum(head.needing for head in found.heads), sum(head.others for head in found.heads)
         random = sum(head.random_zeroed for head in found.heads)
@@ -147,10 +147,14 @@ class Findings:
             if r2[0] is None or r2[1] is None
             else f" Marginals are products: two layers' R2 is {r2[0].value - r2[1].value:.3f} above one's."
         )
+        probed = (
+            "Too few sentences to ask linear probes for inside scores, which takes about as many as a state has dimensions"
+            if after is None
+            else f"Linear probes find inside scores with R2 {after:.4f} or more from the layer on that completes them{early}"
+        )
         return (
-            f"The weights are a grammar, so what lies in each layer is known. Linear probes find inside scores with R2 {found.after():.4f} or more "
-            f"from the layer on that completes them{early}; a head taken out sets {zeroed:,} of the {needing:,} spans that need it to 0 and "
-            f"{others:,} others, a random one {random:,}.{more}"
+            f"The weights are a grammar, so what lies in each layer is known. {probed}; a head taken out sets {zeroed:,} of the "
+            f"{needing:,} spans that need it to 0 and {others:,} others, a random one {random:,}.{more}"
         )
 
     @property

@@ -100,7 +100,7 @@ def _calibration_parts(findings: Findings) -> list[Part]:
     if found is None:
         return []
     columns = ["words", "complete after layer", *(f"layer {layer}" for layer in found.layers)]
-    rows = [[w.words, w.complete, *(f"{r2:.4f}" for r2 in w.r2)] for w in found.widths]
+    rows = [[w.words, w.complete, *("" if r2 is None else f"{r2:.4f}" for r2 in w.r2)] for w in found.widths]
     heads = [[h.symbol, h.needing, h.zeroed, h.others, h.random_zeroed] for h in found.heads]
     return [
         Heading("Against what is known"),
@@ -110,7 +110,8 @@ def _calibration_parts(findings: Findings) -> list[Part]:
             columns,
             rows,
             {
-                "complete after layer": "from this layer on the scores lie in the state as they are, and R squared should be 1."
+                "complete after layer": "from this layer on the scores lie in the state as they are, and R squared should be 1; empty "
+                "where the training sentences are too few to determine a probe."
             },
         ),
         Table(

@@ -90,7 +90,13 @@ _CALIBRATION = _object(
         "layers": {"type": "array", "items": _WHOLE},
         "widths": {
             "type": "array",
-            "items": _object({"words": _WHOLE, "complete": _WHOLE, "r2": {"type": "array", "items": _NUMBER}}),
+            "items": _object(
+                {
+                    "words": _WHOLE,
+                    "complete": _WHOLE,
+                    "r2": {"type": "array", "items": {"anyOf": [{"type": "null"}, _NUMBER]}},
+                }
+            ),
         },
         "heads": {
             "type": "array",

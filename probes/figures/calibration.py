@@ -3,6 +3,8 @@
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from probes.figures.drawing import Drawing
 from probes.findings import Findings
 from surgery.reporting.figures import COLOURS, MARKERS, figure
@@ -25,7 +27,7 @@ def _draw(findings: Findings, file: Path) -> None:
     with figure(file, 6.8, 3.8) as axes:
         for number, check in enumerate(found.widths):
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            shown = [max(r2, -0.5) for r2 in check.r2]
+            shown = [np.nan if r2 is None else max(r2, -0.5) for r2 in check.r2]
             axes.plot(found.layers, shown, color=colour, marker=marker, markersize=4, label=f"{check.words} words")
             axes.axvline(check.complete, color=colour, linestyle=":", linewidth=1.2)
         axes.set_xlabel("layer")

@@ -1,5 +1,7 @@
 """Probes held to a model of which the answer is known: a grammar compiled into a transformer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -88,8 +90,8 @@ def data(english):
     return Dataset.of_grammar(english, sample(english, 600, seed=0, max_length=LENGTH), seed=0)
 
 
-def calibrated(grammar, data, folder):
-    model = ProbedModel.load(save(compile_transformer(grammar, max_length=LENGTH), grammar, folder / "m"), device="cpu")
+def calibrated(grammar, data, folder, length=LENGTH):
+    model = ProbedModel.load(save(compile_transformer(grammar, max_length=length), grammar, folder / "m"), device="cpu")
     layers = range(model.layers + 1)
     return calibrate(model, data, Activations.collect(model, data.sentences, folder / "states", layers), layers)
 
@@ -123,13 +125,26 @@ def test_calibration_fails_where_something_is_wrong(english, data, tmp_path, bro
     assert not calibrated(english, data, tmp_path).holds()
 
 
-def test_nothing_is_calibrated_on_another_grammar(data, tmp_path):
-    assert (
-        calibrated(
-            Grammar.from_text(RULES.replace("V NP [0.7] | VP PP [0.3]", "V NP [0.6] | VP PP [0.4]")), data, tmp_path
-        )
-        is None
-    )
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        ("V NP [0.7] | VP PP [0.3]", "V NP [0.6] | VP PP [0.4]"),
+        ("'fish' [0.4] | 'light' [0.4]", "'fish' [0.3] | 'light' [0.5]"),
+    ],
+)
+def test_nothing_is_calibrated_on_another_grammar(data, tmp_path, own, other):
+    """Rules, or words, with other probabilities."""
+    assert calibrated(Grammar.from_text(RULES.replace(own, other)), data, tmp_path) is None
+
+
+def test_fewer_sentences_than_dimensions_are_no_alarm(tmp_path):
+    """A probe is asked only for states that those it was trained on determine, and then finds what is there."""
+    grammar = Grammar.random(10, 20, 60, seed=1, temperature=1.5)
+    data = Dataset.of_grammar(grammar, sample(grammar, 400, seed=0, max_length=8), seed=0)
+    found = calibrated(grammar, data, tmp_path, 8)
+    assert found.holds() and found.after() >= 0.999
+    asked = [r2 for check in found.widths for r2 in check.r2]
+    assert None in asked and len(asked) - asked.count(None) > 20
 
 
 def test_the_report_of_a_compiled_model(grammar, built, tmp_path):
@@ -144,3 +159,5 @@ def test_the_report_of_a_compiled_model(grammar, built, tmp_path):
     assert report.find("span-linear", "untrained", "r2", report.layers[-1]) is not None
     assert report.loss["excess"]["value"] == pytest.approx(0, abs=1e-5)
     assert any("TransformerLens" in note for note in report.notes)
+    unasked = replace(report, calibration=replace(report.calibration, widths=()))
+    assert unasked.calibration.holds() and "Too few sentences to ask linear probes" in " ".join(unasked.remarks)
