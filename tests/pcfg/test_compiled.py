@@ -217,6 +217,19 @@ def test_scores_out_of_range_are_warned_of():
     single.words.weight.data *= np.exp(60)
     with pytest.warns(RuntimeWarning, match="outside the range"):
         asked(single, grammar, found[1:2])
+    single.scales.data += 20
+    single.words.weight.data *= np.exp(-100)  # e^-40 a word: not 0 yet, and too few digits
+    with pytest.warns(RuntimeWarning, match="outside the range"):
+        asked(single, grammar, found[1:2])
+
+
+def test_rare_words_keep_to_the_range():
+    """A scale a word makes up for its probability: twenty words of one in 10^12 each, in single precision."""
+    words = {("A", "common"): 1 - 1e-12, ("A", "rare"): 1e-12}
+    grammar = Grammar({"S": 1.0}, {("S", "A", "S"): 0.9, ("S", "A", "A"): 0.1}, words)
+    found = [("rare",) * 20]
+    log_z = asked(compile_transformer(grammar, max_length=20, dtype="float32"), grammar, found).log_z
+    assert log_z.item() == pytest.approx(inside_outside(grammar, found).log_z.item(), rel=1e-6)
 
 
 def test_gradients_are_expected_counts():

@@ -85,6 +85,16 @@ def test_hooks_see_heads_as_matrices(case):
         assert torch.allclose(kept[0][:, head], scores, rtol=0, atol=1e-12)
 
 
+def test_hooks_before_a_point_see_heads_too(case):
+    """What is put into the last inside layer's `head_out`: all heads, and without them there is no score."""
+    model, _, ids = case
+    seen, layer = [], model.layers[3]
+    hook = layer.head_out.register_forward_pre_hook(lambda _, given: (seen.append(given[0].shape), given[0] * 0)[1:])
+    assert model(ids).log_z.tolist() == [-np.inf] * 2 and seen == [(2, 7, 6, model.slots.width)]
+    hook.remove()
+    assert not layer.hooked
+
+
 def test_a_plain_hook_takes_a_head_out(case):
     model, _, ids = case
     for layer, head in ((1, 0), (2, 4), (5, 7), (6, 9)):
@@ -174,6 +184,7 @@ def test_embeddings_in_place_of_words(case):
         assert torch.equal(getattr(plain, name), getattr(out, name)), name
     scales = (model.scales[ids] * (ids >= 5)).sum(1)
     assert torch.allclose(out.log_z - scales, plain.log_z)
+    assert torch.allclose(model(inputs_embeds=embeds.float()).log_z, out.log_z)
     out.log_z.sum().backward()
     expected = embeds * embeds.grad  # each word's expected tags
     assert torch.allclose(expected[0, 1:6], plain.tag_posteriors[0].to(expected.dtype)) and grammar is not None
@@ -198,3 +209,18 @@ def test_tuples(case):
     out = model(ids)
     assert all(torch.equal(a, b) for a, b in zip(out.to_tuple(), model(ids, return_dict=False), strict=True))
     assert asked(model, grammar, sentences(grammar, [2]), return_dict=True).log_z.shape == (1,)
+
+
+@pytest.mark.parametrize("name", ["output_hidden_states", "output_attentions", "return_dict"])
+def test_the_configuration_says_what_is_put_out(case, name):
+    """As in other models of the library: what a call doesn't say is taken from the configuration."""
+    _, grammar, ids = case
+    model = compile_transformer(grammar, max_length=5)
+    value = name != "return_dict"
+    setattr(model.config, name, value)
+    out, asked_for = model(ids), model(ids, **{name: not value})
+    if name == "return_dict":
+        assert isinstance(out, tuple) and torch.equal(out[0], asked_for.logits)
+    else:
+        field = name.removeprefix("output_")
+        assert getattr(out, field) is not None and getattr(asked_for, field) is None

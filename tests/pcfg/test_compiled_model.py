@@ -34,8 +34,11 @@ def test_saved_and_loaded_bit_for_bit(tmp_path):
     single = AutoModel.from_pretrained(tmp_path / "built", dtype=torch.float32).requires_grad_(False)
     check(asked(single, grammar, found), inside_outside(grammar, found), grammar, 1e-4)
     slots = json.loads((tmp_path / "built" / "slots.json").read_text())
-    first, stop = slots["outside"][grammar.nonterminals[1]]
-    assert slice(first, stop) == model.slots["outside", grammar.nonterminals[1]]
+    assert (slots.pop("width"), slots.pop("max_length"), slots.pop("last")) == (model.slots.width, 6, [0, 1])
+    named = {(score, symbol): slice(*ends) for score, some in slots.items() for symbol, ends in some.items()}
+    assert named == {
+        (score, symbol): model.slots[score, symbol] for score in ("inside", "outside") for symbol in model.slots.symbols
+    }
     layers, kinds = json.loads((tmp_path / "built" / "circuit.json").read_text())["layers"], model.layers
     for kind, found in (("inside", InsideLayer), ("outside", OutsideLayer)):
         assert all(isinstance(layer, found) for layer in kinds[slice(*layers[kind])])
@@ -73,6 +76,7 @@ def test_heads_of_the_circuit_read_and_write_what_they_say():
         assert {n for n, where in named.items() if not torch.equal(full[..., where], nothing[..., where])} == set(
             head["writes"]
         )
+        assert bool(head["rules"]) == bool(head["reads"]) == bool(head["writes"])
         reads = {name for names in head["reads"].values() for name in names} - {"position"}
         for name, where in named.items():
             without = state.clone()
@@ -135,7 +139,10 @@ def test_memory_is_what_a_sentence_takes(nonterminals, preterminals, length):
 
 def test_width_at_the_paper_s_sizes():
     """20 nonterminals and 45 preterminals for 25 words: at most the paper's 1,275 dimensions."""
-    assert Sizes(20, 45, 1, 1, 25).width == 1091
+    sizes = Sizes(20, 45, 1, 1, 25)
+    assert sizes.width == 1091
+    # Of theorems with S = 65 symbols, L = 25: 2 L layers, S heads, 2 S L wide; 2 L - 1, 4 S and (4 S + 1) L.
+    assert [row[1:] for row in sizes.table()[1]] == [[48, "65 and 130", 1091], [50, 65, 3250], [49, 260, 6525]]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +167,10 @@ def test_bad_grammars(monkeypatch):
         compile_transformer(grammar, max_length=1)
     with pytest.raises(GrammarError, match="no binary rules"):
         compile_transformer(Grammar({"A": 1.0}, {}, {("A", "a"): 1.0}))
-    monkeypatch.setattr("pcfg.compiled.sizes.free_memory", lambda _: 100)
+    needed = Sizes.of(grammar, 5).memory(8)
+    monkeypatch.setattr("pcfg.compiled.sizes.free_memory", lambda _: needed)
+    assert compile_transformer(grammar, max_length=5).slots.length == 5
+    monkeypatch.setattr("pcfg.compiled.sizes.free_memory", lambda _: needed - 1)
     with pytest.raises(OptionError, match="are free"):
         compile_transformer(grammar, max_length=5)
 
@@ -224,3 +234,23 @@ def test_the_command_writes_a_folder(tmp_path, run):
     for options, said in ((["--max-length", 1], "max-length"), (["-o", tmp_path / "built"], "exists already")):
         status, _, err = run("pcfg", "compile", tmp_path / "g.pcfg.json", "-o", tmp_path / "new", *options)
         assert status == 2 and said in err
+
+
+def test_options_of_the_command(tmp_path, run):
+    """Nonterminals kept are those used most, numbers are of the model written, `--show` lists its heads."""
+    rules = "S -> NP VP [1]\nNP -> Det N [.8] | NP PP [.2]\nVP -> V NP [.9] | VP PP [.1]\nPP -> P NP [1]\nDet -> 'the' [1]\nN -> 'dog' [.5] | 'man' [.5]\nV -> 'saw' [1]\nP -> 'with' [1]"
+    Grammar.from_text(rules).save(tmp_path / "g.pcfg.json")
+    given = ("pcfg", "compile", tmp_path / "g.pcfg.json", "--max-length", 6, "--keep", 3, "--dtype", "float32")
+    status, out, _ = run(*given, "-o", tmp_path / "small", "--json")
+    kept, said = Grammar.load(tmp_path / "small" / "grammar.pcfg.json"), json.loads(out)
+    assert status == 0 and sorted(kept.nonterminals) == ["NP", "S", "VP"]
+    sizes, model = Sizes.of(kept, 6), AutoModel.from_pretrained(tmp_path / "small")
+    assert model.rules.dtype == torch.float32 and model.slots.nonterminals == tuple(kept.nonterminals)
+    numbers = {"layers": 10, "heads": [sizes.symbols, 2 * sizes.symbols], "width": sizes.width, "nonterminals": 3}
+    assert {**said, **numbers, "stored": sizes.stored, "operations": sizes.operations} == said
+    found = [("the", "dog", "saw", "the", "man")]
+    assert asked(model, kept, found).log_z.item() == pytest.approx(inside_outside(kept, found).log_z.item(), abs=1e-5)
+    status, out, _ = run(*given, "-o", tmp_path / "shown", "--show")
+    assert status == 0 and "outside left" in out and "inside VP" in out and "3 nonterminals kept of 4" in out
+    status, out, _ = run(*given, "-o", tmp_path / "quiet")
+    assert status == 0 and "outside left" not in out

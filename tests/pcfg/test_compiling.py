@@ -5,6 +5,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from numba.core.dispatcher import Dispatcher
 
@@ -16,7 +17,16 @@ def test_without_a_place_for_what_was_compiled(monkeypatch):
         raise RuntimeError("cannot cache function: no locator available")
 
     monkeypatch.setattr(Dispatcher, "enable_caching", refuse)
-    assert compiled()(lambda x: x + 1)(2) == 3
+    function = compiled(error_model="numpy")(lambda x: 1 / x)
+    assert function(0.0) == np.inf and function.targetoptions["nogil"]
+
+
+def test_options_reach_the_compiler(monkeypatch):
+    """What is compiled is kept, runs without the interpreter's lock, and divides by zero as it was asked to."""
+    kept = []
+    monkeypatch.setattr(Dispatcher, "enable_caching", lambda self: kept.append(self))
+    function = compiled(error_model="numpy")(lambda x: 1 / x)
+    assert function(0.0) == np.inf and kept == [function] and function.targetoptions["nogil"]
 
 
 @pytest.fixture
