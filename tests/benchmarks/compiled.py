@@ -27,6 +27,10 @@ from pcfg.treebanks.nltk_sample import nltk_treebank
 from surgery.reporting.figures import COLOURS, MARKERS, figure
 
 TRAIN, LENGTH, COST, KEPT = 3414, 25, 0.4, (5, 10, 20, 40)
+BELOW, ABOVE = (
+    ((8, -4), (6, -12), (-4, 11), (-5, -14)),
+    ((8, -4), (6, 6), (4, 14), (-2, 8)),
+)  # where the figure's labels stand
 PAPER = {
     "layers": 50,
     "heads": 15,
@@ -154,7 +158,7 @@ def sweep(folder, drawing=None):
 def draw(file, rows, loss):
     """F1 and loss by width, the paper's point among them."""
     whole, kept = rows[-1], rows[:-1]
-    widths = [row["width"] for row in kept]
+    widths, text = [row["width"] for row in kept], {"fontsize": 8, "color": COLOURS[1]}
     with figure(file, 9.6, 3.9, 2) as (left, right):
         edges = np.array([[row["f1"] - interval(row)[0], interval(row)[1] - row["f1"]] for row in kept]).T
         left.errorbar(
@@ -175,29 +179,26 @@ def draw(file, rows, loss):
             linestyle="none",
             label="the paper's construction",
         )
-        left.annotate(
-            "more than 70%",
-            (PAPER["width"], PAPER["f1"]),
-            (8, -16),
-            textcoords="offset points",
-            fontsize=8,
-            color=COLOURS[1],
-        )
+        left.annotate("more than 70%", (PAPER["width"], PAPER["f1"]), (8, -4), textcoords="offset points", **text)
         left.set_ylabel("labelled F1, %")
         right.plot(widths, loss[:-1], color=COLOURS[0], marker=MARKERS[0], label="compiled")
         right.axhline(loss[-1], color=COLOURS[6], linestyle="--", linewidth=1.3, label="exact posterior")
         right.set_ylabel("loss at a masked word, nats")
-        for axes, values in ((left, [row["f1"] for row in kept]), (right, loss)):
-            for row, value in zip(kept, values, strict=False):
+        for axes, values, places in ((left, [row["f1"] for row in kept], BELOW), (right, loss, ABOVE)):
+            for row, value, place in zip(kept, values, places, strict=False):
                 axes.annotate(
                     f"{row['nonterminals']} nonterminals",
                     (row["width"], value),
-                    (6, -12 if axes is left else 6),
+                    place,
                     textcoords="offset points",
                     fontsize=8,
+                    horizontalalignment="left" if place[0] > 0 else "right",
                 )
+            axes.set_xlim(250, 2300)
             axes.set_xlabel("width of the state")
             axes.legend(fontsize=8, loc="lower right" if axes is left else "upper right")
+        left.set_ylim(43, 77)
+        right.set_ylim(4.82, 5.58)
 
 
 def exact():
