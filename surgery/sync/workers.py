@@ -8,20 +8,21 @@ comes there at its next step, and the first who misses nobody that is alive writ
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
+from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions
 
 from surgery.errors import OptionError, SurgeryError
 from surgery.sync.pulse import SILENCE, Pulse, Watch
 
 _LAUNCH = "start it with torchrun, such as torchrun --nproc-per-node 4 -m surgery tune ..."
 _LOOK = 0.02  # seconds between looks at the store
-_CONNECT = 20.0
+_CONNECT = 10.0
 
 
 class WorkerLostError(Exception):
@@ -110,13 +111,15 @@ class Workers:
         """Add a tensor up over the workers, in place. Raises WorkerLostError."""
         self.sent += tensor.nbytes
         if self.count > 1:
-            self._collective("allreduce", [tensor], tensor.device)
+            self._wait(lambda group: group.allreduce([tensor], self._options(AllreduceOptions())), tensor.device)
 
     def broadcast(self, tensor: Tensor, root: int) -> None:
         """Give all workers the tensor of the one whose place is `root`. Raises WorkerLostError."""
         self.sent += tensor.nbytes * (self.rank == root)
         if self.count > 1:
-            self._collective("broadcast", [tensor], tensor.device, root=root)
+            options = self._options(BroadcastOptions())
+            options.rootRank = root
+            self._wait(lambda group: group.broadcast([tensor], options), tensor.device)
 
     def gather(self, values: Sequence[float]) -> list[list[float]]:
         """The same number of values of every worker, by place. Raises WorkerLostError."""
@@ -124,7 +127,8 @@ class Workers:
         if self.count == 1:
             return [mine.tolist()]
         found = [torch.empty_like(mine) for _ in self.members]
-        self._wait(lambda: self._group.allgather([found], [mine]))
+        options = self._options(AllgatherOptions())
+        self._wait(lambda group: group.allgather([found], [mine], options), mine.device)
         return [each.tolist() for each in found]
 
     def asked_to_regroup(self) -> bool:
@@ -148,9 +152,8 @@ class Workers:
 
     def close(self) -> None:
         """Close the connections of the group, which the others notice."""
-        for group in (self._group, self._fast):
-            if group is not None:
-                group.abort()
+        if self._fast is not None:
+            self._fast.abort()
         self._group = self._fast = None
 
     def leave(self) -> None:
@@ -197,20 +200,22 @@ class Workers:
         if torch.cuda.is_available():
             self._fast = _nccl(PrefixStore("nccl", store), self.rank, self.count, self.timeout)
 
-    def _collective(self, name: str, tensors: list[Tensor], device: torch.device, root: int = 0) -> None:
-        group = self._fast if self._fast is not None and device.type == "cuda" else self._group
-        if name == "broadcast":
-            self._wait(lambda: group.broadcast(tensors[0], root))
-        else:
-            self._wait(lambda: group.allreduce(tensors))
+    def _options(self, options: Any) -> Any:
+        options.timeout = timedelta(seconds=self.timeout)
+        return options
 
-    def _wait(self, begin: Any) -> None:
-        began = time.monotonic()
+    def _wait(self, call: Callable[[Any], Any], device: torch.device) -> None:
+        """Make a collective and wait for its end."""
+        group = self._fast if self._fast is not None and device.type == "cuda" else self._group
+        began, failed = time.monotonic(), False
         try:
-            begin().wait(timedelta(seconds=self.timeout))
+            call(group).wait()
         except RuntimeError:
+            failed = True
+        group = None  # a group that some frame still knows stays connected, and the others wait for it
+        if failed:
             self._timed_out = time.monotonic() - began > 0.9 * self.timeout
-            raise WorkerLostError from None
+            raise WorkerLostError
 
 
 def launcher_store() -> Any:

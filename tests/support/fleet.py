@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import time
+import traceback
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -23,13 +24,13 @@ class Fleet:
         self.folder, self.store, self.world = folder, store, world
         self.processes = {}
 
-    def start(self, rank, work, *given, late=False):
+    def start(self, rank, work, *given):
         """Start one more."""
-        process = _FORK.Process(target=self._run, args=(rank, work, given, late), daemon=True)
+        process = _FORK.Process(target=self._run, args=(rank, work, given), daemon=True)
         process.start()
         self.processes[rank] = process
 
-    def _run(self, rank, work, given, late):
+    def _run(self, rank, work, given):
         torch.set_num_threads(1)
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
@@ -37,6 +38,7 @@ class Fleet:
         try:
             found = work(rank, *given)
         except Exception as error:
+            traceback.print_exc()  # pytest shows it if the test fails
             found = error
         file = self.folder / f"{rank}.pickle"
         file.with_suffix(".new").write_bytes(pickle.dumps(found))
