@@ -27,6 +27,7 @@ from cli import (
 )
 from cli.flags import with_flags
 from cli.render import print_error
+from cli.workers import SHARED, alone, launched
 
 
 class _Commands(TyperGroup):
@@ -77,11 +78,16 @@ def main() -> None:
     """Run; a mistake of the user's ends with one sentence on stderr and status 2."""
     from surgery.errors import SurgeryError
 
+    if launched():
+        _under_launcher()
     try:
+        if launched() and not any(" ".join(sys.argv[1:]).startswith(words) for words in SHARED):
+            alone(" ".join(["surgery", *sys.argv[1:2]]))
         app()
     except SurgeryError as error:
-        print_error(with_flags(str(error), _command(sys.argv[1:])))
-        sys.exit(2)
+        if not launched() or _is_the_one_to_say_so(error):
+            print_error(with_flags(str(error), _command(sys.argv[1:])))
+        sys.exit(_status(error) if launched() else 2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which isn't imported here
             raise
@@ -93,6 +99,27 @@ def main() -> None:
     except OSError as error:  # disk full, no permission: the library has left nothing half written
         print_error(f"{error.filename or 'the system'}: {error.strerror or error}")
         sys.exit(2)
+
+
+def _under_launcher() -> None:
+    """Start the worker itself in a process of its own, where there are several; there, end with the one that started it."""
+    from surgery.sync.launch import die_with_parent, is_outer, outlive
+
+    if is_outer():
+        sys.exit(outlive(sys.argv[1:]))
+    die_with_parent()
+
+
+def _is_the_one_to_say_so(error: Exception) -> bool:
+    from surgery.sync.launch import EndedElsewhereError, LeftOutError, tell_failure
+
+    return isinstance(error, LeftOutError) or (not isinstance(error, EndedElsewhereError) and tell_failure())
+
+
+def _status(error: Exception) -> int:
+    from surgery.sync.launch import LEFT_OUT, LeftOutError
+
+    return LEFT_OUT if isinstance(error, LeftOutError) else 2
 
 
 def _command(arguments: Sequence[str]) -> Any:

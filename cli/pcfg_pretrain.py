@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli import grammars, options
+from cli import grammars, options, workers
 from cli.render import figure, print_json, print_need, progress_bar, say
 from cli.resuming import state_beside
 
@@ -29,6 +29,11 @@ def pretrain(
     keep: Annotated[
         int, typer.Option(min=0, help="Checkpoints on the way to keep, for `surgery emergence measure`.")
     ] = 0,
+    sync: workers.SyncKind = None,
+    budget: workers.Budget = None,
+    alpha: workers.Alpha = None,
+    h: workers.H = 4,
+    h_max: workers.HMax = None,
     output: options.NeededOutput = None,
     seed: options.Seed = 0,
     device: options.Device = None,
@@ -38,7 +43,7 @@ def pretrain(
 ) -> None:
     """Train a masked language model on a grammar's sentences, and hold it to the exact posterior of the masked words.
 
-    A run that was stopped goes on where it was.
+    A run that was stopped goes on where it was. Under torchrun several workers share the batches.
     """
     from pcfg.grammars.grammar import GRAMMAR_FILE
     from pcfg.learning.kept_weights import KEPT
@@ -47,6 +52,7 @@ def pretrain(
     from pcfg.learning.pretraining_recipe import PretrainRecipe, read_config
     from surgery.files import check_output
 
+    recipe_of_workers = workers.recipe(sync, alpha, budget, h, h_max)
     inputs = [grammar] if config is None else [grammar, config]
     if not dry_run:
         check_output(options.need_output(output), overwrite=overwrite, replaces=GRAMMAR_FILE, inputs=inputs)
@@ -67,11 +73,15 @@ def pretrain(
         print_need(pretrain_need(loaded, recipe, config=settings, keep=keep, seed=seed, device=device), json)
         return
     folder = options.need_output(output)
-    with state_beside(folder) as state:
+    with workers.meet(recipe_of_workers) as crew, state_beside(folder, lambda: workers.is_first(crew)) as state:
+        place = workers.device(device)
         with progress_bar() as progress:
             trained = run(
-                loaded, recipe, config=settings, keep=keep, seed=seed, device=device, resume=state, progress=progress
-            )
+                loaded, recipe, config=settings, keep=keep, seed=seed, device=place, resume=state, workers=crew,
+                sync=recipe_of_workers, progress=progress,
+            )  # fmt: skip
+        if not workers.is_first(crew):
+            return
         trained.save(folder, overwrite=overwrite)
     report = trained.report
     if json:

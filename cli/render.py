@@ -19,9 +19,19 @@ _QUIET = 30.0  # seconds between lines in a log
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+_speaks = True  # of several workers, one does
+
+
+def speak(yes: bool) -> None:
+    """Let this process print, or not: of several workers, one does. Errors are printed all the same."""
+    global _speaks
+    _speaks = yes
+
+
 def print_json(content: Mapping[str, Any]) -> None:
     """One JSON object on stdout."""
-    print(_whole(json.dumps(content, allow_nan=False, ensure_ascii=False)))
+    if _speaks:
+        print(_whole(json.dumps(content, allow_nan=False, ensure_ascii=False)))
 
 
 def print_error(message: str) -> None:
@@ -31,7 +41,7 @@ def print_error(message: str) -> None:
 
 def say(line: str, *, quiet: bool = False) -> None:
     """A line on stdout for people; nothing where JSON is wanted."""
-    if not quiet:
+    if not quiet and _speaks:
         print(_visible(line), flush=True)
 
 
@@ -74,13 +84,13 @@ def progress_bar() -> Iterator[Progress]:
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not (console.is_terminal and _speaks)) as bar:
         task = bar.add_task("loading", total=None)
         stage, told = "", time.monotonic()
 
         def show(done: int, total: int, line: str) -> None:
             nonlocal stage, told
-            if not console.is_terminal and time.monotonic() - told > _QUIET:
+            if _speaks and not console.is_terminal and time.monotonic() - told > _QUIET:
                 told = time.monotonic()
                 print(_visible(f"{line} ({done} of {total})"), file=sys.stderr, flush=True)
             if line.partition(":")[0] != stage:

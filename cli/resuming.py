@@ -1,6 +1,6 @@
 """How a command keeps the state of long work beside its output, and tells who interrupts it how to go on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +22,11 @@ def told_how_to_go_on(output: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def state_beside(output: Path) -> Iterator[Path]:
-    """`told_how_to_go_on`, and the state goes when the block ends well."""
+def state_beside(output: Path, writes: Callable[[], bool] = lambda: True) -> Iterator[Path]:
+    """`told_how_to_go_on`, and the state goes when the block ends well in the process that `writes`."""
     from surgery.files import discard
 
     with told_how_to_go_on(output) as state:
         yield state
-    discard(state)
+    if writes():
+        discard(state)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options
+from cli import options, workers
 from cli import tune_mezo as mezo
 from cli.render import figure, print_json, print_need, progress_bar, say, say_repeated
 from cli.resuming import state_beside
@@ -70,6 +70,11 @@ def tune(
     momentum: mezo.Momentum = None,
     residual: mezo.Residual = None,
     force: mezo.Force = None,
+    sync: workers.SyncKind = None,
+    budget: workers.Budget = None,
+    alpha: workers.Alpha = None,
+    h: workers.H = 4,
+    h_max: workers.HMax = None,
     seed: options.Seed = 0,
     device: options.Device = None,
     dtype: Annotated[
@@ -84,14 +89,15 @@ def tune(
 ) -> None:
     """Fine-tune a checkpoint on a task, its head and embeddings frozen.
 
-    Interrupted, the same command goes on where it stopped.
+    Interrupted, the same command goes on where it stopped. Under torchrun several workers share the batches.
     """
 
     from surgery.files import check_output
 
     own = {"objective": objective, "where": where, "lora": lora, "directions": directions, "noise": noise, "eps": eps}
     own |= {"momentum": momentum, "residual": residual, "force": force}
-    mezo.check_method(method, own, {"optimizer": optimizer, "l1": l1, "outside": outside})
+    recipe_of_workers = workers.recipe(sync, alpha, budget, h, h_max)
+    mezo.check_method(method, own, {"optimizer": optimizer, "l1": l1, "outside": outside, "sync": sync})
     if not dry_run:
         check_output(
             options.need_output(output),
@@ -108,6 +114,7 @@ def tune(
     shared: dict[str, Any] = {"include": include or (), "exclude": exclude or (), "device": device, "dtype": dtype}
     shared["only"] = only or None
     if method == "mezo":
+        workers.alone("tune --method mezo")
         mezo.run(base, loaded, {**paced, **own}, shared, seed, output, dry_run=dry_run, overwrite=overwrite, json=json)
         return
     from surgery.tuning.finetuning import tune as run
@@ -120,9 +127,14 @@ def tune(
         print_need(tune_need(base, loaded, recipe, **shared), json)
         return
     folder = options.need_output(output)
-    with state_beside(folder) as state:
+    with workers.meet(recipe_of_workers) as crew, state_beside(folder, lambda: workers.is_first(crew)) as state:
+        shared["device"] = workers.device(device)
         with progress_bar() as progress:
-            tuned = run(base, loaded, recipe, seed=seed, resume=state, progress=progress, **shared)
+            tuned = run(
+                base, loaded, recipe, seed=seed, resume=state, progress=progress, workers=crew, sync=recipe_of_workers, **shared
+            )  # fmt: skip
+        if not workers.is_first(crew):
+            return
         tuned.save(folder, overwrite=overwrite)
     _report(tuned, folder, json)
 

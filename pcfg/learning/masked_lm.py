@@ -26,6 +26,8 @@ from surgery.errors import first_line
 from surgery.files import replace_bytes
 from surgery.jsonfile import parse_json
 from surgery.resuming import damaged
+from surgery.sync.together import SyncRecipe, Together
+from surgery.sync.workers import Workers
 
 STATE = "state.safetensors"
 _GROUP = 50  # batches that are sorted by length together
@@ -149,7 +151,16 @@ class Trainer:
         reason: why steps aren't captured on a card, where they aren't.
     """
 
-    def __init__(self, module: Any, batches: Batches, *, rate: float, warmup: float) -> None:
+    def __init__(
+        self,
+        module: Any,
+        batches: Batches,
+        *,
+        rate: float,
+        warmup: float,
+        workers: Workers | None = None,
+        sync: SyncRecipe | None = None,
+    ) -> None:
         self.module, self.batches, self.rate = module, batches, rate
         self.step, self.steps, self.pace = 0, len(batches), 0.0
         self.warmup = math.ceil(warmup * self.steps)
@@ -163,6 +174,12 @@ class Trainer:
         self._pool: Any = None
         config = module.config
         self._chance = config.hidden_dropout_prob > 0 or config.attention_probs_dropout_prob > 0
+        self.together = None if workers is None else self._join(workers, sync or SyncRecipe())
+
+    def _join(self, workers: Workers, sync: SyncRecipe) -> Together:
+        self.reason = "several workers share a step"
+        rates = [self.rate_at(step) for step in range(self.steps)]
+        return Together(workers, sync, self._optimizer, rates, warmup=self.warmup)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -188,8 +205,12 @@ class Trainer:
         """Make one step."""
         batch, key = self.batches[self.step], (self.batches.widths[self.step], self.batches.padded[self.step])
         if self._chance:  # dropout's draws follow from the step, so that a resumed run makes the same
-            torch.manual_seed(step_seed(self.batches.seed, self.step))
+            own = () if self.together is None else (self.together.workers.me,)
+            torch.manual_seed(step_seed(self.batches.seed, self.step, *own))
         self._set_rate(self.rate_at(self.step))
+        if self.together is not None:
+            self._work_with_others(batch, self.together)
+            return
         whole = len(batch.input_ids) == self.batches.batch_size
         if self._card and whole and self.reason is None and key in self._seen:
             if key not in self._graphs:
@@ -212,6 +233,17 @@ class Trainer:
             return self.rate * step / self.warmup
         return self.rate * (self.steps - step) / max(1, self.steps - self.warmup)
 
+    def _work_with_others(self, batch: Batch, together: Together) -> None:
+        """Make a step on this worker's part of a batch."""
+        masked = (batch.labels != _IGNORED).sum() if together.data_parallel else None
+        loss = self.work(Batch(*(None if each is None else together.mine(each) for each in batch)), masked)
+        self.step += 1
+        together.after_step(loss)
+
+    def state_file(self, folder: Path) -> Path:
+        """Path of the state after the present step: of several workers, each has its own."""
+        return folder / STATE if self.together is None else self.together.file(folder, self.step)
+
     def save(self, folder: Path, history: list[dict[str, Any]]) -> None:
         """Weights, AdamW's moments, the step and the history so far, in one file."""
         tensors: dict[str, Tensor] = {}
@@ -221,11 +253,17 @@ class Trainer:
             tensors |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         note = {"step": str(self.step), "history": json.dumps(history)}
-        replace_bytes(folder / STATE, save(whole, metadata=note))
+        if self.together is not None:
+            note["sync"] = json.dumps(self.together.sync.state())
+        replace_bytes(self.state_file(folder), save(whole, metadata=note))
+        if self.together is not None:
+            self.together.sweep(folder, self.step)
 
     def load(self, folder: Path) -> list[dict[str, Any]]:
         """Set everything to what `save` left, where it left anything, and return the history. Raises StateError for a damaged file."""
         file = folder / STATE
+        if self.together is not None:
+            file = self.together.file(folder, self.together.latest(folder))
         if not file.exists():
             return []
         try:
@@ -238,6 +276,8 @@ class Trainer:
                         state[key].copy_(opened.get_tensor(f"{key}.{name}"))
                     state["step"].fill_(int(note["step"]))
             self.step = int(note["step"])
+            if self.together is not None:
+                self.together.sync.restore(parse_json(note["sync"]))
             return parse_json(note["history"], list[_Evaluated])
         except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OSError, OverflowError) as error:
             raise damaged(file, error) from None
@@ -274,15 +314,25 @@ class Trainer:
             else:
                 group["lr"] = rate
 
-    def work(self, batch: Batch) -> None:
-        """Forward, backward, clipping and the optimizer's step; waits for nothing."""
+    def work(self, batch: Batch, masked: Tensor | None = None) -> float | None:
+        """Forward, backward, clipping and the optimizer's step; waits for nothing but other workers.
+
+        Args:
+            masked: number of masked words of the whole batch, where gradients are added up over workers.
+
+        Returns the loss where there are several workers.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         logits = self.module(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
         # The mean over the masked words, of which a batch may have none.
         total = F.cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=_IGNORED, reduction="sum")
-        (total / (batch.labels != _IGNORED).sum().clamp_min(1)).backward()
+        count = (batch.labels != _IGNORED).sum() if masked is None else masked
+        loss = total / count.clamp_min(1)
+        loss.backward()
+        told = None if self.together is None else self.together.add_gradients(float(loss.detach()))
         torch.nn.utils.clip_grad_norm_(list(self._named.values()), _CLIP)
         self._optimizer.step()
+        return told
 
     def _capture(self, key: tuple[int, bool], batch: Batch) -> None:
         added = None if batch.attention_mask is None else batch.attention_mask.clone()
@@ -300,6 +350,6 @@ class Trainer:
             self._graphs.clear()
 
 
-def step_seed(seed: int, step: int) -> int:
+def step_seed(seed: int, step: int, *more: int) -> int:
     """A seed for one step's random choices, unrelated to those of its neighbours."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence((seed, step, *more)).generate_state(1, np.uint64)[0] >> np.uint64(1))

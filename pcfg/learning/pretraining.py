@@ -44,7 +44,8 @@ from surgery.progress import Progress, silent
 from surgery.quiet import quiet
 from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
-from surgery.resuming import resumable
+from surgery.sync.together import SyncRecipe, resumable_together, shared_call
+from surgery.sync.workers import Workers
 
 SCHEMA = 1
 REPORT = "report.json"
@@ -149,6 +150,8 @@ def pretrain(
     seed: int = 0,
     device: Device | None = None,
     resume: str | Path | None = None,
+    workers: Workers | None = None,
+    sync: SyncRecipe | None = None,
     progress: Progress = silent,
 ) -> Pretrained:
     """Train a RoBERTa on sentences drawn from a grammar, and hold it to the exact posterior of the masked words.
@@ -161,6 +164,8 @@ def pretrain(
             two devices draw other masks.
         resume: a folder for the state, saved every minute; a later call with the same arguments goes on from there and
             ends with the same weights; one with others is refused. The caller deletes it.
+        workers: those of a run under torchrun (`surgery.sync`): each takes its part of every batch, and all end with the same
+            weights. `sync`: how they share it; by default data parallel.
         progress: called with step, steps and the loss beside the optimum.
 
     Raises:
@@ -182,9 +187,10 @@ def pretrain(
     module = _untrained(settings, seed).to(place)
     ids = word_ids(grammar, words)
     batches = Batches.of(drawn, ids, words, batch_size=recipe.batch_size, share=recipe.mask, seed=seed, device=place)
-    trainer = Trainer(module, batches, rate=recipe.rate, warmup=recipe.warmup)
+    trainer = Trainer(module, batches, rate=recipe.rate, warmup=recipe.warmup, workers=workers, sync=sync)
     state = {**call, **_kept(keep), "grammar": grammar.fingerprint, "device": place.type}  # devices draw other masks
-    with resumable(resume, state, packages=PACKAGES) as folder, trainer.training():
+    state |= shared_call(workers, sync)
+    with resumable_together(resume, state, workers, packages=PACKAGES) as folder, trainer.training():
         history, kept = _train(trainer, small, words, wanted, folder, progress)
     module = module.eval()
     masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)
@@ -233,6 +239,7 @@ def _report_of_training(
         "steps_per_second": trainer.pace,
         "not_captured": trainer.reason,
         "history": history,
+        **({} if trainer.together is None else {"sync": trainer.together.content()}),
     }
 
 
@@ -243,7 +250,7 @@ def _train(
 
     The state is saved every minute, weights that are wanted as soon as they are there.
     """
-    optimum, steps = float(small.entropies.mean()), trainer.steps
+    optimum, steps, together = float(small.entropies.mean()), trainer.steps, trainer.together
     tenths = {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}
     history = [] if folder is None else trainer.load(folder)
     kept = {} if folder is None else resumed_weights(folder, [step for step in wanted if step <= trainer.step])
@@ -252,7 +259,7 @@ def _train(
         trainer.advance()
         if trainer.step in wanted:
             kept[trainer.step] = weights_of(trainer.module)
-            if folder is not None:
+            if folder is not None and (together is None or together.workers.first):
                 write_weights(folder, trainer.step, kept[trainer.step])
         if trainer.step in tenths:
             trainer.module.eval()
@@ -260,10 +267,13 @@ def _train(
             trainer.module.train()
             history.append({"step": trainer.step, "excess": excess})
         how = f"{history[-1]['excess']:.3f} nats above the optimum of {optimum:.3f}" if history else _NOT_YET
-        if folder is not None and time.monotonic() - saved > _SAVE_SECONDS and trainer.step < steps:
+        due = time.monotonic() - saved > _SAVE_SECONDS if together is None else together.due_to_save()
+        if folder is not None and due and trainer.step < steps:
             trainer.save(folder, history)
             saved = time.monotonic()
         progress(trainer.step, steps, f"pretraining: {how}")
+    if together is not None:
+        together.sync.finish()
     return history, kept
 
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from surgery.faces import face
 
 if TYPE_CHECKING:
+    from surgery.sync.launch import LeftOutError
     from surgery.sync.planning import Plan, plan, warmed_up
     from surgery.sync.qsr import QSR
     from surgery.sync.report import SyncReport
     from surgery.sync.schedule import Schedule
-    from surgery.sync.workers import LeftOutError, Workers
+    from surgery.sync.workers import Workers
 
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
-    "LeftOutError": "surgery.sync.workers",
+    "LeftOutError": "surgery.sync.launch",
     "Plan": "surgery.sync.planning",
     "QSR": "surgery.sync.qsr",
     "Schedule": "surgery.sync.schedule",

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from surgery.errors import OptionError
 from surgery.sync.averaging import BUCKET, Averager, flat
 from surgery.sync.batchnorm import estimate_anew, has_statistics
+from surgery.sync.launch import LeftOutError
 from surgery.sync.planning import driving_rate
 from surgery.sync.report import Round, SyncReport
 from surgery.sync.schedule import Clock, Schedule
-from surgery.sync.workers import LeftOutError, WorkerLostError, Workers
+from surgery.sync.workers import WorkerLostError, Workers
 
 _STEP, _FINISH = 0.0, 1.0
 
@@ -135,6 +136,23 @@ class QSR:
         self.workers.leave()
         return report
 
+    def add_up(self, tensors: Sequence[Tensor], loss: float) -> float:
+        """Add gradients up over the workers, in place, as a round of one step; the sum of their losses, or this one's."""
+        began, before = time.monotonic(), self.workers.sent
+        if self.workers.asked_to_regroup():
+            self._regroup(0)
+        count, mean = self.workers.count, self._check_headers(_STEP, loss)
+        self._average(tensors, total=True)
+        whole = loss if mean is None else mean * count
+        self.rounds.append(Round(self.clock.step + 1, self.workers.sent - before, whole, self.workers.count))
+        self._admit()
+        self._averaging += time.monotonic() - began
+        return whole
+
+    def gather(self, values: Sequence[float]) -> list[list[float]]:
+        """The same number of values of every worker, by place."""
+        return self._together(values) or [list(values)]
+
     def report(self) -> SyncReport:
         """What was sent so far."""
         weights = sum(p.numel() for p in self.parameters)
@@ -173,9 +191,11 @@ class QSR:
                 ]
         return found
 
-    def _average(self, tensors: Sequence[Tensor], origins: Sequence[Tensor] | None = None) -> None:
+    def _average(
+        self, tensors: Sequence[Tensor], origins: Sequence[Tensor] | None = None, *, total: bool = False
+    ) -> None:
         """Average, and know that everybody has."""
-        buckets = self.averager.average(tensors, origins)
+        buckets = self.averager.average(tensors, origins, total=total)
         self._together([0.0], buckets)
 
     def _together(self, values: Sequence[float], done: int = 0) -> list[list[float]] | None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions
 
-from surgery.errors import OptionError, SurgeryError
+from surgery.errors import OptionError
+from surgery.sync.launch import EndedElsewhereError, LeftOutError
 from surgery.sync.pulse import SILENCE, Pulse, Watch
 
 _LAUNCH = "start it with torchrun, such as torchrun --nproc-per-node 4 -m surgery tune ..."
@@ -27,10 +28,6 @@ _CONNECT = 10.0
 
 class WorkerLostError(Exception):
     """A collective failed, as a worker died or stopped: the others make a new group."""
-
-
-class LeftOutError(SurgeryError):
-    """This worker stopped for so long that the others went on without it."""
 
 
 class Workers:
@@ -66,6 +63,7 @@ class Workers:
             raise OptionError(f"workers can't meet without a launcher ({missing[0]} isn't set): {_LAUNCH}")
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         workers = cls(launcher_store(), rank, range(world), timeout=timeout)
+        workers.store.set("together", "")
         workers._connect()
         return workers
 
@@ -131,6 +129,18 @@ class Workers:
         self._wait(lambda group: group.allgather([found], [mine], options), mine.device)
         return [each.tolist() for each in found]
 
+    def barrier(self) -> None:
+        """Wait for all workers; one that dies before they trained is nobody to go on without.
+
+        Raises OptionError for that.
+        """
+        try:
+            self.gather([0.0])
+        except WorkerLostError:
+            if self.store.check(["failed"]):
+                raise EndedElsewhereError("another worker ended by a mistake, which it has told") from None
+            raise OptionError("a worker ended before training began: start all of them again") from None
+
     def asked_to_regroup(self) -> bool:
         """Whether another worker has found the group broken."""
         return self.pulse.wanted > self.generation
@@ -156,6 +166,10 @@ class Workers:
             self._fast.abort()
         self._group = self._fast = None
 
+    def finish(self) -> None:
+        """Tell the launcher's processes that the run has ended well."""
+        self.store.set("over", "")
+
     def leave(self) -> None:
         """End this worker's part: nobody waits for it."""
         self.store.set(f"ended/{self.me}", "")
@@ -173,6 +187,8 @@ class Workers:
         newcomers = f"{key}/newcomers"
         awaited = [*self.members, *(json.loads(self.store.get(newcomers)) if self.store.check([newcomers]) else ())]
         while not self.store.check([f"{key}/members"]):
+            if self.store.check(["failed"]):
+                raise EndedElsewhereError("another worker ended by a mistake, which it has told")
             missing = [each for each in awaited if not self.store.check([f"{key}/{each}"]) and not watch.gone(each)]
             if note.get("new") or missing:
                 time.sleep(_LOOK)

@@ -28,7 +28,9 @@ from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
-from surgery.resuming import digest, resumable
+from surgery.resuming import digest
+from surgery.sync.together import SyncRecipe, resumable_together, shared_call
+from surgery.sync.workers import Workers
 from surgery.tasks.gradients import check_gradients
 from surgery.tasks.readout import PhraseReadout, readout_file
 from surgery.tasks.task import Task, several
@@ -180,6 +182,8 @@ def tune(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     resume: str | Path | None = None,
+    workers: Workers | None = None,
+    sync: SyncRecipe | None = None,
     progress: Progress = silent,
 ) -> Tuned:
     """Fine-tune a checkpoint's block weights on a task's training examples; dropout is off.
@@ -194,6 +198,9 @@ def tune(
         dtype: float32, or bfloat16 for mixed precision over float32 weights; default bfloat16 where CUDA has it.
         resume: a folder for the state, saved every half minute and when interrupted; a later call with the same
             arguments goes on from there (`surgery.resuming`). The caller deletes it.
+        workers: those of a run under torchrun (`surgery.sync`): each takes its part of every batch, and all end with the same
+            weights, of which the first worker's caller makes a folder.
+        sync: how they share it; by default data parallel, which gives what one process gives but for rounding.
         progress: called with step, steps and a line on how it goes.
 
     Raises:
@@ -216,8 +223,9 @@ def tune(
     lessons = [Lesson.of(model, one) for one in tasks]
     check_gradients(model, lessons[0].readout, limits.names, lessons[0].rows[0])
     pace = _pace(recipe, model, lessons, limits, seed)
-    with resumable(resume, _identity(checkpoint, tasks, recipe, seed, limits.names) | limits.digests) as state:
-        loop = TrainingLoop(model, recipe, pace, limits.moving(model), state)
+    identity = _identity(checkpoint, tasks, recipe, seed, limits.names) | limits.digests | shared_call(workers, sync)
+    with resumable_together(resume, identity, workers) as state:
+        loop = TrainingLoop(model, recipe, pace, limits.moving(model), state, workers, sync)
         history = loop.run(lessons, seed, mixed, progress)
     tensors, counts = _as_stored(checkpoint, loop)
     call = {"base": str(checkpoint), "dtype": dtype, "include": list(include), "exclude": list(exclude), **limits.call}
@@ -228,6 +236,7 @@ def tune(
         **counts,
         "movable": limits.movable,
         **history,
+        **({} if loop.together is None else {"sync": loop.together.content()}),
         "seconds": round(time.monotonic() - began, 2),
     }
     (_, readout), *further = [(lesson.task, _anchors(lesson)) for lesson in lessons]

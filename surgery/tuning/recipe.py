@@ -82,7 +82,11 @@ class Pace(NamedTuple):
     steps: int
     warmup: float
 
+    @property
+    def rising(self) -> int:
+        """Number of steps over which the rate rises."""
+        return max(1, round(self.warmup * self.steps))
+
     def rate_at(self, step: int) -> float:
         """The learning rate of step 0 to steps - 1."""
-        rising = max(1, round(self.warmup * self.steps))
-        return self.rate * min((step + 1) / rising, (self.steps - step) / max(1, self.steps - rising))
+        return self.rate * min((step + 1) / self.rising, (self.steps - step) / max(1, self.steps - self.rising))

@@ -21,6 +21,8 @@ from surgery.files import replace_bytes
 from surgery.jsonfile import parse_json
 from surgery.progress import Progress
 from surgery.resuming import damaged
+from surgery.sync.together import SyncRecipe, Together
+from surgery.sync.workers import Workers
 from surgery.tasks.readout import Encoded, Readout, alike, collate, pick_readout
 from surgery.tasks.scoring import score_model
 from surgery.tasks.task import Task
@@ -56,7 +58,16 @@ class Lesson(NamedTuple):
 class TrainingLoop:
     """The numbers being trained, the optimiser's state, and the file they survive in."""
 
-    def __init__(self, model: Model, recipe: Recipe, pace: Pace, moved: Moving, state: Path | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        recipe: Recipe,
+        pace: Pace,
+        moved: Moving,
+        state: Path | None,
+        workers: Workers | None = None,
+        sync: SyncRecipe | None = None,
+    ) -> None:
         self.model, self.recipe, self.pace = model, recipe, pace
         self.moved, self.weights = moved, moved.values
         self.base = {name: weight.detach().clone() for name, weight in self.weights.items()}
@@ -71,8 +82,17 @@ class TrainingLoop:
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=pace.rate, momentum=recipe.momentum)
         else:
             self.optimizer = torch.optim.AdamW(parameters, lr=pace.rate, weight_decay=0.0)
+        self.together = None if workers is None else self._join(workers, sync or SyncRecipe())
+        if self.together and state:
+            step = self.together.latest(state)
+            self.file = self.together.file(state, step)
         if self.file and self.file.exists():
             self._load()
+
+    def _join(self, workers: Workers, sync: SyncRecipe) -> Together:
+        rates = [self.pace.rate_at(step) for step in range(self.pace.steps)]
+        origins = list(self.base.values())
+        return Together(workers, sync, self.optimizer, rates, warmup=self.pace.rising, origins=origins)
 
     def run(self, lessons: Sequence[Lesson], seed: int, autocast: Any, progress: Progress) -> dict[str, Any]:
         """Train to the end, or until dev examples say stop; the best weights, or the last, are in `weights` after.
@@ -81,42 +101,71 @@ class TrainingLoop:
         """
         every = max(1, self.pace.steps // self.recipe.evaluations)
         scored = [lesson for lesson in lessons if lesson.task.dev]
-        saved = time.monotonic()
+        saved, owed = time.monotonic(), False
         try:
             for lesson, numbers in turns(lessons, self.recipe.batch_size, seed, self.step, self.pace.steps):
                 loss = self.advance(lesson, numbers, autocast)
                 self.losses.append(round(loss, 5))
                 self.step += 1
                 self._whole = True
-                due = self.step % every == 0 or self.step == self.pace.steps
-                if scored and due and self._evaluate(scored):
-                    break
+                owed = owed or self.step % every == 0 or self.step == self.pace.steps
+                same = self.together is None or self._exchange(loss)
+                if scored and owed and same:  # workers score the weights that all of them have
+                    owed = False
+                    if self._evaluate(scored):
+                        break
                 dev = f", dev {self.dev[-1]['value']:.3f}" if self.dev else ""
                 progress(self.step, self.pace.steps, f"tuning: loss {np.mean(self.losses[-20:]):.3f}{dev}")
-                if self.file and time.monotonic() - saved > _SAVE_SECONDS:
+                if self.together is not None:
+                    self._save_with_others()
+                elif self.file and time.monotonic() - saved > _SAVE_SECONDS:
                     self._save()
                     saved = time.monotonic()
         except KeyboardInterrupt:
-            if self.file and self._whole:  # else the last half minute is lost, but nothing is wrong
+            if (
+                self.file and self._whole and self.together is None
+            ):  # else the last half minute is lost, but nothing is wrong
                 self._save()
             raise
+        if self.together is not None:
+            self.together.sync.finish()
         with torch.no_grad():
             for name, tensor in self.best.items():
                 self.weights[name].copy_(tensor)
         self.moved.after_step()
         return {"losses": self.losses, "dev": self.dev, "stopped_at": self.step}
 
+    def _exchange(self, loss: float) -> bool:
+        """Average with the other workers where a round ends; whether all have the same weights now."""
+        assert self.together is not None
+        same = self.together.after_step(loss)
+        if same:
+            self.moved.after_step()
+        return same
+
+    def _save_with_others(self) -> None:
+        assert self.together is not None
+        if self.file and self.together.due_to_save():
+            self.file = self.together.file(self.file.parent, self.step)
+            self._save()
+            self.together.sweep(self.file.parent, self.step)
+
     def advance(self, lesson: Lesson, numbers: Sequence[int], autocast: Any) -> float:
-        """Make one step on a lesson's examples of these numbers; their mean loss."""
-        (_, readout, rows, targets), total = lesson, 0.0
+        """Make one step on a lesson's examples of these numbers; their mean loss, or that of this worker's part of them."""
+        (_, readout, rows, targets), total, whole = lesson, 0.0, len(numbers)
+        if self.together is not None:
+            numbers = self.together.mine(numbers)
+            whole = whole if self.together.data_parallel else len(numbers)
         pieces = np.array_split(np.asarray(numbers), self.recipe.accumulate)
         for piece in (part for numbered in pieces for part in alike(self.model, rows, numbered.tolist())):
             batch, positions = collate(self.model, [rows[number] for number in piece])
             with autocast, steady_attention():
                 scores = readout.logits(self.model.module, batch, positions)
-            loss = F.cross_entropy(scores, targets[piece].to(self.model.device)) * (len(piece) / len(numbers))
+            loss = F.cross_entropy(scores, targets[piece].to(self.model.device)) * (len(piece) / whole)
             loss.backward()
             total += float(loss.detach())
+        if self.together is not None:
+            total = self.together.add_gradients(total)
         if not math.isfinite(total):
             raise SurgeryError(
                 f"the loss became {total} at step {self.step + 1}: lower `rate` (now {self.pace.rate:g})"
@@ -157,6 +206,8 @@ class TrainingLoop:
             "dev": json.dumps(self.dev),
             "pace": json.dumps(self.pace),
         }
+        if self.together is not None:
+            header["sync"] = json.dumps(self.together.sync.state())
         replace_bytes(
             self.file, save({key: value.contiguous().cpu() for key, value in tensors.items()}, metadata=header)
         )
@@ -202,6 +253,8 @@ class TrainingLoop:
         # As it was then: on some devices the gradient it came from isn't the same to the last bit.
         self.pace = parse_json(header["pace"], Pace)
         self.step = int(header["step"])
+        if self.together is not None:
+            self.together.sync.restore(parse_json(header["sync"]))
         self.losses, self.dev = parse_json(header["losses"], list[float]), parse_json(header["dev"], list[Scored])
 
 

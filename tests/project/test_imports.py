@@ -47,6 +47,7 @@ ALLOWED = {
         "surgery.quiet",
         "surgery.reporting",
         "surgery.resuming",
+        "surgery.sync",
     ),
     "surgery": ("surgery",),
 }
@@ -115,6 +116,7 @@ def test_only_one_module_imports_matplotlib_and_one_rich():
         "import surgery.mezo",
         "import surgery.evaluating",
         "import surgery.selecting",
+        "import surgery.sync",
         "import pcfg",
         "import probes",
         "import probes.emergence",
@@ -140,6 +142,7 @@ def test_heavy_libraries_wait_until_they_are_needed(statement):
         "surgery.mezo",
         "surgery.evaluating",
         "surgery.selecting",
+        "surgery.sync",
         "pcfg",
         "probes",
         "probes.emergence",

@@ -1,0 +1,172 @@
+"""Training loops of this project over several workers: which part of a batch is whose, what is exchanged, and the state to go on from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgery.errors import OptionError
+from surgery.resuming import resumable
+from surgery.sync.planning import plan
+from surgery.sync.qsr import QSR
+from surgery.sync.schedule import KINDS, Schedule
+from surgery.sync.workers import Workers
+
+_SAVES = 50  # of the state, over a training
+
+
+@dataclass(frozen=True)
+class SyncRecipe:
+    """How workers share a training. Raises OptionError for a value out of its range.
+
+    Attributes:
+        kind: a `Schedule`'s, or `data-parallel`: gradients are added up at every step.
+        alpha, h_base, h_max: a `Schedule`'s. budget: in place of alpha, or of a constant H, share of data parallel's rounds.
+    """
+
+    kind: str = "data-parallel"
+    alpha: float | None = None
+    h_base: int = 4
+    h_max: int | None = None
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in (*KINDS, "data-parallel"):
+            raise OptionError(f"`sync` {self.kind} isn't one of {', '.join(KINDS)}")
+        if self.kind == "data-parallel":
+            if self.alpha is not None or self.budget is not None or self.h_max is not None:
+                raise OptionError("`alpha`, `budget` and `h_max` go with `sync`: name a schedule, such as qsr")
+            return
+        if self.alpha is not None and self.budget is not None:
+            raise OptionError("`alpha` and `budget` are two ways to say one thing: give one of them")
+        if self.budget is not None and not 0 < self.budget <= 1:
+            raise OptionError(
+                f"`budget` {self.budget} isn't a share of data parallel's bytes: give one above 0, up to 1"
+            )
+        if self.budget is None:
+            Schedule(self.kind, self.alpha, self.h_base, self.h_max, switch=0)
+
+    def schedule(self, rates: Sequence[float], warmup: int) -> Schedule:
+        """The schedule for a training with these rates, which rise for `warmup` steps."""
+        if self.kind == "data-parallel":
+            return Schedule("constant", h_base=1, steps=len(rates))
+        options: dict[str, Any] = {} if self.alpha is None else {"alpha": self.alpha}
+        options |= {"kind": self.kind, "h_base": self.h_base, "h_max": self.h_max, "warmup": warmup}
+        return plan(rates, budget=self.budget, **options).schedule
+
+
+class Together:
+    """A training loop's part in a run of several workers.
+
+    Args:
+        optimizer: of the loop, with the same parameters on every worker.
+        rates: of every step; they rise over the first `warmup`.
+        origins: as many tensors as parameters; what differs from them on no worker keeps their bits.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        recipe: SyncRecipe,
+        optimizer: torch.optim.Optimizer,
+        rates: Sequence[float],
+        *,
+        warmup: int,
+        origins: Sequence[Tensor] | None = None,
+    ) -> None:
+        self.workers, self.recipe = workers, recipe
+        self.data_parallel = recipe.kind == "data-parallel"
+        self.every = max(1, len(rates) // _SAVES)
+        self.rates = rates
+        self.sync = QSR(
+            optimizer,
+            schedule=recipe.schedule(rates, warmup),
+            workers=workers,
+            origins=None if self.data_parallel else origins,
+        )
+
+    def mine(self, rows: Any) -> Any:
+        """This worker's part of a batch's rows: as even as can be, and all of them somebody's."""
+        if len(rows) < self.workers.count:
+            raise OptionError(
+                f"a batch of {len(rows)} has nothing for some of {self.workers.count} workers: raise `batch_size`, or start fewer"
+            )
+        return rows[self.workers.rank :: self.workers.count]
+
+    def add_gradients(self, loss: float) -> float:
+        """Add gradients and losses up over the workers, where they are data parallel; the loss of all."""
+        if not self.data_parallel:
+            return loss
+        for parameter in self.sync.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return self.sync.add_up([p.grad for p in self.sync.parameters if p.grad is not None], loss)
+
+    def after_step(self, loss: float | None = None) -> bool:
+        """Count a step; whether all workers have the same weights now."""
+        if self.data_parallel:
+            self.sync.clock.tick(0.0)
+            return True
+        return self.sync.step(loss, rate=self.rates[self.sync.clock.step])
+
+    def due_to_save(self) -> bool:
+        """Whether the state is to be saved after this step; every worker does so at the same steps."""
+        return self.sync.clock.step % self.every == 0 and self.sync.clock.step < len(self.rates)
+
+    def file(self, folder: Path, step: int) -> Path:
+        """Path of this worker's state after a step; the two latest are there at once."""
+        return folder / f"worker-{self.workers.me}.{step}.safetensors"
+
+    def sweep(self, folder: Path, step: int) -> None:
+        """Delete this worker's states but those of a step and of the one before it."""
+        for old in self._steps(folder)[:-2]:
+            if old < step:
+                self.file(folder, old).unlink(missing_ok=True)
+
+    def latest(self, folder: Path) -> int:
+        """The last step after which every worker has its state; 0 without one."""
+        mine = [0, 0, 0, *self._steps(folder)][-3:]
+        found = self.sync.gather([float(step) for step in mine])
+        common = set(found[0]).intersection(*found)
+        return int(max(common, default=0))
+
+    def _steps(self, folder: Path) -> list[int]:
+        files = folder.glob(f"worker-{self.workers.me}.*.safetensors")
+        return sorted(int(file.name.split(".")[1]) for file in files if file.name.split(".")[1].isdigit())
+
+    def content(self) -> dict[str, Any]:
+        """What the report says of the workers, as JSON."""
+        return {"recipe": asdict(self.recipe), **self.sync.report().content()}
+
+
+def shared_call(workers: Workers | None, recipe: SyncRecipe | None) -> dict[str, Any]:
+    """What several workers add to what identifies a run: nothing for one process."""
+    if workers is None:
+        return {}
+    return {"workers": workers.count, "sync": asdict(recipe or SyncRecipe())}
+
+
+@contextmanager
+def resumable_together(
+    folder: str | Path | None,
+    call: Mapping[str, Any],
+    workers: Workers | None,
+    *,
+    packages: tuple[str, ...] = ("surgery",),
+) -> Iterator[Path | None]:
+    """`surgery.resuming.resumable` of one folder for all workers: the first one holds it."""
+    if workers is None or folder is None:
+        with resumable(folder, call, packages=packages) as state:
+            yield state
+        return
+    if workers.first:
+        with resumable(folder, call, packages=packages) as state:
+            workers.barrier()
+            yield state
+        return
+    workers.barrier()
+    yield Path(folder).absolute()
