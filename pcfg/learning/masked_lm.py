@@ -236,7 +236,8 @@ class Trainer:
     def _work_with_others(self, batch: Batch, together: Together) -> None:
         """Make a step on this worker's part of a batch."""
         masked = (batch.labels != _IGNORED).sum() if together.data_parallel else None
-        loss = self.work(Batch(*(None if each is None else together.mine(each) for each in batch)), masked)
+        added = None if batch.attention_mask is None else together.mine(batch.attention_mask)
+        loss = self.work(Batch(together.mine(batch.input_ids), together.mine(batch.labels), added), masked)
         self.step += 1
         together.after_step(loss)
 
