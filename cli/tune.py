@@ -13,6 +13,7 @@ from surgery.reporting.plural import number_of
 
 if TYPE_CHECKING:
     from surgery.tasks.task import Task
+    from surgery.tasks.texts import Texts
     from surgery.tuning.finetuning import Tuned
 
 
@@ -23,6 +24,17 @@ def tune(
     data: options.NeededTrain = None,
     tasks: options.TaskNames = None,
     data_root: options.DataRoot = None,
+    texts: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of a task, for a language model: rows of prompt and completion, messages, or text and label; a file or dataset id.",
+            show_default=False,
+        ),
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="With --texts, what is learnt: answer, or text for all of it.", show_default="answer"),
+    ] = None,
     dev: options.Dev = None,
     output: options.NeededOutput = None,
     shots: options.Shots = None,
@@ -30,7 +42,14 @@ def tune(
     word: options.Word = None,
     phrase: options.Phrase = None,
     column: options.Column = None,
-    max_length: options.MaxLength = 128,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            help="Tokens that a prompt or text may have; longer ones are cut.",
+            show_default="128; 1024 with --texts",
+        ),
+    ] = None,
     method: Annotated[
         str, typer.Option(help="gradient, or mezo: forward passes alone, in the memory of inference.")
     ] = "gradient",
@@ -87,7 +106,7 @@ def tune(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Fine-tune a checkpoint on a task, its head and embeddings frozen.
+    """Fine-tune a checkpoint on a task, or a language model on texts; head and embeddings stay frozen.
 
     Interrupted, the same command goes on where it stopped. Under torchrun several workers share the batches.
     """
@@ -102,15 +121,19 @@ def tune(
         check_output(
             options.need_output(output),
             overwrite=overwrite,
-            inputs=[base, data, dev, data_root, *(only or ()), *(outside or ())],
+            inputs=[base, data, texts, dev, data_root, *(only or ()), *(outside or ())],
         )
     paced: dict[str, Any] = {"rate": rate, "steps": steps, "batch_size": batch_size, "accumulate": accumulate}
-    texts: dict[str, Any] = {"prompt": prompt, "word": word, "phrase": phrase, "column": column}
-    if tasks or data_root:
-        given = {"method": method == "mezo", "task": task, "data": data, "dev": dev, **texts}
-        loaded: Any = _several(tasks, data_root, given, {"shots": shots, "seed": seed, "max_length": max_length})
+    asked: dict[str, Any] = {"prompt": prompt, "word": word, "phrase": phrase, "column": column}
+    drawn: dict[str, Any] = {"shots": shots, "seed": seed, "max_length": max_length or 128}
+    if texts or loss:
+        given = {"method": method == "mezo", "task": task, "data": data, "tasks": tasks, "data-root": data_root}
+        loaded: Any = _texts(texts, dev, loss, max_length, {**given, "shots": shots, **asked})
+    elif tasks or data_root:
+        given = {"method": method == "mezo", "task": task, "data": data, "dev": dev, **asked}
+        loaded = _several(tasks, data_root, given, drawn)
     else:
-        loaded = options.load_task(task, train=data, dev=dev, shots=shots, seed=seed, max_length=max_length, **texts)
+        loaded = options.load_task(task, train=data, dev=dev, **drawn, **asked)
     shared: dict[str, Any] = {"include": include or (), "exclude": exclude or (), "device": device, "dtype": dtype}
     shared["only"] = only or None
     if method == "mezo":
@@ -139,6 +162,20 @@ def tune(
     _report(tuned, folder, json)
 
 
+def _texts(
+    source: str | None, dev: str | None, loss: str | None, max_length: int | None, given: dict[str, Any]
+) -> "Texts":
+    from surgery.errors import OptionError
+    from surgery.tasks.texts import Texts
+
+    if source is None:
+        raise OptionError("--loss goes with --texts: name the file of rows")
+    if other := next((name for name, value in given.items() if value), None):
+        raise OptionError(f"--{other} goes with a task: leave it out, or --texts")
+    more = {} if max_length is None else {"max_length": max_length}
+    return Texts.load(source, dev, loss=loss or "answer", **more)
+
+
 def _several(tasks: str | None, root: Path | None, given: dict[str, Any], shared: dict[str, Any]) -> list["Task"]:
     from surgery.errors import OptionError
 
@@ -156,6 +193,8 @@ def _report(tuned: "Tuned", folder: Path, json: bool) -> None:
         content |= {"dev": best, "dev_in_train": report["examples"]["dev_in_train"]}
         print_json({**content, **{key: report[key] for key in ("moved", "movable", "seconds")}})
         return
+    if cut := report.get("answers_cut"):
+        say(f"{number_of(cut, 'row')} of {report['examples']['train']:,} lost a part of the answer: raise --max-length")
     say_repeated(report["examples"]["dev_in_train"], report["examples"]["dev"], "dev")
     dev_line = f", best on dev {figure(best)}" if best is not None else ""
     if report["rounded_away"]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from surgery.grafting.skill import Skill
     from surgery.tasks.scoring import Score, score
     from surgery.tasks.task import Task
+    from surgery.tasks.texts import Texts
     from surgery.tuning.finetuning import Tuned, tune
     from surgery.tuning.recipe import Recipe
 
@@ -27,6 +28,7 @@ _HOMES = {
     "SparseDelta": "surgery.checkpoints.delta",
     "SurgeryError": "surgery.errors",
     "Task": "surgery.tasks.task",
+    "Texts": "surgery.tasks.texts",
     "Tuned": "surgery.tuning.finetuning",
     "graft": "surgery.grafting.localization",
     "score": "surgery.tasks.scoring",
@@ -41,6 +43,7 @@ __all__ = [
     "SparseDelta",
     "SurgeryError",
     "Task",
+    "Texts",
     "Tuned",
     "graft",
     "score",

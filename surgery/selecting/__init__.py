@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from surgery.faces import face
 
 if TYPE_CHECKING:
-    from surgery.selecting.rows import Row, read_rows
     from surgery.selecting.warmup import Warmup
+    from surgery.tasks.rows import Row, read_rows
 
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
-    "Row": "surgery.selecting.rows",
+    "Row": "surgery.tasks.rows",
     "Warmup": "surgery.selecting.warmup",
-    "read_rows": "surgery.selecting.rows",
+    "read_rows": "surgery.tasks.rows",
 }
 
 __all__ = ["Row", "Warmup", "read_rows"]

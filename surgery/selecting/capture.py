@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from surgery.checkpoints.models import Model, steady_attention
 from surgery.errors import CheckpointError, first_line
-from surgery.selecting.objectives import Lesson, Objective
+from surgery.tasks.objectives import Lesson, Objective
 from surgery.tasks.readout import alike
 
 # Called with a layer's name and its weight's gradient for each example of a batch, once a batch.

@@ -15,7 +15,7 @@ from surgery.files import replace_json
 from surgery.jsonfile import JsonError, load_json
 from surgery.progress import Progress, silent
 from surgery.selecting.lora import MOMENTS, Adapter
-from surgery.selecting.objectives import Lesson, Objective
+from surgery.tasks.objectives import Lesson, Objective
 from surgery.tasks.readout import alike
 
 BETAS, EPS = (0.9, 0.999), 1e-8

@@ -1,6 +1,6 @@
 """What a skill is to a model: labelled text, prompts and label words, readouts, scoring.
 
-from surgery.tasks import Columns, Example, Task, score
+from surgery.tasks import Columns, Example, Task, Texts, score
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from surgery.tasks.readout import pick_readout
     from surgery.tasks.scoring import Score, score
     from surgery.tasks.task import Task
+    from surgery.tasks.texts import Texts
 
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
@@ -21,6 +22,7 @@ _HOMES = {
     "Reliability": "surgery.tasks.calibration",
     "Score": "surgery.tasks.scoring",
     "Task": "surgery.tasks.task",
+    "Texts": "surgery.tasks.texts",
     "k_shot": "surgery.tasks.examples",
     "pick_readout": "surgery.tasks.readout",
     "read_examples": "surgery.tasks.examples",
@@ -33,6 +35,7 @@ __all__ = [
     "Reliability",
     "Score",
     "Task",
+    "Texts",
     "k_shot",
     "pick_readout",
     "read_examples",

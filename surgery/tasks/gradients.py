@@ -1,6 +1,6 @@
 """A check that a model can be learnt from: some give no gradients outside training mode, or none at all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -14,6 +14,11 @@ def check_gradients(model: Model, readout: Readout, names: Sequence[str], row: E
 
     Raises CheckpointError when no gradient reaches the tensors `names`.
     """
+    check_reached(model, names, lambda: readout.logits(model.module, *collate(model, [row])).sum())
+
+
+def check_reached(model: Model, names: Sequence[str], number: Callable[[], torch.Tensor]) -> None:
+    """As `check_gradients`, of a number that the model gives."""
     reached = []
 
     def drop(parameter: torch.Tensor) -> None:
@@ -25,7 +30,7 @@ def check_gradients(model: Model, readout: Readout, names: Sequence[str], row: E
     told = f"{model.checkpoint}: a {type(model.module).__name__}"
     try:
         with steady_attention():
-            readout.logits(model.module, *collate(model, [row])).sum().backward()
+            number().backward()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # what autograd raises, whatever the reason

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Literal, Protocol, Required, TypedDict, TypeVar, runtime_checkable
 
 from surgery.errors import TaskError
 from surgery.jsonfile import parse_json
@@ -13,6 +13,17 @@ from surgery.tasks.labels import known_names, merged, plain
 from surgery.tasks.presets import PRESETS, Preset
 
 Source = str | Path | Sequence[Example]
+
+
+@runtime_checkable
+class HasName(Protocol):
+    """What is told apart by its name."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+
+Named = TypeVar("Named", bound=HasName)
 
 
 class _Spec(TypedDict, total=False):
@@ -188,9 +199,9 @@ class Task:
             )
 
 
-def several(task: Task | Sequence[Task]) -> tuple[Task, ...]:
+def several(task: Named | Sequence[Named]) -> tuple[Named, ...]:
     """One task or a sequence of them as a tuple; raises TaskError for none, or for two of one name."""
-    tasks = (task,) if isinstance(task, Task) else tuple(task)
+    tasks = tuple(task) if isinstance(task, Sequence) else (task,)
     names = [one.name for one in tasks]
     if not tasks or len(set(names)) < len(names):
         raise TaskError(f"the tasks are {', '.join(names) or 'none'}: name one or more, each once (`tasks`)")

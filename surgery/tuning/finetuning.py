@@ -31,13 +31,16 @@ from surgery.reporting.results import Result
 from surgery.resuming import digest
 from surgery.sync.together import SyncRecipe, resumable_together, shared_call
 from surgery.sync.workers import Workers
-from surgery.tasks.gradients import check_gradients
+from surgery.tasks.gradients import check_reached
 from surgery.tasks.readout import PhraseReadout, readout_file
 from surgery.tasks.task import Task, several
+from surgery.tasks.texts import NAME as TEXTS
+from surgery.tasks.texts import Texts
 from surgery.tuning.limits import Limits, Regions
 from surgery.tuning.memory_need import most_of_tuning, tune_need
 from surgery.tuning.recipe import Pace, Recipe
-from surgery.tuning.training import Lesson, Scored, TrainingLoop, gradient_norm_at_base, mixed_precision
+from surgery.tuning.training import Scored, TrainingLoop, gradient_norm_at_base, mixed_precision
+from surgery.tuning.training_sets import LabelledSet, TextSet, training_set
 
 _RECENT = 20  # steps whose losses are averaged
 
@@ -49,7 +52,7 @@ class Tuned(Result):
     Attributes:
         base: what it was tuned from.
         tensors: the tensors that may have moved, by their name in the base's files.
-        task: what it was tuned on, or the first of several.
+        task: what it was tuned on, a task or texts, or the first of several.
         readout: the base's phrase embeddings, for a sentence encoder.
         report: what was done, with losses, dev scores and the number of weights moved.
         further: further tasks, each with its phrase embeddings as `readout`.
@@ -57,13 +60,13 @@ class Tuned(Result):
 
     base: Checkpoint
     tensors: dict[str, Tensor]
-    task: Task
+    task: Task | Texts
     readout: PhraseReadout | None
     report: dict[str, Any]
-    further: tuple[tuple[Task, PhraseReadout | None], ...] = ()
+    further: tuple[tuple[Task | Texts, PhraseReadout | None], ...] = ()
 
     @property
-    def tasks(self) -> tuple[Task, ...]:
+    def tasks(self) -> tuple[Task | Texts, ...]:
         """All tasks that it was tuned on."""
         return (self.task, *(task for task, _ in self.further))
 
@@ -97,7 +100,7 @@ class Tuned(Result):
         with new_folder(Path(folder), overwrite=overwrite) as staged:
             rewrite(self.base, self.tensors, staged)
             for task, readout in ((self.task, self.readout), *self.further):
-                if readout:
+                if readout and isinstance(task, Task):
                     replace_bytes(staged / readout_file(task), readout.to_bytes())
             replace_json(staged / "report.json", self.report)
         return Path(folder)
@@ -119,7 +122,7 @@ class Tuned(Result):
         except (OSError, JsonError) as error:
             raise CheckpointError(f"{path} is no report of a tuning ({error}): name a folder that tune wrote") from None
         call = report["call"]["tune"]
-        task, *others = map(Task.from_spec, report.get("tasks", [report["task"]]))
+        task, *others = map(_of_spec, report.get("tasks", [report["task"]]))
         before, after = open_checkpoint(call["base"] if base is None else base), Checkpoint(folder)
         if before.fingerprint != report["inputs"]["base"]:
             raise CheckpointError(
@@ -160,9 +163,15 @@ class _Report(TypedDict):
     dev: list[Scored]
 
 
-def _kept_readout(checkpoint: Checkpoint, task: Task) -> PhraseReadout | None:
+def _of_spec(spec: dict[str, Any]) -> Task | Texts:
+    return Texts.from_spec(spec) if spec.get("name") == TEXTS and "loss" in spec else Task.from_spec(spec)
+
+
+def _kept_readout(checkpoint: Checkpoint, task: Task | Texts) -> PhraseReadout | None:
+    if isinstance(task, Texts) or checkpoint.structure.kind != "encoder":
+        return None
     file = checkpoint.folder / readout_file(task)
-    if checkpoint.structure.kind != "encoder" or not file.exists():
+    if not file.exists():
         return None
     phrases = tuple(task.phrases[label] for label in task.labels)
     return PhraseReadout.from_file(file, load_tokenizer(checkpoint), phrases, task.max_length)
@@ -171,7 +180,7 @@ def _kept_readout(checkpoint: Checkpoint, task: Task) -> PhraseReadout | None:
 # Long: options and what they mean.
 def tune(
     base: str | Path | Checkpoint,
-    task: Task | Sequence[Task],
+    task: Task | Texts | Sequence[Task | Texts],
     recipe: Recipe | None = None,
     *,
     seed: int = 0,
@@ -186,11 +195,12 @@ def tune(
     sync: SyncRecipe | None = None,
     progress: Progress = silent,
 ) -> Tuned:
-    """Fine-tune a checkpoint's block weights on a task's training examples; dropout is off.
+    """Fine-tune a checkpoint's block weights on a task's training examples, or on texts; dropout is off.
 
     Args:
-        task: one, or several of different names, whose batches take turns: then the number of steps by default is the
-            sum of theirs, and what dev examples decide is decided by the mean of the tasks' metrics.
+        task: one, or `Texts` (prompts with answers, dialogues) for a language model; or several of different names, whose
+            batches take turns: then the number of steps by default is the sum of theirs, and what dev examples decide is
+            decided by the mean of the tasks' metrics.
         include, exclude: patterns over tensor names, as `Checkpoint.block_weights` takes them.
         only: train nothing but these weights: a skill's, a region's, or those of a sequence of them. All others keep
             their bits, and by default there is no pull (`l1`): few weights move as it is.
@@ -220,18 +230,19 @@ def tune(
         place,
     )
     model = load_model(checkpoint, device=place)
-    lessons = [Lesson.of(model, one) for one in tasks]
-    check_gradients(model, lessons[0].readout, limits.names, lessons[0].rows[0])
-    pace = _pace(recipe, model, lessons, limits, seed)
+    sets = [training_set(model, one) for one in tasks]
+    check_reached(model, limits.names, lambda: sets[0].loss(model, [0]))
+    pace = _pace(recipe, model, sets, limits, seed)
     identity = _identity(checkpoint, tasks, recipe, seed, limits.names) | limits.digests | shared_call(workers, sync)
     with resumable_together(resume, identity, workers) as state:
         loop = TrainingLoop(model, recipe, pace, limits.moving(model), state, workers, sync)
-        history = loop.run(lessons, seed, mixed, progress)
+        history = loop.run(sets, seed, mixed, progress)
     tensors, counts = _as_stored(checkpoint, loop)
     call = {"base": str(checkpoint), "dtype": dtype, "include": list(include), "exclude": list(exclude), **limits.call}
     report = {
         **provenance(call={"tune": call}, inputs={"base": checkpoint.fingerprint}, seed=seed),
         **_about(tasks),
+        **_cut(sets),
         "recipe": {**asdict(recipe), **loop.pace._asdict()},
         **counts,
         "movable": limits.movable,
@@ -239,26 +250,26 @@ def tune(
         **({} if loop.together is None else {"sync": loop.together.content()}),
         "seconds": round(time.monotonic() - began, 2),
     }
-    (_, readout), *further = [(lesson.task, _anchors(lesson)) for lesson in lessons]
+    (_, readout), *further = [(one.task, one.anchors) for one in sets]
     return Tuned(checkpoint, tensors, tasks[0], readout, report, tuple(further))
 
 
-def _pace(recipe: Recipe, model: Model, lessons: Sequence[Lesson], limits: Limits, seed: int) -> Pace:
-    """The recipe's numbers for these lessons: the steps of all, and a pull by the root mean square of their gradients."""
+def _pace(recipe: Recipe, model: Model, sets: Sequence[LabelledSet | TextSet], limits: Limits, seed: int) -> Pace:
+    """The recipe's numbers for these sets: the steps of all, and a pull by the root mean square of their gradients."""
     norms = [
-        gradient_norm_at_base(model, readout, limits.names, rows, targets, seed) if recipe.needs_gradient_norm else 0.0
-        for _, readout, rows, targets in lessons
+        gradient_norm_at_base(model, one, limits.names, seed) if recipe.needs_gradient_norm else 0.0 for one in sets
     ]
     norm = norms[0] if len(norms) == 1 else math.sqrt(sum(each**2 for each in norms) / len(norms))
-    paces = [recipe.pace(model.kind, limits.movable, len(lesson.rows), norm) for lesson in lessons]
+    paces = [recipe.pace(model.kind, limits.movable, len(one.rows), norm) for one in sets]
     return paces[0]._replace(steps=recipe.steps or sum(pace.steps for pace in paces))
 
 
-def _anchors(lesson: Lesson) -> PhraseReadout | None:
-    return lesson.readout if isinstance(lesson.readout, PhraseReadout) else None
+def _cut(sets: Sequence[LabelledSet | TextSet]) -> dict[str, int]:
+    cut = sum(one.cut for one in sets if isinstance(one, TextSet))
+    return {"answers_cut": cut} if cut else {}
 
 
-def _about(tasks: Sequence[Task]) -> dict[str, Any]:
+def _about(tasks: Sequence[Task | Texts]) -> dict[str, Any]:
     examples = {"train": 0, "dev": 0, "dev_in_train": 0}
     for task in tasks:
         examples["train"] += len(task.train)
@@ -269,7 +280,7 @@ def _about(tasks: Sequence[Task]) -> dict[str, Any]:
 
 
 def _identity(
-    checkpoint: Checkpoint, tasks: Sequence[Task], recipe: Recipe, seed: int, names: Sequence[str]
+    checkpoint: Checkpoint, tasks: Sequence[Task | Texts], recipe: Recipe, seed: int, names: Sequence[str]
 ) -> dict[str, Any]:
     """What decides the tuned weights, but for the device, on which a run may go on that began on another."""
     return {

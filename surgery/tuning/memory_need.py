@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.models import Model
 from surgery.devices import pick_device
 from surgery.memory import Need
 from surgery.tasks.rehearsal import (
@@ -19,16 +20,18 @@ from surgery.tasks.rehearsal import (
     weight_bytes,
 )
 from surgery.tasks.task import Task, several
+from surgery.tasks.texts import Texts
 from surgery.tuning.limits import Limits, Regions
 from surgery.tuning.recipe import Pace, Recipe
-from surgery.tuning.training import Lesson, TrainingLoop, gradient_norm_at_base, mixed_precision
+from surgery.tuning.training import TrainingLoop, gradient_norm_at_base, mixed_precision
+from surgery.tuning.training_sets import LabelledSet, TextSet
 
 _LOWER = "lower `batch_size` or `max_length`, raise `accumulate`, or let fewer tensors move (`include`)"
 
 
 def tune_need(
     base: str | Path | Checkpoint,
-    task: Task | Sequence[Task],
+    task: Task | Texts | Sequence[Task | Texts],
     recipe: Recipe | None = None,
     *,
     include: Sequence[str] = (),
@@ -50,21 +53,21 @@ def tune_need(
     return max(needs, key=lambda need: need.total)
 
 
-def _need(checkpoint: Checkpoint, task: Task, recipe: Recipe, limits: Limits, place: torch.device, mixed: Any) -> Need:
-    names, examples = limits.names, task.need("train")
+def _need(
+    checkpoint: Checkpoint, task: Task | Texts, recipe: Recipe, limits: Limits, place: torch.device, mixed: Any
+) -> Need:
+    names = limits.names
 
     def peak() -> int:
         with rehearsed(checkpoint, place, torch.float32) as (model, meter):
-            readout = rehearsed_readout(model, task)
-            rows = longest(readout.encode(examples), max(16, recipe.batch_size))
-            targets = torch.zeros(len(rows), dtype=torch.long)
+            examples = _rehearsed_set(model, task, recipe)
             if recipe.needs_gradient_norm:
-                gradient_norm_at_base(model, readout, names, rows[:16], targets, 0)
+                gradient_norm_at_base(model, examples, names, 0)
             loop = TrainingLoop(model, recipe, Pace(0.1, 0.1, 2, 0.1), limits.moving(model), None)
             if task.dev:
                 loop.best = {name: weight.detach().clone() for name, weight in loop.weights.items()}
             for _ in range(2):  # momentum is there from the second on
-                loop.advance(Lesson(task, readout, rows, targets), range(min(len(rows), recipe.batch_size)), mixed)
+                loop.advance(examples, range(min(len(examples.rows), recipe.batch_size)), mixed)
                 loop.step += 1
             return meter.peak
 
@@ -82,7 +85,17 @@ def _need(checkpoint: Checkpoint, task: Task, recipe: Recipe, limits: Limits, pl
     return Need.of_peak("tuning", place, known, peak, _LOWER, files)
 
 
-def most_of_tuning(checkpoint: Checkpoint, names: Sequence[str], task: Task, recipe: Recipe) -> int:
+def _rehearsed_set(model: Model, task: Task | Texts, recipe: Recipe) -> LabelledSet | TextSet:
+    """As many examples as a step takes, each as long as the longest."""
+    count = max(16, recipe.batch_size)
+    if isinstance(task, Texts):
+        return TextSet.of(model, task, tried=False).longest(count)
+    readout = rehearsed_readout(model, task)
+    rows = longest(readout.encode(task.need("train")), count)
+    return LabelledSet(task, readout, rows, torch.zeros(len(rows), dtype=torch.long))
+
+
+def most_of_tuning(checkpoint: Checkpoint, names: Sequence[str], task: Task | Texts, recipe: Recipe) -> int:
     """Bytes that `tune` never exceeds: weights, the base's copy, gradients, the best so far, and AdamW's two states with their root."""
     everything = weight_bytes(checkpoint, list(checkpoint.structure.parameters), 4)
     moving = weight_bytes(checkpoint, names, 4)

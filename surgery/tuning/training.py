@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from surgery.checkpoints.models import Model, steady_attention
+from surgery.checkpoints.models import Model
 from surgery.errors import OptionError, SurgeryError, first_line
 from surgery.files import replace_bytes
 from surgery.jsonfile import parse_json
@@ -23,36 +23,18 @@ from surgery.progress import Progress
 from surgery.resuming import damaged
 from surgery.sync.together import SyncRecipe, Together
 from surgery.sync.workers import Workers
-from surgery.tasks.readout import Encoded, Readout, alike, collate, pick_readout
-from surgery.tasks.scoring import score_model
-from surgery.tasks.task import Task
+from surgery.tasks.readout import alike
 from surgery.tuning.moving import Moving
 from surgery.tuning.recipe import Pace, Recipe
+from surgery.tuning.training_sets import Figures, TrainingSet
 
 _SAVE_SECONDS = 30.0
 
 
-class Scored(TypedDict):
-    """The dev examples' score at a step: `value` in the task's metric."""
+class Scored(Figures):
+    """The dev examples' score at a step."""
 
     step: int
-    value: float
-    ece: float
-
-
-class Lesson(NamedTuple):
-    """A task as it is trained on: its readout, its encoded training examples and their labels, [examples]."""
-
-    task: Task
-    readout: Readout
-    rows: Sequence[Encoded]
-    targets: Tensor
-
-    @classmethod
-    def of(cls, model: Model, task: Task) -> "Lesson":
-        """A task's training examples as the model's readout takes them."""
-        readout, examples = pick_readout(model, task), task.need("train")
-        return cls(task, readout, readout.encode(examples), torch.tensor(task.targets(examples)))
 
 
 class TrainingLoop:
@@ -94,17 +76,17 @@ class TrainingLoop:
         origins = list(self.base.values())
         return Together(workers, sync, self.optimizer, rates, warmup=self.pace.rising, origins=origins)
 
-    def run(self, lessons: Sequence[Lesson], seed: int, autocast: Any, progress: Progress) -> dict[str, Any]:
+    def run(self, sets: Sequence[TrainingSet], seed: int, autocast: Any, progress: Progress) -> dict[str, Any]:
         """Train to the end, or until dev examples say stop; the best weights, or the last, are in `weights` after.
 
-        Steps take the lessons in turn.
+        Steps take the sets in turn.
         """
         every = max(1, self.pace.steps // self.recipe.evaluations)
-        scored = [lesson for lesson in lessons if lesson.task.dev]
+        scored = [each for each in sets if each.evaluated]
         saved, owed = time.monotonic(), False
         try:
-            for lesson, numbers in turns(lessons, self.recipe.batch_size, seed, self.step, self.pace.steps):
-                loss = self.advance(lesson, numbers, autocast)
+            for each, numbers in turns(sets, self.recipe.batch_size, seed, self.step, self.pace.steps):
+                loss = self.advance(each, numbers, autocast)
                 self.losses.append(round(loss, 5))
                 self.step += 1
                 self._whole = True
@@ -150,18 +132,15 @@ class TrainingLoop:
             self._save()
             self.together.sweep(self.file.parent, self.step)
 
-    def advance(self, lesson: Lesson, numbers: Sequence[int], autocast: Any) -> float:
-        """Make one step on a lesson's examples of these numbers; their mean loss, or that of this worker's part of them."""
-        (_, readout, rows, targets), total, whole = lesson, 0.0, len(numbers)
+    def advance(self, examples: TrainingSet, numbers: Sequence[int], autocast: Any) -> float:
+        """Make one step on examples of these numbers; their mean loss, or that of this worker's part of them."""
+        total, whole = 0.0, len(numbers)
         if self.together is not None:
             numbers = self.together.mine(numbers)
             whole = whole if self.together.data_parallel else len(numbers)
         pieces = np.array_split(np.asarray(numbers), self.recipe.accumulate)
-        for piece in (part for numbered in pieces for part in alike(self.model, rows, numbered.tolist())):
-            batch, positions = collate(self.model, [rows[number] for number in piece])
-            with autocast, steady_attention():
-                scores = readout.logits(self.model.module, batch, positions)
-            loss = F.cross_entropy(scores, targets[piece].to(self.model.device)) * (len(piece) / whole)
+        for piece in (part for numbered in pieces for part in alike(self.model, examples.rows, numbered.tolist())):
+            loss = examples.loss(self.model, piece, precision=autocast) * (len(piece) / whole)
             loss.backward()
             total += float(loss.detach())
         if self.together is not None:
@@ -183,11 +162,11 @@ class TrainingLoop:
         self.moved.after_step()
         return total
 
-    def _evaluate(self, lessons: Sequence[Lesson]) -> bool:
+    def _evaluate(self, sets: Sequence[TrainingSet]) -> bool:
         """Score the dev examples, keep the weights if they are the best on average so far, and say whether to stop."""
-        results = [score_model(self.model, readout, task, task.dev) for task, readout, _, _ in lessons]
-        value, ece = (sum(figures) / len(results) for figures in zip(*((r.value, r.ece) for r in results), strict=True))
-        self.dev.append({"step": self.step, "value": value, "ece": ece})
+        figures = [each.score(self.model) for each in sets]
+        means = {key: sum(each[key] for each in figures) / len(sets) for key in ("value", "ece") if key in figures[0]}
+        self.dev.append({"step": self.step, **means})
         values = [entry["value"] for entry in self.dev]
         best = int(np.argmax(values))
         if best == len(values) - 1:
@@ -258,18 +237,13 @@ class TrainingLoop:
         self.losses, self.dev = parse_json(header["losses"], list[float]), parse_json(header["dev"], list[Scored])
 
 
-def gradient_norm_at_base(
-    model: Model, readout: Readout, names: Sequence[str], rows: Sequence[Encoded], targets: Tensor, seed: int
-) -> float:
+def gradient_norm_at_base(model: Model, examples: TrainingSet, names: Sequence[str], seed: int) -> float:
     """The norm of the gradient at the base, over 64 training examples."""
     weights = [model.parameters[name].requires_grad_(True) for name in names]
-    numbers = np.random.default_rng(seed).permutation(len(rows))[:64]
+    numbers = np.random.default_rng(seed).permutation(len(examples.rows))[:64]
     pieces = np.array_split(numbers, math.ceil(len(numbers) / 16))
-    for piece in (part for numbered in pieces for part in alike(model, rows, numbered.tolist())):
-        batch, positions = collate(model, [rows[number] for number in piece])
-        with steady_attention():
-            scores = readout.logits(model.module, batch, positions)
-        (F.cross_entropy(scores, targets[piece].to(model.device), reduction="sum") / len(numbers)).backward()
+    for piece in (part for numbered in pieces for part in alike(model, examples.rows, numbered.tolist())):
+        (examples.loss(model, piece, reduction="sum") / len(numbers)).backward()
     norm = float(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
     for weight in weights:
         weight.grad = None
@@ -297,16 +271,15 @@ def batches(examples: int, size: int, seed: int, first: int, steps: int) -> Iter
 
 
 def turns(
-    lessons: Sequence[Lesson], size: int, seed: int, first: int, steps: int
-) -> Iterator[tuple[Lesson, list[int]]]:
-    """The lesson and the example numbers of steps `first` to `steps`: lessons in turn, each as `batches` has it."""
-    count = len(lessons)
+    sets: Sequence[TrainingSet], size: int, seed: int, first: int, steps: int
+) -> Iterator[tuple[TrainingSet, list[int]]]:
+    """The set and the example numbers of steps `first` to `steps`: sets in turn, each as `batches` has it."""
+    count = len(sets)
     own = [
-        batches(len(lesson.rows), size, seed, -(-(first - number) // count), steps)
-        for number, lesson in enumerate(lessons)
+        batches(len(each.rows), size, seed, -(-(first - number) // count), steps) for number, each in enumerate(sets)
     ]
     for step in range(first, steps):
-        yield lessons[step % count], next(own[step % count])
+        yield sets[step % count], next(own[step % count])
 
 
 def mixed_precision(device: torch.device, dtype: str | None) -> Any:

@@ -6,8 +6,8 @@ import torch
 
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.models import load_model
-from surgery.selecting.objectives import pick_objective
-from surgery.selecting.rows import read_row
+from surgery.tasks.objectives import pick_objective
+from surgery.tasks.rows import read_row
 
 NOUNS, GOOD, BAD = ("film", "story", "book", "food"), ("great", "good", "wonderful"), ("terrible", "bad", "boring")
 

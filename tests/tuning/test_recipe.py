@@ -14,6 +14,7 @@ from surgery.tasks.readout import pick_readout
 from surgery.tuning.finetuning import _identity
 from surgery.tuning.recipe import Pace, Recipe
 from surgery.tuning.training import batches, gradient_norm_at_base
+from surgery.tuning.training_sets import LabelledSet
 from tests.tuning.test_tuning import ROWS, task
 
 
@@ -50,7 +51,7 @@ def test_the_gradient_norm_is_that_of_the_mean_loss(tiny):
     model = load_model(Checkpoint(tiny("bert")), device="cpu")
     readout, names = pick_readout(model, task()), model.checkpoint.block_weights()
     rows, targets = readout.encode(ROWS), torch.tensor(task().targets(ROWS))
-    found = gradient_norm_at_base(model, readout, names, rows, targets, 0)
+    found = gradient_norm_at_base(model, LabelledSet(task(), readout, rows, targets), names, 0)
     losses = []
     for row, target in zip(rows, targets, strict=True):
         states = model.module(input_ids=torch.tensor([row.ids])).logits[0, row.position, list(readout.word_ids)]
@@ -66,7 +67,9 @@ def test_of_many_examples_64_are_drawn_by_seed_for_the_gradient_norm(tiny):
     model = load_model(Checkpoint(tiny("bert")), device="cpu")
     readout, names = pick_readout(model, task()), model.checkpoint.block_weights(include=["*layer.0.output.dense.bias"])
     rows, targets = readout.encode(ROWS * 5), torch.from_numpy(np.random.default_rng(0).integers(2, size=len(ROWS) * 5))
-    norms = [gradient_norm_at_base(model, readout, names, rows, targets, seed) for seed in (0, 0, 1)]
+    norms = [
+        gradient_norm_at_base(model, LabelledSet(task(), readout, rows, targets), names, seed) for seed in (0, 0, 1)
+    ]
     assert norms[0] == norms[1] != norms[2]
 
 

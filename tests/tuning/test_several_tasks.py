@@ -13,7 +13,8 @@ from surgery.tasks.task import Task
 from surgery.tuning.finetuning import Tuned, tune
 from surgery.tuning.memory_need import tune_need
 from surgery.tuning.recipe import Recipe
-from surgery.tuning.training import Lesson, batches, turns
+from surgery.tuning.training import batches, turns
+from surgery.tuning.training_sets import LabelledSet
 from tests.tuning.test_tuning import ROWS, task
 
 TOPICS = [
@@ -30,14 +31,14 @@ def topics(**changes):
 
 
 def test_tasks_take_turns_and_each_goes_through_its_own_passes():
-    lessons = [Lesson(None, None, range(count), None) for count in (8, 5, 6)]
-    whole = list(turns(lessons, 4, 7, 0, 11))
-    assert [lessons.index(lesson) for lesson, _ in whole] == [0, 1, 2] * 3 + [0, 1]
+    sets = [LabelledSet(None, None, range(count), None) for count in (8, 5, 6)]
+    whole = list(turns(sets, 4, 7, 0, 11))
+    assert [sets.index(each) for each, _ in whole] == [0, 1, 2] * 3 + [0, 1]
     for number, count in enumerate((8, 5, 6)):
-        own = [numbers for lesson, numbers in whole if lesson is lessons[number]]
+        own = [numbers for each, numbers in whole if each is sets[number]]
         assert own == list(batches(count, 4, 7, 0, len(own)))
     for first in range(11):
-        assert list(turns(lessons, 4, 7, first, 11)) == whole[first:]
+        assert list(turns(sets, 4, 7, first, 11)) == whole[first:]
 
 
 def test_one_model_learns_both_tasks(tiny):

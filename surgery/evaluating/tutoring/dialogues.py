@@ -19,6 +19,7 @@ from surgery.files import new_folder, replace_bytes, replace_json
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.resuming import digest
+from surgery.tasks.rows import turn_pieces
 
 MODES = ("openbook", "closedbook", "exam")
 NOT_LEARNT = -100  # what torch's cross-entropy leaves out
@@ -88,11 +89,7 @@ class Dialogue:
         """
         ids: list[int] = []
         labels: list[int] = []
-        end, start = tokenizer.eos_token or "", tokenizer.bos_token or ""
-        for number, ((role, text), learnt) in enumerate(zip(self.messages, self.learn, strict=True)):
-            turn = f"{text}{end}\n{start}" if role == "chapter" else f"\n{role}: {text}{end}"
-            if number == 0 and role != "chapter":
-                turn = start + turn
+        for turn, learnt in turn_pieces(self.messages, self.learn, tokenizer):
             tokens = tokenizer(turn, add_special_tokens=False)["input_ids"]
             ids += tokens
             labels += tokens if learnt else [NOT_LEARNT] * len(tokens)

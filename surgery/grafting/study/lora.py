@@ -3,17 +3,17 @@
 import importlib.util
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
 from surgery.checkpoints.models import load_model
 from surgery.grafting.study.bench import Bench
 from surgery.quiet import quiet
-from surgery.tasks.readout import alike, collate
+from surgery.tasks.readout import alike
 from surgery.tasks.scoring import predict
 from surgery.tuning.recipe import Recipe
-from surgery.tuning.training import Lesson, batches
+from surgery.tuning.training import batches
+from surgery.tuning.training_sets import LabelledSet
 
 _RANK, _RATE = 8, 1e-3  # peft's default rank; a usual rate for it with AdamW
 
@@ -28,7 +28,7 @@ def tune_lora(bench: Bench, seed: int, name: str) -> tuple[dict[str, NDArray], i
     from peft import LoraConfig, get_peft_model
 
     model = load_model(bench.start, device=bench.device)
-    lesson = Lesson.of(model, bench.task(seed, name))
+    examples = LabelledSet.of(model, bench.task(seed, name))
     readouts = {other: bench.readouts[other] for other in bench.group(name)}
     blocks = {parameter.rpartition(".")[0] for parameter in bench.base.structure.parameters.values()}
     targets = [
@@ -40,14 +40,11 @@ def tune_lora(bench: Bench, seed: int, name: str) -> tuple[dict[str, NDArray], i
         adapted = get_peft_model(model.module, LoraConfig(r=_RANK, lora_alpha=2 * _RANK, target_modules=layers)).eval()
     weights = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     recipe = Recipe("adamw", rate=_RATE, steps=bench.settings.steps)
-    pace = recipe.pace(model.kind, 1, len(lesson.rows), 0.0)
+    pace = recipe.pace(model.kind, 1, len(examples.rows), 0.0)
     optimizer = torch.optim.AdamW(weights, lr=_RATE, weight_decay=0.0)
-    for step, numbers in enumerate(batches(len(lesson.rows), recipe.batch_size, seed, 0, pace.steps)):
-        for piece in alike(model, lesson.rows, numbers):
-            batch, positions = collate(model, [lesson.rows[number] for number in piece])
-            logits = lesson.readout.logits(model.module, batch, positions)
-            right = lesson.targets[piece].to(model.device)
-            (F.cross_entropy(logits, right) * (len(piece) / len(numbers))).backward()
+    for step, numbers in enumerate(batches(len(examples.rows), recipe.batch_size, seed, 0, pace.steps)):
+        for piece in alike(model, examples.rows, numbers):
+            (examples.loss(model, piece) * (len(piece) / len(numbers))).backward()
         for group in optimizer.param_groups:
             group["lr"] = pace.rate_at(step)
         torch.nn.utils.clip_grad_norm_(weights, recipe.clip)

@@ -30,6 +30,7 @@ class Row(NamedTuple):
         messages: turns (role, content) of a conversation, whose assistant's turns are to be learnt; then there is no text.
         source: where it comes from, as the row says it; may be empty.
         subtask: which part of a target it belongs to; may be empty.
+        learn: whether each of the messages is to be learnt, where the row says so, as a dialogue of teacher and student does.
     """
 
     text: str
@@ -39,19 +40,23 @@ class Row(NamedTuple):
     messages: tuple[tuple[str, str], ...]
     source: str
     subtask: str
+    learn: tuple[bool, ...] = ()
 
     @property
     def prompt(self) -> str:
         """What comes before the answer, or what others than the assistant say."""
-        said = [content for role, content in self.messages if role != "assistant"]
+        said = [content for (_, content), told in zip(self.messages, self._told, strict=True) if not told]
         return "\n".join(part for part in (self.text, self.pair, *said) if part)
 
     @property
     def answers(self) -> str:
         """What is to be learnt."""
-        return "\n".join(
-            [self.answer] * bool(self.answer) + [said for role, said in self.messages if role == "assistant"]
-        )
+        said = [content for (_, content), told in zip(self.messages, self._told, strict=True) if told]
+        return "\n".join([self.answer] * bool(self.answer) + said)
+
+    @property
+    def _told(self) -> tuple[bool, ...]:
+        return self.learn or tuple(role == "assistant" for role, _ in self.messages)
 
     @property
     def key(self) -> int:
@@ -62,6 +67,8 @@ class Row(NamedTuple):
 
     def pieces(self, tokenizer: Any) -> list[Piece]:
         """The text that a language model reads, and which of it is to be learnt."""
+        if self.learn:
+            return turn_pieces(self.messages, self.learn, tokenizer)
         if self.messages:
             return _conversation(tokenizer, self.messages)
         if not self.labelled:
@@ -82,7 +89,8 @@ def read_row(raw: Mapping[str, Any], where: str, subtasks: str | None = None) ->
     source = _word(raw, "source")
     subtask = _word(raw, subtasks or "subtask")
     if "messages" in raw:
-        return Row("", "", "", False, _messages(raw["messages"], where), source, subtask)
+        messages = _messages(raw["messages"], where, told=not raw.get("learn"))
+        return Row("", "", "", False, messages, source, subtask, _learn(raw.get("learn"), len(messages), where))
     if "prompt" in raw:
         prompt, completion = (_text(raw, name, where) for name in ("prompt", "completion"))
         return Row(prompt, "", completion, False, (), source, subtask)
@@ -202,16 +210,36 @@ def _word(raw: Mapping[str, Any], name: str) -> str:
     return "" if value is None else str(value)
 
 
-def _messages(turns: Any, where: str) -> tuple[tuple[str, str], ...]:
+def _messages(turns: Any, where: str, *, told: bool) -> tuple[tuple[str, str], ...]:
     found = []
     for turn in turns if isinstance(turns, list) else [None]:
         role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(content, str):
             raise SelectionError(f"{where}: messages is to be a list of turns, each with a role and a content of text")
         found.append((role, content))
-    if not any(role == "assistant" and content.strip() for role, content in found):
+    if told and not any(role == "assistant" and content.strip() for role, content in found):
         raise SelectionError(f"{where}: the assistant says nothing in it: leave the row out")
     return tuple(found)
+
+
+def _learn(given: Any, count: int, where: str) -> tuple[bool, ...]:
+    if not given:
+        return ()
+    if not isinstance(given, list) or len(given) != count or not any(given):
+        raise SelectionError(
+            f"{where}: learn is to say of each of the {count} messages whether it counts, and of one that it does"
+        )
+    return tuple(map(bool, given))
+
+
+def turn_pieces(messages: Sequence[tuple[str, str]], learn: Sequence[bool], tokenizer: Any) -> list[Piece]:
+    """A dialogue's turns as TutorChat's were written: `user: ` and `assistant: ` before them, the tokenizer's end token behind, a chapter by itself first."""
+    end, start = tokenizer.eos_token or "", tokenizer.bos_token or ""
+    pieces = []
+    for number, ((role, text), told) in enumerate(zip(messages, learn, strict=True)):
+        turn = f"{text}{end}\n{start}" if role == "chapter" else f"\n{role}: {text}{end}"
+        pieces.append((start + turn if number == 0 and role != "chapter" else turn, told))
+    return pieces
 
 
 def _conversation(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> list[Piece]:

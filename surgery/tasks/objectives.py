@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from surgery.checkpoints.models import Model, run
 from surgery.errors import OptionError, SelectionError
-from surgery.selecting.rows import Piece, Row
 from surgery.tasks.examples import Example
 from surgery.tasks.readout import Encoded, PhraseReadout, collate, encode_plain, position_limit
+from surgery.tasks.rows import Piece, Row
 from surgery.tasks.task import Task
 
 LOSSES = ("answer", "text")
@@ -62,15 +62,16 @@ class WordObjective:
     whole: bool = False  # whether logits of all places are made, and the targets' taken
 
     @classmethod
-    def of(cls, model: Model, loss: str, max_length: int) -> "WordObjective":
-        """The objective of a language model, tried out."""
+    def of(cls, model: Model, loss: str, max_length: int, *, tried: bool = True) -> "WordObjective":
+        """The objective of a language model, tried out; without that, all places' logits are made."""
         if model.kind == "masked" and model.tokenizer.mask_token is None:
             raise SelectionError(
                 f"{model.checkpoint} is a masked language model without a mask token: fetch its tokenizer files"
             )
         if model.kind == "masked" and loss == "text":
             raise OptionError("`loss` text is for causal models: a masked one is asked for answers")
-        return cls(model.tokenizer, model.kind == "causal", loss, max_length)._tried(model)
+        made = cls(model.tokenizer, model.kind == "causal", loss, max_length, whole=not tried)
+        return made._tried(model) if tried else made
 
     def encode(self, row: Row, where: str = "a row") -> Lesson:
         """Token ids cut at the end to `max_length`.
@@ -82,7 +83,8 @@ class WordObjective:
             raise SelectionError(
                 f"{where} has no answer (label, completion or an assistant's turn): add one, or choose `loss` text"
             )
-        ids, types, learnt = _tokens(self.tokenizer, row.pieces(self.tokenizer), special=not row.messages)
+        pieces = row.pieces(self.tokenizer)
+        ids, types, learnt = _tokens(self.tokenizer, pieces, special=not row.messages, apart=bool(row.learn))
         if self.loss == "text":
             learnt = [True] * len(ids)
         first = int(self.causal)  # nothing predicts the first token
@@ -107,14 +109,16 @@ class WordObjective:
     def losses(self, model: Model, rows: Sequence[Lesson]) -> Float[Tensor, " batch"]:
         """Cross-entropy, the mean over a row's targets; the output matrix is applied at these places alone."""
         batch, _ = collate(model, [row.tokens for row in rows])
-        longest = batch["input_ids"].shape[1]
-        targets = torch.tensor(
-            [[*row.targets, *[_IGNORED] * (longest - len(row.targets))] for row in rows], device=model.device
-        )
-        places = (targets != _IGNORED).nonzero(as_tuple=True)
-        logits = self._logits(model, batch, places)
-        each = F.cross_entropy(logits.float(), targets[places], reduction="none")
-        counts = torch.bincount(places[0], minlength=len(rows))
+        learnt = [
+            (row, place)
+            for row, each in enumerate(rows)
+            for place, target in enumerate(each.targets)
+            if target != _IGNORED
+        ]
+        places = tuple(torch.tensor(column, device=model.device) for column in zip(*learnt, strict=True))
+        targets = torch.tensor([rows[row].targets[place] for row, place in learnt], device=model.device)
+        each = F.cross_entropy(self._logits(model, batch, places).float(), targets, reduction="none")
+        counts = torch.tensor([sum(target != _IGNORED for target in row.targets) for row in rows], device=model.device)
         return torch.zeros(len(rows), device=model.device).index_add(0, places[0], each) / counts
 
     def _logits(
@@ -188,8 +192,10 @@ class PhraseObjective:
         return F.cross_entropy(self.readout.logits(model.module, batch, places), targets, reduction="none")
 
 
-def pick_objective(model: Model, loss: str, max_length: int, answers: Sequence[str]) -> Objective:
-    """The objective that fits a model's kind.
+def pick_objective(
+    model: Model, loss: str, max_length: int, answers: Sequence[str], *, tried: bool = True
+) -> Objective:
+    """The objective that fits a model's kind; `tried`: whether it may run the model.
 
     Raises:
         OptionError: a loss that isn't known, or not for this kind of model.
@@ -206,12 +212,14 @@ def pick_objective(model: Model, loss: str, max_length: int, answers: Sequence[s
         if loss == "text":
             raise OptionError("`loss` text is for causal models: a sentence encoder is asked for answers")
         return PhraseObjective.of(model, answers, length)
-    return WordObjective.of(model, loss, length)
+    return WordObjective.of(model, loss, length, tried=tried)
 
 
-def _tokens(tokenizer: Any, pieces: Sequence[Piece], special: bool) -> tuple[list[int], list[int], list[bool]]:
-    """Token ids and types of joined pieces, and which tokens belong to pieces that are to be learnt."""
-    if not tokenizer.is_fast:  # which doesn't say where in the text its tokens lie
+def _tokens(
+    tokenizer: Any, pieces: Sequence[Piece], special: bool, apart: bool = False
+) -> tuple[list[int], list[int], list[bool]]:
+    """Token ids and types of pieces, joined or each on its own, and which tokens belong to pieces that are to be learnt."""
+    if apart or not tokenizer.is_fast:  # which doesn't say where in the text its tokens lie
         parts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text, _ in pieces]
         inner = [token for part in parts for token in part]
         learnt = [told for part, (_, told) in zip(parts, pieces, strict=True) for _ in part]
