@@ -31,7 +31,7 @@ def topics(**changes):
 
 
 def test_tasks_take_turns_and_each_goes_through_its_own_passes():
-    sets = [LabelledSet(None, None, range(count), None) for count in (8, 5, 6)]
+    sets = [LabelledSet(task(), None, range(count), None) for count in (8, 5, 6)]
     whole = list(turns(sets, 4, 7, 0, 11))
     assert [sets.index(each) for each, _ in whole] == [0, 1, 2] * 3 + [0, 1]
     for number, count in enumerate((8, 5, 6)):
