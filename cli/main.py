@@ -17,6 +17,7 @@ from cli import (
     pcfg_pretrain,
     probe,
     score,
+    select,
     skill,
     study,
     sync,
@@ -63,6 +64,9 @@ app.command()(probe.probe)
 app.add_typer(emergence.app, name="emergence")
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(sync.app, name="sync")
+app.command()(select.select)
+app.command("select score")(select.score)
+app.command("select show")(select.show)
 
 
 @app.callback(invoke_without_command=True)

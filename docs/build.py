@@ -27,6 +27,7 @@ FACES = (
     "surgery.tint",
     "surgery.evaluating",
     "surgery.mezo",
+    "surgery.selecting",
     "pcfg",
     "probes",
     "probes.emergence",

@@ -36,6 +36,7 @@ def test_every_public_name_has_its_documentation(built):
         "surgery.tint",
         "surgery.evaluating",
         "surgery.mezo",
+        "surgery.selecting",
         "pcfg",
         "probes",
         "probes.emergence",

@@ -1,0 +1,311 @@
+"""One pass over a pool: warm-up, then a shard of features after the other; what a kill leaves is gone on from, with the same bytes."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from safetensors.torch import save
+
+from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from surgery.checkpoints.models import Model, load_model
+from surgery.devices import pick_device
+from surgery.errors import OptionError, SelectionError
+from surgery.files import check_output, replace_bytes, replace_json, take_name
+from surgery.progress import Progress, silent
+from surgery.provenance import provenance
+from surgery.resuming import CALL, digest, read_state, resumable, state_folder
+from surgery.selecting.lora import ADAPTER, same_base
+from surgery.selecting.maps import MAPS
+from surgery.selecting.opening import Instrument
+from surgery.selecting.shards import (
+    FORMAT,
+    PRECISIONS,
+    Header,
+    Store,
+    about_rows,
+    opened,
+    pack,
+    shard_count,
+    shard_file,
+)
+from surgery.selecting.warmup import Checkpoints, Warmup, warm_up
+from surgery.tasks.objectives import Objective, pick_objective
+from surgery.tasks.rows import Row, RowFile, Source
+
+_BEGUN = "begun.json"
+_ANSWERS = 1000  # different answers that are told apart
+_PACKAGES = ("surgery", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How features are taken: options of `Features.collect`."""
+
+    maps: tuple[str, ...] = ("adam", "sgd")
+    sketch: int = 8192
+    precision: str = "float16"
+    loss: str = "answer"
+    max_length: int = 512
+    batch_size: int = 16
+    shard_rows: int = 512
+    hidden: bool = True
+    seed: int = 0
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.maps) - set(MAPS) or not self.maps:
+            raise OptionError(f"`maps` {unknown if self.maps else 'none'} aren't of {', '.join(MAPS)}")
+        if self.precision not in PRECISIONS:
+            raise OptionError(f"`precision` {self.precision} isn't one of {', '.join(PRECISIONS)}")
+        for name in ("max_length", "batch_size", "shard_rows"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"`{name}` {getattr(self, name)} must be 1 or more")
+        if self.sketch < 0:
+            raise OptionError(f"`sketch` {self.sketch} must be a number of buckets, or 0 for none")
+
+
+def collect(
+    base: str | Path | Checkpoint, pool: Source, folder: Path, warmup: Warmup | Checkpoints, plan: Plan,
+    *, device: str | torch.device | None, processes: int, overwrite: bool, progress: Progress = silent,
+) -> Store:  # fmt: skip
+    """Make a store of a pool's features in a folder, or open the one that the same call made there."""
+    checkpoint, place = open_checkpoint(base), pick_device(device)
+    if isinstance(warmup, Checkpoints):
+        same_base(warmup.folder, warmup.base, checkpoint)
+    call = _call(checkpoint, pool, warmup, plan)
+    if (folder / "report.json").exists() and not overwrite:
+        made = Store.open(folder)
+        if made.header["call"] == call:
+            return made
+        raise OptionError(
+            f"{folder} holds features of another pool, base or options: name another folder (`features`), or add `overwrite`"
+        )
+    check_output(folder, overwrite=overwrite, inputs=[base, pool if isinstance(pool, str | Path) else None])
+    with resumable(state_folder(folder), call, packages=_PACKAGES) as state:
+        assert state is not None
+        header = _begin(state, checkpoint, pool, warmup, plan, call, place, progress)
+        _collect_shards(state, checkpoint, header, plan, place, processes, progress)
+        replace_json(state / "report.json", _checked(state, header))
+        (state / CALL).unlink()
+        (state / _BEGUN).unlink()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        take_name(state, folder.resolve(), overwrite=overwrite, replaces="report.json")
+    return Store.open(folder)
+
+
+def _call(checkpoint: Checkpoint, pool: Source, warmup: Warmup | Checkpoints, plan: Plan) -> dict[str, Any]:
+    if not isinstance(pool, str | Path):
+        told: Any = digest([dict(row) for row in pool])
+    elif (path := Path(pool).expanduser()).is_file():
+        hashed = xxhash.xxh3_64()
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                hashed.update(part)
+        told = hashed.hexdigest()
+    else:
+        told = str(pool)
+    begun = (
+        asdict(warmup) if isinstance(warmup, Warmup) else {"taken": asdict(warmup.warmup), "rates": list(warmup.rates)}
+    )
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in begun.items()}
+    options = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(plan).items()}
+    return {"base": checkpoint.fingerprint, "pool": told, "warmup": digest(plain), "plan": options}
+
+
+def _begin(
+    state: Path, checkpoint: Checkpoint, pool: Source, warmup: Warmup | Checkpoints, plan: Plan, call: dict[str, Any],
+    place: torch.device, progress: Progress,
+) -> Header:  # fmt: skip
+    """Write the pool's rows and the warm-up, unless a stopped run left both; returns the store's header."""
+    note = state / _BEGUN
+    if note.exists():
+        return read_state(note, Header)
+    progress(0, 1, "reading the pool")
+    rows = RowFile.write(pool, state / "pool.jsonl")
+    model = load_model(checkpoint, device=place, dtype=plan.dtype)
+    answers = _answers(rows) if model.kind == "encoder" else []
+    objective = pick_objective(model, plan.loss, plan.max_length, answers)
+    sources, remarks = _write_about(state, rows, objective, plan, progress)
+    shutil.rmtree(state / "warmup", ignore_errors=True)
+    if isinstance(warmup, Checkpoints):
+        shutil.copytree(warmup.folder, state / "warmup")
+        checkpoints = Checkpoints.load(state / "warmup")
+        adapter = checkpoints.adapter(model)
+    else:
+        numbers = warmup.rows(len(rows))
+        lessons = [objective.encode(row) for row in rows.rows(numbers)]
+        checkpoints = warm_up(model, objective, lessons, warmup, state / "warmup", progress=progress)
+        adapter = None
+    if 0 in checkpoints.steps:
+        remarks.append(
+            "A checkpoint is the adapters' start, where B is zero and A's gradients with it: its features come of B's gradients alone."
+        )
+    weights = adapter.count if adapter else _weights(state / "warmup")
+    header: Header = {
+        "format": FORMAT, "base": checkpoint.source, "fingerprint": checkpoint.fingerprint, "rows": len(rows),
+        "shard_rows": plan.shard_rows, "maps": list(plan.maps), "precision": plan.precision, "sketch": plan.sketch, "seed": plan.seed,
+        "length": plan.sketch or weights, "weights": weights, "loss": plan.loss, "max_length": plan.max_length, "answers": answers,
+        "sources": sources, "hidden": plan.hidden, "remarks": remarks, "call": call,
+        "origin": provenance(call={"select": {"model": checkpoint.source, "warmup": asdict(checkpoints.warmup), **asdict(plan)}},
+                             inputs={"base": checkpoint.fingerprint, "pool": str(call["pool"])}, seed=plan.seed),
+    }  # fmt: skip
+    replace_json(note, header)
+    return header
+
+
+def _weights(folder: Path) -> int:
+    """Number of an adapter's weights."""
+    with opened(folder / "checkpoint-1" / ADAPTER) as file:
+        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118 (no dictionary)
+
+
+def _each(rows: RowFile) -> Iterator[Row]:
+    for start in range(0, len(rows), 1024):
+        yield from rows.rows(range(start, min(start + 1024, len(rows))))
+
+
+def _answers(rows: RowFile) -> list[str]:
+    """The different answers of a pool in the order of their first row, no more than can be told apart."""
+    found: dict[str, None] = {}
+    for row in _each(rows):
+        if row.answers:
+            found[row.answers] = None
+        if len(found) > _ANSWERS:
+            break
+    return list(found)
+
+
+def _write_about(
+    state: Path, rows: RowFile, objective: Objective, plan: Plan, progress: Progress
+) -> tuple[list[str], list[str]]:
+    """Write `rows.safetensors`; every row is encoded once, so that one without an answer is found now. Returns sources and remarks."""
+    sources: dict[str, int] = {}
+    columns: dict[str, list[int]] = {"key": [], "tokens": [], "answer": [], "source": []}
+    cut = 0
+    for number, row in enumerate(_each(rows)):
+        lesson = objective.encode(row, f"row {number + 1} of the pool")
+        left, whole = lesson.answered
+        cut += left < whole
+        columns["key"].append(row.key)
+        columns["tokens"].append(len(lesson.tokens.ids))
+        columns["answer"].append(left)
+        columns["source"].append(sources.setdefault(row.source, len(sources)))
+        if number % 1000 == 0:
+            progress(number, len(rows), "reading the pool")
+    found = {name: torch.tensor(column, dtype=torch.int64) for name, column in columns.items()}
+    replace_bytes(state / "rows.safetensors", save({**found, "offsets": torch.from_numpy(rows.offsets)}))
+    remarks = (
+        [f"{cut:,} of {len(rows):,} answers are cut off at {plan.max_length} tokens: what is left counts."]
+        if cut
+        else []
+    )
+    return list(sources), remarks
+
+
+def _collect_shards(
+    state: Path,
+    checkpoint: Checkpoint,
+    header: Header,
+    plan: Plan,
+    place: torch.device,
+    processes: int,
+    progress: Progress,
+) -> None:
+    """Make the shards that aren't there yet, in this process or in several that share them out."""
+    missing = [
+        number
+        for number in range(shard_count(header["rows"], plan.shard_rows))
+        if not shard_file(state, number).exists()
+    ]
+    if not missing:
+        return
+    if processes <= 1 or len(missing) == 1:
+        write_shards(state, str(checkpoint.folder), header, plan, str(place), missing, progress=progress)
+        return
+    from torch import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    workers = []
+    for rank in range(min(processes, len(missing))):
+        own = f"cuda:{rank % torch.cuda.device_count()}" if place.type == "cuda" else str(place)
+        given = (state, str(checkpoint.folder), header, plan, own, missing[rank::processes], torch.get_num_threads())
+        workers.append(context.Process(target=write_shards, args=given))
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        while worker.is_alive():
+            worker.join(1.0)
+            done = sum(shard_file(state, number).exists() for number in missing)
+            progress(done, len(missing), "collecting features: shards")
+    if any(worker.exitcode for worker in workers):
+        raise RuntimeError(
+            "a process that collected features failed; what it had done stays, and the same call goes on from there"
+        )
+
+
+def write_shards(
+    state: Path, base: str, header: Header, plan: Plan, device: str, numbers: Sequence[int], threads: int | None = None,
+    progress: Progress = silent,
+) -> None:  # fmt: skip
+    """Write some shards of a store under way; what a shard holds depends on its own rows alone."""
+    if threads:
+        torch.set_num_threads(threads)
+    rows = RowFile(state / "pool.jsonl", about_rows(state)["offsets"])
+    instrument = open_instrument(state, base, header, plan.batch_size, device, plan.dtype)
+    for done, number in enumerate(numbers):
+        first = number * plan.shard_rows
+        places = range(first, min(first + plan.shard_rows, len(rows)))
+
+        def told(_: int, __: int, line: str, done: int = done) -> None:
+            progress(done, len(numbers), f"collecting features: {line}")
+
+        told(0, 0, "shards")
+        lessons = [instrument.objective.encode(row) for row in rows.rows(places)]
+        content: dict[str, torch.Tensor] = {}
+        if plan.hidden:
+            content["hidden"] = torch.nn.functional.normalize(instrument.hidden(lessons), dim=1).half()
+        for at in range(len(instrument.checkpoints)):
+            for name, features in instrument.features(lessons, at, plan.maps, told).items():
+                kept, norms = pack(features, plan.precision)
+                content |= {f"{name}.{at}{ending}": part.contiguous() for ending, part in kept.items()}
+                content[f"{name}.{at}.norm"] = norms
+        replace_bytes(shard_file(state, number), save(content))
+    progress(len(numbers), len(numbers), "collecting features: shards")
+
+
+def open_instrument(
+    folder: Path,
+    base: str | Path | Checkpoint,
+    header: Header,
+    batch_size: int = 16,
+    device: Any = None,
+    dtype: str | None = None,
+) -> Instrument:
+    """The base with a store's adapters; raises SelectionError for another base."""
+    checkpoint = open_checkpoint(base)
+    same_base(folder, header["fingerprint"], checkpoint)
+    checkpoints = Checkpoints.load(folder / "warmup")
+    model: Model = load_model(checkpoint, device=device, dtype=dtype)
+    objective = pick_objective(model, header["loss"], header["max_length"], header["answers"])
+    adapter = checkpoints.adapter(model)
+    return Instrument.of(model, objective, adapter, checkpoints, header["sketch"], header["seed"], batch_size)
+
+
+def _checked(state: Path, header: Header) -> Header:
+    """The header with remarks on rows without gradients; raises SelectionError where no row has any."""
+    store = Store(state, header)
+    norms = sum(store.norms(f"{header['maps'][-1]}.{at}") for at in range(len(store.checkpoints)))
+    assert isinstance(norms, torch.Tensor)
+    zero = int((norms == 0).sum())
+    if zero == len(store):
+        raise SelectionError(
+            "all gradients are zero, so nothing tells the rows apart: warm up (`warmup_share` above 0) or choose other `targets`"
+        )
+    if zero:
+        header["remarks"].append(f"{zero:,} rows have no gradient: their scores are 0.")
+    return header
