@@ -136,7 +136,7 @@ def select(
     _check_choice(share, by)
     begun: Any = warmup or Warmup(warmup_share, epochs, rate, rank, targets=tuple(targets or ()), seed=seed)
     place = features or folder.absolute().parent / "features"
-    kept = {
+    kept: dict[str, Any] = {
         "sketch": sketch,
         "precision": precision,
         "maps": tuple(maps.split(",")),
