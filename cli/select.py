@@ -146,7 +146,7 @@ def select(
     shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype}
     with told_how_to_go_on(place), progress_bar() as progress:
         store = Features.collect(
-            model, pool, warmup=begun, folder=place, processes=processes, overwrite=overwrite and place.exists(), progress=progress,
+            model, pool, warmup=begun, folder=place, processes=processes, overwrite=overwrite, progress=progress,
             **kept, **shared,
         )  # fmt: skip
         found = store.select(

@@ -78,10 +78,11 @@ def collect(
     if isinstance(warmup, Checkpoints):
         same_base(warmup.folder, warmup.base, checkpoint)
     call = _call(checkpoint, pool, warmup, plan)
-    if (folder / "report.json").exists() and not overwrite:
+    if (folder / "report.json").exists():
         made = Store.open(folder)
         if made.header["call"] == call:
             return made
+    if (folder / "report.json").exists() and not overwrite:
         raise OptionError(
             f"{folder} holds features of another pool, base or options: name another folder (`features`), or add `overwrite`"
         )

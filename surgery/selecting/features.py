@@ -1,8 +1,10 @@
 """Features: a pool's gradients on disk, from which rows are selected for any target without another pass."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,6 @@ class Features:
     """
 
     store: Store
-    _kept: Any = field(default=None, repr=False, compare=False)
 
     # Long: options and what they mean.
     @classmethod
@@ -84,14 +85,17 @@ class Features:
             SelectionError: rows without answers, or whose answers are cut off; gradients that are all zero; another base's warm-up.
             OptionError: an option out of its range; a folder with other features.
         """
-        kept = tempfile.TemporaryDirectory(prefix="surgery-features-") if folder is None else None
-        place = Path(kept.name) / "features" if kept else Path(str(folder)).expanduser()
+        kept = Path(tempfile.mkdtemp(prefix="surgery-features-")) if folder is None else None
+        place = kept / "features" if kept else Path(str(folder)).expanduser()
         begun = Checkpoints.load(Path(warmup).expanduser()) if isinstance(warmup, str | Path) else warmup or Warmup()
         plan = Plan(tuple(maps), sketch, precision, loss, max_length, batch_size, shard_rows, hidden, seed, dtype)
         store = collect(
             base, pool, place, begun, plan, device=device, processes=processes, overwrite=overwrite, progress=progress
         )
-        return cls(store, kept)
+        made = cls(store)
+        if kept:
+            weakref.finalize(made, shutil.rmtree, kept, ignore_errors=True)
+        return made
 
     @classmethod
     def load(cls, folder: str | Path) -> "Features":

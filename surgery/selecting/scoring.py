@@ -110,23 +110,26 @@ def _cosines(
     progress: Progress,
 ) -> NDArray[np.float64]:
     """The weighted sum of mean cosines, the largest over subtasks; a chunk of the pool in memory at a time."""
-    total = torch.zeros(len(store), shares.shape[1], dtype=torch.float64)
-    for number, (name, weight, rows) in enumerate(parts):
+    wanted, means = [], []
+    for name, _, rows in parts:
         mean = mean_feature(store, name) if centred else None
         if mean is not None:
-            other = (
-                mean
-                if own is None or name.startswith(f"{own}.")
-                else mean_feature(store, f"{own}.{name.partition('.')[2]}")
-            )
+            same = own is None or name.startswith(f"{own}.")
+            other = mean if same else mean_feature(store, f"{own}.{name.partition('.')[2]}")
             rows = torch.nn.functional.normalize(rows - other, dim=1)
-        wanted = rows.T @ shares
-        for place, chunk in store.chunks(name):
+        wanted.append(rows.T @ shares)
+        means.append(mean)
+    scores = np.zeros(len(store))
+    for pieces in zip(*(store.chunks(name) for name, _, _ in parts), strict=True):
+        total: Any = 0.0
+        for (_, chunk), (_, weight, _), mean, each in zip(pieces, parts, means, wanted, strict=True):
             if mean is not None:
                 chunk = torch.nn.functional.normalize(chunk - mean, dim=1)
-            total[place] += weight * (chunk @ wanted).double()
-            progress(number * len(store) + place.stop, len(parts) * len(store), "scoring")
-    return total.amax(1).numpy()
+            total = total + weight * (chunk @ each).double()
+        place = pieces[0][0]
+        scores[place] = total.amax(1).numpy()
+        progress(place.stop, len(store), "scoring")
+    return scores
 
 
 def mean_feature(store: Store, name: str) -> Float[Tensor, " length"]:

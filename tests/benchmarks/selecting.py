@@ -4,8 +4,6 @@ python -m tests.benchmarks.selecting planted   MODEL --data FOLDER -o rows.jsonl
 python -m tests.benchmarks.selecting gradients MODEL [--tokens 32 --rows 16]          # CPU seconds, so that a busy machine counts little
 python -m tests.benchmarks.selecting sketch    MODEL
 python -m tests.benchmarks.selecting store     [--rows 1000000]
-python -m tests.benchmarks.selecting transfer  MODEL OTHER --data FOLDER
-python -m tests.benchmarks.selecting endtoend  MODEL --data FOLDER --task trec
 """
 
 import argparse
@@ -247,6 +245,65 @@ def sketch(given):
     print(json.dumps({**row, "share": round(one / gradient, 3), "share with Adam": round(both / gradient, 3)}))
 
 
+def store(given):
+    """A store of random signs: the largest memory while all rows are scored, beyond what was there before, and seconds."""
+    from safetensors.torch import save_file
+
+    from surgery.files import replace_json
+    from surgery.selecting.rows import read_rows
+    from surgery.selecting.scoring import Target, best, members, score_rows
+    from surgery.selecting.shards import FORMAT, Header, Store, shard_file
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, draw = Path(name), np.random.default_rng(0)
+        for number, first in enumerate(range(0, given.rows, 4096)):
+            count = min(4096, given.rows - first)
+            signs = torch.from_numpy(draw.integers(0, 256, (count, given.width // 8), dtype=np.uint8))
+            save_file({"adam.0": signs}, shard_file(folder, number))
+        (folder / "warmup").mkdir()
+        asked = {
+            "share": 0.05,
+            "epochs": 1,
+            "rate": 1e-3,
+            "rank": 8,
+            "alpha": 16.0,
+            "batch_size": 16,
+            "targets": [],
+            "seed": 0,
+        }
+        noted = {"warmup": asked, "base": "", "rates": [1e-3], "steps": [1], "losses": [0.0]}
+        replace_json(folder / "warmup" / "warmup.json", noted)
+        empty = {kind: {int: 0, str: "", bool: False}.get(told, []) for kind, told in Header.__annotations__.items()}
+        sizes = {"rows": given.rows, "shard_rows": 4096, "length": given.width, "maps": ["adam"], "precision": "bit"}
+        made = Store(folder, {**empty, "format": FORMAT, **sizes})
+        rows = read_rows([{"text": "a", "label": "b"}] * given.targets)
+        wanted = torch.nn.functional.normalize(
+            torch.from_numpy(draw.standard_normal((given.targets, given.width)).astype(np.float32)), dim=1
+        )
+        target = Target(tuple(rows), (wanted,), None, members(rows))
+        Path("/proc/self/clear_refs").write_text("5")  # the largest size counts from here on
+        before, began = largest(), time.process_time()
+        scores = score_rows(made, target, "less")
+        chosen = best(scores, given.rows // 20, np.zeros(given.rows, bool))
+        more, spent = largest() - before, time.process_time() - began
+        # The same in memory, of as many rows as fit it.
+        some = min(given.rows, 16384)
+        whole = torch.cat([chunk for place, chunk in made.chunks("adam.0") if place.stop <= some])
+        again = (whole @ wanted.T).double().mean(1).numpy()
+        same = set(best(scores[: len(again)], 800, np.zeros(len(again), bool))) == set(
+            best(again, 800, np.zeros(len(again), bool))
+        )
+    row = {"rows": given.rows, "numbers a row": given.width, "MB more": more >> 10, "cpu seconds": round(spent, 1)}
+    print(json.dumps({**row, "chosen": len(chosen), "same as in memory": same}))
+
+
+def largest():
+    """The largest resident size so far, in kB."""
+    return next(
+        int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
+    )
+
+
 def main():
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -255,9 +312,7 @@ def main():
         command = commands.add_parser(work.__name__)
         command.set_defaults(work=work)
         command.add_argument("model", nargs="?")
-        command.add_argument("other", nargs="?")
         command.add_argument("--data", default=None)
-        command.add_argument("--task", default="trec")
         command.add_argument(
             "--held-out", action="store_true", help="targets from training rows that aren't in the pool"
         )
@@ -269,6 +324,7 @@ def main():
             ("targets", 32),
             ("resamples", 4),
             ("epochs", 2),
+            ("width", 2048),
         ):
             command.add_argument(f"--{name}", type=int, default={**DEFAULTS[work.__name__]}.get(name, default))
         for name, default in (("share", 0.05), ("warmup-share", 0.2), ("rate", 1e-3)):
@@ -279,11 +335,12 @@ def main():
     given.work(given)
 
 
-WORK = (planted, gradients, sketch)
+WORK = (planted, gradients, sketch, store)
 DEFAULTS = {
     "planted": {"rows": 100, "tokens": 64},
     "gradients": {"rows": 16, "tokens": 32},
     "sketch": {"rows": 16, "tokens": 32},
+    "store": {"rows": 1_000_000},
 }
 
 if __name__ == "__main__":

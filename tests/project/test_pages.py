@@ -58,7 +58,7 @@ SMALLER = {
 }
 # The embedded examples and the study, which tests of their own run.
 ALONE = (
-    *("graft", "unlearn", "tint", "probe", "emergence", "eval"),
+    *("graft", "unlearn", "tint", "probe", "emergence", "eval", "select"),
     "skill study BASE --tasks sst2,cr,subj,trec --data-root DIR -o study/",
 )
 
@@ -90,6 +90,11 @@ def stage(tiny, tmp_path_factory):
     for name, part in {"train": slice(60), "other": slice(60, 90), "rows": slice(3)}.items():
         np.savez(folder / f"{name}.npz", features=features[part], label=np.arange(90)[part] % 3)
     write_evaluations(folder)
+    for name, lines in {"POOL": slice(100), "target": slice(120, 124), "other": slice(130, 134)}.items():
+        rows = (folder / "train.jsonl").read_text().splitlines()[lines]
+        (folder / f"{name}.jsonl").write_text(
+            "\n".join(row.replace("was", f"was {number}") for number, row in enumerate(rows))
+        )
     (folder / "text.txt").write_text("It was a great film . They saw the story . " * 60)
     grammar = Grammar.from_text(RULES)
     grammar.save(folder / "english.pcfg.json")
