@@ -9,6 +9,7 @@ python -m tests.benchmarks.selecting store     [--rows 1000000]
 import argparse
 import json
 import random
+import tempfile
 import time
 from functools import cached_property
 from pathlib import Path
