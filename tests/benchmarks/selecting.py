@@ -251,9 +251,9 @@ def store(given):
     from safetensors.torch import save_file
 
     from surgery.files import replace_json
-    from surgery.selecting.rows import read_rows
     from surgery.selecting.scoring import Target, best, members, score_rows
     from surgery.selecting.shards import FORMAT, Header, Store, shard_file
+    from surgery.tasks.rows import read_rows
 
     with tempfile.TemporaryDirectory() as name:
         folder, draw = Path(name), np.random.default_rng(0)
