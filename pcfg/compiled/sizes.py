@@ -84,7 +84,7 @@ class Sizes:
         if needed > free:
             raise OptionError(
                 f"a transformer of {self.nonterminals:,} nonterminals and {self.preterminals:,} preterminals for {self.length} words "
-                f"takes {size(needed)} and {size(free)} are free: keep fewer nonterminals, or lower max_length"
+                f"takes {size(needed)} and {size(free)} are free: keep fewer nonterminals (surgery pcfg compile --keep, or `prune`), or lower `max_length`"
             )
 
     def table(self) -> tuple[list[str], list[list[object]]]:

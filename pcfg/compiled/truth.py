@@ -74,16 +74,11 @@ class _Trees:
         occurring[:, words] = roots & derived[:, words]
         found = cls(rules, derived, occurring)
         for _ in range(words):
-            occurring |= found._children(occurring)[1]
+            occurring |= found.below(occurring)[1]
         return found
 
     def below(self, needed: _Widths) -> tuple[Bool[np.ndarray, " S"], _Widths]:
-        """Right children in rules for what is needed, and the nonterminals among the children, of which scores are read."""
-        heads, children = self._children(needed)
-        children[len(self.rules) :] = False  # of words, never replaced
-        return heads, children
-
-    def _children(self, needed: _Widths) -> tuple[Bool[np.ndarray, " S"], _Widths]:
+        """Right children in rules for what is needed, and the children, of which scores are read."""
         heads, children = np.zeros(len(needed), bool), np.zeros_like(needed)
         for width, left in self._splits():
             pairs: Bool[np.ndarray, "S S"] = np.asarray(self._rules(needed, width, left).any(0))
@@ -104,7 +99,6 @@ class _Trees:
             parents[: len(rules), width] |= (right_needed | left_needed).any((1, 2))
             siblings[:, left] |= right_needed.any((0, 2))
             siblings[:, width - left] |= left_needed.any((0, 1))
-        siblings[len(self.rules) :] = False
         return heads, parents, siblings
 
     def _splits(self) -> list[tuple[int, int]]:

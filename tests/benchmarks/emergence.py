@@ -1,70 +1,165 @@
-"""Competence over training: texts of independent skills, of skills that keep to a topic, and the probes' example English.
+"""All figures of the page of emergence: competence over training, a skill never seen, drawn graphs, the theory's chain, times.
 
-python -m tests.benchmarks.emergence FOLDER
+python -m tests.benchmarks.emergence FOLDER [PART]...     # parts: independent tangled english planted drawn chain times
 
-Models take minutes each. They and the reports are kept in FOLDER: a second run goes on where the first was stopped, and only
-prints when everything is there. The last lines are the time of 1,000 sentences, one model, and the adversary's figures.
+Texts of independent skills, of skills that keep to a topic, and the probes' example English. Models take a minute each. They and the
+reports are kept in FOLDER: a second run goes on where the first was stopped, and only prints what is there. The page's figures are
+`independent-report/training.png` and `english-report/rules.png`.
 """
 
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from pcfg.learning.pretraining import pretrain
+import numpy as np
+
+from pcfg import Grammar
+from pcfg.learning.pretraining import Pretrained, pretrain
 from pcfg.learning.pretraining_recipe import PretrainRecipe
+from pcfg.treebanks.cleaning import clean_trees
+from pcfg.treebanks.nltk_sample import nltk_treebank
 from probes.emergence import CompetenceReport, independent_skills, measure_competence, simulate, tangled_skills
+from probes.emergence.example import MISSING, run_example
 from probes.emergence.grammars import SKILL_RULES
+from probes.emergence.theory import most_failures, scaling_excess
 from probes.example import example_grammar, example_recipe
 
-KEPT, MEASURED = 10, 1000
+SKILLS = PretrainRecipe(layers=2, heads=4, width=64, sentences=80_000, batch_size=32, rate=3e-3, evaluation=300)
 
 
-def runs():
-    """Name, grammar, recipe and rules of each training."""
-    skills = PretrainRecipe(layers=2, heads=4, width=64, sentences=80_000, batch_size=32, rate=3e-3, evaluation=300)
-    yield "independent", independent_skills(30, 6, zipf=0.7), skills, [SKILL_RULES]
-    longer = replace(skills, sentences=120_000, batch_size=64)
-    yield "tangled", tangled_skills(15, 6, topics=3, zipf=0.7), longer, [SKILL_RULES]
-    yield "english", example_grammar(), replace(example_recipe(), sentences=70_000, evaluation=300), None
+@dataclass(frozen=True)
+class Run:
+    """A training with checkpoints on the way, and the texts that it is measured on."""
+
+    grammar: Grammar
+    recipe: PretrainRecipe
+    kept: int = 10
+    texts: int = 1000
+    rules: tuple[str, ...] | None = (SKILL_RULES,)
 
 
-def measured(folder, name, grammar, recipe, rules):
-    """The report of a training, made unless it is there."""
-    model, report = folder / name, folder / f"{name}-report"
+RUNS = {
+    "independent": lambda: Run(independent_skills(30, 6, zipf=0.7), SKILLS),
+    "tangled": lambda: Run(
+        tangled_skills(15, 6, topics=3, zipf=0.7),
+        replace(SKILLS, sentences=120_000, batch_size=64),
+        kept=24,  # it stands still for long and then learns at once: fewer would leave two checkpoints to compare
+        texts=600,
+    ),
+    "english": lambda: Run(example_grammar(), replace(example_recipe(), sentences=70_000, evaluation=300), rules=None),
+}
+
+
+def training(folder, name):
+    """The report of a run, made unless it is there; and what it says."""
+    run, model, report = RUNS[name](), folder / name, folder / f"{name}-report"
+    spent = time.process_time()
     if not model.exists():
-        pretrain(grammar, recipe, keep=KEPT, device="cpu", resume=folder / f"{name}.partial").save(model)
+        pretrain(run.grammar, run.recipe, keep=run.kept, device="cpu", resume=folder / f"{name}.partial").save(model)
+        print(f"{name}: trained in {time.process_time() - spent:.0f} s of the processor")
+    spent = time.process_time()
     if not report.exists():
-        length = min(16, recipe.max_length)
-        measure_competence(model, grammar, MEASURED, rules=rules, max_length=length, device="cpu").save(report)
-    return CompetenceReport.load(report)
+        length = min(16, run.recipe.max_length)
+        found = measure_competence(model, run.grammar, run.texts, rules=run.rules, max_length=length, device="cpu")
+        found.save(report)
+        print(f"{name}: {len(found.measured)} models measured in {time.process_time() - spent:.0f} s of the processor")
+    show(name, CompetenceReport.load(report))
 
 
-def main(folder):
+def show(name, report):
+    """The lines of a report that the page tells."""
+    print(f"\n{name}: {report.settings['sentences']:,} texts, {report.masks:,} masks, optimum {report.optimum:.3f}")
+    print(f"  excess {' '.join(f'{m.excess.value:.3f}' for m in report.measured[:-1])} {told(report.last.excess)}")
+    print(f"  {len(report.rules)} rules ranked, {len(report.rare)} rare, halves {report.last.halves:.2f}")
+    for rule in (*report.rules[:4], report.rules[-1]):
+        print(f"  {rule.rules[0]}: {told(rule.failure)}, {rule.texts} texts")
+    by_texts, third = sorted(report.rules, key=lambda rule: rule.texts), len(report.rules) // 3
+    rarest, commonest = ([rule.failure.value for rule in some] for some in (by_texts[:third], by_texts[-third:]))
+    print(f"  the rarest third fail {np.mean(rarest):.3f} on average, the commonest {np.mean(commonest):.3f}")
+    for found in report.last.explanations:
+        print(f"  {found.target}: R2 {told(found.r2)}, by the number of rules {told(found.count_r2)}")
+        print("   ", ", ".join(f"{rule} {value:+.1f}" for rule, value in found.coefficients[:3]))
+    print(f"  theta {report.theory.theta:.3f}, {report.theory.k:.1f} different rules a text")
+    for point in report.theory.points:
+        theorem = "none" if point.theorem is None else f"{point.theorem:.2f}"
+        print(
+            f"  alpha {point.alpha}: model {point.model:.2f}, worst {point.worst:.2f} to {point.worst_bound:.2f}, "
+            f"independent {point.independent:.2f}, theorem {theorem}"
+        )
+    for row in report.comparisons:
+        print(
+            f"  {row.name} ({row.excess.value:.3f}) {row.kind}, {row.failure}: {row.before.value:.3f} before, pairs "
+            f"{row.pairs.value:.3f}, difference {told(row.difference, '+')} {row.verdict}"
+        )
+
+
+def told(rate, sign=""):
+    """A number with its interval."""
+    return f"{rate.value:{sign}.3f} [{rate.low:{sign}.3f}, {rate.high:{sign}.3f}]"
+
+
+def planted(folder):
+    """The embedded example: the skill that its model never saw among all others."""
+    if not (folder / "planted").exists():
+        spent = time.process_time()
+        run_example(folder / "planted", device="cpu")
+        print(f"planted: trained and measured in {time.process_time() - spent:.0f} s of the processor")
+    rules = CompetenceReport.load(folder / "planted" / "report").rules
+    place = [rule.rules[0] for rule in rules].index(MISSING) + 1
+    mean = np.mean([rule.failure.value for rule in rules])
+    print(
+        f"\n{MISSING} is number {place} of {len(rules)}: {told(rules[0].failure)}, {told(rules[1].failure)}, mean {mean:.3f}"
+    )
+
+
+def drawn():
+    """An adversary on drawn graphs, of skills that are all alike and of Zipf's."""
+    for zipf in (0.0, 1.0):
+        print(f"\nzipf {zipf}:", simulate(1000, 20_000, 8, zipf=zipf).points[0])
+
+
+def chain():
+    """What the theory says of models of natural language: a cloze question fails by twice total variation at most."""
+    for weights, tokens in ((70e9, 1.4e12), (7e9, 1.4e11)):
+        excess = scaling_excess(weights, tokens)
+        print(
+            f"\n{weights:.0e} weights, {tokens:.1e} tokens: excess {excess:.3f}, theta {2 * most_failures(excess):.2f}"
+        )
+
+
+def times(folder):
+    """1,000 sentences: the example's English, and a model of the default size on a treebank's grammar (barely trained)."""
+    sizes = {"english": (example_grammar, replace(example_recipe(), sentences=6400, evaluation=20), 16)}
+    sizes["treebank"] = (treebank, PretrainRecipe(sentences=640, evaluation=20), 40)
+    for name, (made, recipe, length) in sizes.items():
+        model, grammar = folder / f"times-{name}", made()
+        if not model.exists():
+            pretrain(grammar, recipe, device="cpu").save(model)
+        began, spent = time.monotonic(), time.process_time()
+        report = measure_competence(Pretrained.load(model), grammar, 1000, max_length=length, device="cpu")
+        with TemporaryDirectory() as there:
+            report.save(Path(there) / "report")
+        print(
+            f"\n1,000 sentences of {name} ({len(grammar.words):,} words, {report.masks:,} masks): {time.monotonic() - began:.0f} s, "
+            f"{time.process_time() - spent:.0f} s of the processor"
+        )
+
+
+def treebank():
+    """Of NLTK's sample, as `surgery pcfg induce` reads it."""
+    return Grammar.from_trees(clean_trees(nltk_treebank()[:3414]))
+
+
+def main(folder, *parts):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, grammar, recipe, rules in runs():
-        report = measured(folder, name, grammar, recipe, rules)
-        print(f"\n{name}: {len(report.rules)} rules ranked, {len(report.rare)} rare, halves {report.last.halves:.2f}")
-        for found in report.last.explanations:
-            print(f"  {found.target}: R2 {found.r2.value:.2f}, by the number of rules {found.count_r2.value:.2f}")
-        for point in report.theory.points:
-            theorem = "none" if point.theorem is None else f"{point.theorem:.2f}"
-            print(
-                f"  alpha {point.alpha}: model {point.model:.2f}, worst {point.worst:.2f} to {point.worst_bound:.2f}, "
-                f"independent {point.independent:.2f}, theorem {theorem}"
-            )
-        for row in report.comparisons:
-            d = row.difference
-            print(
-                f"  {row.name} ({row.excess.value:.3f}) {row.kind}, {row.failure}: {row.before.value:.3f} before, pairs "
-                f"{row.pairs.value:.3f}, difference {d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}] {row.verdict}"
-            )
-    began, spent = time.monotonic(), time.process_time()
-    measure_competence(folder / "english", example_grammar(), MEASURED, max_length=16, training=False, device="cpu")
-    print(f"\n1,000 sentences: {time.monotonic() - began:.0f} s, {time.process_time() - spent:.0f} s of the processor")
-    for line in simulate(1000, 20_000, 8).summary:
-        print(line)
+    for part in parts or (*RUNS, "planted", "drawn", "chain", "times"):
+        if part in RUNS:
+            training(folder, part)
+        else:
+            {"planted": lambda: planted(folder), "drawn": drawn, "chain": chain, "times": lambda: times(folder)}[part]()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -110,19 +110,24 @@ def test_calibration_finds_the_spans_that_need_a_head(english, data, tmp_path):
     assert sum(head.random_zeroed for head in found.heads) < sum(head.needing for head in found.heads)
 
 
-@pytest.mark.parametrize("broken", ["heads", "layers"])
+@pytest.mark.parametrize("broken", ["heads", "layers", "symbol"])
 def test_calibration_fails_where_something_is_wrong(english, data, tmp_path, broken, monkeypatch):
-    """Heads that do the next one's work; a layer that does nothing."""
-    if broken == "heads":
-        step = InsideLayer.step
+    """Heads that do the next one's work; a layer that does nothing; one nonterminal of which nothing is written."""
+    step = InsideLayer.step
 
-        def shifted(self, state, rules, places, mask):
+    def wrong(self, state, rules, places, mask):
+        if broken == "layers":
+            return state
+        if broken == "heads":
             return step(self, state, rules, places, None if mask is None else mask.roll(1))
+        found = step(self, state, rules, places, mask)
+        found[..., self.slots["inside", "VP"]] = state[..., self.slots["inside", "VP"]]
+        return found
 
-        monkeypatch.setattr(InsideLayer, "step", shifted)
-    else:
-        monkeypatch.setattr(InsideLayer, "step", lambda self, state, rules, places, mask: state)
-    assert not calibrated(english, data, tmp_path).holds()
+    monkeypatch.setattr(InsideLayer, "step", wrong)
+    found = calibrated(english, data, tmp_path)
+    assert not found.holds()
+    assert any(head.others for head in found.heads) if broken == "heads" else found.after() < 0.999
 
 
 @pytest.mark.parametrize(
