@@ -11,7 +11,7 @@ from pcfg.compiled.layers import InsideLayer
 from pcfg.sampling.tokenizer import tokenizer
 from probes import ProbeReport, probe_spans
 from probes.activations import Activations
-from probes.calibration import calibrate
+from probes.calibration import Calibration, WidthCheck, calibrate
 from probes.dataset import Dataset
 from probes.linear import PairRegression
 from probes.probed_model import ProbedModel
@@ -102,6 +102,12 @@ def test_calibration_finds_inside_scores_by_layer(grammar, tmp_path):
     found = calibrated(grammar, data, tmp_path)
     assert found.holds() and found.after() >= 0.999 > 0.9 > found.before()
     assert [(check.words, check.complete) for check in found.widths[:3]] == [(2, 1), (3, 2), (4, 3)]
+
+
+@pytest.mark.parametrize(("r2", "holds"), [((0.5, 0.99), False), ((1.0, 0.9991), True), ((0.5, None), True)])
+def test_what_probes_find_decides_from_the_layer_on_that_completes_a_width(r2, holds):
+    found = Calibration((0, 1), (WidthCheck(2, 1, r2),), ())
+    assert (found.before(), found.after(), found.holds()) == (*r2, holds)
 
 
 def test_calibration_finds_the_spans_that_need_a_head(english, data, tmp_path):

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csc_array
+from scipy.stats import spearmanr
 
 from pcfg import Grammar, sample
 from pcfg.inference.masked_words import masked_posteriors
 from pcfg.learning.excess_loss import masked_log_probs, word_ids
-from pcfg.learning.pretraining import Pretrained, PretrainRecipe, pretrain
+from pcfg.learning.pretraining import HELD_OUT, Pretrained, PretrainRecipe, pretrain
 from probes import CompetenceReport, measure_competence
-from probes.emergence import independent_skills, tangled_skills, without_rule
+from probes.emergence import independent_skills, tangled_skills, theorem_bound, without_rule
 from probes.emergence.combining import Combinations, compare, tuple_means
 from probes.emergence.divergences import mask_divergences
 from probes.emergence.explaining import explain
@@ -224,12 +225,32 @@ def test_the_report_holds_what_was_measured(report, folder, trained):
     assert all(texts < 5 for _, texts in report.rare)
     assert all(rule.texts >= 5 for rule in report.rules)
     assert report.pinsker_violations == 0
+    assert report.theory.theta == report.last.failure.value
     for point in report.theory.points:
         assert point.model <= point.worst + 1e-9 <= point.worst_bound + 2e-9
+        assert point.theorem == theorem_bound(report.theory.k, report.theory.theta, point.alpha)
     again = measure_competence(trained, independent_skills(8, 3, words=6, zipf=0.5), 80, **SETTINGS)
     for one, other in zip(again.measured, report.measured, strict=True):
         assert one.excess.value == pytest.approx(other.excess.value, abs=1e-5)
     assert {rule.rules: rule.texts for rule in again.rules} == {rule.rules: rule.texts for rule in report.rules}
+
+
+def test_halves_rank_rules_apart(trained, grammar):
+    """Spearman's correlation between two halves of the texts, by plain counting."""
+    drawn = sample(grammar, 80, seed=0, max_length=6, first=HELD_OUT)
+    found = mask_divergences(grammar, drawn, [trained])
+    threshold = float(np.median(found.variation))
+    hard = TextFailures.of(found, 0, threshold).hard
+    held = RuleUses.of(drawn, ["P -> *"]).presence.toarray() > 0
+    first, halves = np.random.default_rng(0).permutation(80) % 2 == 0, []
+    for half in (first, ~first):
+        halves.append(
+            [hard[own & half].mean() if (own & half).sum() >= 10 else np.nan for own in held.T if own.sum() >= 5]
+        )
+    both = np.isfinite(halves).all(0)
+    wanted = spearmanr(np.array(halves[0])[both], np.array(halves[1])[both]).statistic
+    report = measure_competence(trained, grammar, drawn, training=False, threshold=threshold, **SETTINGS)
+    assert both.sum() > 4 and wanted < 0.999 and report.last.halves == pytest.approx(wanted, abs=1e-6)
 
 
 def test_the_report_is_saved_and_loaded(report, tmp_path):
