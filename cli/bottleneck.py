@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options
+from cli import options, workers
 from cli.render import print_json, print_table, progress_bar, say, size
 from surgery.reporting.plural import number_of
 from surgery.unlearning.evaluation.baselines import baselines_help
@@ -91,7 +91,7 @@ def fit(
 ) -> None:
     """Fit a discrete key-value bottleneck on a frozen encoder's features.
 
-    Features are computed once and kept in $SURGERY_CACHE, by default ~/.cache/surgery.
+    Features are computed once and kept in $SURGERY_CACHE, by default ~/.cache/surgery; under torchrun, by several workers.
     """
     import time
 
@@ -112,9 +112,9 @@ def fit(
         "values": values,
         "sgd": _recipe(values, rate, epochs),
         "seed": seed,
-        "device": device,
+        "device": workers.device(device),
     }
-    with progress_bar() as progress:
+    with workers.by_rank(), progress_bar() as progress:
         settings["progress"] = progress
         if encoder:
             opening = {"pooling": pooling, "dtype": dtype, "max_length": max_length, "batch_size": batch_size}
@@ -122,10 +122,11 @@ def fit(
                 encoder, source, keys_from=keys_from, columns=columns, opening=opening, **settings
             )
         else:
+            workers.alone("bottleneck fit of features")
             read = _read_features(source, features if data else None, feature, columns, keys_from)
             bottleneck = Bottleneck.fit_rows(**read, **settings)
-    bottleneck.save(folder, overwrite=overwrite)
-    _fitted(bottleneck, folder, round(time.monotonic() - began, 3), json)
+        bottleneck.save(folder, overwrite=overwrite)
+        _fitted(bottleneck, folder, round(time.monotonic() - began, 3), json)
 
 
 @app.command()

@@ -11,10 +11,12 @@ from cli import grammars, options, pcfg_score
 from cli.grammars import horizontal_order, load_both, load_grammar, need_file, pick, read_bank, whole_label
 from cli.render import print_json, print_table, progress_bar, say
 from cli.resuming import told_how_to_go_on
+from cli.workers import by_rank
 from surgery.reporting.plural import number_of
 
 if TYPE_CHECKING:
     from pcfg.grammars.grammar import Grammar
+    from pcfg.sampling.corpus import Corpus
     from pcfg.treebanks.trees import Tree
 
 app = typer.Typer(
@@ -165,14 +167,14 @@ def sample(
     overwrite: options.OverwriteFile = False,
     json: options.Json = False,
 ) -> None:
-    """Draw sentences with their trees into a folder. A run that was stopped goes on where it was."""
+    """Draw sentences with their trees into a folder. A run that was stopped goes on where it was; torchrun shares the shards."""
     from pcfg.sampling.corpus import write_corpus
     from surgery.files import check_output
 
     folder, began = options.need_output(output), time.monotonic()
     check_output(folder, overwrite=overwrite, inputs=[grammar])
     loaded = load_grammar(grammar)
-    with told_how_to_go_on(folder), progress_bar() as progress:
+    with by_rank(), told_how_to_go_on(folder), progress_bar() as progress:
         corpus = write_corpus(
             loaded,
             folder,
@@ -187,13 +189,15 @@ def sample(
             overwrite=overwrite,
             progress=progress,
         )
+        _sampled(corpus, folder, count, max_length, _since(began), json)
+
+
+def _sampled(corpus: "Corpus", folder: Path, count: int, max_length: int | None, seconds: float, json: bool) -> None:
     if json:
-        print_json({"sentences": count, **vars(corpus), "output": str(folder), "seconds": _since(began)})
+        print_json({"sentences": count, **vars(corpus), "output": str(folder), "seconds": seconds})
         return
     parts = ", ".join(f"{name} {number:,}" for name, number in corpus.parts.items())
-    say(
-        f"{folder}: {number_of(count, 'sentence')} of {number_of(corpus.words, 'word')} ({parts}) in {_since(began):.1f} s"
-    )
+    say(f"{folder}: {number_of(count, 'sentence')} of {number_of(corpus.words, 'word')} ({parts}) in {seconds:.1f} s")
     if max_length is not None:
         how = (
             "thrown away" if corpus.method == "rejection" else "made impossible, every choice conditioned on the length"

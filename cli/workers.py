@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _PANEL = "Under torchrun"
 # Commands that know what to do there, by their words.
-SHARED = ("tune", "pcfg pretrain", "pcfg sample", "bottleneck fit")
+SHARED = ("tune", "pcfg pretrain", "pcfg sample", "bottleneck fit", "sync")
 
 SyncKind = Annotated[
     str | None,
@@ -105,6 +105,23 @@ def meet(recipe: "SyncRecipe | None") -> "Iterator[Workers | None]":
     yield crew
     if is_first(crew):
         crew.finish()
+
+
+@contextmanager
+def by_rank() -> Iterator[None]:
+    """Share the work in the block between the workers that a launcher started, and speak on the first."""
+    from surgery.sync import ranks
+
+    if count() == 1:
+        yield
+        return
+    from cli import render
+    from surgery.sync.workers import Workers
+
+    crew = Workers.launched()
+    render.speak(crew.first)
+    with ranks.by_rank(crew):
+        yield
 
 
 def is_first(crew: "Workers | None") -> bool:

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,7 +18,8 @@ from pcfg.sampling.tokenizer import tokenizer
 from surgery.files import new_folder, replace_json, take_name
 from surgery.locks import hold
 from surgery.progress import Progress, silent
-from surgery.resuming import read_state
+from surgery.resuming import read_state, state_folder
+from surgery.sync import ranks
 
 SCHEMA = 1
 REPORT = "report.json"
@@ -77,15 +78,17 @@ def write_corpus(
     settings = {"count": count, "seed": seed, "max_length": max_length, "held_out": held_out, "shard_size": shard_size}
     call = {"what": "sample", "grammar": grammar.fingerprint, **settings, "dataset": dataset, "binary": binary}
     shares = {"train": 1 - held_out, "test": held_out} if held_out else {"train": 1.0}
-    with resumable_output(folder, call) as partial:
+    with resumable_output(folder, call) if ranks.is_first() else nullcontext(state_folder(folder)) as partial:
+        ranks.meet()  # the first holds the folder now
         progress(0, count, "sampling")
         shards = [partial / f"{number:05d}" for number in range(-(-count // shard_size))]
-        for number, shard in enumerate(shards):
+        for number, shard in list(enumerate(shards))[ranks.my_part()]:
             first, end = number * shard_size, min((number + 1) * shard_size, count)
             if not shard.exists():
                 drawn = sample(grammar, end - first, seed=seed, max_length=max_length, first=first)
                 _write_shard(drawn, drawn.split(shares, seed), shard, dataset=dataset, plain=not binary)
             progress(end, count, "sampling")
+        ranks.first_goes_on()
         corpus = _corpus([read_state(shard / REPORT, _Drawn) for shard in shards])
         whole = partial / "whole"
         shutil.rmtree(whole, ignore_errors=True)

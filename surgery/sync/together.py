@@ -165,8 +165,8 @@ def resumable_together(
         return
     if workers.first:
         with resumable(folder, call, packages=packages) as state:
-            workers.barrier()
+            workers.meet()
             yield state
         return
-    workers.barrier()
+    workers.meet()
     yield Path(folder).absolute()

@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class Workers:
         self.notes: dict[int, dict[str, Any]] = {}
         self._group: Any = None
         self._fast: Any = None
-        self._timed_out = False
+        self._timed_out, self._meetings = False, 0
         self.pulse = Pulse(store, me)
 
     @classmethod
@@ -129,17 +129,32 @@ class Workers:
         self._wait(lambda group: group.allgather([found], [mine], options), mine.device)
         return [each.tolist() for each in found]
 
-    def barrier(self) -> None:
-        """Wait for all workers; one that dies before they trained is nobody to go on without.
+    def meet(self) -> None:
+        """Wait until all workers are here, however long their work takes.
 
-        Raises OptionError for that.
+        Raises OptionError if one of them ended.
         """
+        self._meetings += 1
+        key, watch = f"meeting/{self._meetings}", Watch(self.store, self.timeout)
+        self.store.set(f"{key}/{self.me}", "")
+        while missing := [each for each in self.members if not self.store.check([f"{key}/{each}"])]:
+            # One that came may have gone on and ended since.
+            lost = any(watch.gone(each) and not self.store.check([f"{key}/{each}"]) for each in missing)
+            if lost or self.store.check(["failed"]):
+                self._refuse()
+            time.sleep(_LOOK)
+
+    def add_up(self, tensor: Tensor) -> None:
+        """`all_reduce` where nobody goes on without the others; raises OptionError if one of them ended."""
         try:
-            self.gather([0.0])
+            self.all_reduce(tensor)
         except WorkerLostError:
-            if self.store.check(["failed"]):
-                raise EndedElsewhereError("another worker ended by a mistake, which it has told") from None
-            raise OptionError("a worker ended before training began: start all of them again") from None
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        if self.store.check(["failed"]):
+            raise EndedElsewhereError("another worker ended by a mistake, which it has told")
+        raise OptionError("a worker ended before its part was done: start all of them again")
 
     def asked_to_regroup(self) -> bool:
         """Whether another worker has found the group broken."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from surgery.devices import pick_device
 from surgery.errors import TaskError
 from surgery.progress import Progress, silent
+from surgery.sync.ranks import first_goes_on
 from surgery.tasks.examples import Columns
 from surgery.unlearning.features.encoders import Encoder, kind_of
 from surgery.unlearning.features.inputs import read_inputs
@@ -107,8 +108,10 @@ class Bottleneck(Parts):
         opened = encoder if isinstance(encoder, Encoder) else Encoder.open(encoder, device=device, **(opening or {}))
         asked.check_width(opened.width)
         placing = None if others is None else encoded(opened, others, progress)
+        made = encoded(opened, rows, progress)
+        first_goes_on()
         fitted = fit(
-            encoded(opened, rows, progress),
+            made,
             asked,
             keys_from=placing,
             read_as=named_columns(columns),

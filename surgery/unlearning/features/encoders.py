@@ -25,6 +25,7 @@ from surgery.errors import CheckpointError, OptionError, TaskError, first_line
 from surgery.files import replace_bytes
 from surgery.progress import Progress, silent
 from surgery.quiet import quiet
+from surgery.sync import ranks
 from surgery.unlearning.features.extractors import (
     Extractor,
     ImageExtractor,
@@ -209,13 +210,16 @@ class Encoder:
         # Similar sizes together, the longest first: what fits in memory at all then fits at once.
         order = sorted(range(len(rows)), key=lambda number: -self.extractor.size(rows[number]))
         most = f"encoding {min(self.batch_size, len(rows))} {self.kind}s at once"
+        starts, mine = range(0, len(order), self.batch_size)[ranks.my_part()], []
         with memory_for(self.module.device, 0, most, "lower `batch_size`, or give `device` cpu"):
-            for start in range(0, len(order), self.batch_size):
+            for start in starts:
                 batch = order[start : start + self.batch_size]
+                mine += batch
                 with torch.inference_mode(), full_float32():
                     states = self.extractor.features([rows[number] for number in batch], self.pooling)
                 features[batch] = states.cpu().numpy()
                 progress(start + len(batch), len(order), "encoding")
+        ranks.share(features, mine)
         return features
 
     def digests(self, inputs: Sequence[Input]) -> UInt64[np.ndarray, " N"]:

@@ -1,0 +1,73 @@
+"""Features and samples made by several processes: the bytes of one."""
+
+import json
+
+import numpy as np
+
+from pcfg import Grammar
+from pcfg.sampling.corpus import write_corpus
+from surgery.sync import ranks
+from surgery.sync.workers import Workers
+from surgery.unlearning import Bottleneck, Encoder
+from tests.support.fleet import run_all
+
+RULES = "S -> A B [0.6] | B A [0.4]\nA -> 'a' [0.5] | 'b' [0.3] | 'c' [0.2]\nB -> 'd' [0.7] | A A [0.3]"
+TEXTS = [
+    f"the {noun} was {word}{' indeed' * k}" for k in range(4) for noun in ("film", "book") for word in ("fun", "bad")
+]
+
+
+def test_shared_rows_are_those_made(tmp_path):
+    def work(rank):
+        made = np.full((5, 2), np.nan, np.float32)
+        with ranks.by_rank(Workers.launched()):
+            mine = list(range(5))[ranks.my_part()]
+            made[mine] = np.array([[-0.0, number + 0.1] for number in mine], np.float32)
+            ranks.share(made, mine)
+        return made.tobytes()
+
+    found = run_all(tmp_path, 2, work)
+    asked = np.array([[-0.0, number + 0.1] for number in range(5)], np.float32)
+    assert found[0] == found[1] == asked.tobytes()
+
+
+def fitted(rank, model, cache):
+    import os
+
+    os.environ["SURGERY_CACHE"] = str(cache)
+    rows = [{"text": text, "label": "good" if "fun" in text else "bad"} for text in TEXTS]
+    opening = {"batch_size": 3}
+    made = None
+    with ranks.by_rank(None if rank is None else Workers.launched()):
+        made = Bottleneck.fit(model, rows, opening=opening, codebooks=4, keys=4, key_dim=4, device="cpu")
+    return made and made.fingerprint
+
+
+def test_a_bottleneck_by_two_is_that_by_one(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("SURGERY_CACHE", str(tmp_path / "one"))
+    alone = fitted(None, tiny("bert"), tmp_path / "one")
+    found = run_all(tmp_path, 2, fitted, tiny("bert"), tmp_path / "two")
+    assert found == {0: alone, 1: None}  # the second only made its part
+    inside = [sorted((tmp_path / name / "features").iterdir()) for name in ("one", "two")]
+    assert [file.read_bytes() for file in inside[0]] == [file.read_bytes() for file in inside[1]]
+
+
+def test_encoding_without_a_launcher_is_as_before(tiny):
+    encoder = Encoder.open(tiny("bert"), device="cpu", batch_size=3)
+    assert encoder.encode(TEXTS).shape == (len(TEXTS), encoder.width)
+
+
+def corpus(rank, folder):
+    with ranks.by_rank(None if rank is None else Workers.launched()):
+        write_corpus(Grammar.from_text(RULES), folder, 70, seed=1, held_out=0.2, shard_size=20)
+
+
+def test_a_corpus_by_two_is_that_by_one(tmp_path):
+    corpus(None, tmp_path / "one")
+    run_all(tmp_path, 2, corpus, tmp_path / "two")
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert json.loads((tmp_path / "two" / "report.json").read_text())["corpus"]["parts"]["train"] > 0
+    assert not list(tmp_path.glob("*.partial"))
