@@ -28,6 +28,7 @@ FACES = (
     "surgery.evaluating",
     "surgery.mezo",
     "surgery.selecting",
+    "surgery.sync",
     "pcfg",
     "probes",
     "probes.emergence",

@@ -37,6 +37,7 @@ def test_every_public_name_has_its_documentation(built):
         "surgery.evaluating",
         "surgery.mezo",
         "surgery.selecting",
+        "surgery.sync",
         "pcfg",
         "probes",
         "probes.emergence",
