@@ -115,13 +115,15 @@ def _under_launcher() -> None:
 
 
 def _is_the_one_to_say_so(error: Exception) -> bool:
-    from surgery.sync.launch import EndedElsewhereError, LeftOutError, tell_failure
+    from surgery.sync.errors import EndedElsewhereError, LeftOutError
+    from surgery.sync.launch import tell_failure
 
     return isinstance(error, LeftOutError) or (not isinstance(error, EndedElsewhereError) and tell_failure())
 
 
 def _status(error: Exception) -> int:
-    from surgery.sync.launch import LEFT_OUT, LeftOutError
+    from surgery.sync.errors import LeftOutError
+    from surgery.sync.launch import LEFT_OUT
 
     return LEFT_OUT if isinstance(error, LeftOutError) else 2
 

@@ -141,6 +141,7 @@ class Pretrained(Result):
         return cls(grammar, module, words, report, kept)
 
 
+# Long: options and what they mean.
 def pretrain(
     grammar: Grammar,
     recipe: PretrainRecipe | None = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from surgery.faces import face
 
 if TYPE_CHECKING:
-    from surgery.sync.launch import LeftOutError
+    from surgery.sync.errors import LeftOutError
     from surgery.sync.planning import Plan, plan, warmed_up
     from surgery.sync.qsr import QSR
     from surgery.sync.report import SyncReport
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Loaded on first use, like the names of `surgery`.
 _HOMES = {
-    "LeftOutError": "surgery.sync.launch",
+    "LeftOutError": "surgery.sync.errors",
     "Plan": "surgery.sync.planning",
     "QSR": "surgery.sync.qsr",
     "Schedule": "surgery.sync.schedule",

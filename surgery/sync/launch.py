@@ -13,20 +13,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from surgery.errors import SurgeryError
-
 LEFT_OUT = 77  # exit status of a worker that the others go on without
 _INSIDE = "SURGERY_WORKER"
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 _LOOK = 0.2
-
-
-class LeftOutError(SurgeryError):
-    """This worker stopped for so long that the others went on without it."""
-
-
-class EndedElsewhereError(SurgeryError):
-    """Another worker met a mistake of the user's and has said so."""
 
 
 def workers_here() -> int:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgery.errors import OptionError
 from surgery.sync.averaging import BUCKET, Averager, flat
 from surgery.sync.batchnorm import estimate_anew, has_statistics
-from surgery.sync.launch import LeftOutError
+from surgery.sync.errors import LeftOutError
 from surgery.sync.planning import driving_rate
 from surgery.sync.report import Round, SyncReport
 from surgery.sync.schedule import Clock, Schedule

@@ -18,12 +18,12 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions
 
 from surgery.errors import OptionError
-from surgery.sync.launch import EndedElsewhereError, LeftOutError
+from surgery.sync.errors import EndedElsewhereError, LeftOutError
 from surgery.sync.pulse import SILENCE, Pulse, Watch
 
 _LAUNCH = "start it with torchrun, such as torchrun --nproc-per-node 4 -m surgery tune ..."
 _LOOK = 0.02  # seconds between looks at the store
-_CONNECT = 10.0
+_START, _CONNECT = 120.0, 10.0  # seconds in which a group meets, at the start and later
 
 
 class WorkerLostError(Exception):
@@ -64,7 +64,10 @@ class Workers:
         rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         workers = cls(launcher_store(), rank, range(world), timeout=timeout)
         workers.store.set("together", "")
-        workers._connect()
+        try:
+            workers._connect(_START)
+        except WorkerLostError:
+            workers.regroup({"phase": 0, "done": 0})
         return workers
 
     @classmethod
@@ -220,14 +223,14 @@ class Workers:
         self.members = tuple(members)
         return {each: json.loads(self.store.get(f"{key}/{each}")) for each in members}
 
-    def _connect(self) -> None:
+    def _connect(self, seconds: float = _CONNECT) -> None:
         if self.count == 1:
             return
         store = PrefixStore(f"group/{self.generation}", self.store)
         try:
-            self._group = ProcessGroupGloo(store, self.rank, self.count, timedelta(seconds=_CONNECT))
-        except RuntimeError:
-            raise WorkerLostError from None
+            self._group = ProcessGroupGloo(store, self.rank, self.count, timedelta(seconds=seconds))
+        except RuntimeError as error:
+            raise WorkerLostError(str(error)) from None
         if torch.cuda.is_available():
             self._fast = _nccl(PrefixStore("nccl", store), self.rank, self.count, self.timeout)
 

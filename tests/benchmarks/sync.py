@@ -288,6 +288,7 @@ def main():
     parser.add_argument("--data", default="~/.cache/surgery-models/fashion")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -307,7 +308,7 @@ def main():
     elif given.what == "table":
         table(given.file)
     elif given.what == "kills":
-        kills(given.runs, 0)
+        kills(given.runs, given.seed)
     elif given.what == "overhead":
         overhead()
     else:

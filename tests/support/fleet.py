@@ -17,11 +17,18 @@ from torch.distributed import TCPStore
 _FORK = multiprocessing.get_context("fork")
 
 
+def _keep_store(pipe):
+    """Keep the store, in a process of its own: one that has threads can't be forked safely."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    pipe.send(store.port)
+    pipe.recv()
+
+
 class Fleet:
     """Processes that run one function, `work(rank, *given)`, and what each of them returned."""
 
-    def __init__(self, folder, store, world):
-        self.folder, self.store, self.world = folder, store, world
+    def __init__(self, folder, port, world):
+        self.folder, self.port, self.world = folder, port, world
         self.processes = {}
 
     def start(self, rank, work, *given):
@@ -33,7 +40,7 @@ class Fleet:
     def _run(self, rank, work, given):
         torch.set_num_threads(1)
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.world)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         try:
             found = work(rank, *given)
@@ -71,8 +78,10 @@ class Fleet:
 @contextmanager
 def fleet(folder, world):
     """Yield a fleet that is gone when the block ends."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
-    made = Fleet(Path(folder), store, world)
+    ours, theirs = _FORK.Pipe()
+    keeper = _FORK.Process(target=_keep_store, args=(theirs,), daemon=True)
+    keeper.start()
+    made = Fleet(Path(folder), ours.recv(), world)
     try:
         yield made
     finally:
@@ -80,6 +89,8 @@ def fleet(folder, world):
             if process.is_alive():
                 process.kill()
             process.join()
+        keeper.kill()
+        keeper.join()
 
 
 def run_all(folder, world, work, *given):

@@ -241,3 +241,35 @@ def test_shards_are_refused():
     shard = Shard(torch.zeros(3))
     with pytest.raises(OptionError, match="a parameter is a shard"):
         QSR(torch.optim.SGD([shard], lr=0.1), alpha=1.0)
+
+
+def within(rank, library):
+    """The run of `train`, its model and optimizer in another library's hands."""
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    if library == "accelerate":
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=True)
+        wrapped, stepping = accelerator.prepare(net, optimizer)
+        backward = accelerator.backward
+    else:
+        torch.distributed.init_process_group("gloo")
+        wrapped, stepping, backward = nn.parallel.DistributedDataParallel(net), optimizer, torch.Tensor.backward
+    sync, rates = QSR(optimizer, schedule=Schedule("qsr", alpha=0.2, h_base=3, warmup=4)), warmed_up(30, 0.1, warmup=4)
+    for step, (inputs, targets) in enumerate(data(rank, 30)):
+        optimizer.param_groups[0]["lr"] = rates[step]
+        with wrapped.no_sync():
+            backward(F.cross_entropy(wrapped(inputs), targets))
+        stepping.step()
+        stepping.zero_grad()
+        sync.step()
+    sync.finish(net)
+    return [p.detach().clone() for p in net.parameters()]
+
+
+@pytest.mark.parametrize("library", ["ddp", "accelerate"])
+def test_ddp_and_accelerate_leave_averaging_to_rounds(tmp_path, library):
+    found = run_all(tmp_path, 2, within, library)
+    for mine, plain in zip(found[0], alone(0), strict=True):
+        assert torch.allclose(mine, plain, atol=1e-6)

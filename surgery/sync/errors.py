@@ -1,0 +1,11 @@
+"""How a worker's part in a run ends before the run does."""
+
+from surgery.errors import SurgeryError
+
+
+class LeftOutError(SurgeryError):
+    """This worker stopped for so long that the others went on without it."""
+
+
+class EndedElsewhereError(SurgeryError):
+    """Another worker met a mistake of the user's and has said so."""
