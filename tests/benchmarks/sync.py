@@ -235,7 +235,7 @@ def overhead():
         return [(loop(True), loop(False)) for _ in range(9)]
 
     with tempfile.TemporaryDirectory() as folder:
-        pairs = run_all(folder, 1, both)[0]
+        pairs = run_all(folder, 1, both, seconds=1e4)[0]
     ratios = sorted(a / b for a, b in pairs)
     print(
         f"with QSR, of without: median {ratios[len(ratios) // 2]:.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f} in 9 pairs"
@@ -274,8 +274,8 @@ def speed(model):
     for name, work in (("features", features), ("sampling", corpus)):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "1").mkdir(), (Path(folder) / "2").mkdir()
-            one = run_all(Path(folder) / "1", 1, work, folder, 1)[0]
-            two = run_all(Path(folder) / "2", 2, work, folder, 2)
+            one = run_all(Path(folder) / "1", 1, work, folder, 1, seconds=1e4)[0]
+            two = run_all(Path(folder) / "2", 2, work, folder, 2, seconds=1e4)
         print(f"{name}: one {one:.2f} CPU s, two {two[0]:.2f} and {two[1]:.2f}: {one / max(two.values()):.2f} times")
 
 

@@ -93,9 +93,9 @@ def fleet(folder, world):
         keeper.join()
 
 
-def run_all(folder, world, work, *given):
+def run_all(folder, world, work, *given, seconds=90.0):
     """What `work(rank, *given)` returns in each of several processes."""
     with fleet(folder, world) as made:
         for rank in range(world):
             made.start(rank, work, *given)
-        return made.results()
+        return made.results(seconds=seconds)

@@ -83,7 +83,7 @@ def test_tuning_goes_on_in_the_middle_of_a_round(tiny, tmp_path, sync):
         (tmp_path / name).mkdir()
     whole = run_all(tmp_path / "a", 2, tuned, tiny("bert"), sync)
     with fleet(tmp_path / "b", 2) as made:
-        for rank in range(2):  # both die, at steps of their own
+        for rank in range(2):
             made.start(rank, tuned, tiny("bert"), sync, tmp_path / "state", (rank, 9))
         for process in made.processes.values():
             process.join()
