@@ -182,7 +182,7 @@ def _sum_up(
     for size in range(2, settings.tuples + 1):
         members, columns, more = common_tuples(presence, size, settings.least)
         together = [tuple(uses.names[i] for i in row) for row in members]
-        listed += score(together, columns, np.diff(columns.indptr), failures[-1], seed)
+        listed += score(together, columns, np.diff(columns.indptr).astype(np.int64), failures[-1], seed)
         cut |= more
         if size == 2 and len(members):
             pairs = SkillGraph(columns.tocsr())

@@ -253,6 +253,42 @@ def test_halves_rank_rules_apart(trained, grammar):
     assert both.sum() > 4 and wanted < 0.999 and report.last.halves == pytest.approx(wanted, abs=1e-6)
 
 
+def test_excess_is_a_mean_over_masks_of_texts_of_any_length():
+    """Of the model, and of the comparisons over training: longer texts have more masks."""
+    rules = {("S", "S", "A"): 0.6, ("S", "A", "A"): 0.4}
+    grammar = Grammar({"S": 1.0}, rules, {("A", word): p for word, p in (("a", 0.5), ("b", 0.3), ("c", 0.2))})
+    drawn = sample(grammar, 60, seed=0, max_length=12)
+    models = [exact_model(grammar, uniform=share) for share in (0.9, 0.2)]
+    found = mask_divergences(grammar, drawn, models)
+    report = measure_competence(models, grammar, drawn, rules=["A -> *"], least=5)
+    assert len(set(drawn.lengths)) > 3
+    assert report.last.excess.value == pytest.approx(found.kl[1].mean())
+    assert [row.excess.value for row in report.comparisons] == pytest.approx([found.kl[1].mean()] * 6)
+
+
+def test_options_of_the_command_reach_the_measurement(folder, ok, tmp_path):
+    given = {"masks": 2, "threshold": 0.2, "alpha": 0.3, "least": 4, "tuples": 3}
+    options = [part for name, value in given.items() for part in (f"--{name}", value)]
+    there = (
+        "--sentences",
+        40,
+        "--rules",
+        "P -> *",
+        "--seed",
+        3,
+        "--max-length",
+        6,
+        "--no-training",
+        "-o",
+        tmp_path / "r",
+    )
+    ok("emergence", "measure", folder, *options, *there)
+    report = CompetenceReport.load(tmp_path / "r")
+    call = report.provenance["call"]["measure_competence"]
+    assert {**call, **given, "sentences": 40, "rules": ["P -> *"]} == call and report.provenance["seed"] == 3
+    assert report.masks == 80 and {len(found.rules) for found in report.tuples} == {2, 3}
+
+
 def test_the_report_is_saved_and_loaded(report, tmp_path):
     report.save(tmp_path / "report")
     assert CompetenceReport.load(tmp_path / "report") == report

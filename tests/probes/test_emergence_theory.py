@@ -213,4 +213,9 @@ def test_the_commands_print_a_table_and_write_a_report(ok, tmp_path):
     assert "4.272" in printed and "3.298" in printed and "no root" in printed
     found = ok("emergence", "simulate", "--skills", "30", "--texts", "400", "-k", "4", "--sets", "2", "--json")
     assert found["points"][0]["exact"] == pytest.approx(exact_bound(4, 0.05, 0.2))
+    options = {"skills": 20, "texts": 200, "theta": 0.1, "zipf": 1.5, "sets": 2, "seed": 4}
+    given = [part for name, value in options.items() for part in (f"--{name}", value)]
+    found = ok("emergence", "simulate", *given, "-k", 3, "--alpha", 0.3, "--json")
+    drawn = simulate(20, 200, 3, theta=0.1, alpha=0.3, zipf=1.5, sets=2, seed=4)
+    assert {**found, **options, "k": 3} == found and found["points"][0]["adversary"] == drawn.points[0].adversary
     assert Curves.load(tmp_path / "curves").find(8, 0.05, 0.2).theorem == pytest.approx(3.298, abs=1e-3)
