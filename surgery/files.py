@@ -174,6 +174,8 @@ def new_folder(folder: Path, *, overwrite: bool = False, replaces: str = "report
                 staged.chmod(0o777 & ~_umask())
                 yield staged
                 for path in staged.rglob("*"):
+                    # Some libraries keep what they write to its owner: others may read a folder as the user's umask says.
+                    path.chmod(path.stat().st_mode | (0o777 if path.is_dir() else 0o666) & ~_umask())
                     sync(path)
                 sync(staged)
                 take_name(staged, folder, overwrite=overwrite, replaces=replaces)

@@ -270,3 +270,17 @@ def test_a_file_that_another_process_is_writing_is_not_litter(tmp_path):
     replace_bytes(tmp_path / "x", b"2")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert Path(tmp_path / "x").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize(("umask", "file", "inner"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_others_may_read_a_folder_as_the_umask_says(tmp_path, umask, file, inner):
+    """Also what a library kept to its owner."""
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "out") as staged:
+            (staged / "inner").mkdir(mode=0o700)
+            (staged / "inner" / "weights").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "out/inner/weights", tmp_path / "out/inner")]
+    assert modes == [file, inner]
