@@ -7,8 +7,14 @@ from statistics import mean
 
 
 def rows(files: list[str]) -> list[dict]:
-    """All runs of all files."""
-    return [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
+    """All runs of all files, those that differ in the method alone as one; the figures of the graft are the first method's."""
+    runs: dict[tuple, dict] = {}
+    for line in (line for file in files for line in Path(file).read_text().splitlines()):
+        found = json.loads(line)
+        run = runs.setdefault((found["kind"], found["task"], found["seed"]), found)
+        if run is not found:
+            run["points"] += found["points"]
+    return list(runs.values())
 
 
 def point(run: dict, method: str, sparsity: float) -> dict | None:
