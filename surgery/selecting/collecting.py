@@ -284,8 +284,8 @@ def open_instrument(
     base: str | Path | Checkpoint,
     header: Header,
     batch_size: int = 16,
-    device: Any = None,
-    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> Instrument:
     """The base with a store's adapters; raises SelectionError for another base."""
     checkpoint = open_checkpoint(base)

@@ -57,7 +57,7 @@ class Features:
         hidden: bool = True,
         seed: int = 0,
         device: str | torch.device | None = None,
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         processes: int = 1,
         overwrite: bool = False,
         progress: Progress = silent,
@@ -88,7 +88,8 @@ class Features:
         kept = Path(tempfile.mkdtemp(prefix="surgery-features-")) if folder is None else None
         place = kept / "features" if kept else Path(str(folder)).expanduser()
         begun = Checkpoints.load(Path(warmup).expanduser()) if isinstance(warmup, str | Path) else warmup or Warmup()
-        plan = Plan(tuple(maps), sketch, precision, loss, max_length, batch_size, shard_rows, hidden, seed, dtype)
+        named = None if dtype is None else str(dtype).removeprefix("torch.")
+        plan = Plan(tuple(maps), sketch, precision, loss, max_length, batch_size, shard_rows, hidden, seed, named)
         store = collect(
             base, pool, place, begun, plan, device=device, processes=processes, overwrite=overwrite, progress=progress
         )
@@ -118,7 +119,7 @@ class Features:
         batch_size: int = 16,
         seed: int = 0,
         device: str | torch.device | None = None,
-        dtype: str | None = None,
+        dtype: str | torch.dtype | None = None,
         progress: Progress = silent,
     ) -> Selection:
         """Choose the rows of the pool that are nearest to a target's.

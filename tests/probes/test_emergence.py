@@ -269,19 +269,8 @@ def test_excess_is_a_mean_over_masks_of_texts_of_any_length():
 def test_options_of_the_command_reach_the_measurement(folder, ok, tmp_path):
     given = {"masks": 2, "threshold": 0.2, "alpha": 0.3, "least": 4, "tuples": 3}
     options = [part for name, value in given.items() for part in (f"--{name}", value)]
-    there = (
-        "--sentences",
-        40,
-        "--rules",
-        "P -> *",
-        "--seed",
-        3,
-        "--max-length",
-        6,
-        "--no-training",
-        "-o",
-        tmp_path / "r",
-    )
+    there = ["--sentences", "40", "--seed", "3", "--max-length", "6", "--no-training"]
+    there += ["--rules", "P -> *", "-o", tmp_path / "r"]
     ok("emergence", "measure", folder, *options, *there)
     report = CompetenceReport.load(tmp_path / "r")
     call = report.provenance["call"]["measure_competence"]
