@@ -68,6 +68,15 @@ def conform(content: Any, kind: Any) -> None:
         raise KindError(str(error)) from None
 
 
+def load_named(path: Path, form: str, kind: Any = Any) -> Any:
+    """`load_json` of a file whose `format` says what it is; raises JsonError too where that isn't `form`."""
+    content = load_json(path)
+    if not isinstance(content, dict) or content.get("format") != form:
+        raise JsonError(f"it isn't a {form}'s")
+    conform(content, kind)
+    return content
+
+
 def check_depth(content: Any) -> None:
     """Raise JsonError for tables and lists that are nested too deep for what handles them next."""
     level = [vars(content) if is_dataclass(content) else content]

@@ -80,7 +80,7 @@ def quantiles() -> tuple[Float32[Tensor, " segments"], Float32[Tensor, " segment
     heights = [-NormalDist().inv_cdf(edge / 2 ** (OCTAVES + 1)) for edge in edges]
     variance = sum(
         (stop - start) / 2**OCTAVES * (a * a + a * b + b * b) / 3
-        for start, stop, a, b in zip(edges, edges[1:], heights, heights[1:], strict=False)
+        for (start, stop), (a, b) in zip(pairwise(edges), pairwise(heights), strict=True)
     )
     # Kept to 16 bits after the point, so that another logarithm's last bit can't change them.
     kept = [round(height / variance**0.5 * 2**16) / 2**16 for height in heights]

@@ -11,7 +11,7 @@ from surgery.evaluating.measured import Facts, Item, Measured, Metric, interval,
 from surgery.evaluating.page import evaluation_page
 from surgery.evaluating.plots import draw
 from surgery.files import new_folder, replace_json
-from surgery.jsonfile import JsonError, conform, load_json, parse_json
+from surgery.jsonfile import JsonError, conform, load_named, parse_json
 from surgery.reporting.results import Result
 
 FORMAT = "surgery evaluation 1"
@@ -106,9 +106,7 @@ class Evaluation(Measured, Result):
         """Read what `save` wrote; raises EvaluationError, naming the file, for anything else."""
         path = Path(folder).expanduser() / "report.json"
         try:
-            content = load_json(path)
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
-                raise JsonError(f"it isn't a {FORMAT}'s")
+            content = load_named(path, FORMAT)
             return cls._of(content)
         except (OSError, JsonError, TypeError, KeyError) as error:
             raise EvaluationError(

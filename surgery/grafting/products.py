@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def _support(about: Mapping[str, Any], arrays: Mapping[str, torch.Tensor], base:
     if indices.dtype != torch.int64 or not indices.shape == values.shape == (bounds[-1],) or not bounds[-1]:
         raise ValueError("it holds no weights of these checkpoints")
     before = []
-    for name, start, stop in zip(names, bounds, bounds[1:], strict=False):
+    for name, (start, stop) in zip(names, pairwise(bounds), strict=True):
         own = indices[start:stop]
         if len(own) and (int(own[0]) < 0 or int(own[-1]) >= base.entries[name].size or bool((own.diff() <= 0).any())):
             raise ValueError("it holds no weights of these checkpoints")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -64,8 +65,7 @@ class Trajectory(Walk, Shown):
         """The movement of each tenth of the steps."""
         stops = sorted({-(-self.steps * tenth // 10) for tenth in range(1, 11)})
         rows: list[list[Any]] = [
-            [stop, float(np.abs(self.coefficients[start:stop]).sum())]
-            for start, stop in zip([0, *stops], stops, strict=False)
+            [stop, float(np.abs(self.coefficients[start:stop]).sum())] for start, stop in pairwise([0, *stops])
         ]
         return ["step", "movement of a weight"], rows
 
@@ -186,7 +186,7 @@ class MezoTuned(Result):
         losses, dev = self.report["losses"], {scored["step"]: scored for scored in self.report["dev"]}
         stops = sorted(dev) or sorted({-(-len(losses) * tenth // 10) for tenth in range(1, 11)})
         rows: list[list[Any]] = []
-        for start, stop in zip([0, *stops], stops, strict=False):
+        for start, stop in pairwise([0, *stops]):
             mean = float(np.mean(losses[start:stop])) if losses[start:stop] else None
             rows.append([stop, mean, dev[stop]["value"] if stop in dev else None])
         return ["step", "objective", self.task.metric], rows

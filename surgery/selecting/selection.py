@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from surgery.errors import SelectionError
 from surgery.files import new_folder, replace_bytes, replace_json
-from surgery.jsonfile import JsonError, conform, load_json, parse_json
+from surgery.jsonfile import JsonError, load_named, parse_json
 from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 from surgery.selecting.page import selection_page
@@ -119,10 +119,7 @@ class Selection(Result):
         """Read what `save` wrote; raises SelectionError, naming the file, for anything else."""
         path = Path(folder).expanduser() / "report.json"
         try:
-            content = load_json(path)
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
-                raise JsonError(f"it isn't a {FORMAT}'s")
-            conform(content, _Content)
+            content = load_named(path, FORMAT, _Content)
             path = path.with_name(ROWS)
             rows = tuple(parse_json(line) for line in path.read_bytes().splitlines() if line)
             if len(rows) != len(content["numbers"]):

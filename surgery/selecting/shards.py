@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from surgery.errors import OptionError, SelectionError
-from surgery.jsonfile import JsonError, conform, load_json
+from surgery.jsonfile import JsonError, load_named
 from surgery.selecting.warmup import Checkpoints
 from surgery.tasks.rows import RowFile
 
@@ -63,15 +63,12 @@ class Store:
         """Open a store; raises SelectionError for anything else."""
         path = Path(folder).expanduser()
         try:
-            header = load_json(path / "report.json")
-            if not isinstance(header, dict) or header.get("format") != FORMAT:
-                raise JsonError(f"it isn't a {FORMAT}'s")
-            conform(header, Header)
+            header = load_named(path / "report.json", FORMAT, Header)
         except (OSError, JsonError) as error:
             raise SelectionError(
                 f"{path / 'report.json'} can't be read as a store of features ({error}): name a folder that `surgery select` wrote"
             ) from None
-        return cls(path, header)  # type: ignore[arg-type]
+        return cls(path, header)
 
     def __len__(self) -> int:
         return self.header["rows"]

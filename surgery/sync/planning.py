@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from surgery.errors import OptionError
 from surgery.files import new_folder, replace_json
-from surgery.jsonfile import JsonError, conform, load_json
+from surgery.jsonfile import JsonError, load_named
 from surgery.reporting.page import Figure, Page, Table
 from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
@@ -117,10 +117,7 @@ class Plan(Result):
         """Read what `save` wrote; raises OptionError, naming the file, for anything else."""
         path = Path(folder).expanduser() / "report.json"
         try:
-            content = load_json(path)
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
-                raise JsonError(f"it isn't a {FORMAT}'s")
-            conform(content, _Content)
+            content = load_named(path, FORMAT, _Content)
             if not content["lengths"] or min(content["lengths"]) < 1:
                 raise JsonError("its rounds have no steps")
             return cls(Schedule(**content["schedule"]), tuple(content["lengths"]), content["weights"])

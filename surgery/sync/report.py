@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from surgery.errors import OptionError
 from surgery.files import new_folder, replace_json
-from surgery.jsonfile import JsonError, conform, load_json
+from surgery.jsonfile import JsonError, load_named
 from surgery.reporting.page import Figure, Page, Part, Table
 from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
@@ -50,7 +51,7 @@ class SyncReport(Result):
     def lengths(self) -> list[int]:
         """Steps of each round."""
         ends = [each.step for each in self.rounds]
-        return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        return [end - begin for begin, end in pairwise([0, *ends])]
 
     @property
     def sent(self) -> int:
@@ -120,10 +121,7 @@ class SyncReport(Result):
         """Read what `save` wrote; raises OptionError, naming the file, for anything else."""
         path = Path(folder).expanduser() / "report.json"
         try:
-            content = load_json(path)
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
-                raise JsonError(f"it isn't a {FORMAT}'s")
-            conform(content, _Content)
+            content = load_named(path, FORMAT, _Content)
             return cls.of(content)
         except (OSError, JsonError, TypeError, KeyError, OptionError) as error:
             raise OptionError(f"{path} can't be read as a report of averaging ({error}): name another folder") from None
