@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options
+from cli import options, workers
 from cli.render import print_json, print_table, progress_bar, say, show_example
 from cli.resuming import told_how_to_go_on
 
@@ -118,9 +118,11 @@ def select(
     """Choose the rows of a pool that teach what a few target rows ask for (LESS).
 
     Without arguments: a planted mixture is made on the spot and its skill is looked for, in about a minute; the folder
-    surgery-select-example of an earlier run is replaced. Interrupted, the same command goes on where it was.
+    surgery-select-example of an earlier run is replaced. Interrupted, the same command goes on where it was. Under torchrun
+    several workers share the pool.
     """
     if pool is None and target is None and model is None:
+        workers.alone("surgery select without arguments")
         _example(output, overwrite=overwrite, device=device, seed=seed, json=json)
         return
     _need({"the pool": pool, "--for": target, "--model": model})
@@ -143,8 +145,8 @@ def select(
         "loss": loss,
         "max_length": max_length,
     }
-    shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": device, "dtype": dtype}
-    with told_how_to_go_on(place), progress_bar() as progress:
+    shared: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": workers.device(device), "dtype": dtype}
+    with workers.by_rank(), told_how_to_go_on(place), progress_bar() as progress:
         store = Features.collect(
             model, pool, warmup=begun, folder=place, processes=processes, overwrite=overwrite, progress=progress,
             **kept, **shared,
@@ -152,7 +154,7 @@ def select(
         found = store.select(
             target, share=share, by=by, subtasks=subtasks, baselines=baselines, progress=progress, **shared
         )
-    _finish(found, folder, place, overwrite=overwrite, json=json)
+        _finish(found, folder, place, overwrite=overwrite, json=json)
 
 
 def score(
@@ -174,6 +176,7 @@ def score(
     json: options.Json = False,
 ) -> None:
     """Choose rows for another target from features that are there, without a pass over the pool."""
+    workers.alone("select score")
     _need({"the folder of features": features, "--for": target})
     from surgery.files import check_output
     from surgery.selecting.features import Features
@@ -196,6 +199,7 @@ def show(
     """Show what was chosen and why: sources, lengths, the target's nearest rows, and what simpler ways choose too."""
     from surgery.selecting.selection import Selection
 
+    workers.alone("select show")
     _need({"the folder": folder})
     assert folder is not None
     found = Selection.load(folder)

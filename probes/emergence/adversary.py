@@ -93,7 +93,7 @@ def greedy_failures(graph: SkillGraph, theta: float, alpha: float) -> Float64[np
         # Edges in texts that are in the worst set, or that would enter it, count; to a first order the set stays.
         weights = np.clip(scores - edge + 1.0, 0.0, 1.0)
         gains = np.where(free, (columns.T @ weights) / graph.degrees, -1.0)
-        chosen = int(gains.argmax())
+        chosen = int(np.lexsort((graph.degrees, gains))[-1])  # of equal gains, the most common skill
         share = min(1.0, left / graph.degrees[chosen])
         z[chosen], left = share, left - share * graph.degrees[chosen]
         free[chosen] = False

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from surgery.selecting.shards import (
     shard_file,
 )
 from surgery.selecting.warmup import Checkpoints, Warmup, warm_up
+from surgery.sync import ranks
 from surgery.tasks.objectives import Objective, pick_objective
 from surgery.tasks.rows import Row, RowFile, Source
 
@@ -81,16 +83,24 @@ def collect(
     if (folder / "report.json").exists():
         made = Store.open(folder)
         if made.header["call"] == call:
+            ranks.first_goes_on()
             return made
     if (folder / "report.json").exists() and not overwrite:
         raise OptionError(
             f"{folder} holds features of another pool, base or options: name another folder (`features`), or add `overwrite`"
         )
     check_output(folder, overwrite=overwrite, inputs=[base, pool if isinstance(pool, str | Path) else None])
-    with resumable(state_folder(folder), call, packages=_PACKAGES) as state:
+    if processes > 1 and ranks.several():
+        raise OptionError("`processes` is for a run of one, and a launcher started several: leave it out")
+    own = state_folder(folder)
+    with resumable(own, call, packages=_PACKAGES) if ranks.is_first() else nullcontext(own) as state:
         assert state is not None
-        header = _begin(state, checkpoint, pool, warmup, plan, call, place, progress)
+        if ranks.is_first():
+            _begin(state, checkpoint, pool, warmup, plan, call, place, progress)
+        ranks.meet()  # the adapters are trained, by the first
+        header = read_state(state / _BEGUN, Header)
         _collect_shards(state, checkpoint, header, plan, place, processes, progress)
+        ranks.first_goes_on()
         replace_json(state / "report.json", _checked(state, header))
         (state / CALL).unlink()
         (state / _BEGUN).unlink()
@@ -121,11 +131,11 @@ def _call(checkpoint: Checkpoint, pool: Source, warmup: Warmup | Checkpoints, pl
 def _begin(
     state: Path, checkpoint: Checkpoint, pool: Source, warmup: Warmup | Checkpoints, plan: Plan, call: dict[str, Any],
     place: torch.device, progress: Progress,
-) -> Header:  # fmt: skip
-    """Write the pool's rows and the warm-up, unless a stopped run left both; returns the store's header."""
+) -> None:  # fmt: skip
+    """Write the pool's rows, the warm-up and the store's header, unless a stopped run left them."""
     note = state / _BEGUN
     if note.exists():
-        return read_state(note, Header)
+        return
     progress(0, 1, "reading the pool")
     rows = RowFile.write(pool, state / "pool.jsonl")
     model = load_model(checkpoint, device=place, dtype=plan.dtype)
@@ -156,7 +166,6 @@ def _begin(
                              inputs={"base": checkpoint.fingerprint, "pool": str(call["pool"])}, seed=plan.seed),
     }  # fmt: skip
     replace_json(note, header)
-    return header
 
 
 def _weights(folder: Path) -> int:
@@ -217,12 +226,9 @@ def _collect_shards(
     processes: int,
     progress: Progress,
 ) -> None:
-    """Make the shards that aren't there yet, in this process or in several that share them out."""
-    missing = [
-        number
-        for number in range(shard_count(header["rows"], plan.shard_rows))
-        if not shard_file(state, number).exists()
-    ]
+    """Make this rank's shards that aren't there yet, in this process or in several that share them out."""
+    mine = range(shard_count(header["rows"], plan.shard_rows))[ranks.my_part()]
+    missing = [number for number in mine if not shard_file(state, number).exists()]
     if not missing:
         return
     if processes <= 1 or len(missing) == 1:

@@ -21,6 +21,7 @@ from surgery.selecting.scoring import BASELINES, GRADIENTS, METHODS, Target, bes
 from surgery.selecting.selection import Neighbour, Selection, SourceCount
 from surgery.selecting.shards import Store
 from surgery.selecting.warmup import Checkpoints, Warmup
+from surgery.sync import ranks
 from surgery.tasks.rows import Row, Source, read_rows
 
 _SHOWN = 20  # chosen rows with their nearest of the target
@@ -79,12 +80,14 @@ class Features:
             max_length: tokens after which a row is cut.
             shard_rows: rows of a file, after each of which a run can be gone on from.
             hidden: keep the base's hidden states too, for a baseline.
-            processes: processes that share the shards out; on several GPUs one each.
+            processes: processes that share the shards out; on several GPUs one each. Under a launcher `surgery.sync.ranks` does.
 
         Raises:
             SelectionError: rows without answers, or whose answers are cut off; gradients that are all zero; another base's warm-up.
             OptionError: an option out of its range; a folder with other features.
         """
+        if folder is None and ranks.several():
+            raise OptionError("several processes write features into one place: name a folder (`folder`)")
         kept = Path(tempfile.mkdtemp(prefix="surgery-features-")) if folder is None else None
         place = kept / "features" if kept else Path(str(folder)).expanduser()
         begun = Checkpoints.load(Path(warmup).expanduser()) if isinstance(warmup, str | Path) else warmup or Warmup()

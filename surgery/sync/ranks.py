@@ -76,6 +76,11 @@ def first_goes_on(before: Callable[[], None] = meet) -> None:
         raise _PartDoneError
 
 
+def several() -> bool:
+    """Whether there are other ranks."""
+    return _here is not None and _here.count > 1
+
+
 def is_first() -> bool:
     """Whether this rank is the one that writes."""
     return _here is None or _here.first

@@ -1,14 +1,15 @@
 """All figures of the page of emergence: competence over training, a skill never seen, drawn graphs, the theory's chain, times.
 
-python -m tests.benchmarks.emergence FOLDER [PART]...     # parts: independent tangled english planted drawn chain times
+python -m tests.benchmarks.emergence FOLDER [PART]... [--seeds 0,1,2]
 
-Texts of independent skills, of skills that keep to a topic, and the probes' example English. Models take a minute each. They and the
-reports are kept in FOLDER: a second run goes on where the first was stopped, and only prints what is there. The page's figures are
-`independent-report/training.png` and `english-report/rules.png`.
+Texts of independent skills, of skills that keep to a topic, and the probes' example English. Models take a minute each; every seed has
+texts and a model of its own. They and the reports are kept in FOLDER: a second run goes on where the first was stopped, and only prints
+what is there. The page's figures are `independent-0-report/training.png` and `english-0-report/rules.png`.
 """
 
-import sys
+import argparse
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,20 +53,36 @@ RUNS = {
 }
 
 
-def training(folder, name):
+def training(folder, kind, seed):
     """The report of a run, made unless it is there; and what it says."""
-    run, model, report = RUNS[name](), folder / name, folder / f"{name}-report"
+    name = f"{kind}-{seed}"
+    run, model, report = RUNS[kind](), folder / name, folder / f"{name}-report"
     spent = time.process_time()
     if not model.exists():
-        pretrain(run.grammar, run.recipe, keep=run.kept, device="cpu", resume=folder / f"{name}.partial").save(model)
+        partial = folder / f"{name}.partial"
+        pretrain(run.grammar, run.recipe, keep=run.kept, seed=seed, device="cpu", resume=partial).save(model)
         print(f"{name}: trained in {time.process_time() - spent:.0f} s of the processor")
     spent = time.process_time()
     if not report.exists():
         length = min(16, run.recipe.max_length)
-        found = measure_competence(model, run.grammar, run.texts, rules=run.rules, max_length=length, device="cpu")
+        found = measure_competence(
+            model, run.grammar, run.texts, rules=run.rules, seed=seed, max_length=length, device="cpu"
+        )
         found.save(report)
         print(f"{name}: {len(found.measured)} models measured in {time.process_time() - spent:.0f} s of the processor")
     show(name, CompetenceReport.load(report))
+    return CompetenceReport.load(report).comparisons
+
+
+def over_seeds(kind, runs):
+    """Corollary 13 over all seeds: at how many checkpoints pairs do better or worse, and by how much at least and at most."""
+    print(f"\n{kind}, pairs less single skills at twice the excess, {len(runs)} seeds:")
+    for failure in ("soft", "hard"):
+        for way in ("mean", "worst", "apart"):
+            rows = [row for run in runs for row in run if (row.failure, row.kind) == (failure, way)]
+            by = [row.difference.value for row in rows]
+            verdicts = ", ".join(f"{n} {verdict}" for verdict, n in Counter(row.verdict for row in rows).items())
+            print(f"  {failure} {way}: {min(by):+.3f} to {max(by):+.3f} at {len(rows)} checkpoints: {verdicts}")
 
 
 def show(name, report):
@@ -152,14 +169,22 @@ def treebank():
     return Grammar.from_trees(clean_trees(nltk_treebank()[:3414]))
 
 
-def main(folder, *parts):
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in parts or (*RUNS, "planted", "drawn", "chain", "times"):
+def main():
+    parts = {"planted": planted, "drawn": lambda folder: drawn(), "chain": lambda folder: chain(), "times": times}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join([*RUNS, *parts])}; default: all")
+    parser.add_argument("--seeds", default="0,1,2", help="of independent, tangled and english")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - {*RUNS, *parts}:
+        parser.error(f"no part is named {', '.join(sorted(unknown))}")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for part in options.parts or (*RUNS, *parts):
         if part in RUNS:
-            training(folder, part)
+            over_seeds(part, [training(options.folder, part, int(seed)) for seed in options.seeds.split(",")])
         else:
-            {"planted": lambda: planted(folder), "drawn": drawn, "chain": chain, "times": lambda: times(folder)}[part]()
+            parts[part](options.folder)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main()

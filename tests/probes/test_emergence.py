@@ -25,6 +25,7 @@ from probes.emergence.graph import SkillGraph
 from probes.emergence.rules import RuleUses, common_tuples, rule_names
 from probes.emergence.scores import TextFailures, score
 from probes.errors import ProbeError, ProbeGrammarError, ProbeModelError, ProbeOptionError
+from probes.example import example_grammar
 from surgery.errors import OptionError
 from tests.support.exact_model import exact_model
 
@@ -69,13 +70,27 @@ def test_every_mask_against_a_plain_loop(trained, grammar):
             number += 1
     assert number == len(found.sentence)
     assert (found.variation <= np.sqrt(found.kl / 2) + 1e-12).all()  # Pinsker
-    some = mask_divergences(grammar, drawn, [trained], masks=2, seed=1)
-    assert np.bincount(some.sentence).tolist() == [2] * 6
+    some = mask_divergences(grammar, drawn, [trained], masks=4, seed=1)
+    assert np.bincount(some.sentence).tolist() == [4] * 6
+    assert len(set(zip(some.sentence.tolist(), some.position.tolist(), strict=True))) == 24
     where = [
         np.flatnonzero((found.sentence == s) & (found.position == p))[0]
         for s, p in zip(some.sentence, some.position, strict=True)
     ]
     assert some.kl[0] == pytest.approx(found.kl[0, where], abs=1e-5)
+
+
+def test_sentences_of_different_lengths_keep_their_order():
+    grammar = example_grammar()
+    model = exact_model(grammar, uniform=0.1)
+    drawn = sample(grammar, 5, seed=2, max_length=8)
+    found = mask_divergences(grammar, drawn, [model, exact_model(grammar, uniform=0.3)])
+    assert len(set(drawn.lengths.tolist())) > 2
+    alone = [mask_divergences(grammar, sample(grammar, 1, seed=2, max_length=8, first=i), [model]) for i in range(5)]
+    assert found.kl[0] == pytest.approx(np.concatenate([each.kl[0] for each in alone]), abs=1e-9)
+    assert found.variation[0] == pytest.approx(np.concatenate([each.variation[0] for each in alone]), abs=1e-9)
+    assert found.entropy == pytest.approx(np.concatenate([each.entropy for each in alone]), abs=1e-9)
+    assert (found.kl[1] > found.kl[0]).mean() > 0.9
 
 
 @pytest.mark.parametrize("kind", [independent_skills, tangled_skills])

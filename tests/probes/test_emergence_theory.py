@@ -124,6 +124,44 @@ def test_the_worst_case_is_the_worst_of_every_choice_of_texts(seed):
     assert linear_bound(graph, theta, alpha) <= min(1 / theta, 1 / alpha) + 1e-7
 
 
+def uneven(seed):
+    """A few texts that draw many skills beside many that draw one, on 7 skills."""
+    from scipy.sparse import csr_array
+
+    random = np.random.default_rng(seed)
+    rows = np.concatenate([np.ones((2, 7)), np.eye(7)[random.integers(7, size=10)], np.eye(7)])
+    return SkillGraph(csr_array(rows))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bounds_hold_where_texts_draw_different_numbers_of_skills(seed):
+    graph, theta, alpha = uneven(seed), 2 / 19, 0.5
+    best = worst_case(graph, theta, alpha)
+    assert best.exact and best.low > 1.5
+    assert spectral_bound(graph, theta, alpha) >= best.low - 1e-7
+    assert linear_bound(graph, theta, alpha) >= best.low - 1e-7
+
+
+@given(st.integers(0, 5), st.floats(0.02, 0.98), st.floats(0.02, 0.98))
+def test_the_worst_sets_have_the_share_asked_for_with_one_at_the_edge_in_part(seed, theta, alpha):
+    graph, random = uneven(seed), np.random.default_rng(seed)
+    z, y = graph.worst_skills(random.random(7), alpha), graph.worst_texts(random.random(7), theta)
+    assert z @ graph.degrees == pytest.approx(alpha * graph.degrees.sum())
+    assert y.sum() == pytest.approx(theta * graph.texts)
+    for chosen in (z, y):
+        assert ((chosen >= 0) & (chosen <= 1)).all() and ((chosen > 1e-9) & (chosen < 1 - 1e-9)).sum() <= 1
+
+
+def test_greed_finds_skills_that_keep_together():
+    from scipy.sparse import csr_array
+
+    together = np.zeros((40, 12))
+    together[np.arange(30), np.arange(30) % 9] = 1.0
+    together[30:, 9:] = 1.0  # ten texts hold the same three skills, the others one each of the rest
+    chosen = greedy_failures(SkillGraph(csr_array(together)), 0.2, 0.5)
+    assert chosen.tolist() == [0.0] * 30 + [1.0] * 8 + [0.0] * 2
+
+
 def test_larger_graphs_have_an_interval_that_the_theorem_keeps_to():
     for seed, (k, theta, alpha) in enumerate([(4, 0.1, 0.2), (8, 0.1, 0.2), (8, 0.05, 0.3), (16, 0.05, 0.2)]):
         graph = draw_graph(40, 1500, k, 0.8, seed)

@@ -6,6 +6,7 @@ import numpy as np
 
 from pcfg import Grammar
 from pcfg.sampling.corpus import write_corpus
+from surgery.selecting import Features, Warmup
 from surgery.sync import ranks
 from surgery.sync.workers import Workers
 from surgery.unlearning import Bottleneck, Encoder
@@ -55,6 +56,25 @@ def test_a_bottleneck_by_two_is_that_by_one(tiny, tmp_path, monkeypatch):
 def test_encoding_without_a_launcher_is_as_before(tiny):
     encoder = Encoder.open(tiny("bert"), device="cpu", batch_size=3)
     assert encoder.encode(TEXTS).shape == (len(TEXTS), encoder.width)
+
+
+def collected(rank, model, folder):
+    rows = [{"text": text, "label": "good" if "fun" in text else "bad"} for text in TEXTS]
+    warmup, made = Warmup(share=0.5, epochs=2, rank=2, batch_size=4), None
+    with ranks.by_rank(None if rank is None else Workers.launched()):
+        made = Features.collect(model, rows, warmup=warmup, folder=folder, sketch=64, shard_rows=3, device="cpu")
+    return made and len(made)
+
+
+def test_features_to_select_by_are_those_of_one(tiny, tmp_path):
+    assert collected(None, tiny("gpt2"), tmp_path / "one") == len(TEXTS)
+    assert run_all(tmp_path, 2, collected, tiny("gpt2"), tmp_path / "two") == {0: len(TEXTS), 1: None}
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.safetensors"))
+    assert len(names) > 6
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert run_all(tmp_path, 2, collected, tiny("gpt2"), tmp_path / "two") == {0: len(TEXTS), 1: None}  # opened
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def corpus(rank, folder):
