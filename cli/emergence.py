@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options
+from cli import options, workers
 from cli.grammars import load_grammar
 from cli.render import print_json, print_table, progress_bar, say, show_example
 from cli.resuming import state_beside
@@ -98,7 +98,8 @@ def measure(
 ) -> None:
     """Measure competence on each rule of a grammar and on pairs of rules, exactly, and write a report.
 
-    Several models, or one that keeps checkpoints on the way: curves over training. A run that was stopped goes on.
+    Several models, or one that keeps checkpoints on the way: curves over training. A run that was stopped goes on. Under
+    torchrun several workers share the sentences.
     """
     from probes.emergence.measuring import measure_competence
     from surgery.errors import OptionError
@@ -110,7 +111,7 @@ def measure(
     check_output(folder, overwrite=overwrite, inputs=[*models, *([] if grammar is None else [grammar])])
     loaded = load_grammar(_grammar_of(models[-1]) if grammar is None else grammar)
     count = options.whole_number(sentences, "--sentences")
-    with state_beside(folder) as state:
+    with workers.by_rank(), state_beside(folder) as state:
         with progress_bar() as progress:
             report = measure_competence(
                 models,
@@ -125,12 +126,12 @@ def measure(
                 training=training,
                 max_length=max_length,
                 seed=seed,
-                device=device,
+                device=workers.device(device),
                 resume=state,
                 progress=progress,
             )
         report.save(folder, overwrite=overwrite)
-    _show(report, folder, json)
+        _show(report, folder, json)
 
 
 @app.command()

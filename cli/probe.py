@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli import options
+from cli import options, workers
 from cli.grammars import NltkTreebank, load_grammar, read_bank
 from cli.render import print_json, progress_bar, say
 from cli.resuming import state_beside
@@ -68,26 +68,29 @@ def probe(
 ) -> None:
     """Probe every layer for span marginals, trees and masked words, with every control, and write a report.
 
-    A run that was stopped goes on after the last layer that was done.
+    A run that was stopped goes on after the last layer that was done. Under torchrun several workers share the layers.
 
     Without arguments: a small grammar, a small model, a report, in about five minutes.
     """
     from probes.report import SCHEMA_FILE
     from surgery.files import check_output
 
+    if model is None:
+        workers.alone("surgery probe without a model")
     folder = Path("probe-example/report") if output is None and model is None else options.need_output(output)
     inputs = [p for p in (model, grammar, trees, text) if p is not None]
     check_output(folder, overwrite=overwrite, replaces=SCHEMA_FILE, inputs=inputs)
     run = _choose(model, grammar, trees, nltk_treebank, text, sentences, max_length, folder)
     if model is None:
         say(f"No model was named: an example, in {folder.parent}", quiet=json)
-    with state_beside(folder) as state:
+    place = workers.device(device)
+    with workers.by_rank(), state_beside(folder) as state:
         with progress_bar() as progress:
             report = run(
-                layers=layers, seeds=seeds, seed=seed, device=device, cache=cache, resume=state, progress=progress
+                layers=layers, seeds=seeds, seed=seed, device=place, cache=cache, resume=state, progress=progress
             )
         report.save(folder, overwrite=overwrite)
-    _show(report, folder, json)
+        _show(report, folder, json)
 
 
 def _choose(

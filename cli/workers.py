@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _PANEL = "Under torchrun"
 # Commands that know what to do there, by their words.
-SHARED = ("tune", "pcfg pretrain", "pcfg sample", "bottleneck fit", "select", "sync")
+SHARED = ("tune", "pcfg pretrain", "pcfg sample", "bottleneck fit", "select", "probe", "emergence measure", "sync")
 
 SyncKind = Annotated[
     str | None,

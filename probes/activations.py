@@ -57,11 +57,12 @@ class Activations:
         encoded = model.encode(sentences)
         made = cls(folder / _content(model, encoded), tuple(layers), offsets, model.width)
         size = int(offsets[-1]) * model.width * 4
+        if all(made._holds(layer, size) for layer in layers):
+            return made
         with hold(made.folder):
-            missing = [layer for layer in layers if not made._holds(layer, size)]
-            if missing:
-                made.folder.mkdir(parents=True, exist_ok=True)
-                made._write(model, encoded, missing, progress)
+            missing = [layer for layer in layers if not made._holds(layer, size)]  # another run may have made some
+            made.folder.mkdir(parents=True, exist_ok=True)
+            made._write(model, encoded, missing, progress)
         return made
 
     def _holds(self, layer: int, size: int) -> bool:
@@ -95,7 +96,7 @@ class Activations:
 def _content(model: ProbedModel, encoded: Sequence[Encoded]) -> str:
     """Digest of all that decides the states: weights in memory, configuration, device, versions, tokens and words."""
     config = {key: value for key, value in model.module.config.to_dict().items() if key != "_name_or_path"}
-    about = [config, model.bridge is None, str(model.module.device), torch.__version__]
+    about = [config, model.bridge is None, model.module.device.type, torch.__version__]
     total = xxhash.xxh3_128(json.dumps(about, sort_keys=True, default=str).encode())
     for name, tensor in model.module.state_dict().items():
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

@@ -43,6 +43,7 @@ from surgery.files import replace_json
 from surgery.progress import Progress, silent
 from surgery.provenance import package_version, provenance
 from surgery.resuming import read_state, resumable
+from surgery.sync import ranks
 
 _SHOWN, _LONGEST_SHOWN = 3, 14
 _NAMED = 5  # unknown words
@@ -170,7 +171,10 @@ def _probe(
         masked = MaskedWords.draw(dataset, seed=settings.seed, device=settings.device, progress=settings.progress)
     untrained = ProbedModel.load(source, device=settings.device, untrained=settings.seed)
     whose = {**about, "inputs": inputs, "seed": settings.seed, "device": settings.device}
-    with resumable(settings.resume, whose, packages=PACKAGES) as state, _states_folder(settings.cache) as folder:
+    with (
+        ranks.first_holds(resumable(settings.resume, whose, packages=PACKAGES), settings.resume) as state,
+        _states_folder(settings.cache, state) as folder,
+    ):
         states, found = _measure(scorer, model, untrained, layers, masked, folder, state)
         measures += found
         best = best_layer(measures)
@@ -197,9 +201,13 @@ def _probe(
 
 
 @contextmanager
-def _states_folder(cache: Path | None) -> Iterator[Path]:
+def _states_folder(cache: Path | None, state: Path | None) -> Iterator[Path]:
     if cache is not None:
         yield cache
+        return
+    if ranks.several():
+        assert state is not None
+        yield state / "states"  # which all see
         return
     with tempfile.TemporaryDirectory(prefix="surgery-probe-") as folder:
         yield Path(folder)
@@ -215,23 +223,31 @@ def _measure(
     state: Path | None,
 ) -> tuple[Activations, list[Measure]]:
     """Collect states, and run every probe on layers of the model, of one with random weights, and on the controls."""
-    dataset, progress, measures, done = scorer.dataset, scorer.settings.progress, list[Measure](), 0
+    dataset, progress, measures, jobs = scorer.dataset, scorer.settings.progress, list[Measure](), list[Features]()
     few = tuple(sorted({layers[0], layers[len(layers) // 2], layers[-1]}))  # random layers hardly differ
-    features = _control_features(dataset, masked)
-    total = len(layers) + len(few) + len(features)
     kept: list[Activations] = []
     for name, probed, chosen in (("model", model, layers), ("untrained", untrained, few)):
+        if not ranks.is_first():
+            ranks.meet()
         states = Activations.collect(probed, dataset.sentences, folder, chosen, progress=progress)
+        if ranks.is_first():
+            ranks.meet()  # the others find the states there
         kept.append(states)
         masks = masked.states(probed, chosen, progress) if masked else {}
-        for layer in chosen:
-            progress(done, total, f"probes: {name}, layer {layer}")
-            done += 1
-            measures += _resumed(scorer, Features(name, layer, states.layer(layer), masks.get(layer), masked), state)
-    for seen in features:
-        progress(done, total, f"probes: {seen.source}")
-        done += 1
-        measures += _resumed(scorer, seen, state)
+        jobs += [Features(name, layer, states.layer(layer), masks.get(layer), masked) for layer in chosen]
+    jobs += _control_features(dataset, masked)
+
+    def measured(number: int) -> list[Measure]:
+        seen = jobs[number]
+        progress(number, len(jobs), f"probes: {seen.source}" + ("" if seen.layer is None else f", layer {seen.layer}"))
+        return _resumed(scorer, seen, state)
+
+    if ranks.several():  # each leaves its part in `state`
+        for number in range(len(jobs))[ranks.my_part()]:
+            measured(number)
+        ranks.first_goes_on()
+    for number in range(len(jobs)):
+        measures += measured(number)
     if masked and model.head:
         measures.append(own_prediction(scorer, masked, model))
     return kept[0], measures

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -78,8 +78,8 @@ def write_corpus(
     settings = {"count": count, "seed": seed, "max_length": max_length, "held_out": held_out, "shard_size": shard_size}
     call = {"what": "sample", "grammar": grammar.fingerprint, **settings, "dataset": dataset, "binary": binary}
     shares = {"train": 1 - held_out, "test": held_out} if held_out else {"train": 1.0}
-    with resumable_output(folder, call) if ranks.is_first() else nullcontext(state_folder(folder)) as partial:
-        ranks.meet()  # the first holds the folder now
+    with ranks.first_holds(resumable_output(folder, call), state_folder(folder)) as partial:
+        assert partial is not None
         progress(0, count, "sampling")
         shards = [partial / f"{number:05d}" for number in range(-(-count // shard_size))]
         for number, shard in list(enumerate(shards))[ranks.my_part()]:

@@ -17,6 +17,7 @@ from pcfg.sampling.samples import Samples
 from surgery.files import replace_json
 from surgery.progress import Progress, silent
 from surgery.resuming import read_state
+from surgery.sync import ranks
 
 _SENTENCES = 100  # at once: their exact posteriors, then every model
 _ROWS, _NUMBERS = 256, 4_000_000  # masks at once, and the numbers that they may hold over the words
@@ -68,23 +69,30 @@ def mask_divergences(
 
     Args:
         masks: words of each sentence to mask, drawn at random; None for all.
-        state: a folder for what is done, where a later call with the same arguments goes on.
+        state: a folder for what is done, where a later call with the same arguments goes on, and which ranks of
+            `surgery.sync.ranks` share.
     """
     grammar = generative(grammar)
     places = masked_places(drawn.lengths, masks, seed)
     order = np.argsort(-drawn.lengths, kind="stable")
     groups = np.array_split(order, -(-len(order) // _SENTENCES))
     ids = [word_ids(grammar, model.tokenizer) for model in models]
-    found = []
-    for number, group in enumerate(groups):
+
+    def measured(number: int) -> Float64[np.ndarray, "numbers M"]:
         progress(number * _SENTENCES, len(order), "masked words: models against the exact posterior")
         file = None if state is None else state / f"masks-{number}.json"
         if file is not None and file.exists():
-            found.append(np.array(read_state(file, list[list[float]])))
-            continue
-        found.append(_measured(grammar, drawn, group, places, models, ids, device))
+            return np.array(read_state(file, list[list[float]]))
+        made = _measured(grammar, drawn, groups[number], places, models, ids, device)
         if file is not None:
-            replace_json(file, found[-1].tolist())
+            replace_json(file, made.tolist())
+        return made
+
+    if ranks.several():  # each leaves its part in `state`
+        for number in range(len(groups))[ranks.my_part()]:
+            measured(number)
+        ranks.first_goes_on()
+    found = [measured(number) for number in range(len(groups))]
     sentences = np.concatenate([np.repeat(i, len(places[i])) for i in order])
     positions = np.concatenate([places[i] for i in order])
     numbers, back = np.concatenate(found, 1), np.lexsort((positions, sentences))

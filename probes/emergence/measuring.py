@@ -32,6 +32,7 @@ from probes.intervals import spearman
 from surgery.progress import Progress, silent
 from surgery.provenance import package_version, provenance
 from surgery.resuming import resumable
+from surgery.sync import ranks
 
 _LONGEST = 40  # words of a sentence
 _ALPHAS = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -110,7 +111,8 @@ def measure_competence(
     }
     inputs = {model.name: weights_digest(model.module) for model in loaded}
     inputs |= {"grammar": grammar.fingerprint, "sentences": fingerprint(drawn)}
-    with resumable(resume, {"inputs": inputs, "masks": masks, "seed": seed}, packages=PACKAGES) as state:
+    whose = {"inputs": inputs, "masks": masks, "seed": seed}
+    with ranks.first_holds(resumable(resume, whose, packages=PACKAGES), resume) as state:
         found = mask_divergences(
             grammar, drawn, loaded, masks=masks, seed=seed, device=device, state=state, progress=progress
         )

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,7 @@ def collect(
     if processes > 1 and ranks.several():
         raise OptionError("`processes` is for a run of one, and a launcher started several: leave it out")
     own = state_folder(folder)
-    with resumable(own, call, packages=_PACKAGES) if ranks.is_first() else nullcontext(own) as state:
+    with ranks.first_holds(resumable(own, call, packages=_PACKAGES), own) as state:
         assert state is not None
         if ranks.is_first():
             _begin(state, checkpoint, pool, warmup, plan, call, place, progress)

@@ -5,10 +5,13 @@ Without a launcher there is one part, and nothing is shared.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from surgery.errors import OptionError
 
 if TYPE_CHECKING:
     from surgery.sync.workers import Workers
@@ -59,6 +62,19 @@ def share(array: np.ndarray, mine: Any) -> None:
     bits = torch.from_numpy(array.view(np.int32).reshape(-1))
     for piece in bits.split(_PIECE):  # sums of bits, of which all but one worker's are 0
         _here.add_up(piece)
+
+
+@contextmanager
+def first_holds(opening: AbstractContextManager[Path | None], folder: str | Path | None) -> Iterator[Path | None]:
+    """Yield the folder of a run's state, which the first rank opens and holds, and all write to.
+
+    Raises OptionError where several ranks have no folder to share.
+    """
+    if folder is None and several():
+        raise OptionError("several processes share their work through a folder: give `resume`")
+    with opening if is_first() else nullcontext(None if folder is None else Path(folder)) as held:
+        meet()
+        yield held
 
 
 def meet() -> None:

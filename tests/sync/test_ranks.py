@@ -1,11 +1,16 @@
 """Features and samples made by several processes: the bytes of one."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
+import pytest
 
 from pcfg import Grammar
+from pcfg.learning.pretraining import PretrainRecipe, pretrain
 from pcfg.sampling.corpus import write_corpus
+from probes import measure_competence, probe_spans
+from surgery.errors import OptionError
 from surgery.selecting import Features, Warmup
 from surgery.sync import ranks
 from surgery.sync.workers import Workers
@@ -75,6 +80,32 @@ def test_features_to_select_by_are_those_of_one(tiny, tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert run_all(tmp_path, 2, collected, tiny("gpt2"), tmp_path / "two") == {0: len(TEXTS), 1: None}  # opened
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.fixture(scope="module")
+def mlm(tmp_path_factory):
+    recipe = PretrainRecipe(layers=1, heads=2, width=16, sentences=320, max_length=8, batch_size=32, evaluation=20)
+    made = pretrain(Grammar.from_text(RULES), recipe, keep=1, device="cpu")
+    return made.save(tmp_path_factory.mktemp("ranks") / "mlm")
+
+
+def reported(rank, what, model, state):
+    made, options = None, {"device": "cpu", "resume": state}
+    with ranks.by_rank(None if rank is None else Workers.launched()):
+        if what == "emergence":
+            made = measure_competence(model, Grammar.from_text(RULES), 220, least=5, **options)
+        else:
+            made = probe_spans(model, Grammar.from_text(RULES), 60, seeds=1, **options)
+    return made and str({**asdict(made), "provenance": None, "seconds": None})  # numbers to the last digit
+
+
+@pytest.mark.parametrize("what", ["emergence", "probes"])
+def test_a_report_by_two_is_that_by_one(what, mlm, tmp_path):
+    alone = reported(None, what, mlm, tmp_path / "one")
+    found = run_all(tmp_path, 2, reported, what, mlm, tmp_path / "two")
+    assert found == {0: alone, 1: None}  # the second only made its part
+    with pytest.raises(OptionError, match="give `resume`"):
+        raise run_all(tmp_path, 2, reported, what, mlm, None)[0]
 
 
 def corpus(rank, folder):
