@@ -228,7 +228,7 @@ def test_a_regression_finds_the_rules_that_fail():
     assert found[0].r2.value > 0.98 > found[0].count_r2.value + 0.3
     assert [name for name, _ in found[0].coefficients[:2]] == ["a", "b"]
     assert dict(found[0].coefficients)["a"] == pytest.approx(2.0, abs=0.1)
-    assert found[0].train + found[0].test == 400
+    assert (found[0].train, found[0].test) == (300, 100)
 
 
 def test_the_report_holds_what_was_measured(report, folder, trained):
