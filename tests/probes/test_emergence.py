@@ -16,6 +16,7 @@ from pcfg import Grammar, sample
 from pcfg.inference.masked_words import masked_posteriors
 from pcfg.learning.excess_loss import masked_log_probs, word_ids
 from pcfg.learning.pretraining import HELD_OUT, Pretrained, PretrainRecipe, pretrain
+from pcfg.sentences import fingerprint
 from probes import CompetenceReport, measure_competence
 from probes.emergence import independent_skills, tangled_skills, theorem_bound, without_rule
 from probes.emergence.combining import Combinations, compare, tuple_means
@@ -231,6 +232,12 @@ def test_a_regression_finds_the_rules_that_fail():
     assert (found[0].train, found[0].test) == (300, 100)
 
 
+def test_sentences_are_drawn_where_training_draws_none(report, grammar):
+    limit = {"seed": 0, "max_length": 6}
+    held_out, training = (sample(grammar, 80, first=first, **limit) for first in (HELD_OUT, 0))
+    assert report.provenance["inputs"]["sentences"] == fingerprint(held_out) != fingerprint(training)
+
+
 def test_the_report_holds_what_was_measured(report, folder, trained):
     assert [m.step for m in report.measured] == [*trained.kept, None]
     assert report.settings["sentences"] == 80 and report.masks == 480
@@ -270,13 +277,16 @@ def test_halves_rank_rules_apart(trained, grammar):
 
 def test_excess_is_a_mean_over_masks_of_texts_of_any_length():
     """Of the model, and of the comparisons over training: longer texts have more masks."""
-    rules = {("S", "S", "A"): 0.6, ("S", "A", "A"): 0.4}
-    grammar = Grammar({"S": 1.0}, rules, {("A", word): p for word, p in (("a", 0.5), ("b", 0.3), ("c", 0.2))})
-    drawn = sample(grammar, 60, seed=0, max_length=12)
+    rules = {("S", "S", "A"): 0.6, ("S", "A", "B"): 0.4}
+    words = {("A", "a"): 0.5, ("A", "b"): 0.3, ("A", "c"): 0.2, ("B", "b"): 0.9, ("B", "d"): 0.1}
+    grammar = Grammar({"S": 1.0}, rules, words)
+    drawn = sample(grammar, 40, seed=0, max_length=8)
     models = [exact_model(grammar, uniform=share) for share in (0.9, 0.2)]
     found = mask_divergences(grammar, drawn, models)
     report = measure_competence(models, grammar, drawn, rules=["A -> *"], least=5)
     assert len(set(drawn.lengths)) > 3
+    of_texts = np.mean([found.kl[1, found.sentence == text].mean() for text in range(len(drawn))])
+    assert of_texts != pytest.approx(found.kl[1].mean(), rel=1e-3)
     assert report.last.excess.value == pytest.approx(found.kl[1].mean())
     assert [row.excess.value for row in report.comparisons] == pytest.approx([found.kl[1].mean()] * 6)
 
