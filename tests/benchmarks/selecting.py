@@ -297,6 +297,8 @@ def ends(given):
         else set()
     )
     for draw in range(given.draws):
+        if {(draw, way) for way in ("base", *WAYS, "whole pool")} <= done:
+            continue
         everything = [row for source in SOURCES for row in rows_of(given.data, source, "train", given.rows, draw)]
         kept, _ = thinned(everything, SKILLS[given.skill], given.share, random.Random(draw))
         pool = [everything[number] for number in kept]

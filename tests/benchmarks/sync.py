@@ -95,10 +95,11 @@ def fashion(folder, seed):
 
 
 def grammar(folder, seed):
-    """A model, and masked sentences of a random grammar."""
-    from pcfg import Grammar, sample
+    """A model, and masked sentences of the probes' example grammar."""
+    from pcfg import sample
+    from probes.example import example_grammar
 
-    made, length = Grammar.random(8, 16, 60, seed=3), 12
+    made, length = example_grammar(), 16
     drawn = sample(made, 22_000, seed=seed, max_length=length)
     ids = np.zeros((len(drawn), length), np.int64)
     for row in range(len(drawn)):
@@ -108,7 +109,7 @@ def grammar(folder, seed):
     masked = (ids > 0) & (chance < 0.2)
     inputs, labels = torch.from_numpy(np.where(masked, 1, ids)), torch.from_numpy(np.where(masked, ids, -1))
     torch.manual_seed(seed)
-    return Masked(len(made.tokens) + 2, length), (inputs[:20_000], labels[:20_000]), (inputs[20_000:], labels[20_000:])
+    return Masked(len(made.words) + 2, length), (inputs[:20_000], labels[:20_000]), (inputs[20_000:], labels[20_000:])
 
 
 def quality(task, folder, seed):

@@ -42,6 +42,7 @@ def test_kept_features_are_near_what_they_were(precision):
     assert torch.equal(norms, features.norm(dim=1))
     unit = torch.nn.functional.normalize(features, dim=1)
     if precision == "bit":
+        assert (found[unit < 0] < 0).all()
         assert kept[""].shape == (5, 51)
         assert torch.equal(found[unit > 0] > 0, torch.ones(int((unit > 0).sum()), dtype=torch.bool))
         assert torch.allclose(found.norm(dim=1), torch.ones(5))
