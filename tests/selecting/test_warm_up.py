@@ -82,9 +82,11 @@ def test_corrections_are_of_each_checkpoints_own_steps(features, instrument):
     for at, steps in enumerate((3, 6)):
         change = GradientMap("adam-corrected", instrument.adapter.load(store.checkpoints.place(at)), steps)
         each = stacked(instrument.model, instrument.objective, lessons, instrument.adapter.layers)
-        wanted = normalize(torch.cat([change(name, gradient) for name, gradient in each.items()], 1), dim=1)
-        found = torch.cat([chunk for _, chunk in store.chunks(f"adam-corrected.{at}")])
-        assert (torch.nn.functional.cosine_similarity(found, wanted) > 0.99999).all()
+        wanted = torch.cat([change(name, gradient) for name, gradient in each.items()], 1)
+        found = instrument.features(lessons, at, ("adam-corrected",))["adam-corrected"]
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-4)
+        kept = torch.cat([chunk for _, chunk in store.chunks(f"adam-corrected.{at}")])
+        assert torch.nn.functional.cosine_similarity(kept, wanted).min() > 0.99999
 
 
 def test_a_targets_gradients_are_plain_ones(features, instrument):

@@ -193,7 +193,10 @@ def statistics(rank, anew):
         optimizer.step()
         optimizer.zero_grad()
         sync.step()
+    net[1].momentum = 0.3
+    net.eval()
     sync.finish(net, batches if anew else None)
+    assert net[1].momentum == 0.3 and not net.training  # as they were
     states = [net[0](inputs).detach() for inputs in batches]
     return net[1].running_mean, torch.stack([state.mean(0) for state in states]).mean(0)
 
@@ -202,6 +205,25 @@ def test_batchnorms_statistics_are_estimated_anew_and_averaged(tmp_path):
     found = run_all(tmp_path, 2, statistics, True)
     assert torch.allclose(found[0][0], (found[0][1] + found[1][1]) / 2, atol=1e-6)
     assert torch.equal(found[0][0], found[1][0])
+
+
+def with_buffers(rank):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5))
+    sync = QSR(torch.optim.SGD(net.parameters(), lr=0.1), schedule=Schedule("constant", h_base=1), model=net)
+    net(data(rank, 1)[0][0])
+    before = net[1].running_mean.clone()
+    sync.optimizer.step()
+    sync.step(torch.tensor(float(rank)))
+    return before, net[1].running_mean.clone(), sync.rounds[0].loss
+
+
+def test_a_models_buffers_and_a_rounds_loss_are_means_of_all(tmp_path):
+    found = run_all(tmp_path, 2, with_buffers)
+    assert not torch.equal(found[0][0], found[1][0])
+    for rank in range(2):
+        assert torch.allclose(found[rank][1], (found[0][0] + found[1][0]) / 2, atol=1e-7)
+        assert found[rank][2] == 0.5
 
 
 def other_weights(rank):

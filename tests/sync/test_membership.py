@@ -134,6 +134,14 @@ def slowly(rank, folder):
 
 
 def late(rank, folder):
+    take_over = QSR._take_over
+
+    def noted(self):
+        take_over(self)
+        momentum = self.optimizer.state[self.parameters[0]]["momentum_buffer"]
+        (folder / "momentum").write_text(str(float(momentum.norm())))
+
+    QSR._take_over = noted
     return train(rank, folder, workers=Workers.latecomer())
 
 
@@ -148,3 +156,4 @@ def test_a_new_worker_joins_at_the_end_of_a_round(tmp_path):
     assert [each.workers for each in found[0][1].rounds][:3] == [2, 2, 2]
     assert found[0][1].rounds[-1].workers == 3
     assert found[2][1].rounds == found[0][1].rounds
+    assert float((tmp_path / "momentum").read_text()) > 100  # that of the worker that let it in

@@ -128,6 +128,7 @@ def test_rates_of_zero_and_rates_that_rise_late():
         plan([0.0] * 5, alpha=1.0)
     with pytest.raises(OptionError, match="rises again at step 4"):
         plan([0.1, 0.2, 0.1, 0.15], alpha=1.0)
+    plan([0.1, 0.2, 0.1, 0.15], alpha=1.0, warmup=2)  # whoever says how long warm-up is knows of restarts
     clock = Clock(Schedule(alpha=0.1, h_base=1))
     clock.tick(0.0)
     with pytest.raises(OptionError, match="rate is 0 at step 2, where a round would have no end"):

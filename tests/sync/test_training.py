@@ -77,6 +77,14 @@ def test_tuning_by_rounds_gives_all_workers_the_same(tiny, tmp_path):
     assert 0 < report["moved"] < report["movable"]  # what moved on no worker is the base's
 
 
+def test_averaging_after_every_step_of_plain_sgd_is_tuning_by_one(tiny, tmp_path):
+    """Each worker's step is by the mean over its own part of a batch."""
+    plain = Recipe(optimizer="sgd", rate=0.05, steps=4, batch_size=4, clip=1e6, momentum=0.0)
+    found = run_all(tmp_path, 2, tuned, tiny("bert"), SyncRecipe("constant", h_base=1), None, None, plain)
+    alone, _ = tuned(None, tiny("bert"), None, recipe=plain)
+    assert equal(found[0][0], alone, atol=1e-6)
+
+
 @pytest.mark.parametrize("sync", [None, QSR_OF_TWO])
 def test_tuning_goes_on_in_the_middle_of_a_round(tiny, tmp_path, sync):
     for name in "abc":
@@ -91,6 +99,7 @@ def test_tuning_goes_on_in_the_middle_of_a_round(tiny, tmp_path, sync):
     again = run_all(tmp_path / "c", 2, tuned, tiny("bert"), sync, tmp_path / "state")
     assert equal(whole[0][0], again[0][0])
     assert whole[0][1]["losses"] == again[0][1]["losses"]
+    assert whole[0][1]["sync"]["rounds"] == again[0][1]["sync"]["rounds"]
 
 
 def test_pretraining_data_parallel_is_pretraining_by_one(tmp_path):
