@@ -22,7 +22,7 @@ else:
 _SHOWN = 15  # rules on screen
 
 app = typer.Typer(
-    help="Measure which rules of a grammar a model knows, and their combinations, beside the theory of emergence. Without a command: an embedded example.",
+    help="Measure which rules of a grammar a model knows, and their combinations, beside the theory of emergence. Without a command: an embedded example, within two minutes; the folder surgery-emergence-example of an earlier run is replaced.",
     invoke_without_command=True,
 )
 

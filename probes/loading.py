@@ -48,8 +48,11 @@ def load_module(checkpoint: Checkpoint, untrained: int | None, device: torch.dev
             raise CheckpointError(
                 f"{checkpoint} can't be loaded as a language model or an encoder ({first_line(error)}): name one such as BERT, RoBERTa, GPT-2, OPT or LLaMA"
             ) from error
+    from pcfg.compiled import InsideOutsideTransformer
+
     prefix = f"{module.base_model_prefix}."
-    inner = [name for name in info["missing_keys"] if name.startswith(prefix) and "pooler" not in name]
+    whole = isinstance(module, InsideOutsideTransformer)  # all of whose weights are needed, under names of their own
+    inner = [name for name in info["missing_keys"] if (whole or name.startswith(prefix)) and "pooler" not in name]
     if inner:
         raise CheckpointError(f"{checkpoint} lacks {len(inner)} tensors, {min(inner)} first: fetch it again")
     return module.to(device).eval().requires_grad_(False), not info["missing_keys"], causal

@@ -70,8 +70,9 @@ def resumable(
             yield folder
         except StateError:
             raise
-        except SurgeryError:
-            discard(folder)
+        except SurgeryError as error:
+            if not error.keeps_state:
+                discard(folder)
             raise
 
 

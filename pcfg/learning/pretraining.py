@@ -196,6 +196,8 @@ def pretrain(
     module = module.eval()
     masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)
     loss = masked.measure(module, words)
+    if not np.isfinite(loss.loss).all():
+        raise OptionError(f"the trained model predicts nothing (NaN): lower `rate` (now {recipe.rate:g})")
     report = {
         **_report_of_training(trainer, call, drawn, history),
         "held_out_seen_in_training": _seen_share(held_out, drawn),

@@ -14,6 +14,7 @@ from pcfg.grammars.grammar import Grammar
 from pcfg.inference.masked_words import tag_posteriors
 from pcfg.learning.excess_loss import generative, masked_log_probs, word_ids
 from pcfg.sampling.samples import Samples
+from probes.errors import ProbeModelError
 from surgery.files import replace_json
 from surgery.progress import Progress, silent
 from surgery.resuming import read_state
@@ -135,6 +136,10 @@ def _measured(
         for number, model in enumerate(models):
             logs = masked_log_probs(model.module, model.tokenizer, texts, masks, grammar, ids[number])
             kl, variation = divergence(exact, logs)
+            if not np.isfinite(kl).all():
+                raise ProbeModelError(
+                    f"model {number + 1} gives no finite probability of some masked words: its weights hold NaN, or it rules words out"
+                )
             found[1 + number, rows], found[1 + len(models) + number, rows] = kl, variation
     return found
 

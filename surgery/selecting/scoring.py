@@ -45,6 +45,8 @@ class Target:
         found = []
         for at in range(len(instrument.checkpoints)):
             each = instrument.features(lessons, at, ("sgd",), progress)["sgd"]
+            if not bool(torch.isfinite(each).all()):
+                raise SelectionError("gradients of the target are NaN or infinite: try `dtype` float32")
             found.append(torch.nn.functional.normalize(each, dim=1))
         if not any(bool(each.any()) for each in found):
             raise SelectionError(

@@ -4,7 +4,6 @@ python -m tests.benchmarks.selecting planted   MODEL --data FOLDER -o rows.jsonl
 python -m tests.benchmarks.selecting gradients MODEL [--tokens 32 --rows 16]          # CPU seconds, so that a busy machine counts little
 python -m tests.benchmarks.selecting sketch    MODEL
 python -m tests.benchmarks.selecting precision MODEL --data FOLDER                     # rows chosen by sketches and few bits, beside whole gradients
-python -m tests.benchmarks.selecting ends      MODEL --data FOLDER -o ends.jsonl      # tuned on what each way chooses, scored on the target's test rows
 python -m tests.benchmarks.selecting store     [--rows 1000000]
 """
 
@@ -278,106 +277,6 @@ def precision(given):
                     print(json.dumps({**row, **shares}), flush=True)
 
 
-WAYS = ("less", "tfidf", "hidden", "random")
-
-
-def ends(given):
-    """Select by each way, tune for equally many steps on what it chose (and on the whole pool), and score on test rows of the target.
-
-    The pool has 5% of the target's skill; the target's rows, which decide after which steps to stop, are of its training split.
-    """
-    import shutil
-
-    from surgery.selecting import Features, Warmup
-
-    output = Path(given.output)
-    done = (
-        {(row["draw"], row["way"]) for row in map(json.loads, output.read_text().splitlines())}
-        if output.exists()
-        else set()
-    )
-    for draw in range(given.draws):
-        if {(draw, way) for way in ("base", *WAYS, "whole pool")} <= done:
-            continue
-        everything = [row for source in SOURCES for row in rows_of(given.data, source, "train", given.rows, draw)]
-        kept, _ = thinned(everything, SKILLS[given.skill], given.share, random.Random(draw))
-        pool = [everything[number] for number in kept]
-        target = rows_of(given.data, given.skill, "train", given.rows + given.targets, draw)[given.rows :]
-        test = rows_of(given.data, given.skill, "test", given.tests, draw)
-        asked = {"max_length": given.tokens, "device": "cpu", "seed": draw, "folder": f"{given.output}.{draw}"}
-        begun = Warmup(share=given.warmup_share, epochs=given.epochs, rate=given.rate, seed=draw)
-        store = Features.collect(given.model, pool, warmup=begun, **asked)
-        for way in ("base", *WAYS, "whole pool"):
-            if (draw, way) in done:
-                continue
-            began, folder, chosen = time.process_time(), Path(f"{given.output}.tuned"), pool
-            if way in WAYS:
-                numbers = store.select(
-                    target, share=given.share, by=way, baselines=False, device="cpu", seed=draw
-                ).numbers
-                chosen = [pool[number] for number in numbers]
-            shutil.rmtree(folder, ignore_errors=True)
-            if way != "base":
-                tuned_on(given, chosen, target, draw).save(folder)
-            found = accuracy(given.model if way == "base" else folder, test, given.tokens)
-            own = 0 if way == "base" else sum(row["source"] in SKILLS[given.skill] for row in chosen)
-            row = {"draw": draw, "way": way, "rows": 0 if way == "base" else len(chosen), "of the skill": own, **found}
-            with output.open("a") as file:
-                file.write(json.dumps({**row, "cpu seconds": round(time.process_time() - began)}) + "\n")
-            print(json.dumps(row), flush=True)
-    ends_table(output)
-
-
-def tuned_on(given, rows, target, seed):
-    """A model tuned on rows by AdamW, the step chosen by the target's rows."""
-    from surgery.tasks.texts import Texts
-    from surgery.tuning import Recipe, tune
-
-    recipe = Recipe("adamw", given.tune_rate, steps=given.steps, batch_size=8, evaluations=4)
-    return tune(given.model, Texts.load(rows, target, max_length=given.tokens), recipe, seed=seed, device="cpu")
-
-
-def accuracy(folder, rows, tokens):
-    """Whether a row's own label is the likeliest of all of them, which labels were, and the mean loss of its own."""
-    from surgery.checkpoints.checkpoint import Checkpoint
-    from surgery.checkpoints.models import load_model
-    from surgery.tasks.objectives import pick_objective
-    from surgery.tasks.rows import read_row
-
-    model, labels = load_model(Checkpoint(folder), device="cpu"), sorted({row["label"] for row in rows})
-    objective = pick_objective(model, "answer", tokens, tuple(labels))
-    asked = [objective.encode(read_row({**row, "label": label}, "test")) for row in rows for label in labels]
-    with torch.no_grad():
-        losses = torch.cat([objective.losses(model, asked[at : at + 24]) for at in range(0, len(asked), 24)])
-    losses = losses.view(len(rows), len(labels))
-    own = torch.tensor([labels.index(row["label"]) for row in rows])
-    right = (losses.argmin(1) == own).float().mean()
-    return {"accuracy": round(float(right), 4), "loss": round(float(losses[torch.arange(len(rows)), own].mean()), 4)}
-
-
-def ends_table(output):
-    """Mean accuracy and loss by way, with Student's 95% interval of the difference from random rows."""
-    from scipy.stats import t as student
-
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
-    by = {way: {row["draw"]: row for row in rows if row["way"] == way} for way in ("base", *WAYS, "whole pool")}
-    for way, own in by.items():
-        shared = sorted(own.keys() & by["random"].keys())
-        cells = []
-        for what in ("accuracy", "loss"):
-            less = np.array([own[draw][what] - by["random"][draw][what] for draw in shared])
-            half = student.ppf(0.975, len(less) - 1) * less.std(ddof=1) / len(less) ** 0.5 if len(less) > 1 else np.nan
-            cells.append(
-                f"{what} {np.mean([own[draw][what] for draw in shared]):.3f}, less random {less.mean():+.3f} +- {half:.3f}"
-            )
-        print(
-            way,
-            len(shared),
-            f"of the skill {np.mean([row['of the skill'] for row in own.values()]):.1f};",
-            "; ".join(cells),
-        )
-
-
 def store(given):
     """A store of random signs: the largest memory while all rows are scored, beyond what was there before, and seconds."""
     from safetensors.torch import save_file
@@ -458,25 +357,21 @@ def main():
             ("resamples", 4),
             ("epochs", 2),
             ("width", 2048),
-            ("steps", 40),
-            ("tests", 200),
         ):
             command.add_argument(f"--{name}", type=int, default={**DEFAULTS[work.__name__]}.get(name, default))
-        for name, default in (("share", 0.05), ("warmup-share", 0.2), ("rate", 1e-3), ("tune-rate", 5e-5)):
+        for name, default in (("share", 0.05), ("warmup-share", 0.2), ("rate", 1e-3)):
             command.add_argument(f"--{name}", type=float, default=default)
-        command.add_argument("--skill", default="trec", choices=[*SKILLS][:3])
         command.add_argument("-o", "--output", default="selecting.jsonl")
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.work(given)
 
 
-WORK = (planted, gradients, sketch, precision, ends, store)
+WORK = (planted, gradients, sketch, precision, store)
 DEFAULTS = {
     "planted": {"rows": 100, "tokens": 64},
     "gradients": {"rows": 16, "tokens": 32},
     "sketch": {"rows": 16, "tokens": 32},
-    "ends": {"rows": 100, "tokens": 320, "draws": 3},
     "precision": {"rows": 100, "tokens": 64, "draws": 3},
     "store": {"rows": 1_000_000},
 }

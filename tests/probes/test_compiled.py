@@ -1,9 +1,11 @@
 """Probes held to a model of which the answer is known: a grammar compiled into a transformer."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pcfg import Grammar, compile_transformer, sample
 from pcfg.compiled.compiling import save
@@ -15,6 +17,7 @@ from probes.calibration import Calibration, WidthCheck, calibrate
 from probes.dataset import Dataset
 from probes.linear import PairRegression
 from probes.probed_model import ProbedModel
+from surgery.errors import CheckpointError
 
 LENGTH = 6
 RULES = """
@@ -172,3 +175,13 @@ def test_the_report_of_a_compiled_model(grammar, built, tmp_path):
     assert any("TransformerLens" in note for note in report.notes)
     unasked = replace(report, calibration=replace(report.calibration, widths=()))
     assert unasked.calibration.holds() and "Too few sentences to ask linear probes" in " ".join(unasked.remarks)
+
+
+def test_a_compiled_model_without_some_of_its_weights_is_refused(built, tmp_path):
+    shutil.copytree(built, tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    lacking = {name: tensor for name, tensor in tensors.items() if name != "rules"}
+    assert len(lacking) == len(tensors) - 1
+    save_file(lacking, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks 1 tensors, rules first"):
+        ProbedModel.load(tmp_path / "m", device="cpu")

@@ -21,12 +21,10 @@ from probes import CompetenceReport, measure_competence
 from probes.emergence import independent_skills, tangled_skills, theorem_bound, without_rule
 from probes.emergence.combining import Combinations, compare, tuple_means
 from probes.emergence.divergences import mask_divergences
-from probes.emergence.explaining import explain
 from probes.emergence.graph import SkillGraph
 from probes.emergence.rules import RuleUses, common_tuples, rule_names
 from probes.emergence.scores import TextFailures, score
 from probes.errors import ProbeError, ProbeGrammarError, ProbeModelError, ProbeOptionError
-from probes.example import example_grammar
 from surgery.errors import OptionError
 from tests.support.exact_model import exact_model
 
@@ -79,28 +77,6 @@ def test_every_mask_against_a_plain_loop(trained, grammar):
         for s, p in zip(some.sentence, some.position, strict=True)
     ]
     assert some.kl[0] == pytest.approx(found.kl[0, where], abs=1e-5)
-
-
-def test_sentences_of_different_lengths_keep_their_order():
-    grammar = example_grammar()
-    model = exact_model(grammar, uniform=0.1)
-    drawn = sample(grammar, 5, seed=2, max_length=8)
-    found = mask_divergences(grammar, drawn, [model, exact_model(grammar, uniform=0.3)])
-    assert len(set(drawn.lengths.tolist())) > 2
-    alone = [mask_divergences(grammar, sample(grammar, 1, seed=2, max_length=8, first=i), [model]) for i in range(5)]
-    assert found.kl[0] == pytest.approx(np.concatenate([each.kl[0] for each in alone]), abs=1e-9)
-    assert found.variation[0] == pytest.approx(np.concatenate([each.variation[0] for each in alone]), abs=1e-9)
-    assert found.entropy == pytest.approx(np.concatenate([each.entropy for each in alone]), abs=1e-9)
-    assert (found.kl[1] > found.kl[0]).mean() > 0.9
-
-
-@pytest.mark.parametrize("kind", [independent_skills, tangled_skills])
-def test_the_optimum_as_the_model_has_no_excess(kind):
-    grammar = kind(10, 3, words=6)
-    drawn = sample(grammar, 12, seed=0)
-    found = mask_divergences(grammar, drawn, [exact_model(grammar)])
-    assert found.kl.max() < 1e-10
-    assert found.variation.max() < 1e-7
 
 
 def test_a_rule_that_the_model_never_saw_is_at_the_bottom(grammar):
@@ -214,24 +190,6 @@ def test_the_worst_set_is_chosen_on_the_other_half():
     assert graph.beta(noise, 0.2) * noise.mean() > noise.mean() + 0.05
 
 
-def test_a_regression_finds_the_rules_that_fail():
-    random = np.random.default_rng(4)
-    uses = random.poisson(0.8, size=(400, 10)).astype(float)
-    failed = uses @ np.array([2.0, 1.0, *[0.0] * 8]) + random.normal(size=400) * 0.1
-    masks = np.full(400, 50)
-    found = explain(
-        tuple("abcdefghij"),
-        csc_array(uses),
-        uses.sum(1).astype(int),
-        TextFailures(failed / 50, failed, failed / 50, masks),
-        seed=0,
-    )
-    assert found[0].r2.value > 0.98 > found[0].count_r2.value + 0.3
-    assert [name for name, _ in found[0].coefficients[:2]] == ["a", "b"]
-    assert dict(found[0].coefficients)["a"] == pytest.approx(2.0, abs=0.1)
-    assert (found[0].train, found[0].test) == (300, 100)
-
-
 def test_sentences_are_drawn_where_training_draws_none(report, grammar):
     limit = {"seed": 0, "max_length": 6}
     held_out, training = (sample(grammar, 80, first=first, **limit) for first in (HELD_OUT, 0))
@@ -273,22 +231,6 @@ def test_halves_rank_rules_apart(trained, grammar):
     wanted = spearmanr(np.array(halves[0])[both], np.array(halves[1])[both]).statistic
     report = measure_competence(trained, grammar, drawn, training=False, threshold=threshold, **SETTINGS)
     assert both.sum() > 4 and wanted < 0.999 and report.last.halves == pytest.approx(wanted, abs=1e-6)
-
-
-def test_excess_is_a_mean_over_masks_of_texts_of_any_length():
-    """Of the model, and of the comparisons over training: longer texts have more masks."""
-    rules = {("S", "S", "A"): 0.6, ("S", "A", "B"): 0.4}
-    words = {("A", "a"): 0.5, ("A", "b"): 0.3, ("A", "c"): 0.2, ("B", "b"): 0.9, ("B", "d"): 0.1}
-    grammar = Grammar({"S": 1.0}, rules, words)
-    drawn = sample(grammar, 40, seed=0, max_length=8)
-    models = [exact_model(grammar, uniform=share) for share in (0.9, 0.2)]
-    found = mask_divergences(grammar, drawn, models)
-    report = measure_competence(models, grammar, drawn, rules=["A -> *"], least=5)
-    assert len(set(drawn.lengths)) > 3
-    of_texts = np.mean([found.kl[1, found.sentence == text].mean() for text in range(len(drawn))])
-    assert of_texts != pytest.approx(found.kl[1].mean(), rel=1e-3)
-    assert report.last.excess.value == pytest.approx(found.kl[1].mean())
-    assert [row.excess.value for row in report.comparisons] == pytest.approx([found.kl[1].mean()] * 6)
 
 
 def test_options_of_the_command_reach_the_measurement(folder, ok, tmp_path):

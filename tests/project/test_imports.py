@@ -30,6 +30,7 @@ ALLOWED = {
         "surgery.provenance",
         "surgery.quiet",
         "surgery.resuming",
+        "surgery.sync",
     ),
     # What makes files appear whole, holds them against other runs, reads JSON, picks a device, adds up memory and goes on
     # after a kill is written once; none of it knows of checkpoints.
