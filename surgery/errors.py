@@ -4,6 +4,8 @@
 class SurgeryError(Exception):
     """Something the user can mend; the command line prints it and exits with status 2."""
 
+    keeps_state = False  # whether the state of the run stays, as others go on with it
+
 
 class CheckpointError(SurgeryError):
     """A checkpoint that can't be read, isn't what was expected, or can't be written."""

@@ -6,6 +6,8 @@ from surgery.errors import SurgeryError
 class LeftOutError(SurgeryError):
     """This worker stopped for so long that the others went on without it."""
 
+    keeps_state = True
+
 
 class EndedElsewhereError(SurgeryError):
     """Another worker met a mistake of the user's and has said so."""

@@ -139,7 +139,9 @@ class TrainingLoop:
             numbers = self.together.mine(numbers)
             whole = whole if self.together.data_parallel else len(numbers)
         pieces = np.array_split(np.asarray(numbers), self.recipe.accumulate)
-        for piece in (part for numbered in pieces if len(numbered) for part in alike(self.model, examples.rows, numbered.tolist())):
+        for piece in (
+            part for numbered in pieces if len(numbered) for part in alike(self.model, examples.rows, numbered.tolist())
+        ):
             loss = examples.loss(self.model, piece, precision=autocast) * (len(piece) / whole)
             loss.backward()
             total += float(loss.detach())

@@ -146,3 +146,15 @@ def test_a_line_that_was_cut_short_or_changed_is_worked_out_again(tmp_path, harm
 
 def test_a_digest_tells_contents_apart():
     assert digest({"b": 1, "a": (1, 2)}) == digest({"a": [1, 2], "b": 1}) != digest({"a": [1, 2], "b": 2})
+
+
+def test_a_worker_that_was_left_out_leaves_the_others_their_state(tmp_path):
+    from surgery.errors import OptionError
+    from surgery.resuming import resumable
+    from surgery.sync import LeftOutError
+
+    for error, stays in ((LeftOutError("woke"), True), (OptionError("wrong"), False)):
+        with pytest.raises(type(error)), resumable(tmp_path / "state", {"a": 1}) as state:
+            (state / "worker-1.40.safetensors").write_bytes(b"")
+            raise error
+        assert (tmp_path / "state").exists() == stays
