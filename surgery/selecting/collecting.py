@@ -120,11 +120,21 @@ def _call(checkpoint: Checkpoint, pool: Source, warmup: Warmup | Checkpoints, pl
     else:
         told = str(pool)
     begun = (
-        asdict(warmup) if isinstance(warmup, Warmup) else {"taken": asdict(warmup.warmup), "rates": list(warmup.rates)}
+        asdict(warmup)
+        if isinstance(warmup, Warmup)
+        else {"taken": asdict(warmup.warmup), "rates": list(warmup.rates), "weights": _contents(warmup.folder)}
     )
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in begun.items()}
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(plan).items()}
     return {"base": checkpoint.fingerprint, "pool": told, "warmup": digest(plain), "plan": options}
+
+
+def _contents(folder: Path) -> str:
+    """Digest of a warm-up's weights and moments."""
+    hashed = xxhash.xxh3_64()
+    for file in sorted(folder.rglob("*.safetensors")):
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()
 
 
 def _begin(

@@ -149,7 +149,7 @@ def mean_feature(store: Store, name: str) -> Float[Tensor, " length"]:
 def best(scores: NDArray[np.float64], count: int, left_out: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Numbers of the rows with the largest scores, the best first; of equal ones the earlier. Rows left out aren't among them."""
     order = np.argsort(np.where(left_out, np.inf, -scores), kind="stable")
-    return order[: min(count, int((~left_out).sum()))]
+    return order[~left_out[order]][:count]
 
 
 def nearest(store: Store, target: Target, by: str, numbers: Sequence[int]) -> list[tuple[int, float]]:

@@ -134,6 +134,7 @@ def test_the_best_are_first_and_of_equal_ones_the_earlier():
     scores = np.array([1.0, 3.0, 2.0, 3.0, 0.0])
     assert best(scores, 3, np.zeros(5, bool)).tolist() == [1, 3, 2]
     assert best(scores, 5, np.array([False, True, False, False, True])).tolist() == [3, 2, 0]
+    assert best(np.array([np.nan, 1.0, 2.0]), 2, np.array([False, False, True])).tolist() == [1, 0]
 
 
 def collected(base, folder, **more):

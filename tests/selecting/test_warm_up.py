@@ -157,6 +157,16 @@ def test_another_pool_or_warm_up_isnt_taken_for_the_same(other, features, tiny):
         Features.collect(tiny("gpt2"), list(raw_rows(options.pop("rows", 21))), **options)
 
 
+def test_a_warm_up_that_is_taken_over_is_known_by_its_weights(features, tiny, tmp_path):
+    """Of equal settings, trained on another pool."""
+    shared = {**SMALL, "sketch": 16}
+    other = Features.collect(tiny("gpt2"), list(raw_rows(21, seed=5)), folder=tmp_path / "other", **shared)
+    given = {**shared, "folder": tmp_path / "taken"}
+    Features.collect(tiny("gpt2"), list(raw_rows(9)), **{**given, "warmup": features.store.folder / "warmup"})
+    with pytest.raises(OptionError, match="holds features of another pool, base or options"):
+        Features.collect(tiny("gpt2"), list(raw_rows(9)), **{**given, "warmup": other.store.folder / "warmup"})
+
+
 def test_all_of_a_seeds_bits_count():
     made = [CountSketch({"a": 200}, 64, seed).slots("a") for seed in (1, 1 + 2**32, 2)]
     assert not torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
