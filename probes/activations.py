@@ -61,8 +61,9 @@ class Activations:
             return made
         with hold(made.folder):
             missing = [layer for layer in layers if not made._holds(layer, size)]  # another run may have made some
-            made.folder.mkdir(parents=True, exist_ok=True)
-            made._write(model, encoded, missing, progress)
+            if missing:
+                made.folder.mkdir(parents=True, exist_ok=True)
+                made._write(model, encoded, missing, progress)
         return made
 
     def _holds(self, layer: int, size: int) -> bool:

@@ -223,7 +223,7 @@ def _measure(
     state: Path | None,
 ) -> tuple[Activations, list[Measure]]:
     """Collect states, and run every probe on layers of the model, of one with random weights, and on the controls."""
-    dataset, progress, measures, jobs = scorer.dataset, scorer.settings.progress, list[Measure](), list[Features]()
+    dataset, progress, jobs = scorer.dataset, scorer.settings.progress, list[Features]()
     few = tuple(sorted({layers[0], layers[len(layers) // 2], layers[-1]}))  # random layers hardly differ
     kept: list[Activations] = []
     for name, probed, chosen in (("model", model, layers), ("untrained", untrained, few)):
@@ -235,19 +235,18 @@ def _measure(
         kept.append(states)
         masks = masked.states(probed, chosen, progress) if masked else {}
         jobs += [Features(name, layer, states.layer(layer), masks.get(layer), masked) for layer in chosen]
-    jobs += _control_features(dataset, masked)
+    controls = _control_features(dataset, masked)
+    jobs += [seen for seen in controls if seen.words is not None]
 
     def measured(number: int) -> list[Measure]:
         seen = jobs[number]
         progress(number, len(jobs), f"probes: {seen.source}" + ("" if seen.layer is None else f", layer {seen.layer}"))
         return _resumed(scorer, seen, state)
 
-    if ranks.several():  # each leaves its part in `state`
-        for number in range(len(jobs))[ranks.my_part()]:
-            measured(number)
-        ranks.first_goes_on()
-    for number in range(len(jobs)):
-        measures += measured(number)
+    measures = [measure for each in ranks.shared_out(len(jobs), measured) for measure in each]
+    for seen in controls:
+        if seen.words is None:  # masked words alone take a moment
+            measures += measure_all(scorer, seen)
     if masked and model.head:
         measures.append(own_prediction(scorer, masked, model))
     return kept[0], measures
@@ -272,7 +271,7 @@ def _control_features(dataset: Dataset, masked: MaskedWords | None) -> list[Feat
 
 def _resumed(scorer: Scorer, seen: Features, state: Path | None) -> list[Measure]:
     """Measure with every probe, or read the numbers of a stopped run from its state."""
-    if state is None or seen.words is None:  # masked words alone take a moment
+    if state is None:
         return measure_all(scorer, seen)
     file = state / f"{seen.source}-{'all' if seen.layer is None else seen.layer}.json"
     if file.exists():

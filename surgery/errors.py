@@ -4,7 +4,7 @@
 class SurgeryError(Exception):
     """Something the user can mend; the command line prints it and exits with status 2."""
 
-    keeps_state = False  # whether the state of the run stays, as others go on with it
+    keeps_state = False  # whether the state of the run that it ends stays, as it may be somebody else's
 
 
 class CheckpointError(SurgeryError):

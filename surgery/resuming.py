@@ -32,6 +32,8 @@ Value = TypeVar("Value")
 class StateError(OptionError):
     """A state that can't be gone on from: another run's, a damaged one, or a folder with something else in it."""
 
+    keeps_state = True
+
 
 def state_folder(output: Path) -> Path:
     """`<output>.partial`, where a command keeps its state."""
@@ -68,8 +70,6 @@ def resumable(
         _claim(folder, {**call, "versions": {name: package_version(name) for name in packages}}, replace_others)
         try:
             yield folder
-        except StateError:
-            raise
         except SurgeryError as error:
             if not error.keeps_state:
                 discard(folder)

@@ -196,8 +196,6 @@ def pretrain(
     module = module.eval()
     masked = MaskedSet.draw(grammar, held_out, seed=seed, share=recipe.mask, device=device, progress=progress)
     loss = masked.measure(module, words)
-    if not np.isfinite(loss.loss).all():
-        raise OptionError(f"the trained model predicts nothing (NaN): lower `rate` (now {recipe.rate:g})")
     report = {
         **_report_of_training(trainer, call, drawn, history),
         "held_out_seen_in_training": _seen_share(held_out, drawn),
@@ -268,6 +266,8 @@ def _train(
             trainer.module.eval()
             excess = float(small.measure(trainer.module, words).excess.mean())
             trainer.module.train()
+            if not math.isfinite(excess):
+                raise OptionError(f"the loss became {excess} by step {trainer.step:,} of {steps:,}: lower `rate`")
             history.append({"step": trainer.step, "excess": excess})
         how = f"{history[-1]['excess']:.3f} nats above the optimum of {optimum:.3f}" if history else _NOT_YET
         due = time.monotonic() - saved > _SAVE_SECONDS if together is None else together.due_to_save()

@@ -89,11 +89,7 @@ def mask_divergences(
             replace_json(file, made.tolist())
         return made
 
-    if ranks.several():  # each leaves its part in `state`
-        for number in range(len(groups))[ranks.my_part()]:
-            measured(number)
-        ranks.first_goes_on()
-    found = [measured(number) for number in range(len(groups))]
+    found = ranks.shared_out(len(groups), measured)
     sentences = np.concatenate([np.repeat(i, len(places[i])) for i in order])
     positions = np.concatenate([places[i] for i in order])
     numbers, back = np.concatenate(found, 1), np.lexsort((positions, sentences))
@@ -138,7 +134,7 @@ def _measured(
             kl, variation = divergence(exact, logs)
             if not np.isfinite(kl).all():
                 raise ProbeModelError(
-                    f"model {number + 1} gives no finite probability of some masked words: its weights hold NaN, or it rules words out"
+                    f"{getattr(model, 'name', f'model {number + 1}')} gives some masked words no finite log probability: its weights hold NaN, or it rules words out"
                 )
             found[1 + number, rows], found[1 + len(models) + number, rows] = kl, variation
     return found

@@ -7,7 +7,7 @@ Without a launcher there is one part, and nothing is shared.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from surgery.errors import OptionError
 if TYPE_CHECKING:
     from surgery.sync.workers import Workers
 
+_Made = TypeVar("_Made")
 _PIECE = 1 << 22  # numbers at once
 _here: "Workers | None" = None
 
@@ -90,6 +91,15 @@ def first_goes_on(before: Callable[[], None] = meet) -> None:
     before()
     if not _here.first:
         raise _PartDoneError
+
+
+def shared_out(count: int, work: Callable[[int], _Made]) -> list[_Made]:
+    """`work(0)` to `work(count - 1)`, which leaves what it made where all ranks find it: each makes its part, the first goes on."""
+    if several():
+        for number in range(count)[my_part()]:
+            work(number)
+        first_goes_on()
+    return [work(number) for number in range(count)]
 
 
 def several() -> bool:

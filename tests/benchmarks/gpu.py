@@ -55,7 +55,7 @@ def table(lines: list[Line]) -> str:
         )
     widths = [max(len(row[column]) for row in rows) for column in range(6)]
     return "\n".join(
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[6]]).rstrip() for row in rows
+        "  ".join([*(cell.ljust(w) for cell, w in zip(row[:6], widths, strict=True)), row[6]]).rstrip() for row in rows
     )
 
 

@@ -73,7 +73,7 @@ def tuned_on(given, rows, target, seed):
 
 
 def accuracy(folder, rows, tokens):
-    """Whether a row's own label is the likeliest of all of them, which labels were, and the mean loss of its own."""
+    """The share of rows whose own label is the likeliest of all that the rows have, and the mean loss of their own."""
     from surgery.checkpoints.checkpoint import Checkpoint
     from surgery.checkpoints.models import load_model
     from surgery.tasks.objectives import pick_objective

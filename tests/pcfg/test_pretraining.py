@@ -408,6 +408,13 @@ def test_recipes_out_of_range(values, message):
         PretrainRecipe(**values)
 
 
+def test_a_training_that_diverges_says_so_and_leaves_nothing(grammar, tmp_path):
+    recipe = PretrainRecipe(layers=1, heads=2, width=16, sentences=320, max_length=6, rate=1e30, evaluation=20)
+    with pytest.raises(OptionError, match=r"the loss became nan by step [12] of 5: lower `rate`"):
+        pretrain(grammar, recipe, device="cpu", resume=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+
+
 def test_bad_configs_and_vocabularies(grammar, tmp_path):
     with pytest.raises(OptionError, match="for bert: give one for a RoBERTa"):
         pretrain(grammar, TINY, config={"model_type": "bert"})

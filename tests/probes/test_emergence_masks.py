@@ -79,5 +79,5 @@ def test_a_model_without_finite_predictions_is_refused():
     module = model.module
     model.module = lambda **given: SimpleNamespace(logits=module(**given).logits * float("nan"))
     model.module.device = "cpu"
-    with pytest.raises(ProbeModelError, match="model 1 gives no finite probability"):
+    with pytest.raises(ProbeModelError, match="exact gives some masked words no finite log probability"):
         mask_divergences(grammar, sample(grammar, 2, seed=0), [model])

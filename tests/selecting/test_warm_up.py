@@ -175,7 +175,6 @@ def test_all_of_a_seeds_bits_count():
 def test_a_layer_that_no_gradient_reaches_has_zeros(tiny):
     model, objective = opened(tiny("gpt2"))
     adapter, rows = Adapter.beside(model, 2, 4.0), encoded(objective, 3)
-    last = model.module.transformer.h[-1]
 
     def cut(module, given, output):
         return output.detach() if isinstance(output, torch.Tensor) else (output[0].detach(), *output[1:])
@@ -185,7 +184,7 @@ def test_a_layer_that_no_gradient_reaches_has_zeros(tiny):
     for _ in gradients(model, objective, rows, adapter.layers, 4, lambda numbers: found.__setitem__):
         pass
     first.remove()
-    assert set(found) == set(adapter.layers) and last is not model.module.transformer.h[0]
+    assert set(found) == set(adapter.layers)
     assert not any(each.any() for name, each in found.items() if ".h.0." in name)
     assert any(each.any() for name, each in found.items() if ".h.1." in name)
 
