@@ -35,6 +35,9 @@ class _Piece:
         self.values.copy_(mean)
 
 
+Bucket = list[_Piece]
+
+
 class Averager:
     """Averages of tensors over workers.
 
@@ -50,8 +53,8 @@ class Averager:
 
     def average(
         self, tensors: Sequence[Tensor], origins: Sequence[Tensor] | None = None, *, total: bool = False
-    ) -> int:
-        """Replace tensors by their mean over the workers, in place, the same bits on each; the number of buckets.
+    ) -> Sequence[Bucket]:
+        """Replace tensors by their mean over the workers, in place, the same bits on each; the buckets that were written.
 
         Args:
             tensors: the same shapes and dtypes on every worker. What is in 16 bits is added up in float32.
@@ -60,40 +63,49 @@ class Averager:
         """
         buckets, done = list(self._buckets(tensors, origins)), 0
         if self.workers.count == 1:
-            return len(buckets)
+            return buckets
         while done < len(buckets):
             try:
                 self._average(buckets[done], 1 if total else self.workers.count)
                 done += 1
             except WorkerLostError:
                 done = self._repair(buckets, done)
-        return done
+        return buckets
 
     def hand_over(self, tensors: Sequence[Tensor], root: int, *, write: bool) -> None:
         """Give those who `write` the tensors of the worker whose place is `root`, in place. Raises WorkerLostError."""
         for bucket in self._buckets(tensors, None):
             self._send(bucket, root, write=write)
 
-    def _repair(self, buckets: Sequence[list[_Piece]], done: int) -> int:
-        """Make a new group and bring all its members to where the furthest one is; how many buckets that is."""
+    def even_out(self, buckets: Sequence[Bucket], written: Sequence[int]) -> Iterator[int]:
+        """Bring all members of a group to where the furthest one is, a bucket at a time; each bucket's number. Raises WorkerLostError.
+
+        Args:
+            written: how many buckets each member has written, by place.
+        """
+        done = written[self.workers.rank]
+        for number in range(min(written), max(written)):
+            self._send(buckets[number], written.index(max(written)), write=done <= number)
+            yield number
+
+    def _repair(self, buckets: Sequence[Bucket], done: int) -> int:
+        """Make a new group and even it out; how many buckets are written then."""
         while True:
-            written = self.regroup(done)
             try:
-                for number in range(min(written), max(written)):
-                    self._send(buckets[number], written.index(max(written)), write=done <= number)
+                for number in self.even_out(buckets, self.regroup(done)):
                     done = max(done, number + 1)
                 return done
             except WorkerLostError:
                 continue
 
-    def _average(self, pieces: list[_Piece], count: int) -> None:
+    def _average(self, pieces: Bucket, count: int) -> None:
         whole = self._read(pieces)
         self.workers.all_reduce(whole)
         if count > 1:
             whole.div_(count)
         self._write(pieces, whole)
 
-    def _send(self, pieces: list[_Piece], root: int, *, write: bool) -> None:
+    def _send(self, pieces: Bucket, root: int, *, write: bool) -> None:
         pieces = [_Piece(piece.values, None) for piece in pieces]  # values as they are, not differences
         whole = self._read(pieces)
         self.workers.broadcast(whole, root)
@@ -101,7 +113,7 @@ class Averager:
             self._write(pieces, whole)
 
     @torch.no_grad()
-    def _read(self, pieces: list[_Piece]) -> Tensor:
+    def _read(self, pieces: Bucket) -> Tensor:
         size = sum(piece.values.numel() for piece in pieces)
         whole = torch.empty(size, dtype=_summed(pieces[0].values.dtype), device=pieces[0].values.device)
         self.largest = max(self.largest, whole.nbytes)
@@ -110,11 +122,11 @@ class Averager:
         return whole
 
     @torch.no_grad()
-    def _write(self, pieces: list[_Piece], whole: Tensor) -> None:
+    def _write(self, pieces: Bucket, whole: Tensor) -> None:
         for piece, part in zip(pieces, whole.split([piece.values.numel() for piece in pieces]), strict=True):
             piece.write(part)
 
-    def _buckets(self, tensors: Sequence[Tensor], origins: Sequence[Tensor] | None) -> Iterator[list[_Piece]]:
+    def _buckets(self, tensors: Sequence[Tensor], origins: Sequence[Tensor] | None) -> Iterator[Bucket]:
         """Tensors cut into buckets, each of one device and one dtype of sums."""
         kinds: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor | None]]] = {}
         for number, tensor in enumerate(tensors):

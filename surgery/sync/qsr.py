@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery.errors import OptionError
-from surgery.sync.averaging import BUCKET, Averager, flat
+from surgery.sync.averaging import BUCKET, Averager, Bucket, flat
 from surgery.sync.batchnorm import estimate_anew, has_statistics
 from surgery.sync.errors import LeftOutError
 from surgery.sync.planning import driving_rate
@@ -195,21 +195,28 @@ class QSR:
         self, tensors: Sequence[Tensor], origins: Sequence[Tensor] | None = None, *, total: bool = False
     ) -> None:
         """Average, and know that everybody has."""
-        buckets = self.averager.average(tensors, origins, total=total)
-        self._together([0.0], buckets)
+        self._together([0.0], self.averager.average(tensors, origins, total=total))
 
-    def _together(self, values: Sequence[float], done: int = 0) -> list[list[float]] | None:
-        """End a phase with values of every worker; None where others ended it with one who died before this worker knew."""
+    def _together(self, values: Sequence[float], buckets: Sequence[Bucket] = ()) -> list[list[float]] | None:
+        """End a phase with values of every worker; None where others ended it with one who died before this worker knew.
+
+        Args:
+            buckets: those of the phase, which this worker has written and another, whose collective broke, may lack.
+        """
+        found, broken = None, False
         while True:
             try:
+                if broken and self._regroup(len(buckets)):
+                    break
+                if broken:
+                    for _ in self.averager.even_out(buckets, self._written()):
+                        pass
                 found = self.workers.gather(values)
+                break
             except WorkerLostError:
-                if self._regroup(done):
-                    found = None
-                else:
-                    continue
-            self._phase += 1
-            return found
+                broken = True
+        self._phase += 1
+        return found
 
     def _check_headers(self, kind: float, loss: Tensor | float | None) -> float | None:
         """Check that every worker is about to do the same; the mean of their losses, where they told one."""
@@ -249,6 +256,10 @@ class QSR:
 
     def _regroup_midway(self, done: int) -> list[int]:
         self._regroup(done)
+        return self._written()
+
+    def _written(self) -> list[int]:
+        """How many of the phase's buckets each member has written, by place."""
         return [note["done"] if note.get("phase") == self._phase else 0 for note in self._notes]
 
     def _admit(self) -> None:

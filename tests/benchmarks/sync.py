@@ -3,7 +3,7 @@
 python -m tests.benchmarks.sync plan
 python -m tests.benchmarks.sync quality --task fashion --data FOLDER --seeds 10 -o rows.jsonl     # or --task grammar
 python -m tests.benchmarks.sync table rows.jsonl
-python -m tests.benchmarks.sync kills --runs 100
+python -m tests.benchmarks.sync kills --runs 100      # as a step ends or a bucket begins; `within`: in the middle of a collective
 python -m tests.benchmarks.sync overhead
 python -m tests.benchmarks.sync speed MODEL
 
@@ -14,8 +14,11 @@ on the same examples: tests hold a real run to such a loop.
 import argparse
 import json
 import math
+import os
 import random
+import signal
 import tempfile
+import threading
 import time
 from itertools import accumulate
 from pathlib import Path
@@ -210,6 +213,42 @@ def kills(runs, seed):
     print(f"{runs - wrong} of {runs} right; the longest that a survivor's step took {worst:.2f} s")
 
 
+def within(runs, seed):
+    """Kill one of four workers of 6 million weights at a random moment of the only bucket of its fourth round."""
+    from tests.support.fleet import fleet
+    from tests.sync.test_membership import same
+
+    def train(rank, folder, share):
+        weight = torch.nn.Parameter(torch.zeros(6_000_000))
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        sync = QSR(optimizer, schedule=Schedule("constant", h_base=1, steps=6), timeout=3.0)
+        took = 0.0
+        for step in range(6):
+            weight.grad = torch.full_like(weight, float(rank + step))
+            optimizer.step()
+            if rank == 3 and step == 3:
+                threading.Timer(share * took, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            began = time.monotonic()
+            sync.step()
+            took = time.monotonic() - began
+        return weight.detach(), sync.finish(), 0.0
+
+    draw, right = random.Random(seed), 0
+    for run in range(runs):
+        share = draw.uniform(0.5, 1.1)
+        with tempfile.TemporaryDirectory() as folder, fleet(folder, 4) as made:
+            for rank in range(4):
+                made.start(rank, train, Path(folder), share)
+            try:
+                found = made.results(0, 1, 2, seconds=30)
+                good = same(found) and all(report.lost in ((3,), ()) for _, report, _ in found.values())
+            except AssertionError as error:
+                good = False
+                print(f"run {run + 1}, after {share:.2f} of a round: {error}", flush=True)
+        right += good
+    print(f"{right} of {runs} right: survivors go on and agree to the bit")
+
+
 def overhead():
     """CPU seconds of one worker's loop with QSR, of those without it: medians of pairs, in turn."""
     from tests.support.fleet import run_all
@@ -283,7 +322,7 @@ def speed(model):
 def main():
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["plan", "quality", "table", "kills", "overhead", "speed"])
+    parser.add_argument("what", choices=["plan", "quality", "table", "kills", "within", "overhead", "speed"])
     parser.add_argument("file", nargs="?")
     parser.add_argument("--task", default="grammar", choices=["fashion", "grammar"])
     parser.add_argument("--data", default="~/.cache/surgery-models/fashion")
@@ -310,6 +349,8 @@ def main():
         table(given.file)
     elif given.what == "kills":
         kills(given.runs, given.seed)
+    elif given.what == "within":
+        within(given.runs, given.seed)
     elif given.what == "overhead":
         overhead()
     else:

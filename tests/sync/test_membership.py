@@ -9,7 +9,7 @@ import torch
 
 from surgery.sync import QSR, LeftOutError, Schedule, Workers
 from surgery.sync import averaging as module
-from surgery.sync.workers import launcher_store
+from surgery.sync.workers import WorkerLostError, launcher_store
 from tests.support.fleet import fleet
 
 STEPS, H, SIZE = 24, 3, 60_000
@@ -88,6 +88,42 @@ def test_killed_workers_are_left_out_and_the_others_agree(tmp_path, plans):
         assert report.lengths == [H] * (STEPS // H)
         assert report.rounds[-1].workers == len(alive)
         assert gap < 5.0
+
+
+def torn(rank, number):
+    """Three workers; the last dies as a bucket of the second round is whole, on one survivor and not on the other."""
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    sync = QSR(optimizer, schedule=Schedule("constant", h_base=3, steps=12), bucket=1 << 11, timeout=4.0)  # two buckets
+    send, seen = module.Averager._average, []
+
+    def average(self, pieces, count):
+        seen.append(1)
+        if len(seen) == 2 + number and rank == 1:
+            self.workers.all_reduce(self._read(pieces))
+            raise WorkerLostError("its connection to the dead worker broke first")
+        send(self, pieces, count)
+        if len(seen) == 2 + number and rank == 2:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    module.Averager._average = average
+    while sync.clock.step < 12:
+        weight.grad = gradient(rank, sync.clock.step)[:1000]
+        optimizer.step()
+        sync.step()
+    return weight.detach().clone(), sync.finish(), 0.0
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_bucket_that_only_some_have_is_sent_to_the_others(number, tmp_path):
+    """The round's last bucket too, after which those who have it are a phase ahead."""
+    with fleet(tmp_path, 3) as made:
+        for rank in range(3):
+            made.start(rank, torn, number)
+        found = made.results(0, 1, seconds=30)
+    assert same(found) and found[0][1].lost == (2,)
+    assert found[0][1].lengths == [3] * 4
 
 
 def test_what_the_survivors_have_is_their_mean_and_of_the_dead_workers_what_was_whole(tmp_path):
