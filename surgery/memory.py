@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from surgery.errors import OptionError, SurgeryError
 
 _SOME_BYTES = 8 << 30  # where nothing says what there is
-_GAPS = 6  # one part in so many is what a C library's allocator leaves unused on a CPU: 6 to 29% were measured
+_GAPS = 5  # one part in so many is what a C library's allocator leaves unused on a CPU: 6 to 29% were measured
 
 # Limit, use, statistics and what the statistics call file pages that can be dropped: control groups, second and first version.
 _GROUPS = (

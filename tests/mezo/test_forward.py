@@ -1,6 +1,7 @@
 """Forward passes at moved weights: what explicitly moved weights give, without any being written."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from surgery.errors import CheckpointError, OptionError
 from surgery.mezo import forward, weights
 from surgery.mezo.forward import ShiftedModel
 from surgery.mezo.noise import Noise, Place
-from surgery.mezo.weights import RegionTensor, RoundedTensor, TunedTensor, join, split
+from surgery.mezo.weights import RegionTensor, RoundedTensor, Shift, TunedTensor, join, split
 
 NOISE, STEP, DIRECTION, EPS = Noise("rademacher", 9), 5, 1, 0.01
 
@@ -43,17 +44,29 @@ def explicit(model, tensors, scale, **batch):
     theirs = {id(own): other for own, other in zip(model.module.parameters(), moved.parameters(), strict=True)}
     with torch.no_grad():
         for tensor in tensors:
-            flat = theirs[id(tensor.parameter)].view(-1)
-            index = getattr(tensor, "indices", torch.arange(len(flat)))
-            noise = NOISE.at(index, Place(tensor.number, STEP, DIRECTION))
-            flat[index] = (tensor.values + noise * torch.tensor(scale)).to(flat.dtype)
+            own = theirs[id(tensor.parameter)]
+            own.copy_(moved_by(tensor, scale, own))
     return read(moved, **batch)
+
+
+def moved_by(tensor, scale, parameter):
+    """W + scale z, a number at a time."""
+    flat = parameter.detach().clone().view(-1)
+    index = getattr(tensor, "indices", torch.arange(len(flat)))
+    noise = NOISE.at(index, Place(tensor.number, STEP, DIRECTION))
+    flat[index] = (tensor.values + noise * torch.tensor(scale)).to(flat.dtype)
+    return flat.view(parameter.shape)
+
+
+def all_of(tensor):
+    """What both halves read of a tensor, all of its rows."""
+    return tensor.pieces(Shift((EPS, -EPS), STEP, DIRECTION, 6), 0, slice(0, tensor.parameter.shape[0]))
 
 
 @pytest.mark.parametrize(("how", "dtype"), [
     ("whole", torch.float32), ("region", torch.float32), ("rounded", torch.bfloat16), ("region", torch.bfloat16),
 ])  # fmt: skip
-def test_both_halves_are_those_of_moved_weights_bit_for_bit(how, dtype, tiny, kind):
+def test_both_halves_are_those_of_moved_weights(how, dtype, tiny, kind):
     model = load_model(Checkpoint(tiny(kind)), device="cpu", dtype=dtype)
     before = [parameter.clone() for parameter in model.module.parameters()]
     ids = torch.randint(5, 40, (3, 7), generator=torch.Generator().manual_seed(0))
@@ -69,9 +82,15 @@ def test_both_halves_are_those_of_moved_weights_bit_for_bit(how, dtype, tiny, ki
         with shifted.at((-EPS,), 3, STEP, DIRECTION):
             single = read(model.module, **one)
         shifted.close()
-    assert torch.equal(found, wanted)
-    assert torch.equal(single, wanted[3:])
-    assert not torch.equal(found[:3], found[3:])
+    for tensor in tensors:
+        for scale, one in zip((EPS, -EPS), all_of(tensor), strict=True):
+            assert torch.equal(one, moved_by(tensor, scale, tensor.parameter))
+    # A region's product is one of the whole matrix and one of the rows it touches: another order of sums on some CPUs.
+    error = 1e-5 if dtype == torch.float32 else 2e-2
+    same = torch.equal if how != "region" else partial(torch.allclose, rtol=0, atol=error)
+    assert same(found, wanted)
+    assert same(single, wanted[3:])
+    assert not same(found[:3], found[3:])
     for parameter, kept in zip(model.module.parameters(), before, strict=True):
         assert torch.equal(parameter, kept)
 

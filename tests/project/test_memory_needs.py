@@ -215,7 +215,7 @@ def test_code_that_looks_at_numbers_is_said_not_to_be_counted():
 
     need = Need.of_peak("tuning", CPU, {"weights": 100, "none": 0}, fails, "lower it", {})
     assert "RuntimeError" in need.note
-    assert need.parts == {"weights": 100, "activations": 0, "gaps between": 16}
+    assert need.parts == {"weights": 100, "activations": 0, "gaps between": 20}
 
 
 def test_larger_batches_and_longer_texts_need_more(folder):

@@ -98,6 +98,7 @@ def stage(tiny, tmp_path_factory):
     (folder / "text.txt").write_text("It was a great film . They saw the story . " * 60)
     grammar = Grammar.from_text(RULES)
     grammar.save(folder / "english.pcfg.json")
+    (folder / "mine.pcfg.txt").write_text(RULES)
     drawn = sample(grammar, 80, seed=0, max_length=10)
     (folder / "treebank.txt").write_text(format_trees(drawn.tree(k, plain=True) for k in range(len(drawn))))
     (folder / "sents.txt").write_text("\n".join(" ".join(drawn[k]) for k in range(20)))

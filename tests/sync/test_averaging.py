@@ -271,7 +271,10 @@ def within(rank, library):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     if library == "accelerate":
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
+        # A process that is forked after a test of a Trainer would take that one's state for its own: of one process.
+        AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(cpu=True)
         wrapped, stepping = accelerator.prepare(net, optimizer)
         backward = accelerator.backward
