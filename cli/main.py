@@ -28,7 +28,7 @@ from cli import (
 )
 from cli.flags import with_flags
 from cli.render import print_error
-from cli.workers import SHARED, alone, launched
+from cli.workers import alone, is_shared, launched
 
 
 class _Commands(TyperGroup):
@@ -85,7 +85,7 @@ def main() -> None:
     if launched():
         _under_launcher()
     try:
-        if launched() and not any(" ".join(sys.argv[1:]).startswith(words) for words in SHARED):
+        if launched() and not is_shared(sys.argv[1:]):
             alone(" ".join(["surgery", *sys.argv[1:2]]))
         app()
     except SurgeryError as error:

@@ -1,7 +1,7 @@
 """Commands under torchrun: their options, who writes and speaks, and one sentence for a mistake of all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 _PANEL = "Under torchrun"
 # Commands that know what to do there, by their words.
-SHARED = ("tune", "pcfg pretrain", "pcfg sample", "bottleneck fit", "select", "probe", "emergence measure", "sync")
+_SHARED = ("tune", "pcfg pretrain", "pcfg sample", "bottleneck fit", "select", "probe", "emergence measure")
+_NOT_SHARED = ("tune replay", "select score", "select show")
 
 SyncKind = Annotated[
     str | None,
@@ -68,6 +69,13 @@ def launched() -> bool:
 def count() -> int:
     """Number of workers that a launcher started, 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
+
+
+def is_shared(arguments: Sequence[str]) -> bool:
+    """Whether the command of these arguments has work for several workers."""
+    words = [" ".join(arguments[:count]) for count in (1, 2)]
+    planned = {"--dry-run", "--help", "-h"} & set(arguments)
+    return not planned and any(each in _SHARED for each in words) and words[1] not in _NOT_SHARED
 
 
 def alone(command: str) -> None:

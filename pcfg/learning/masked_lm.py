@@ -7,7 +7,7 @@ whole of a step (forward, backward, clipping, AdamW) is captured as a CUDA graph
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pcfg.errors import OptionError
 from pcfg.sampling.samples import Samples
 from surgery.errors import first_line
 from surgery.files import replace_bytes
@@ -68,6 +69,11 @@ class Batches:
     share: float
     seed: int
     special: dict[str, int]
+
+    @property
+    def last_size(self) -> int:
+        """Sentences of the last batch, which may be fewer."""
+        return len(self.first) - (len(self.widths) - 1) * self.batch_size
 
     @classmethod
     def of(
@@ -178,6 +184,10 @@ class Trainer:
 
     def _join(self, workers: Workers, sync: SyncRecipe) -> Together:
         self.reason = "several workers share a step"
+        if (last := self.batches.last_size) < workers.count:
+            raise OptionError(
+                f"the last batch of {last} has nothing for some of {workers.count} workers: make `sentences` a multiple of `batch_size` ({self.batches.batch_size}), or start fewer"
+            )
         rates = [self.rate_at(step) for step in range(self.steps)]
         return Together(workers, sync, self._optimizer, rates, warmup=self.warmup)
 
@@ -201,8 +211,14 @@ class Trainer:
             self.module.eval()
             self.module.set_attn_implementation(implementation)
 
-    def advance(self) -> None:
-        """Make one step."""
+    def advance(self) -> range:
+        """Make one step; the numbers of the steps since weights were last the same on all workers, if they now are."""
+        before = self.together.last_agreed() if self.together is not None else self.step
+        self._make_step()
+        same = self.together is None or self.together.last_agreed() == self.step
+        return range(before + 1, self.step + 1) if same else range(0)
+
+    def _make_step(self) -> None:
         batch, key = self.batches[self.step], (self.batches.widths[self.step], self.batches.padded[self.step])
         if self._chance:  # dropout's draws follow from the step, so that a resumed run makes the same
             own = () if self.together is None else (self.together.workers.me,)
@@ -226,6 +242,13 @@ class Trainer:
         self._seen.add(key)
         self.work(batch)
         self.step += 1
+
+    def shared_at(self, steps: Sequence[int]) -> list[int]:
+        """The steps at which the weights wanted after some steps were there: of several workers, the ends of their rounds so far."""
+        if self.together is None:
+            return list(steps)
+        ends = [each.step for each in self.together.sync.rounds]
+        return sorted({ends[place] for place in np.searchsorted(ends, steps) if place < len(ends)})
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -262,10 +285,8 @@ class Trainer:
 
     def load(self, folder: Path) -> list[dict[str, Any]]:
         """Set everything to what `save` left, where it left anything, and return the history. Raises StateError for a damaged file."""
-        file = folder / STATE
-        if self.together is not None:
-            file = self.together.file(folder, self.together.latest(folder))
-        if not file.exists():
+        file = folder / STATE if self.together is None else self.together.to_go_on_from(folder)
+        if file is None or not file.exists():
             return []
         try:
             with safe_open(file, "pt") as opened, torch.no_grad():

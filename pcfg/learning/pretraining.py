@@ -249,20 +249,23 @@ def _train(
 ) -> tuple[list[dict[str, Any]], dict[int, dict[str, Tensor]]]:
     """Make the steps that are left; return the excess loss at each tenth of the way, and the weights at the steps wanted.
 
-    The state is saved every minute, weights that are wanted as soon as they are there.
+    The state is saved every minute, weights that are wanted as soon as they are there: of several workers, at the end of the
+    round in which a step falls, when all have the same.
     """
     optimum, steps, together = float(small.entropies.mean()), trainer.steps, trainer.together
     tenths = {math.ceil(steps * tenth / 10) for tenth in range(1, 11)}
     history = [] if folder is None else trainer.load(folder)
-    kept = {} if folder is None else resumed_weights(folder, [step for step in wanted if step <= trainer.step])
+    kept = (
+        {} if folder is None else resumed_weights(folder, [s for s in trainer.shared_at(wanted) if s <= trainer.step])
+    )
     saved = time.monotonic()
     while trainer.step < steps:
-        trainer.advance()
-        if trainer.step in wanted:
+        settled = set(trainer.advance())
+        if settled.intersection(wanted) and trainer.step < steps:
             kept[trainer.step] = weights_of(trainer.module)
             if folder is not None and (together is None or together.workers.first):
                 write_weights(folder, trainer.step, kept[trainer.step])
-        if trainer.step in tenths:
+        if settled & tenths:
             trainer.module.eval()
             excess = float(small.measure(trainer.module, words).excess.mean())
             trainer.module.train()

@@ -24,7 +24,9 @@ from surgery.tasks.rehearsal import (
 from surgery.tasks.task import Task
 
 _LOWER = "lower `batch_size`, `max_length` or the number of weights (`sparsity`, `sweep`), or give `dtype` bfloat16"
-_BESIDE = 7  # numbers for each candidate that locating keeps beside base, tuned, delta and its place: most of all for gates
+_BESIDE = (
+    7  # numbers for each candidate that locating keeps beside base, tuned, delta and its place: most of all for gates
+)
 
 
 def graft_need(

@@ -162,8 +162,8 @@ def plan(
     """
     driving = [driving_rate(rate, drive) if isinstance(rate, Sequence) else float(rate) for rate in rates]
     if schedule is None:
-        if budget is not None and "alpha" not in options:
-            options["alpha"] = 1.0  # looked for below
+        if budget is not None and options.get("kind", "qsr") in ("qsr", "cubic"):
+            options.setdefault("alpha", 1.0)  # looked for below
         if options.get("kind") == "post-local":
             options.setdefault("switch", len(driving) // 2)
         schedule = Schedule(**options)

@@ -131,7 +131,11 @@ class QSR:
         if model is not None:
             if batches is not None and has_statistics(model):
                 estimate_anew(model, batches)
+            before = self.workers.sent
             self._average(_buffers(model))
+            if self.rounds:
+                last = self.rounds[-1]
+                self.rounds[-1] = last._replace(sent=last.sent + self.workers.sent - before)
         report = self.report()
         self.workers.leave()
         return report
@@ -141,9 +145,9 @@ class QSR:
         began, before = time.monotonic(), self.workers.sent
         if self.workers.asked_to_regroup():
             self._regroup(0)
-        count, mean = self.workers.count, self._check_headers(_STEP, loss)
+        mean = self._check_headers(_STEP, loss)
+        whole = loss if mean is None else mean * self.workers.count
         self._average(tensors, total=True)
-        whole = loss if mean is None else mean * count
         self.rounds.append(Round(self.clock.step + 1, self.workers.sent - before, whole, self.workers.count))
         self._admit()
         self._averaging += time.monotonic() - began
@@ -317,17 +321,20 @@ class QSR:
         return found | {f"buffer {number}": value for number, value in enumerate(self._buffers)}
 
     def _check_same(self) -> None:
-        """Refuse parameters that differ between workers."""
-        sizes = self._together([float(len(self.parameters)), float(sum(p.numel() for p in self.parameters))]) or [[]]
+        """Refuse parameters, or buffers that are averaged along, that differ between workers."""
+        tensors = [*self.parameters, *self._buffers]
+        sizes = self._together([float(len(tensors)), float(sum(each.numel() for each in tensors))]) or [[]]
         if any(size != sizes[0] for size in sizes):
             self.workers.leave()
             raise OptionError("workers have other numbers of parameters: build the same model on each")
-        sums = self._together(_checksums(self.parameters)) or []
-        for number, parameter in enumerate(self.parameters):
+        sums = self._together(_checksums(tensors)) or []
+        for number, tensor in enumerate(tensors):
             if len({each[number] for each in sums}) > 1:
                 self.workers.leave()
+                buffer = number - len(self.parameters)
+                what = f"buffer {buffer}" if buffer >= 0 else f"parameter {number}"
                 raise OptionError(
-                    f"parameter {number} of shape {tuple(parameter.shape)} differs between workers at the start: seed them alike, or load the same weights"
+                    f"{what} of shape {tuple(tensor.shape)} differs between workers at the start: seed them alike, or load the same weights"
                 )
 
     def _rates(self) -> list[float]:

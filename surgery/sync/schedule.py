@@ -50,10 +50,14 @@ class Schedule:
                 raise OptionError(
                     f"`alpha` must be above 0, not {self.alpha}: H = (alpha / rate)^{_POWERS[self.kind]} would never grow"
                 )
-        for name in ("h_base", "h_max", "steps"):
+        elif self.alpha is not None:
+            raise OptionError(f"`alpha` goes with qsr and cubic, and `kind` is {self.kind}: leave it out")
+        if self.switch is not None and self.kind != "post-local":
+            raise OptionError(f"`switch` goes with post-local, and `kind` is {self.kind}: leave it out")
+        for name, least in {"h_base": 1, "h_max": 1, "steps": 1, "warmup": 0, "switch": 0}.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise OptionError(f"`{name}` must be 1 or more, not {value}")
+            if value is not None and value < least:
+                raise OptionError(f"`{name}` must be {least} or more, not {value}")
         if self.h_max is not None and self.h_max < self.h_base:
             raise OptionError(f"`h_max` {self.h_max} is less than `h_base` {self.h_base}: raise it")
         if self.kind == "post-local" and self.switch is None:
@@ -201,7 +205,12 @@ def fitted(schedule: Schedule, rates: Sequence[float], budget: float) -> Schedul
         raise OptionError(f"`budget` {budget} isn't a share of data parallel's bytes: give one above 0, up to 1")
     most = budget * len(rates) + 1e-9
     if not schedule.driven:
-        return _least(lambda h: replace(schedule, h_base=round(h), h_max=None), rates, most, whole=True)
+        found = _least(lambda h: replace(schedule, h_base=round(h), h_max=None), rates, most, whole=True)
+        if schedule.h_max is not None and found.h_base > schedule.h_max:
+            raise OptionError(
+                f"`budget` {budget} takes H {found.h_base}, and `h_max` is {schedule.h_max}: raise one of them"
+            )
+        return replace(found, h_max=schedule.h_max)
     peak = max(rates)
     if not peak > 0:
         raise OptionError("the learning rate is 0 at every step: nothing is trained, and H has nothing to follow")

@@ -38,8 +38,9 @@ class SyncRecipe:
         if self.kind not in (*KINDS, "data-parallel"):
             raise OptionError(f"`sync` {self.kind} isn't one of {', '.join(KINDS)}")
         if self.kind == "data-parallel":
-            if self.alpha is not None or self.budget is not None or self.h_max is not None:
-                raise OptionError("`alpha`, `budget` and `h_max` go with `sync`: name a schedule, such as qsr")
+            given = (self.alpha, self.budget, self.h_max) != (None, None, None) or self.h_base != SyncRecipe.h_base
+            if given:
+                raise OptionError("`alpha`, `budget`, `h` and `h_max` go with `sync`: name a schedule, such as qsr")
             return
         if self.alpha is not None and self.budget is not None:
             raise OptionError("`alpha` and `budget` are two ways to say one thing: give one of them")
@@ -48,7 +49,7 @@ class SyncRecipe:
                 f"`budget` {self.budget} isn't a share of data parallel's bytes: give one above 0, up to 1"
             )
         if self.budget is None:
-            Schedule(self.kind, self.alpha, self.h_base, self.h_max, switch=0)
+            Schedule(self.kind, self.alpha, self.h_base, self.h_max, switch=0 if self.kind == "post-local" else None)
 
     def schedule(self, rates: Sequence[float], warmup: int) -> Schedule:
         """The schedule for a training with these rates, which rise for `warmup` steps."""
@@ -113,34 +114,72 @@ class Together:
             return True
         return self.sync.step(loss, rate=self.rates[self.sync.clock.step])
 
+    def last_agreed(self) -> int:
+        """The last step after which all workers had the same weights."""
+        return self.sync.rounds[-1].step if self.sync.rounds else 0
+
     def due_to_save(self) -> bool:
         """Whether the state is to be saved after this step; every worker does so at the same steps."""
         return self.sync.clock.step % self.every == 0 and self.sync.clock.step < len(self.rates)
 
     def file(self, folder: Path, step: int) -> Path:
         """Path of this worker's state after a step; the two latest are there at once."""
-        return folder / f"worker-{self.workers.me}.{step}.safetensors"
+        return folder / _name(self.workers.me, step)
 
     def sweep(self, folder: Path, step: int) -> None:
         """Delete this worker's states but those of a step and of the one before it."""
-        for old in self._steps(folder)[:-2]:
+        for old in _states(folder).get(self.workers.me, [])[:-2]:
             if old < step:
                 self.file(folder, old).unlink(missing_ok=True)
 
-    def latest(self, folder: Path) -> int:
-        """The last step after which every worker has its state; 0 without one."""
-        mine = [0, 0, 0, *self._steps(folder)][-3:]
-        found = self.sync.gather([float(step) for step in mine])
-        common = set(found[0]).intersection(*found)
-        return int(max(common, default=0))
+    def to_go_on_from(self, folder: Path) -> Path | None:
+        """The state that this worker goes on from, of the same step for all; None where there is none.
 
-    def _steps(self, folder: Path) -> list[int]:
-        files = folder.glob(f"worker-{self.workers.me}.*.safetensors")
-        return sorted(int(file.name.split(".")[1]) for file in files if file.name.split(".")[1].isdigit())
+        A worker that died while others went on takes over the state of the first of those, as a newcomer would. States of later
+        steps, which not all came to, are deleted.
+        """
+        if self.workers.late:
+            return None
+        states = _states(folder)
+        step = int(self.sync.gather([float(_step_of_all(states))])[0][0])  # after it, all have looked
+        for later in states.get(self.workers.me, []):
+            if later > step:
+                self.file(folder, later).unlink(missing_ok=True)
+        owners = sorted(number for number, steps in states.items() if step in steps)
+        if not owners:
+            return None
+        owner = self.workers.me if self.workers.me in owners else owners[0]
+        return folder / _name(owner, step)
 
     def content(self) -> dict[str, Any]:
         """What the report says of the workers, as JSON."""
         return {"recipe": asdict(self.recipe), **self.sync.report().content()}
+
+
+def _name(worker: int, step: int) -> str:
+    return f"worker-{worker}.{step}.safetensors"
+
+
+def _states(folder: Path) -> dict[int, list[int]]:
+    """The steps of the states that each worker left, ascending."""
+    found: dict[int, list[int]] = {}
+    for file in folder.glob("worker-*.*.safetensors"):
+        worker, _, step = file.name.removeprefix("worker-").removesuffix(".safetensors").partition(".")
+        if worker.isdecimal() and step.isdecimal():
+            found.setdefault(int(worker), []).append(int(step))
+    return {worker: sorted(steps) for worker, steps in found.items()}
+
+
+def _step_of_all(states: Mapping[int, Sequence[int]]) -> int:
+    """The last step of which everyone has a state who was there to the end; 0 without one.
+
+    Workers save at the same steps and keep two states each: whose last is older than the furthest one's two was dead by then.
+    """
+    if not states:
+        return 0
+    furthest = max(states.values(), key=lambda steps: steps[-1])
+    there = [set(steps) for steps in states.values() if steps[-1] >= furthest[-2:][0]]
+    return max(set.intersection(*there), default=0)
 
 
 def shared_call(workers: Workers | None, recipe: SyncRecipe | None) -> dict[str, Any]:

@@ -65,11 +65,9 @@ class TrainingLoop:
         else:
             self.optimizer = torch.optim.AdamW(parameters, lr=pace.rate, weight_decay=0.0)
         self.together = None if workers is None else self._join(workers, sync or SyncRecipe())
-        if self.together and state:
-            step = self.together.latest(state)
-            self.file = self.together.file(state, step)
-        if self.file and self.file.exists():
-            self._load()
+        stopped = self.together.to_go_on_from(state) if self.together and state else self.file
+        if stopped and stopped.exists():
+            self._load(stopped)
 
     def _join(self, workers: Workers, sync: SyncRecipe) -> Together:
         rates = [self.pace.rate_at(step) for step in range(self.pace.steps)]
@@ -193,9 +191,9 @@ class TrainingLoop:
             self.file, save({key: value.contiguous().cpu() for key, value in tensors.items()}, metadata=header)
         )
 
-    def _load(self) -> None:
+    def _load(self, file: Path) -> None:
         try:
-            self._take_up()
+            self._take_up(file)
         except (
             SafetensorError,
             KeyError,
@@ -206,11 +204,10 @@ class TrainingLoop:
             AttributeError,
             IndexError,
         ) as error:
-            assert self.file is not None
-            raise damaged(self.file, first_line(error)) from None
+            raise damaged(file, first_line(error)) from None
 
-    def _take_up(self) -> None:
-        with safe_open(self.file, "pt") as opened:
+    def _take_up(self, file: Path) -> None:
+        with safe_open(file, "pt") as opened:
             header = opened.metadata()
             state: dict[int, dict[str, Tensor]] = {}
             with torch.no_grad():

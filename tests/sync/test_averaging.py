@@ -8,6 +8,7 @@ from torch import nn
 from surgery.errors import OptionError
 from surgery.sync import QSR, Schedule, SyncReport, plan, warmed_up
 from surgery.sync.averaging import Averager
+from surgery.sync.batchnorm import estimate_anew
 from surgery.sync.workers import Workers
 from tests.support.fleet import run_all
 
@@ -207,6 +208,34 @@ def test_batchnorms_statistics_are_estimated_anew_and_averaged(tmp_path):
     assert torch.equal(found[0][0], found[1][0])
 
 
+def estimated(mode, given):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.BatchNorm1d(5)).train(mode)
+    net[3].eval(), net[2].eval()
+    estimate_anew(net, given)
+    return net
+
+
+def test_frozen_norms_keep_their_statistics_and_parts_their_modes():
+    batches = [inputs for inputs, _ in data(0, 4)]
+    trained, evaluated = estimated(True, iter(batches)), estimated(False, batches)
+    assert [part.training for part in trained] == [True, True, False, False]
+    assert not any(part.training for part in evaluated.modules())
+    assert torch.equal(trained[3].running_mean, torch.zeros(5))
+    assert trained[1].running_mean.any() and evaluated[3].running_mean.any()
+
+
+def test_statistics_of_no_batches_are_refused_and_stay():
+    with pytest.raises(OptionError, match="there are no `batches` to estimate"):
+        estimated(True, [])
+
+
+def other_buffers(rank):
+    net = nn.Sequential(model(), nn.BatchNorm1d(3))
+    net[1].running_mean += rank
+    return QSR(torch.optim.SGD(net.parameters(), lr=0.1), alpha=1.0, model=net)
+
+
 def with_buffers(rank):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5))
@@ -239,6 +268,7 @@ def unequal(rank):
     ("work", "said"),
     [
         (other_weights, r"parameter 0 of shape \(10, 6\) differs between workers at the start"),
+        (other_buffers, r"buffer 0 of shape \(3,\) differs between workers at the start"),
         (unequal, r"worker 1 (goes on|ended) after 1\d steps and worker 0 ended after 10 steps"),
     ],
 )

@@ -85,3 +85,23 @@ def test_what_runs_in_one_process_says_so(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(OptionError, match="surgery score runs in one process, and 4 were started: leave out torchrun"):
         workers.alone("surgery score")
+
+
+@pytest.mark.parametrize(
+    ("line", "shared"),
+    [
+        ("tune BASE --task sst2", True),
+        ("tune replay TUNED -o out", False),
+        ("tune BASE --dry-run", False),
+        ("pcfg pretrain g.json", True),
+        ("pcfg parse g.json", False),
+        ("select POOL --target t", True),
+        ("select show FOLDER", False),
+        ("emergence measure mlm", True),
+        ("emergence simulate", False),
+        ("sync plan --steps 9", False),
+        ("tuner", False),
+    ],
+)
+def test_commands_that_have_work_for_several(line, shared):
+    assert workers.is_shared(line.split()) == shared

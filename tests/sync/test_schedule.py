@@ -116,6 +116,11 @@ def test_a_plan_is_kept_and_shown(tmp_path):
         ({"kind": "square", "alpha": 1.0}, "`kind` square isn't one of qsr, cubic, constant, post-local"),
         ({"budget": 0.0}, "`budget` 0.0 isn't a share"),
         ({"budget": 0.001}, "`budget` allows"),
+        ({"kind": "constant", "alpha": 1.0}, "`alpha` goes with qsr and cubic"),
+        ({"alpha": 1.0, "switch": 5}, "`switch` goes with post-local"),
+        ({"alpha": 1.0, "warmup": -1}, "`warmup` must be 0 or more"),
+        ({"kind": "post-local", "switch": -1}, "`switch` must be 0 or more"),
+        ({"kind": "constant", "budget": 0.1, "h_max": 5}, "`budget` 0.1 takes H 10, and `h_max` is 5"),
     ],
 )
 def test_what_no_plan_is_made_of(options, said):
