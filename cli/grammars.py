@@ -51,8 +51,10 @@ Only = Annotated[str | None, typer.Option(help="FIRST-LAST: these trees only, co
 def load_grammar(path: Path) -> "Grammar":
     """A grammar from JSON, or from a text of rules."""
     from pcfg.errors import GrammarError
-    from pcfg.grammars.grammar import Grammar
+    from pcfg.grammars.grammar import GRAMMAR_FILE, Grammar
 
+    if (path / GRAMMAR_FILE).is_file():  # a model's folder
+        path = path / GRAMMAR_FILE
     if path.suffix.lower() == ".json":
         return Grammar.load(path)
     try:

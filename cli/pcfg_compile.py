@@ -21,27 +21,37 @@ def compile(
         ),
     ] = None,
     dtype: Annotated[str, typer.Option(help="float64 or float32.")] = "float64",
-    show: Annotated[bool, typer.Option("--show", help="List the heads: what each reads and writes.")] = False,
-    output: options.NeededOutput = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="List the heads: what each reads and writes; without -o nothing is saved.")
+    ] = False,
+    output: options.Output = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Compile a grammar into a transformer that computes its Inside-Outside algorithm: no training, every slot named."""
     from pcfg.compiled import compile_transformer, save
     from pcfg.compiled.sizes import Sizes
-    from pcfg.learning.pruning_by_use import prune
+    from pcfg.learning.pruning_by_use import prune, share_parsed
     from surgery.files import check_output
 
-    folder, began = options.need_output(output), time.monotonic()
-    check_output(folder, overwrite=overwrite, replaces="slots.json", inputs=[grammar])
+    folder, began = output if show and output is None else options.need_output(output), time.monotonic()
+    if folder is not None:
+        check_output(folder, overwrite=overwrite, replaces="slots.json", inputs=[grammar])
     whole = grammars.load_grammar(grammar)
     kept = whole if keep is None or keep >= len(whole.nonterminals) else prune(whole, keep)
     model = compile_transformer(kept, max_length=max_length, dtype=dtype)
-    save(model, kept, folder, overwrite=overwrite)
+    if folder is not None:
+        save(model, kept, folder, overwrite=overwrite)
+    parsed = 1.0 if kept is whole else share_parsed(kept, whole, max_length=max_length)
     sizes = Sizes.of(kept, max_length)
     heads = model.circuit()["heads"]
     if json:
-        content = {"output": str(folder), "layers": sizes.layers, "heads": [sizes.inside_heads, sizes.outside_heads]}
+        content = {
+            "output": folder and str(folder),
+            "parsed": parsed,
+            "layers": sizes.layers,
+            "heads": [sizes.inside_heads, sizes.outside_heads],
+        }
         content |= {"width": sizes.width, "stored": sizes.stored, "nonterminals": len(kept.nonterminals)}
         print_json({**content, "operations": sizes.operations, "seconds": round(time.monotonic() - began, 2)})
         return
@@ -50,8 +60,10 @@ def compile(
         print_table("heads", ["layer", "right child", "rules", "writes"], rows)
     columns, lines = sizes.table()
     print_table("sizes, beside the paper's constructions", columns, [[str(cell) for cell in line] for line in lines])
-    say(f"{folder}: {sizes.layers} layers, states of {sizes.width:,} dimensions, {sizes.stored:,} numbers stored")
+    say(
+        f"{folder or grammar}: {sizes.layers} layers, states of {sizes.width:,} dimensions, {sizes.stored:,} numbers stored"
+    )
     if kept is not whole:
         say(
-            f"exact for the {len(kept.nonterminals):,} nonterminals kept of {len(whole.nonterminals):,}: {folder / 'grammar.pcfg.json'}"
+            f"exact for the {len(kept.nonterminals):,} nonterminals kept of {len(whole.nonterminals):,}, which have a tree for {100 * parsed:.0f}% of the sentences that the whole grammar makes"
         )

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def load_module(checkpoint: Checkpoint, untrained: int | None, device: torch.dev
     """Load the model; return it, whether it has a trained head, and whether it is causal."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-    import pcfg.compiled  # noqa: F401 (tells transformers of the architecture)
+    import pcfg.compiled  # which also tells transformers of the architecture
 
     checkpoint.check_readable()
     causal = _predicts_next(checkpoint.config)
@@ -45,6 +46,10 @@ def load_module(checkpoint: Checkpoint, untrained: int | None, device: torch.dev
                 trust_remote_code=False,
             )
         except Exception as error:  # whatever the library raises on files it can't use
+            if checkpoint.config.get("model_type") == pcfg.compiled.InsideOutsideConfig.model_type:
+                raise CheckpointError(
+                    f"{checkpoint} can't be loaded as a compiled grammar ({first_line(error)}): compile it again"
+                ) from error
             raise CheckpointError(
                 f"{checkpoint} can't be loaded as a language model or an encoder ({first_line(error)}): name one such as BERT, RoBERTa, GPT-2, OPT or LLaMA"
             ) from error
@@ -55,6 +60,8 @@ def load_module(checkpoint: Checkpoint, untrained: int | None, device: torch.dev
     inner = [name for name in info["missing_keys"] if (whole or name.startswith(prefix)) and "pooler" not in name]
     if inner:
         raise CheckpointError(f"{checkpoint} lacks {len(inner)} tensors, {min(inner)} first: fetch it again")
+    if broken := next((name for name, weight in module.named_parameters() if not bool(weight.isfinite().all())), None):
+        raise CheckpointError(f"{checkpoint}: its tensor {broken} holds NaN or infinity: fetch it again")
     return module.to(device).eval().requires_grad_(False), not info["missing_keys"], causal
 
 
@@ -129,7 +136,8 @@ def load_bridge(checkpoint: Checkpoint, module: Any, tokenizer: Any, device: tor
                 str(checkpoint.folder), hf_model=module, tokenizer=tokenizer, device=str(device)
             ), ""
     except Exception as error:  # whatever the library raises on models it doesn't know
-        return None, f"TransformerLens can't load it ({first_line(error)[:120]})"
+        why = textwrap.shorten(first_line(error), 120, placeholder=" ...")
+        return None, f"TransformerLens can't load it ({why})"
 
 
 @contextlib.contextmanager

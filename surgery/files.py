@@ -202,7 +202,7 @@ def take_name(staged: Path, folder: Path, *, overwrite: bool, replaces: str) -> 
     if not overwrite:
         raise SurgeryError(f"{folder} appeared while it was being made: name another output or add `overwrite`")
     if exchange(staged, folder):
-        shutil.rmtree(staged, ignore_errors=True)
+        _remove(staged)
         return
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".old"))
     old = aside / "old"
@@ -214,7 +214,7 @@ def take_name(staged: Path, folder: Path, *, overwrite: bool, replaces: str) -> 
             old.rename(folder)
         aside.rmdir()
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(aside)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -227,12 +227,23 @@ def exchange(one: Path, other: Path) -> bool:
     return rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
+def _remove(folder: Path) -> None:
+    """Delete a folder whose parts may be read-only."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):
+                path.chmod(path.stat().st_mode | 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def discard(folder: Path) -> None:
     """Delete a folder, if it is there, so that a kill leaves it whole or nothing that the next run doesn't clear away."""
     if folder.exists():
+        with suppress(OSError):
+            folder.chmod(folder.stat().st_mode | 0o700)  # a folder that is read-only can't be moved to another
         aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".new"))
         folder.rename(aside / "gone")
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
 
 
 def recover(folder: Path) -> None:

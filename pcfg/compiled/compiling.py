@@ -16,6 +16,7 @@ from pcfg.learning.excess_loss import generative
 from pcfg.sampling.sampler import sample
 from pcfg.sampling.tokenizer import UNKNOWN, tokenizer
 from surgery.files import new_folder
+from surgery.quiet import quiet
 
 _SAMPLED = 100  # sentences by which the range of scores is chosen
 
@@ -87,7 +88,7 @@ def _shift(grammar: Grammar, scales: dict[str, float], max_length: int) -> float
 
 def save(model: InsideOutsideTransformer, grammar: Grammar, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write the model, its tokenizer, `slots.json`, `circuit.json` and the grammar into a folder, whole or not at all."""
-    with new_folder(Path(folder), overwrite=overwrite, replaces="slots.json") as staged:
+    with new_folder(Path(folder), overwrite=overwrite, replaces="slots.json") as staged, quiet():
         model.save_pretrained(staged)
         tokenizer(grammar).save_pretrained(staged)
         generative(grammar).save(staged / "grammar.pcfg.json")

@@ -1,6 +1,7 @@
 """InsideOutsideTransformer: the compiled model, in the form that the transformers library gives models."""
 
 import contextlib
+import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,9 @@ from pcfg.compiled.slots import Slots
 from pcfg.errors import GrammarError, OptionError
 from pcfg.sampling.tokenizer import SPECIAL, UNKNOWN
 
+_SPECIAL, _MASK, _UNKNOWN = len(SPECIAL), SPECIAL.index("<mask>"), SPECIAL.index(UNKNOWN)
+MOST_WORDS = 10_000  # of a sentence, each with two layers
+
 
 class InsideOutsideConfig(PretrainedConfig):
     """What decides the model's shape, and what its dimensions are called.
@@ -30,22 +34,32 @@ class InsideOutsideConfig(PretrainedConfig):
         max_words: L, the most words of a sentence.
         vocab_size: tokens, as `pcfg.sampling.tokenizer.tokenizer` numbers them: special ones first, then the grammar's words.
         mask_token_id, unk_token_id: of <mask>; of <unk>, -1 where that is one of the grammar's own words.
+        symbols_digest: of symbols and words, by which a file is found out in which they were exchanged or renamed.
+
+    Raises OptionError for values that no grammar's transformer has.
     """
 
     model_type = "inside-outside"
 
-    def __init__(
+    def __init__(  # values of any type, as a file may hold them
         self,
-        nonterminals: list[str] | tuple[str, ...] = (),
-        preterminals: list[str] | tuple[str, ...] = (),
-        max_words: int = 2,
-        vocab_size: int = len(SPECIAL),
-        mask_token_id: int = SPECIAL.index("<mask>"),
-        unk_token_id: int = SPECIAL.index(UNKNOWN),
+        nonterminals: Any = (),
+        preterminals: Any = (),
+        max_words: Any = 2,
+        vocab_size: Any = _SPECIAL,
+        mask_token_id: Any = _MASK,
+        unk_token_id: Any = _UNKNOWN,
         **options: Any,
     ) -> None:
+        digest = options.pop("symbols_digest", None)
         super().__init__(**options)
         self.nonterminals, self.preterminals = list(nonterminals), list(preterminals)
+        _check_config(self.nonterminals, self.preterminals, max_words, vocab_size, (mask_token_id, unk_token_id))
+        self.symbols_digest = _digest([self.nonterminals, self.preterminals, max_words])
+        if digest not in (None, self.symbols_digest):
+            raise OptionError(
+                "the configuration's symbols, or its number of words, aren't those that the weights were compiled for: compile the grammar again"
+            )
         self.max_words, self.vocab_size = max_words, vocab_size
         self.mask_token_id, self.unk_token_id = mask_token_id, unk_token_id
         self.max_position_embeddings = max_words + 2  # with <s> and </s>
@@ -57,6 +71,26 @@ class InsideOutsideConfig(PretrainedConfig):
     def slots(self) -> Slots:
         """What each dimension of the state holds."""
         return Slots(tuple(self.nonterminals), tuple(self.preterminals), self.max_words)
+
+
+def _check_config(
+    nonterminals: list[Any], preterminals: list[Any], words: Any, vocabulary: Any, special: tuple[Any, ...]
+) -> None:
+    symbols = [*nonterminals, *preterminals]
+    if not all(isinstance(each, str) for each in symbols) or len(set(symbols)) < len(symbols):
+        raise OptionError("`nonterminals` and `preterminals` must be names, each once: compile the grammar again")
+    for name, value, least in (("max_words", words, 2), ("vocab_size", vocabulary, len(SPECIAL))):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise OptionError(f"`{name}` must be a whole number of {least} or more, not {value!r}")
+    if words > MOST_WORDS:
+        raise OptionError(f"`max_words` is {words:,}: give at most {MOST_WORDS:,}")
+    for number in special:
+        if not isinstance(number, int) or not -1 <= number < vocabulary:
+            raise OptionError(f"{number!r} is no token of a vocabulary of {vocabulary}: compile the grammar again")
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 @dataclass

@@ -9,7 +9,9 @@ from pcfg.devices import Device
 from pcfg.errors import GrammarError, OptionError
 from pcfg.grammars.branching import Branching
 from pcfg.grammars.grammar import Grammar
+from pcfg.inference.chart import inside_outside
 from pcfg.learning.expectation_maximization import check_sentences, expected_counts
+from pcfg.sampling.sampler import sample
 
 
 def prune(
@@ -46,6 +48,14 @@ def prune(
     kept[: len(uses)] = False
     kept[np.argsort(-uses, kind="stable")[:keep_nonterminals]] = True
     return _restricted(grammar, kept)
+
+
+def share_parsed(grammar: Grammar, whole: Grammar, *, max_length: int, count: int = 500, seed: int = 0) -> float:
+    """Share of the sentences that one grammar draws, of `max_length` words or fewer, for which another has a tree."""
+    drawn = [list(sentence) for sentence in sample(whole, count, seed=seed, max_length=max_length)]
+    known = [sentence for sentence in drawn if set(sentence) <= grammar.word_numbers.keys()]
+    found = np.isfinite(inside_outside(grammar, known).log_z.numpy()).sum() if known else 0
+    return float(found) / len(drawn)
 
 
 def expected_uses(grammar: Grammar) -> Float64[np.ndarray, " N"]:

@@ -65,7 +65,7 @@ class Curves(Result):
         first = self.points[0]
         proved = "no bound by the theorem" if first.theorem is None else f"at most {first.theorem:.3f} by the theorem"
         lines = [
-            f"With {first.k} skills a text and a share {first.theta:g} of texts failed, all but a share {first.alpha:g} of skills fail at most {first.exact:.3f} times as often (exact, independent draws); {proved}."
+            f"With {first.k} skills a text and a share {first.theta:g} of texts failed, all but a share {first.alpha:g} of skills fail at most {first.exact:.3f} times as often (exact for skills chosen beforehand, many texts and independent draws); {proved}."
         ]
         silent = [p for p in self.points if p.theorem is None]
         if silent:
@@ -94,7 +94,7 @@ class Curves(Result):
         legend = {
             "skills of a tuple": "1: single skills; k' skills: theta becomes k' theta.",
             "theorem": "least beta with H(theta) <= k theta KL(beta alpha || alpha) (Arora & Goyal 2023).",
-            "exact": "CVaR of a binomial's upper share theta, over k alpha.",
+            "exact": "CVaR of a binomial's upper share theta, over k alpha: for skills chosen beforehand, in the limit of many texts. On few texts skills chosen to fit can exceed it a little.",
             "simulated": f"the same from {_DRAWN:,} drawn texts.",
         }
         caption = "Beta: how many times more than texts all but a share alpha of skills fail at most."

@@ -244,6 +244,6 @@ def draw_simulation(points: Sequence[Any], file: Path) -> Figure:
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return Figure(
         file.name,
-        "Random texts stay far below every bound, so they would verify any; the worst texts for a fixed set of skills are what the exact curve says; choosing the skills too gains a little on a finite graph. The theorem holds above all of them.",
+        "Random texts stay far below every bound, so they would verify any; the worst texts for a fixed set of skills are what the exact curve says; choosing the skills too gains a little on a finite graph.",
         "Beta against alpha for random, worst and adversarial sets of texts, beside two bounds",
     )

@@ -227,9 +227,16 @@ def _measured(
         tuple_failures=tuple_means(graph.drawn, failed.hard, seed),
         tuple_softs=tuple_means(graph.drawn, failed.soft, seed),
         rules=tuple(sorted(scores, key=lambda found: -found.failure.value)),
-        halves=spearman(halves[0][both], halves[1][both]) if both.sum() > 2 else None,
+        halves=_agreement(halves[0][both], halves[1][both]),
         explanations=explain(tuple(names), counts, drawn, failed, seed=seed),
     )
+
+
+def _agreement(one: np.ndarray, other: np.ndarray) -> float | None:
+    """Spearman's correlation; None for two or fewer, and where all of a half fail alike and nothing is ranked."""
+    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    return spearman(one, other)
 
 
 def _shares(graph: SkillGraph, failures: np.ndarray, half: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from surgery.reporting.results import Result
 
 FORMAT = "surgery emergence simulate 1"
 _ALPHAS = (0.05, 0.1, 0.2, 0.3, 0.5)
-_MOST_EDGES = 20_000_000
+_MOST_EDGES, _MOST_SETS = 20_000_000, 10_000
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class Simulation(Result):
     points: tuple[SimulatedPoint, ...]
 
     @property
+    def broken(self) -> list[float]:
+        """The alphas at which the texts found exceed the theorem's bound for a finite graph."""
+        return [p.alpha for p in self.points if p.finite is not None and p.adversary > p.finite]
+
+    @property
     def summary(self) -> list[str]:
         """What random and adversarial sets do, and whether the theorem holds."""
         first = self.points[0]
@@ -73,7 +78,7 @@ class Simulation(Result):
             f"The worst texts found fail the worst share {first.alpha:g} of skills {first.adversary:.3f} times as often as texts fail; the theorem says {bound}, and exact for skills chosen beforehand is {first.exact:.3f} (simulated {first.fixed:.3f}).",
             f"Random texts of the same number: {first.random:.3f}, which would verify any bound.",
         ]
-        broken = [p.alpha for p in self.points if p.finite is not None and p.adversary > p.finite]
+        broken = self.broken
         if broken:
             lines.append(f"The theorem's bound is exceeded for alpha {', '.join(f'{a:g}' for a in broken)}.")
         return lines
@@ -149,6 +154,9 @@ def simulate(
     for name, value, least in (("skills", skills, 2), ("texts", texts, 10), ("k", k, 1), ("sets", sets, 1)):
         if value < least:
             raise ProbeOptionError(f"`{name}` must be {least} or more, not {value}")
+    for name, value, most in (("skills", skills, _MOST_EDGES), ("sets", sets, _MOST_SETS)):
+        if value > most:
+            raise ProbeOptionError(f"`{name}` is {value:,}: give at most {most:,}")
     if not 0 <= zipf < math.inf:
         raise ProbeOptionError(f"`zipf` must be 0 or more, not {zipf:g}")
     if texts * k > _MOST_EDGES:

@@ -12,10 +12,12 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from pcfg import Grammar, inside_outside, sample
 from pcfg.compiled import InsideOutsideConfig, InsideOutsideTransformer, Slots, compile_transformer
 from pcfg.compiled.circuit import heads
+from pcfg.compiled.compiling import save
 from pcfg.compiled.layers import InsideLayer, OutsideLayer
 from pcfg.compiled.places import Places
 from pcfg.compiled.sizes import Sizes
 from pcfg.errors import GrammarError, OptionError
+from pcfg.learning.pruning_by_use import prune, share_parsed
 from surgery.memory import Meter
 from tests.support.compiled import asked, check, encoded, sentences
 
@@ -254,3 +256,51 @@ def test_options_of_the_command(tmp_path, run):
     assert status == 0 and "outside left" in out and "inside VP" in out and "3 nonterminals kept of 4" in out
     status, out, _ = run(*given, "-o", tmp_path / "quiet")
     assert status == 0 and "outside left" not in out
+    status, out, _ = run(*given, "--show", "--json")
+    assert (status, json.loads(out)["output"]) == (0, None)  # nothing is saved
+    status, out, _ = run("pcfg", "compile", tmp_path / "small", "--show")  # the grammar in a model's folder
+    assert status == 0 and "inside VP" in out
+
+
+def test_the_share_of_sentences_that_a_smaller_grammar_has_trees_for():
+    """PP is gone, whose rules every fourth sentence or so needs: counted by a plain parse of each."""
+    whole = Grammar.from_text(
+        "S -> NP VP [1]\nNP -> Det N [.8] | NP PP [.2]\nVP -> V NP [1]\nPP -> P NP [1]\nDet -> 'the' [1]\nN -> 'dog' [1]\nV -> 'saw' [1]\nP -> 'with' [1]"
+    )
+    small = prune(whole, 3)
+    drawn = list(sample(whole, 500, seed=0, max_length=12))
+    wanted = sum("with" not in sentence for sentence in drawn) / 500
+    assert 0.5 < wanted < 0.8
+    assert share_parsed(small, whole, max_length=12) == wanted
+    assert share_parsed(whole, whole, max_length=12) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"max_words": -1}, "`max_words` must be a whole number of 2 or more"),
+        ({"max_words": True}, "`max_words` must be"),
+        ({"max_words": 10**9}, "`max_words` is 1,000,000,000: give at most 10,000"),
+        ({"max_words": 7}, "aren't those that the weights were compiled for"),
+        ({"nonterminals": ["VP", "NP", "S"]}, "aren't those that the weights were compiled for"),
+        ({"nonterminals": ["S", "S", "VP"]}, "must be names, each once"),
+        ({"preterminals": [1, 2, 3, 4]}, "must be names, each once"),
+        ({"vocab_size": "many"}, "`vocab_size` must be"),
+        ({"mask_token_id": 99}, "99 is no token of a vocabulary"),
+    ],
+)
+def test_configurations_that_are_no_grammar_s(tmp_path, changes, said):
+    grammar = Grammar.from_text(
+        "S -> NP VP [1]\nNP -> D N [1]\nVP -> V NP [1]\nD -> 'the' [1]\nN -> 'dog' [1]\nV -> 'saw' [1]"
+    )
+    save(compile_transformer(grammar, max_length=5), grammar, tmp_path / "built")
+    file = tmp_path / "built" / "config.json"
+    content = json.loads(file.read_text())
+    assert sorted(content["nonterminals"]) == ["NP", "S", "VP"]
+    if changes.get("nonterminals") == content["nonterminals"]:
+        changes = {"nonterminals": content["nonterminals"][::-1]}
+    if changes.get("max_words") == 10**9:
+        content.pop("symbols_digest")  # as of a folder that was written before there was one
+    file.write_text(json.dumps({**content, **changes}))
+    with pytest.raises(OptionError, match=said):
+        AutoModel.from_pretrained(tmp_path / "built")

@@ -1,5 +1,6 @@
 """Probes held to a model of which the answer is known: a grammar compiled into a transformer."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -175,6 +176,24 @@ def test_the_report_of_a_compiled_model(grammar, built, tmp_path):
     assert any("TransformerLens" in note for note in report.notes)
     unasked = replace(report, calibration=replace(report.calibration, widths=()))
     assert unasked.calibration.holds() and "Too few sentences to ask linear probes" in " ".join(unasked.remarks)
+
+
+@pytest.mark.parametrize("name", ["rules", "scales"])
+def test_a_compiled_model_with_a_weight_that_is_no_number_is_refused(built, tmp_path, name):
+    shutil.copytree(built, tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"its tensor {name} holds NaN or infinity"):
+        ProbedModel.load(tmp_path / "m", device="cpu")
+
+
+def test_a_compiled_model_with_other_symbols_is_refused(built, tmp_path):
+    shutil.copytree(built, tmp_path / "m")
+    content = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**content, "nonterminals": content["nonterminals"][::-1]}))
+    with pytest.raises(CheckpointError, match="aren't those that the weights were compiled for"):
+        ProbedModel.load(tmp_path / "m", device="cpu")
 
 
 def test_a_compiled_model_without_some_of_its_weights_is_refused(built, tmp_path):

@@ -222,6 +222,8 @@ def test_curves_and_simulations_are_saved_and_loaded(tmp_path):
         (lambda: simulate(skills=1), "`skills` must be 2 or more"),
         (lambda: simulate(zipf=float("inf")), "`zipf` must be 0 or more"),
         (lambda: simulate(texts=10**9), "at most 20,000,000"),
+        (lambda: simulate(skills=10**9), "`skills` is 1,000,000,000: give at most"),
+        (lambda: simulate(sets=10**6), "`sets` is 1,000,000: give at most"),
     ],
 )
 def test_bad_input_is_named(call, said):

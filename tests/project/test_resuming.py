@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from surgery.errors import SurgeryError, TaskError
+from surgery.files import discard
 from surgery.locks import BusyError
 from surgery.resuming import CALL, Memo, StateError, damaged, digest, read_state, resumable, state_folder
 
@@ -158,3 +159,12 @@ def test_a_worker_that_was_left_out_leaves_the_others_their_state(tmp_path):
             (state / "worker-1.40.safetensors").write_bytes(b"")
             raise error
         assert (tmp_path / "state").exists() == stays
+
+
+def test_a_folder_with_read_only_parts_goes_whole(tmp_path):
+    folder = tmp_path / "out"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "file.txt").write_text("old")
+    (folder / "deep").chmod(0o555), folder.chmod(0o555)
+    discard(folder)
+    assert not list(tmp_path.iterdir())

@@ -99,18 +99,25 @@ def test_averaging_after_every_step_of_plain_sgd_is_tuning_by_one(tiny, tmp_path
     """Each worker's step is by the mean over its own part of a batch."""
     plain = Recipe(optimizer="sgd", rate=0.05, steps=4, batch_size=4, clip=1e6, momentum=0.0)
     found = run_all(tmp_path, 2, tuned, tiny("bert"), SyncRecipe("constant", h_base=1), None, (), plain)
-    alone, _, _ = tuned(None, tiny("bert"), None, recipe=plain)
+    alone, report, _ = tuned(None, tiny("bert"), None, recipe=plain)
     assert equal(found[0][0], alone, atol=1e-6)
+    assert losses(found) == pytest.approx(report["losses"], abs=2e-5)
 
 
 def test_few_weights_are_averaged_into_the_model(tiny, tmp_path):
     """Each step begins where the others' steps came to."""
     base = Checkpoint(tiny("bert"))
     few = Region({name: torch.arange(0, base.entries[name].size, 3) for name in base.block_weights()[:6]})
-    plain = Recipe(optimizer="sgd", rate=0.05, steps=4, batch_size=4, clip=1e6, momentum=0.0)
+    plain = Recipe(optimizer="sgd", rate=100.0, steps=4, batch_size=4, clip=1e6, momentum=0.0)
     found = run_all(tmp_path, 2, only_few, tiny("bert"), plain, few)
-    alone, *_ = only_few(None, tiny("bert"), plain, few)
-    assert equal(found[0][0], alone, atol=1e-6)
+    alone, report, _ = only_few(None, tiny("bert"), plain, few)
+    assert equal(found[0][0], alone, atol=1e-3)
+    assert losses(found) == pytest.approx(report["losses"], abs=1e-4)
+
+
+def losses(found):
+    """Of each round's last step, the mean over workers."""
+    return [loss for _, _, loss, _ in found[0][1]["sync"]["rounds"]]
 
 
 def only_few(rank, folder, recipe, region):
