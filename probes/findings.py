@@ -150,7 +150,7 @@ class Findings:
         probed = (
             "Too few sentences to ask linear probes for inside scores, which takes about as many as a state has dimensions"
             if after is None
-            else f"Linear probes find inside scores with R2 {after:.4f} or more from the layer on that completes them{early}"
+            else f"Linear probes find inside scores from the layer on that completes them with R2 {_at_least(after)}{early}"
         )
         return (
             f"The weights are a grammar, so what lies in each layer is known. {probed}; a head taken out sets {zeroed:,} of the "
@@ -202,6 +202,11 @@ class Findings:
         return "\n".join(
             "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in lines
         )
+
+
+def _at_least(r2: float) -> str:
+    """What every value is, the smallest of which is given."""
+    return "1.0000" if r2 > 0.99995 else f"{r2:.4f} or more"
 
 
 def _apart(own: Measure, against: Measure, lower_is_better: bool) -> bool:

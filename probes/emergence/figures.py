@@ -69,7 +69,11 @@ def _rules(report: Competence, file: Path) -> None:
             axes.annotate(", ".join(numbers), place, (5, 3), textcoords="offset points", fontsize=9)
         names = [f"{number}  {plain(_short(rule.rules[0]))}" for number, rule in enumerate(worst, 1)]
         axes.text(1.02, 0.98, "fail most:\n" + "\n".join(names), transform=axes.transAxes, va="top", fontsize=9)
-        axes.axhline(report.last.failure.value, color="#777777", linestyle="--", linewidth=1.1)
+        mean = report.last.failure.value
+        axes.axhline(mean, color="#777777", linestyle="--", linewidth=1.1)
+        axes.annotate(
+            "all texts", (1, mean), (4, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=9
+        )
         axes.set(xlabel="texts that use the rule", ylabel="failure of these texts")
         _log_axis(axes, [r.texts for r in rules])
         axes.set_ylim(0, min(1.02, 1.1 * max(r.failure.high for r in rules) + 0.02))
@@ -235,7 +239,8 @@ def draw_simulation(points: Sequence[Any], file: Path) -> Figure:
                 [b for _, b in own],
                 color=COLOURS[style],
                 marker=MARKERS[number],
-                markersize=5,
+                markersize=9 if field == "exact" else 5,  # which the worst texts for a fixed set lie upon
+                markerfacecolor="none" if field == "exact" else None,
                 linestyle=dash,
                 label=label,
             )

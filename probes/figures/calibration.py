@@ -9,6 +9,8 @@ from probes.figures.drawing import Drawing
 from probes.findings import Findings
 from surgery.reporting.figures import COLOURS, MARKERS, figure
 
+_LOWEST = -0.5  # of what is drawn
+
 
 def drawings(findings: Findings) -> list[Drawing]:
     """Return the figure; none for a model whose layers aren't known."""
@@ -27,10 +29,12 @@ def _draw(findings: Findings, file: Path) -> None:
     with figure(file, 6.8, 3.8) as axes:
         for number, check in enumerate(found.widths):
             colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-            shown = [np.nan if r2 is None else max(r2, -0.5) for r2 in check.r2]
+            shown = [np.nan if r2 is None else max(r2, _LOWEST) for r2 in check.r2]
             axes.plot(found.layers, shown, color=colour, marker=marker, markersize=4, label=f"{check.words} words")
             axes.axvline(check.complete, color=colour, linestyle=":", linewidth=1.2)
         axes.set_xlabel("layer")
         axes.set_ylabel("$R^2$ of inside scores, linear probe")
-        axes.set_ylim(-0.55, 1.05)
+        least = min((r2 for check in found.widths for r2 in check.r2 if r2 is not None), default=0.0)
+        axes.set_ylim(max(_LOWEST, min(0.0, least)) - 0.05, 1.05)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8, loc="lower right", title="words in the span", title_fontsize=8)

@@ -12,6 +12,7 @@ from probes.intervals import Measure
 from surgery.reporting.figures import COLOURS, MARKERS
 
 UNTRAINED = 4  # the style of random weights, which no probe takes
+_NUMBERED = 13  # layers below a panel of three, beside which no other number fits
 _ASIDE = 0.05  # of the distance between two places
 
 
@@ -73,6 +74,7 @@ def with_intervals(
 
 
 def layer_axis(axes: Any, findings: Findings) -> None:
-    """Number the layers below a panel."""
-    axes.set_xticks(findings.layers)
+    """Number the layers below a panel, of many each so many-th."""
+    layers = sorted(findings.layers)
+    axes.set_xticks(layers[:: max(1, -(-len(layers) // _NUMBERED))])
     axes.set_xlabel("layer")

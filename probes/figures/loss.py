@@ -9,6 +9,8 @@ from probes.figures.drawing import UNTRAINED, Drawing, layer_axis, line
 from probes.findings import Findings
 from surgery.reporting.figures import COLOURS, figure
 
+_LEAST = 1e-4  # nats at the top of a panel: what a model without excess differs by is rounding
+
 
 def drawings(findings: Findings) -> list[Drawing]:
     """Return the figure, where there is something to draw."""
@@ -42,10 +44,14 @@ def _draw(findings: Findings, file: Path) -> None:
                 capsize=2,
                 linewidth=1.2,
             )
-            axes.axhline(findings.loss["excess"]["value"], color="#777777", linestyle="--", linewidth=1.1)
+            axes.axhline(
+                findings.loss["excess"]["value"], color="#777777", linestyle="--", linewidth=1.1, label="mean of all"
+            )
             axes.set_xlabel(name)
             axes.set_ylabel("excess loss, nats")
-            axes.set_ylim(0)
+            axes.set_ylim(0, max(axes.get_ylim()[1], _LEAST))
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        by_position.legend(fontsize=8)
         by_masks.set_xticks([1, 2, 3, 4], ["1", "2", "3", "4+"])
         line(by_layer, findings, "words", "model", "kl", 0, "probe, model")
         line(by_layer, findings, "words", "untrained", "kl", UNTRAINED, "probe, untrained", dashed=True)

@@ -43,4 +43,4 @@ def _draw(findings: Findings, file: Path) -> None:
             )
         axes.set_title("description length: bits a span", fontsize=10)
         layer_axis(axes, findings)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, frameon=True, facecolor="white", edgecolor="none", framealpha=1)

@@ -166,7 +166,7 @@ def test_the_report_of_a_compiled_model(grammar, built, tmp_path):
     """All probes run, beside a random grammar's as the untrained control, and the model's own words are the exact posterior."""
     report = probe_spans(built, grammar, 150, layers=[2 * (LENGTH - 1)], seeds=1, device="cpu")
     assert report.calibration.holds() and report.calibration.layers == (0, 2 * (LENGTH - 1))
-    assert "Linear probes find inside scores with R2 " in " ".join(report.remarks)
+    assert "Linear probes find inside scores from the layer on that completes them with R2 " in " ".join(report.remarks)
     page = (report.save(tmp_path / "report") / "README.md").read_text()
     assert "Against what is known" in page and (tmp_path / "report" / "calibration.png").exists()
     assert ProbeReport.load(tmp_path / "report") == report
