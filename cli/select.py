@@ -28,7 +28,7 @@ Share = Annotated[float, typer.Option(help="Share of the pool that is chosen.", 
 By = Annotated[
     str,
     typer.Option(
-        help="less, sgd, centred, less-centred (without the pool's mean), or random, length, tfidf, bm25, hidden.",
+        help="less, sgd, centred, less-centred (without the pool's mean), less-corrected (Adam's own step, with --maps adam-corrected), or random, length, tfidf, bm25, hidden.",
         rich_help_panel=_CHOICE,
     ),
 ]
@@ -128,20 +128,23 @@ def select(
     _need({"the pool": pool, "--for": target, "--model": model})
     from surgery.files import check_output
     from surgery.selecting.features import Features
+    from surgery.selecting.scoring import check_choice
     from surgery.selecting.warmup import Warmup
     from surgery.tasks.rows import read_rows
 
     folder = options.need_output(output)
     check_output(folder, overwrite=overwrite, inputs=[pool, target, model])
     assert pool is not None and target is not None and model is not None
+    asked = maps.split(",")
     read_rows(target, subtasks)  # before anything that takes long
-    _check_choice(share, by)
+    check_choice(share, by, asked, hidden=True)
     begun: Any = warmup or Warmup(warmup_share, epochs, rate, rank, targets=tuple(targets or ()), seed=seed)
     place = features or folder.absolute().parent / "features"
     kept: dict[str, Any] = {
         "sketch": sketch,
         "precision": precision,
-        "maps": tuple(maps.split(",")),
+        "maps": tuple(asked),
+        "target": target,
         "loss": loss,
         "max_length": max_length,
     }
@@ -221,16 +224,6 @@ def _example(output: Path | None, *, overwrite: bool, device: str | None, seed: 
         return
     _print(found)
     say(f"Written to {folder}.  Next:  surgery select show {folder / 'selected'}")
-
-
-def _check_choice(share: float, by: str) -> None:
-    from surgery.errors import OptionError
-    from surgery.selecting.scoring import METHODS
-
-    if not 0 < share <= 1:
-        raise OptionError(f"`share` {share} must be above 0 and at most 1")
-    if by not in METHODS:
-        raise OptionError(f"`by` {by} isn't one of {', '.join(METHODS)}")
 
 
 def _finish(found: "Selection", folder: Path, features: Path, *, overwrite: bool, json: bool) -> None:

@@ -21,7 +21,7 @@ from surgery.provenance import provenance
 from surgery.resuming import CALL, digest, read_state, resumable, state_folder
 from surgery.selecting.lora import ADAPTER, same_base
 from surgery.selecting.maps import MAPS
-from surgery.selecting.opening import Instrument
+from surgery.selecting.opening import GRADIENT, Instrument
 from surgery.selecting.shards import (
     FORMAT,
     PRECISIONS,
@@ -35,6 +35,7 @@ from surgery.selecting.shards import (
 )
 from surgery.selecting.warmup import Checkpoints, Warmup, warm_up
 from surgery.sync import ranks
+from surgery.sync.launch import end_with_parent
 from surgery.tasks.objectives import Objective, pick_objective
 from surgery.tasks.rows import Row, RowFile, Source
 
@@ -72,9 +73,12 @@ class Plan:
 
 def collect(
     base: str | Path | Checkpoint, pool: Source, folder: Path, warmup: Warmup | Checkpoints, plan: Plan,
-    *, device: str | torch.device | None, processes: int, overwrite: bool, progress: Progress = silent,
+    *, target: Sequence[Row] = (), device: str | torch.device | None, processes: int, overwrite: bool, progress: Progress = silent,
 ) -> Store:  # fmt: skip
-    """Make a store of a pool's features in a folder, or open the one that the same call made there."""
+    """Make a store of a pool's features in a folder, or open the one that the same call made there.
+
+    Rows of a `target` that the model can't learn from are refused before the pass over the pool.
+    """
     checkpoint, place = open_checkpoint(base), pick_device(device)
     if isinstance(warmup, Checkpoints):
         same_base(warmup.folder, warmup.base, checkpoint)
@@ -95,7 +99,7 @@ def collect(
     with ranks.first_holds(resumable(own, call, packages=_PACKAGES), own) as state:
         assert state is not None
         if ranks.is_first():
-            _begin(state, checkpoint, pool, warmup, plan, call, place, progress)
+            _begin(state, checkpoint, pool, warmup, plan, call, place, target, progress)
         ranks.meet()  # the adapters are trained, by the first
         header = read_state(state / _BEGUN, Header)
         _collect_shards(state, checkpoint, header, plan, place, processes, progress)
@@ -139,7 +143,7 @@ def _contents(folder: Path) -> str:
 
 def _begin(
     state: Path, checkpoint: Checkpoint, pool: Source, warmup: Warmup | Checkpoints, plan: Plan, call: dict[str, Any],
-    place: torch.device, progress: Progress,
+    place: torch.device, target: Sequence[Row], progress: Progress,
 ) -> None:  # fmt: skip
     """Write the pool's rows, the warm-up and the store's header, unless a stopped run left them."""
     note = state / _BEGUN
@@ -150,6 +154,8 @@ def _begin(
     model = load_model(checkpoint, device=place, dtype=plan.dtype)
     answers = _answers(rows) if model.kind == "encoder" else []
     objective = pick_objective(model, plan.loss, plan.max_length, answers)
+    for number, row in enumerate(target, 1):
+        objective.encode(row, f"row {number} of the target")
     sources, remarks = _write_about(state, rows, objective, plan, progress)
     shutil.rmtree(state / "warmup", ignore_errors=True)
     if isinstance(warmup, Checkpoints):
@@ -204,7 +210,7 @@ def _write_about(
 ) -> tuple[list[str], list[str]]:
     """Write `rows.safetensors`; every row is encoded once, so that one without an answer is found now. Returns sources and remarks."""
     sources: dict[str, int] = {}
-    columns: dict[str, list[int]] = {"key": [], "tokens": [], "answer": [], "source": []}
+    columns: dict[str, list[int]] = {"key": [], "tokens": [], "source": []}
     cut = 0
     for number, row in enumerate(_each(rows)):
         lesson = objective.encode(row, f"row {number + 1} of the pool")
@@ -212,7 +218,6 @@ def _write_about(
         cut += left < whole
         columns["key"].append(row.key)
         columns["tokens"].append(len(lesson.tokens.ids))
-        columns["answer"].append(left)
         columns["source"].append(sources.setdefault(row.source, len(sources)))
         if number % 1000 == 0:
             progress(number, len(rows), "reading the pool")
@@ -250,7 +255,7 @@ def _collect_shards(
     for rank in range(min(processes, len(missing))):
         own = f"cuda:{rank % torch.cuda.device_count()}" if place.type == "cuda" else str(place)
         given = (state, str(checkpoint.folder), header, plan, own, missing[rank::processes], torch.get_num_threads())
-        workers.append(context.Process(target=write_shards, args=given))
+        workers.append(context.Process(target=_write_as_child, args=given))
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -286,12 +291,22 @@ def write_shards(
         if plan.hidden:
             content["hidden"] = torch.nn.functional.normalize(instrument.hidden(lessons), dim=1).half()
         for at in range(len(instrument.checkpoints)):
-            for name, features in instrument.features(lessons, at, plan.maps, told).items():
-                kept, norms = pack(features, plan.precision)
+            found = instrument.features(lessons, at, plan.maps, told)
+            gradient = found.pop(GRADIENT)[:, 0]
+            for name, features in found.items():
+                gradient[~features.isfinite().all(1)] = torch.nan
+                kept, norms = pack(features.nan_to_num(0.0, 0.0, 0.0), plan.precision)
                 content |= {f"{name}.{at}{ending}": part.contiguous() for ending, part in kept.items()}
                 content[f"{name}.{at}.norm"] = norms
+            content[f"{GRADIENT}.{at}.norm"] = gradient
         replace_bytes(shard_file(state, number), save(content))
     progress(len(numbers), len(numbers), "collecting features: shards")
+
+
+def _write_as_child(*given: Any) -> None:
+    """`write_shards` in a process that ends with the one that started it, however that ends."""
+    end_with_parent()
+    write_shards(*given)
 
 
 def open_instrument(
@@ -315,13 +330,20 @@ def open_instrument(
 def _checked(state: Path, header: Header) -> Header:
     """The header with remarks on rows without gradients; raises SelectionError where no row has any."""
     store = Store(state, header)
-    norms = sum(store.norms(f"{header['maps'][-1]}.{at}") for at in range(len(store.checkpoints)))
-    assert isinstance(norms, torch.Tensor)
-    zero = int((norms == 0).sum())
-    if zero == len(store):
+    norms = torch.stack([store.norms(f"{GRADIENT}.{at}") for at in range(len(store.checkpoints))])
+    zero, broken = int((norms == 0).all(0).sum()), int(norms.isnan().any(0).sum())
+    if broken == len(store):
+        raise SelectionError("all rows' gradients are NaN or infinite: try `dtype` float32")
+    if zero + broken == len(store):
         raise SelectionError(
             "all gradients are zero, so nothing tells the rows apart: warm up (`warmup_share` above 0) or choose other `targets`"
         )
     if zero:
-        header["remarks"].append(f"{zero:,} rows have no gradient: their scores are 0.")
+        header["remarks"].append(
+            f"{zero:,} rows have no gradient: by plain gradients their scores are 0, by Adam's step those of its momentum."
+        )
+    if broken:
+        header["remarks"].append(
+            f"The gradients of {broken:,} rows are NaN or infinite: they are never chosen; try `dtype` float32."
+        )
     return header

@@ -17,7 +17,7 @@ from surgery.errors import OptionError, SelectionError
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.selecting.collecting import Plan, collect, open_instrument
-from surgery.selecting.scoring import BASELINES, GRADIENTS, METHODS, Target, best, nearest, score_rows
+from surgery.selecting.scoring import BASELINES, GRADIENTS, Target, best, check_choice, nearest, score_rows
 from surgery.selecting.selection import Neighbour, Selection, SourceCount
 from surgery.selecting.shards import Store
 from surgery.selecting.warmup import Checkpoints, Warmup
@@ -46,6 +46,7 @@ class Features:
         base: str | Path | Checkpoint,
         pool: Source,
         *,
+        target: Source | None = None,
         warmup: Warmup | str | Path | None = None,
         folder: str | Path | None = None,
         maps: Sequence[str] = ("adam", "sgd"),
@@ -71,6 +72,7 @@ class Features:
             base: a masked or causal language model, or a sentence encoder.
             pool: a JSONL, CSV, TSV or Parquet file, a dataset id, or rows: `text` with `label`, `prompt` with `completion`, or
                 `messages`; `source` says where a row comes from.
+            target: rows that are to be selected for; looked at here only so that what is wrong with them is said before the pass.
             warmup: how adapters are trained; or the folder `warmup` of another store of this base.
             folder: where the features are kept; by default until this object is gone.
             maps: `adam` (LESS's), `sgd`, `adam-corrected`; each is a feature of its own.
@@ -94,8 +96,9 @@ class Features:
         named = None if dtype is None else str(dtype).removeprefix("torch.")
         plan = Plan(tuple(maps), sketch, precision, loss, max_length, batch_size, shard_rows, hidden, seed, named)
         store = collect(
-            base, pool, place, begun, plan, device=device, processes=processes, overwrite=overwrite, progress=progress
-        )
+            base, pool, place, begun, plan, target=() if target is None else read_rows(target), device=device,
+            processes=processes, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
         made = cls(store)
         if kept:
             weakref.finalize(made, shutil.rmtree, kept, ignore_errors=True)
@@ -130,7 +133,7 @@ class Features:
         Args:
             target: rows like the pool's; rows of the pool with a target's prompt are left out.
             share: of the pool's rows that are chosen.
-            by: `less`, `sgd`, `centred` or `less-centred` (without the pool's mean), or a baseline: random, length, tfidf, bm25, hidden.
+            by: `less`, `sgd`, `centred` or `less-centred` (without the pool's mean), `less-corrected` (Adam's own step), or a baseline: random, length, tfidf, bm25, hidden.
             subtasks: field of the target's rows that says which part they belong to; a row's score is the mean over a part, the largest counts.
             base: where the base is now, if it isn't where it was.
             baselines: say how many of the chosen rows each baseline chooses too.
@@ -140,15 +143,14 @@ class Features:
             SelectionError: an empty target, a base with other weights, no row that is left.
             OptionError: an option out of its range.
         """
-        if not 0 < share <= 1:
-            raise OptionError(f"`share` {share} must be above 0 and at most 1")
-        if by not in METHODS:
-            raise OptionError(f"`by` {by} isn't one of {', '.join(METHODS)}")
-        rows = read_rows(target, subtasks)
-        left_out = self._repeated(rows)
-        if left_out.all():
-            raise SelectionError("every row of the pool is a row of the target: there is nothing to choose from")
         header = self.store.header
+        check_choice(share, by, header["maps"], header["hidden"])
+        rows = read_rows(target, subtasks)
+        repeated = self._repeated(rows)
+        if repeated.all():
+            raise SelectionError("every row of the pool is a row of the target: there is nothing to choose from")
+        left_out = repeated | self.store.broken
+        dtype = dtype or header["call"].get("plan", {}).get("dtype")  # as the pool's features
         instrument = open_instrument(self.store.folder, base or header["base"], header, batch_size, device, dtype)
         wanted = Target.of(instrument, rows, header["hidden"], progress)
         del instrument
@@ -164,9 +166,9 @@ class Features:
             "base": header["base"],
         }
         remarks = [*header["remarks"]]
-        if left_out.any():
+        if repeated.any():
             remarks.append(
-                f"{int(left_out.sum()):,} rows of the pool have the prompt of a row of the target and are left out."
+                f"{int(repeated.sum()):,} rows of the pool have the prompt of a row of the target and are left out."
             )
         if len(chosen) < count:
             remarks.append(f"Only {len(chosen):,} rows are left to choose from, fewer than the {count:,} asked for.")
@@ -200,11 +202,14 @@ class Features:
     ) -> Selection:  # fmt: skip
         about, header = self.store.about, self.store.header
         edges = np.linspace(scores.min(), scores.max() if scores.max() > scores.min() else scores.min() + 1, _BINS + 1)
-        sources = []
-        for number, name in enumerate(header["sources"]):
-            own = about["source"] == number
-            counts = tuple(int(count) for count in np.histogram(scores[own], edges)[0])
-            sources.append(SourceCount(name, int(own.sum()), int(own[chosen].sum()), counts))
+        count = len(header["sources"])
+        bins = np.clip(np.searchsorted(edges, scores, "right") - 1, 0, _BINS - 1)
+        histograms = np.bincount(about["source"] * _BINS + bins, minlength=count * _BINS).reshape(count, _BINS).tolist()
+        taken = np.bincount(about["source"][chosen], minlength=count).tolist()
+        sources = [
+            SourceCount(name, sum(own), taken[number], tuple(own))
+            for number, (name, own) in enumerate(zip(header["sources"], histograms, strict=True))
+        ]
         lengths = {"pool": _lengths(about["tokens"]), "chosen": _lengths(about["tokens"][chosen])}
         near: list[Neighbour] = []
         if by in GRADIENTS:

@@ -19,6 +19,8 @@ from surgery.selecting.warmup import Checkpoints
 from surgery.tasks.objectives import Lesson, Objective
 from surgery.tasks.readout import alike, collate
 
+GRADIENT = "gradient"
+
 
 @dataclass(frozen=True, eq=False)
 class Instrument:
@@ -48,20 +50,27 @@ class Instrument:
 
     def features(
         self, lessons: Sequence[Lesson], checkpoint: int, maps: Sequence[str], progress: Progress = silent
-    ) -> dict[str, Float[Tensor, "rows length"]]:
-        """Rows' features at a checkpoint, by map, not normalised, float32 on the CPU; all maps in one backward pass."""
+    ) -> dict[str, Float[Tensor, "rows _"]]:
+        """Rows' features at a checkpoint, by map, not normalised, float32 on the CPU; all maps in one backward pass.
+
+        Under `GRADIENT` the largest number of each row's own gradient, [rows, 1].
+        """
         moments = self.adapter.load(self.checkpoints.place(checkpoint))
         made = {name: GradientMap(name, moments, self.checkpoints.steps[checkpoint]) for name in maps}
         found = {name: torch.zeros(len(lessons), self.sketch.length) for name in maps}
+        found[GRADIENT] = torch.zeros(len(lessons), 1)
         parts: dict[str, Tensor] = {}
 
         def sink(numbers: Sequence[int]) -> Any:
             parts.update(
                 {name: torch.zeros(len(numbers), self.sketch.length, device=self.model.device) for name in maps}
             )
+            parts[GRADIENT] = torch.zeros(len(numbers), 1, device=self.model.device)
 
             def take(layer: str, each: Tensor) -> None:
                 flat = each.flatten(1).float()
+                largest = torch.linalg.vector_norm(flat, torch.inf, dim=1, keepdim=True)
+                parts[GRADIENT] = torch.maximum(parts[GRADIENT], largest)
                 for name, change in made.items():
                     self.sketch.add(layer, change(layer, flat), parts[name])
 
@@ -75,7 +84,7 @@ class Instrument:
                 raise SelectionError(
                     f"{self.model.checkpoint} gives losses that are NaN or infinite: try `dtype` float32"
                 )
-            for name in maps:
+            for name in (*maps, GRADIENT):
                 found[name][numbers] = parts[name].cpu()
             done += len(numbers)
             progress(done, len(lessons), "gradients")

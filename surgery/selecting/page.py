@@ -15,6 +15,7 @@ _METHODS = {
     "sgd": "cosines of gradients",
     "centred": "cosines of gradients without the pool's mean",
     "less-centred": "LESS without the pool's mean",
+    "less-corrected": "LESS with Adam's own step",
 }
 
 

@@ -16,9 +16,29 @@ from surgery.selecting.opening import Instrument
 from surgery.selecting.shards import Store
 from surgery.tasks.rows import Row
 
-GRADIENTS = {"less": ("adam", False), "sgd": ("sgd", False), "centred": ("sgd", True), "less-centred": ("adam", True)}
+GRADIENTS = {
+    "less": ("adam", False),
+    "sgd": ("sgd", False),
+    "centred": ("sgd", True),
+    "less-centred": ("adam", True),
+    "less-corrected": ("adam-corrected", False),
+}
 BASELINES = ("random", "length", "tfidf", "bm25", "hidden")
 METHODS = (*GRADIENTS, *BASELINES)
+
+
+def check_choice(share: float, by: str, maps: Sequence[str], hidden: bool) -> None:
+    """Refuse a share out of its range, or a way of scoring that a store of these maps has no features for."""
+    if not 0 < share <= 1:
+        raise OptionError(f"`share` {share} must be above 0 and at most 1")
+    if by not in METHODS:
+        raise OptionError(f"`by` {by} isn't one of {', '.join(METHODS)}")
+    if by in GRADIENTS and GRADIENTS[by][0] not in maps:
+        raise OptionError(
+            f"`by` {by} needs features by the map {GRADIENTS[by][0]}, and there are {', '.join(maps)}: collect them with it (`maps`)"
+        )
+    if by == "hidden" and not hidden:
+        raise OptionError("`by` hidden: the store was made without hidden states: collect the features with them")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +95,12 @@ def score_rows(
     Raises:
         OptionError: a way that isn't known, or one whose features the store doesn't hold.
     """
-    if by not in METHODS:
-        raise OptionError(f"`by` {by} isn't one of {', '.join(METHODS)}")
+    check_choice(1.0, by, store.header["maps"], store.header["hidden"])
     if by in GRADIENTS:
         assert isinstance(target, Target), "gradients of a target"
         return _by_gradients(store, target, by, progress)
     if by == "hidden":
-        assert isinstance(target, Target), "hidden states of a target"
-        if not store.header["hidden"] or target.hidden is None:
-            raise OptionError("`by` hidden: the store was made without hidden states: collect the features with them")
+        assert isinstance(target, Target) and target.hidden is not None, "hidden states of a target"
         return _cosines(store, [("hidden", 1.0, target.hidden)], target.members, False, None, progress)
     rows = target.rows if isinstance(target, Target) else target
     from surgery.selecting import baselines
@@ -93,10 +110,6 @@ def score_rows(
 
 def _by_gradients(store: Store, target: Target, by: str, progress: Progress) -> NDArray[np.float64]:
     kind, centred = GRADIENTS[by]
-    if kind not in store.header["maps"]:
-        raise OptionError(
-            f"`by` {by} needs features by the map {kind}, and the store holds {', '.join(store.header['maps'])}: collect them with it (`maps`)"
-        )
     weights = store.checkpoints.weights
     parts = [(f"{kind}.{at}", weights[at], each) for at, each in enumerate(target.gradients)]
     # A target's gradients are plain ones, so their mean is the pool's of plain gradients where the store has these.

@@ -80,7 +80,7 @@ class Store:
 
     @cached_property
     def about(self) -> Mapping[str, NDArray]:
-        """Columns of numbers, one a row: `key`, `tokens`, `answer` (tokens), `source` (its number), `offsets` (one more)."""
+        """Columns of numbers, one a row: `key`, `tokens`, `source` (its number), `offsets` (one more)."""
         return about_rows(self.folder)
 
     @property
@@ -98,7 +98,10 @@ class Store:
                     place = slice(start, min(start + _CHUNK, rows))
                     values = file.get_slice(name)[place]
                     scale = file.get_slice(f"{name}.scale")[place] if values.dtype == torch.int8 else None
-                    yield slice(first + place.start, first + place.stop), unpack(values, scale, self.header["length"])
+                    found = unpack(values, scale, self.header["length"])
+                    if values.dtype == torch.uint8:  # signs, which zeros have none of
+                        found[file.get_slice(f"{name}.norm")[place] == 0] = 0.0
+                    yield slice(first + place.start, first + place.stop), found
 
     def row(self, name: str, number: int) -> Float[Tensor, " length"]:
         """One row's features."""
@@ -108,6 +111,19 @@ class Store:
             values = file.get_slice(name)[part]
             scale = file.get_slice(f"{name}.scale")[part] if values.dtype == torch.int8 else None
             return unpack(values, scale, self.header["length"])[0]
+
+    @cached_property
+    def broken(self) -> NDArray[np.bool_]:
+        """Which rows' gradients are NaN or infinite."""
+        found = np.zeros(len(self), bool)
+        for shard in range(shard_count(len(self), self.header["shard_rows"])):
+            first = shard * self.header["shard_rows"]
+            with opened(shard_file(self.folder, shard)) as file:
+                for name in file.keys():  # noqa: SIM118 (no dictionary)
+                    if name.startswith("gradient."):
+                        norms = file.get_tensor(name).numpy()
+                        found[first : first + len(norms)] |= np.isnan(norms)
+        return found
 
     def norms(self, name: str) -> Float[Tensor, " rows"]:
         """The features' norms before they were normalised."""
@@ -147,12 +163,15 @@ def pack(features: Float[Tensor, "rows length"], precision: str) -> tuple[dict[s
 
     `int8` has a scale a row, the largest number / 127; `bit` keeps signs.
     """
-    norms = features.norm(dim=1)
-    unit = features / norms.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    tiny = torch.finfo(torch.float32).tiny
+    largest = features.abs().amax(1)
+    near_one = features / largest.clamp_min(tiny)[:, None]  # whose squares are neither 0 nor infinite
+    near_norms = near_one.norm(dim=1)
+    norms, unit = near_norms * largest, near_one / near_norms.clamp_min(tiny)[:, None]
     if precision == "float16":
         return {"": unit.half()}, norms
     if precision == "int8":
-        scale = unit.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+        scale = unit.abs().amax(1).clamp_min(tiny) / 127
         return {"": (unit / scale[:, None]).round().to(torch.int8), ".scale": scale}, norms
     if precision == "bit":
         return {"": torch.from_numpy(np.packbits(unit.numpy() >= 0, axis=1))}, norms

@@ -48,8 +48,14 @@ def outlive(arguments: Sequence[str]) -> int:
 
 
 def die_with_parent() -> None:
+    """Have the worker killed when the process that started it dies, where the system can."""
+    if _INSIDE in os.environ:
+        end_with_parent()
+
+
+def end_with_parent() -> None:
     """Have this process killed when the one that started it dies, where the system can."""
-    if _INSIDE in os.environ and sys.platform == "linux":
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
 
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -125,10 +124,6 @@ class Plan(Result):
             raise OptionError(
                 f"{path} can't be read as a plan ({error}): name a folder that `surgery sync plan` wrote"
             ) from None
-
-    def starts(self) -> list[int]:
-        """The first step of each round, counted from 0."""
-        return [0, *accumulate(self.lengths)][:-1]
 
 
 class _Content(TypedDict):

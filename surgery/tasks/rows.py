@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from surgery.errors import SelectionError
+from surgery.errors import OptionError, SelectionError
 from surgery.jsonfile import JsonError, parse_loose
 from surgery.tasks.data_files import READERS, read_dataset
 from surgery.tasks.examples import label_text
@@ -60,10 +60,11 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> int:
-        """A number that rows with the same prompt share, case and spaces aside."""
+        """A number that rows with the same prompt share, case and spaces aside; without one, rows with the same answers."""
+        told = (self.prompt or self.answers).lower().split()
         return (
-            xxhash.xxh3_64_intdigest(" ".join(self.prompt.lower().split()).encode("utf-8", "backslashreplace")) >> 1
-        )  # fits a signed number of 64 bits
+            xxhash.xxh3_64_intdigest(" ".join(told).encode("utf-8", "backslashreplace")) >> 1
+        )  # fits 64 bits with a sign
 
     def pieces(self, tokenizer: Any) -> list[Piece]:
         """The text that a language model reads, and which of it is to be learnt."""
@@ -128,9 +129,14 @@ def raw_rows(source: Source, split: str = "train") -> Iterator[tuple[str, Mappin
 
 def read_rows(source: Source, subtasks: str | None = None, split: str = "train") -> list[Row]:
     """All rows of a source; raises SelectionError for none."""
-    rows = [read_row(raw, where, subtasks) for where, raw in raw_rows(source, split)]
+    rows, known = [], False
+    for where, raw in raw_rows(source, split):
+        rows.append(read_row(raw, where, subtasks))
+        known = known or subtasks in raw
     if not rows:
         raise SelectionError(f"{_named(source)} holds no rows: give one at least")
+    if subtasks is not None and not known:
+        raise OptionError(f"`subtasks` {subtasks}: no row of {_named(source)} has such a field")
     return rows
 
 
@@ -156,7 +162,9 @@ class RowFile:
         with file.open("wb") as lines:
             for where, raw in raw_rows(source, split):
                 read_row(raw, where)
-                offsets.append(offsets[-1] + lines.write(json.dumps(dict(raw), ensure_ascii=True).encode() + b"\n"))
+                offsets.append(
+                    offsets[-1] + lines.write(json.dumps(dict(raw), ensure_ascii=True, default=str).encode() + b"\n")
+                )
         if len(offsets) == 1:
             raise SelectionError(f"{_named(source)} holds no rows: give one at least")
         return cls(file, np.array(offsets, np.int64))
@@ -255,6 +263,10 @@ def _conversation(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> list[P
             tokenizer.apply_chat_template(turns[:count], tokenize=False, add_generation_prompt=opened) if count else ""
         )
 
+    if messages[0][0] == "assistant":
+        raise SelectionError(
+            "a conversation begins with the assistant, before whom a chat template puts what it isn't to learn: begin with another's turn, or give `prompt` and `completion`"
+        )
     pieces: list[Piece] = []
     told = ""
     for number, (role, _) in enumerate(messages):

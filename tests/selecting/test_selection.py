@@ -1,5 +1,6 @@
 """Selection end to end: from rows to chosen rows, by every way; rows of all kinds; what is refused, and what is said."""
 
+import datetime
 import json
 import math
 from dataclasses import replace
@@ -10,10 +11,11 @@ import pytest
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.models import load_tokenizer
 from surgery.errors import OptionError, SelectionError
-from surgery.selecting import Features, Selection, Warmup, read_rows
+from surgery.selecting import Features, Selection, Warmup, collecting, read_rows
+from surgery.selecting import features as features_module
 from surgery.selecting.baselines import text_scores
 from surgery.selecting.scoring import METHODS
-from surgery.tasks.rows import read_row
+from surgery.tasks.rows import RowFile, read_row
 from tests.selecting.conftest import opened, raw_rows
 
 OPTIONS = {"warmup": Warmup(share=0.3, epochs=1, rank=2), "sketch": 256, "device": "cpu", "max_length": 48}
@@ -34,7 +36,8 @@ def pool():
 
 @pytest.fixture(scope="module")
 def features(tiny, tmp_path_factory):
-    return Features.collect(tiny("bert-encoder"), pool(), folder=tmp_path_factory.mktemp("s") / "features", **OPTIONS)
+    folder, maps = tmp_path_factory.mktemp("s") / "features", ("adam", "sgd", "adam-corrected")
+    return Features.collect(tiny("bert-encoder"), pool(), folder=folder, maps=maps, **OPTIONS)
 
 
 @pytest.mark.parametrize("by", METHODS)
@@ -58,6 +61,18 @@ def test_every_way_chooses_and_is_saved_and_loaded(by, features, tmp_path):
         "scores.png",
     }
     assert "selected.jsonl" in (folder / "README.md").read_text()
+
+
+def test_histograms_are_those_of_each_sources_scores(features):
+    found = features.select([{"text": "so be it", "label": "sports"}], share=1.0, by="length", device="cpu")
+    for source in found.sources:
+        own = [
+            score
+            for number, score in zip(found.numbers, found.scores, strict=True)
+            if pool()[number]["source"] == source.name
+        ]
+        assert len(own) == source.pool == source.chosen
+        assert list(source.histogram) == np.histogram(own, found.edges)[0].tolist()
 
 
 def test_the_targets_nearest_rows_are_told(features):
@@ -107,6 +122,11 @@ def test_conversations_are_learnt_on_the_assistants_turns(tiny):
     assert all(
         target in (-100, after) for target, after in zip(lesson.targets, [*lesson.tokens.ids[1:], -100], strict=True)
     )
+    alone = read_row({"messages": [{"role": "assistant", "content": "yes"}]}, "here")
+    with pytest.raises(SelectionError, match="begins with the assistant"):
+        alone.pieces(tokenizer)
+    other = read_row({"messages": [{"role": "assistant", "content": "no"}]}, "here")
+    assert alone.key != other.key  # else a target's one row would leave out all that have no prompt
     tokenizer.chat_template = "{{ messages[-1].content }}"
     with pytest.raises(SelectionError, match="changes earlier turns"):
         row.pieces(tokenizer)
@@ -221,6 +241,31 @@ def test_an_empty_target_another_base_and_unknown_answers_are_refused(features, 
         features.select(list(raw_rows(2)), by="magic")
 
 
+def test_a_target_that_nothing_can_be_learnt_of_is_refused_before_the_pass(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(collecting, "warm_up", lambda *_, **__: pytest.fail("the pass has begun"))
+    with pytest.raises(SelectionError, match="row 1 of the target: the answer 'maybe' is none of the pool's"):
+        collect(tiny("bert-encoder"), list(raw_rows(4)), tmp_path, target=[{"text": "it was so", "label": "maybe"}])
+
+
+def test_a_targets_features_are_taken_in_the_pools_precision(tiny, tmp_path, monkeypatch):
+    made, asked = collect(tiny("gpt2"), list(raw_rows(4)), tmp_path, dtype="bfloat16"), []
+    own = features_module.open_instrument
+
+    def opening(*given):
+        asked.append(given[-1])
+        return own(*given)
+
+    monkeypatch.setattr(features_module, "open_instrument", opening)
+    made.select(list(raw_rows(2, seed=9)), share=1.0, device="cpu")
+    made.select(list(raw_rows(2, seed=9)), share=1.0, device="cpu", dtype="float32")
+    assert asked == ["bfloat16", "float32"]
+
+
+def test_dates_of_a_table_are_kept_as_text(tiny, tmp_path):
+    rows = [{**row, "when": datetime.date(2020, 1, 2)} for row in raw_rows(4)]
+    assert RowFile.write(rows, tmp_path / "pool.jsonl").raw([0])[0]["when"] == "2020-01-02"
+
+
 @pytest.fixture
 def files(tmp_path):
     for name, rows in {"pool": pool(), "target": list(raw_rows(4, seed=9)), "other": pool()[-3:]}.items():
@@ -274,6 +319,8 @@ def test_the_command_selects_scores_again_and_shows(ok, run, tiny, files):
         (["select", "pool.jsonl", "--for", "target.jsonl", "--model", "M", "-o", "x", "--by", "luck"], "--by luck isn't one of"),
         (["select", "pool.jsonl", "--for", "target.jsonl", "--model", "M", "-o", "x", "--warmup-share", "2"], "--warmup-share 2.0"),
         (["select", "pool.jsonl", "--for", "broken.jsonl", "--model", "M", "-o", "x"], "broken.jsonl, line 1 isn't JSON"),
+        (["select", "pool.jsonl", "--for", "target.jsonl", "--model", "M", "-o", "x", "--maps", "sgd"], "--by less needs features by the map adam"),
+        (["select", "pool.jsonl", "--for", "target.jsonl", "--model", "M", "-o", "x", "--subtasks", "part"], "no row of target.jsonl has such a field"),
         (["select", "score", "nowhere", "--for", "target.jsonl", "-o", "x"], "can't be read as a store of features"),
         (["select", "show", "nowhere"], "can't be read as a selection"),
     ],

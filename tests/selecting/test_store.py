@@ -15,6 +15,7 @@ from surgery.selecting import Features, Warmup, collecting
 from surgery.selecting.capture import stacked
 from surgery.selecting.collecting import open_instrument
 from surgery.selecting.maps import GradientMap
+from surgery.selecting.opening import GRADIENT, Instrument
 from surgery.selecting.scoring import Target, best, score_rows
 from surgery.selecting.shards import pack, unpack
 from surgery.selecting.sketch import CountSketch
@@ -39,7 +40,7 @@ def test_kept_features_are_near_what_they_were(precision):
     features[3] = 0
     kept, norms = pack(features, precision)
     found = unpack(kept[""], kept.get(".scale"), 403)
-    assert torch.equal(norms, features.norm(dim=1))
+    assert torch.allclose(norms, features.norm(dim=1))
     unit = torch.nn.functional.normalize(features, dim=1)
     if precision == "bit":
         assert (found[unit < 0] < 0).all()
@@ -49,6 +50,50 @@ def test_kept_features_are_near_what_they_were(precision):
     else:
         assert (found - unit).abs().max() <= (2.0**-12 if precision == "float16" else unit.abs().max() / 250)
         assert not found[3].any()
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "bit"])
+@pytest.mark.parametrize("size", [1e-24, 1e-38, 1e30])
+def test_features_of_any_size_are_kept(precision, size):
+    features = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    (kept, _), (wanted, _) = pack(features * size, precision), pack(features, precision)
+    scales = [each.get(".scale") for each in (kept, wanted)]
+    found, plain = unpack(kept[""], scales[0], 50), unpack(wanted[""], scales[1], 50)
+    assert torch.allclose(found, plain, atol=0.01)
+
+
+def broken(monkeypatch, rows):
+    """Have a row's gradients be NaN and another's zero, by their first numbers."""
+    own = Instrument.features
+
+    def features(self, lessons, *given):
+        found = own(self, lessons, *given)
+        if len(lessons) > max(rows):
+            for each in found.values():
+                each[rows[0]] = float("nan")
+            for name in ("sgd", GRADIENT):
+                found[name][rows[1]] = 0.0
+        return found
+
+    monkeypatch.setattr(Instrument, "features", features)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bit"])
+def test_rows_whose_gradients_are_no_numbers_are_said_and_never_chosen(tiny, tmp_path, monkeypatch, precision):
+    broken(monkeypatch, (1, 6))
+    rows, folder = list(raw_rows(8)), tmp_path / "features"
+    made = Features.collect(tiny("llama"), rows, folder=folder, precision=precision, maps=("sgd", "adam"), **SMALL)
+    monkeypatch.undo()
+    remarks = " ".join(made.store.header["remarks"])
+    assert "1 rows have no gradient: by plain gradients their scores are 0" in remarks
+    assert "gradients of 1 rows are NaN or infinite: they are never chosen" in remarks
+    assert made.store.broken.tolist() == [number == 1 for number in range(8)]
+    _, chunk = next(made.store.chunks("sgd.0"))
+    assert [bool(row.any()) for row in chunk] == [number not in (1, 6) for number in range(8)]
+    for by in ("sgd", "less", "length"):
+        found = made.select(list(raw_rows(2, seed=9)), share=1.0, by=by, device="cpu")
+        assert sorted(found.numbers) == [0, 2, 3, 4, 5, 6, 7]
+        assert "Only 7 rows are left" in " ".join(found.remarks)
 
 
 @given(st.integers(1, 90), st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**40))
