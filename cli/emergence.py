@@ -213,6 +213,10 @@ def _grammar_of(model: str) -> Path:
     from surgery.errors import OptionError
 
     found = Path(model).expanduser() / GRAMMAR_FILE
+    if not found.parent.is_dir():
+        raise OptionError(
+            f"{model} isn't a folder here: name a model's folder, or a grammar too for a hub id (--grammar)"
+        )
     if not found.exists():
         raise OptionError(f"{model} holds no {GRAMMAR_FILE}: name a grammar by --grammar")
     return found

@@ -150,6 +150,10 @@ def _grammar_of(model: str) -> Path:
     from pcfg.grammars.grammar import GRAMMAR_FILE
 
     grammar = Path(model).expanduser() / GRAMMAR_FILE
+    if not grammar.parent.is_dir():
+        raise OptionError(
+            f"{model} isn't a folder here: name a model's folder, or a grammar or trees too for a hub id (--grammar, --trees)"
+        )
     if not grammar.exists():
         raise OptionError(f"{model} holds no {GRAMMAR_FILE}: name a grammar by --grammar, or trees by --trees")
     return grammar

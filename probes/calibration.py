@@ -75,6 +75,11 @@ class Calibration:
         """The highest R squared at layers that haven't; None where there are none, or no probe could be asked."""
         return max(self._asked(complete=False), default=None)
 
+    def usual_before(self) -> float | None:
+        """The median R squared at layers that haven't."""
+        asked = self._asked(complete=False)
+        return float(np.median(asked)) if asked else None
+
     def holds(self) -> bool:
         """Whether linear probes find what is there, as far as they could be asked, and heads zero the spans that need them
         and no others.

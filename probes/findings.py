@@ -1,5 +1,6 @@
 """Findings: all numbers of an experiment, apart from files and pages, and what they say."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,11 @@ class Findings:
     def _calibrated(self, found: Calibration) -> str:
         """What linear probes, two-layer ones and ablations find where the answer is known."""
         after, before, zeroed = found.after(), found.before(), sum(head.zeroed for head in found.heads)
-        early = "" if before is None else f", and {before:.3f} at most before"
+        early = (
+            ""
+            if before is None
+            else f", and before with {found.usual_before():.3f} in the median ({math.floor(1e4 * before) / 1e4:.4f} at most)"
+        )
         needing, others = sum(head.needing for head in found.heads), sum(head.others for head in found.heads)
         random = sum(head.random_zeroed for head in found.heads)
         r2 = [self.find(f"span-{kind}", "model", "r2", self.best_layer) for kind in ("two-layer", "linear")]

@@ -136,7 +136,7 @@ def load_bridge(checkpoint: Checkpoint, module: Any, tokenizer: Any, device: tor
                 str(checkpoint.folder), hf_model=module, tokenizer=tokenizer, device=str(device)
             ), ""
     except Exception as error:  # whatever the library raises on models it doesn't know
-        why = textwrap.shorten(first_line(error), 120, placeholder=" ...")
+        why = textwrap.shorten(first_line(error).partition(". ")[0], 120, placeholder=" ...")
         return None, f"TransformerLens can't load it ({why})"
 
 

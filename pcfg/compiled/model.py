@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_outputs import ModelOutput
@@ -166,7 +166,7 @@ class InsideOutsideTransformer(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: Integer[Tensor, "B T"] | None = None,
+        input_ids: Shaped[Tensor, "B T"] | None = None,
         attention_mask: Tensor | None = None,
         head_mask: Float[Tensor, "layers heads"] | None = None,
         output_hidden_states: bool | None = None,
@@ -279,7 +279,11 @@ class InsideOutsideTransformer(PreTrainedModel):
     def _words_of(self, input_ids: Tensor) -> Tensor:
         """Which tokens are words or masks, bool [B, T]."""
         config = self.config
-        if input_ids.dim() != 2 or bool(((input_ids < 0) | (input_ids >= config.vocab_size)).any()):
+        if (
+            input_ids.dim() != 2
+            or input_ids.is_floating_point()
+            or bool(((input_ids < 0) | (input_ids >= config.vocab_size)).any())
+        ):
             raise OptionError(
                 f"input_ids must be [sentences, tokens] of numbers from 0 to {config.vocab_size - 1}: take the model's own tokenizer"
             )
@@ -314,6 +318,9 @@ class InsideOutsideTransformer(PreTrainedModel):
         if bool((nothing := z == 0).any()) and not seen:  # hooks may have taken away what there was
             wrong[nothing] = self._has_trees(embeds[nothing], is_word[nothing], head_mask)
         if bool(wrong.any()):
+            broken = [name for name, weight in self.named_parameters() if not bool(weight.isfinite().all())]
+            if broken:
+                raise OptionError(f"the model's weight {broken[0]} holds NaN or infinity: compile the grammar again")
             warnings.warn(
                 f"scores of {int(wrong.sum())} of {len(z)} sentences, number {int(wrong.nonzero()[0])} first, are outside the range of "
                 f"{str(z.dtype).removeprefix('torch.')} (or states were changed): what is said of them is wrong; compile the grammar in float64",

@@ -28,7 +28,7 @@ def prune(
     Of a grammar made from rules of any shape, these are symbols of its binary form: unary chains aren't known afterwards.
 
     Args:
-        keep_nonterminals: how many to keep, at most; fewer are left where some need what is gone.
+        keep_nonterminals: how many to keep, at most, the likeliest root among them; fewer are left where some need what is gone.
         sentences: use is the expected number of nodes in their parses. None: in the sentences that the grammar makes;
             for a grammar read off trees without smoothing, that is as often as in those trees.
 
@@ -44,10 +44,38 @@ def prune(
         check_sentences(grammar, sentences)
         counts = expected_counts(grammar, sentences, engine=engine, device=device, workers=workers)
         uses = counts.by_nonterminal(grammar)
+    try:
+        return _restricted(grammar, _most_used(grammar, uses, keep_nonterminals))
+    except GrammarError:
+        enough = next(
+            (count for count in range(keep_nonterminals + 1, len(uses) + 1) if _derives(grammar, uses, count)), None
+        )
+        if enough is None:
+            raise
+        raise GrammarError(
+            f"the {keep_nonterminals} nonterminals used most derive no sentence without the others: keep {enough} or more"
+        ) from None
+
+
+def _most_used(grammar: Grammar, uses: Float64[np.ndarray, " N"], count: int) -> Bool[np.ndarray, " S"]:
+    """The preterminals and so many nonterminals, a root among them: without one there is no sentence."""
     kept = np.ones(len(grammar.start), bool)
     kept[: len(uses)] = False
-    kept[np.argsort(-uses, kind="stable")[:keep_nonterminals]] = True
-    return _restricted(grammar, kept)
+    most = np.argsort(-uses, kind="stable")[:count]
+    roots = grammar.start[: len(uses)]
+    if roots.any() and not roots[most].any():
+        most[-1] = roots.argmax()
+    kept[most] = True
+    return kept
+
+
+def _derives(grammar: Grammar, uses: Float64[np.ndarray, " N"], count: int) -> bool:
+    """Whether the nonterminals used most derive a sentence."""
+    try:
+        _restricted(grammar, _most_used(grammar, uses, count))
+    except GrammarError:
+        return False
+    return True
 
 
 def share_parsed(grammar: Grammar, whole: Grammar, *, max_length: int, count: int = 500, seed: int = 0) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 from probes.emergence.combining import Comparison
 from probes.emergence.explaining import Explanation
 from probes.emergence.scores import Rate, Score
+from surgery.reporting.plural import number_of
 
 
 @dataclass(frozen=True)
@@ -118,17 +119,25 @@ class Competence:
         """How far the model is from the optimum, which rules it knows least, and what combinations do."""
         last, worst = self.last, self.rules[:3]
         named = "; ".join(f"{found.rules[0]} ({_brief(found.failure)})" for found in worst)
+        ranked = f"The rules whose texts fail most, of {len(self.rules)}: {named}."
+        level = [found for found in self.rules if found.failure.value == self.rules[0].failure.value] if worst else []
+        if len(level) > len(worst):
+            ranked = f"The texts of {len(level)} of {len(self.rules)} rules fail most and alike ({worst[0].failure.value:.3g}), the first by total variation: {'; '.join(found.rules[0] for found in worst)}. Another `threshold` may tell them apart."
         lines = [
             f"Masked words are predicted {_brief(last.excess)} nats above the optimum of {self.optimum:.3f}, and a share of {_brief(last.failure)} of a text's masks fails.",
-            f"The rules whose texts fail most, of {len(self.rules)}: {named}.",
+            ranked,
         ]
-        asked = [c for c in self.comparisons if (c.kind, c.failure) == ("mean", "hard")]
-        if asked:
-            better, worse = (sum(c.verdict == verdict for c in asked) for verdict in ("better", "worse"))
+        if self.comparisons:
             lines.append(
-                f"Pairs at half the excess loss fail less than single rules did before at {better} of {len(asked)} checkpoints, and more at {worse}."
+                f"By total variation, pairs {self._paired('mean', 'in one text')}; {self._paired('apart', 'from two texts, either failing,')}."
             )
         return lines
+
+    def _paired(self, kind: str, named: str) -> str:
+        """How often pairs fail less than single rules did when the excess loss was twice as large."""
+        asked = [c for c in self.comparisons if (c.kind, c.failure) == (kind, "soft")]
+        better, worse = (sum(c.verdict == verdict for c in asked) for verdict in ("better", "worse"))
+        return f"{named} fail less than single rules did at twice the excess loss at {better} of {number_of(len(asked), 'checkpoint')} and more at {worse}"
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """A row a rule, the worst first."""

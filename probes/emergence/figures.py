@@ -72,7 +72,7 @@ def _rules(report: Competence, file: Path) -> None:
         mean = report.last.failure.value
         axes.axhline(mean, color="#777777", linestyle="--", linewidth=1.1)
         axes.annotate(
-            "all texts", (1, mean), (4, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=9
+            "all texts", (1, mean), (-3, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=9
         )
         axes.set(xlabel="texts that use the rule", ylabel="failure of these texts")
         _log_axis(axes, [r.texts for r in rules])
@@ -215,9 +215,12 @@ def draw_curves(curves: Sequence[Any], lines: Sequence[Any], file: Path) -> Figu
         )
         right.set_ylim(0)
         right.xaxis.get_major_locator().set_params(integer=True)
+    several = len({(point.theta, point.alpha) for point in curves}) > 1
+    rest = " Drawn for the first theta and alpha; the table has all." if several else ""
     return Figure(
         file.name,
-        "Left: how many times more than texts the worst share alpha of skills may fail, by the theorem (solid) and exactly for independent draws (dashed); a solid line ends where the theorem has no bound. Right: the share of failures that the worst tuples of skills may have.",
+        "Left: how many times more than texts the worst share alpha of skills may fail, by the theorem (solid) and exactly for independent draws (dashed); a solid line ends where the theorem has no bound. Right: the share of failures that the worst tuples of skills may have."
+        + rest,
         "Beta against alpha, and failure of the worst tuples against their size, a colour for each k",
     )
 

@@ -36,6 +36,7 @@ from surgery.sync import ranks
 
 _LONGEST = 40  # words of a sentence
 _ALPHAS = (0.05, 0.1, 0.2, 0.3, 0.5)
+_ROUNDING = 1e-6  # of total variation, as models predict in float32
 _FEWEST = 20  # sentences, for halves, held-out texts and intervals
 
 
@@ -126,7 +127,7 @@ def measure_competence(
         settings={key: call[key] for key in ("sentences", "threshold", "alpha", "least")},
         masks=len(found.sentence),
         optimum=float(found.entropy.mean()),
-        pinsker_violations=int((found.variation > np.sqrt(found.kl / 2) + 1e-9).sum()),
+        pinsker_violations=int((found.variation > np.sqrt(found.kl / 2) + _ROUNDING).sum()),
         notes=_notes(loaded, grammar, uses),
         seconds=round(time.monotonic() - began, 1),
         **summed_up,
@@ -226,7 +227,7 @@ def _measured(
         excess=mean_rate(failed.excess, seed, failed.masks.astype(np.float64)),
         tuple_failures=tuple_means(graph.drawn, failed.hard, seed),
         tuple_softs=tuple_means(graph.drawn, failed.soft, seed),
-        rules=tuple(sorted(scores, key=lambda found: -found.failure.value)),
+        rules=tuple(sorted(scores, key=lambda found: (-found.failure.value, -found.soft.value))),
         halves=_agreement(halves[0][both], halves[1][both]),
         explanations=explain(tuple(names), counts, drawn, failed, seed=seed),
     )

@@ -304,3 +304,21 @@ def test_configurations_that_are_no_grammar_s(tmp_path, changes, said):
     file.write_text(json.dumps({**content, **changes}))
     with pytest.raises(OptionError, match=said):
         AutoModel.from_pretrained(tmp_path / "built")
+
+
+def test_the_likeliest_root_is_kept():
+    """S is used least, once a sentence, and without it there are none."""
+    rules = "S -> NP VP [1]\nNP -> NP PP [.1] | D N [.9]\nVP -> VP PP [.3] | V NP [.7]\nPP -> P NP [1]\nD -> 'the' [1]\nN -> 'dog' [1]\nV -> 'saw' [1]\nP -> 'with' [1]"
+    assert sorted(prune(Grammar.from_text(rules), 3).nonterminals) == ["NP", "S", "VP"]
+    with pytest.raises(GrammarError, match=r"2 nonterminals used most derive no sentence .* keep 3 or more"):
+        prune(Grammar.from_text(rules), 2)
+
+
+def test_weights_that_are_no_numbers_and_tokens_that_are_none_are_named():
+    grammar = Grammar.random(2, 3, 8, seed=0)
+    model = compile_transformer(grammar, max_length=4)
+    with pytest.raises(OptionError, match="input_ids must be"):
+        model(torch.tensor([[5.0, 6.0]]))
+    model.roots[0] = float("nan")
+    with pytest.raises(OptionError, match="weight roots holds NaN or infinity"):
+        model(torch.tensor([[5, 6, 7]]))

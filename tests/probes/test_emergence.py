@@ -12,7 +12,8 @@ import torch
 from scipy.sparse import csc_array
 from scipy.stats import spearmanr
 
-from pcfg import Grammar, sample
+from pcfg import Grammar, compile_transformer, sample
+from pcfg.compiled.compiling import save
 from pcfg.inference.masked_words import masked_posteriors
 from pcfg.learning.excess_loss import masked_log_probs, word_ids
 from pcfg.learning.pretraining import HELD_OUT, Pretrained, PretrainRecipe, pretrain
@@ -25,6 +26,7 @@ from probes.emergence.graph import SkillGraph
 from probes.emergence.rules import RuleUses, common_tuples, rule_names
 from probes.emergence.scores import TextFailures, score
 from probes.errors import ProbeError, ProbeGrammarError, ProbeModelError, ProbeOptionError
+from probes.example import example_grammar
 from surgery.errors import OptionError
 from tests.support.exact_model import exact_model
 
@@ -89,6 +91,17 @@ def test_a_rule_that_the_model_never_saw_is_at_the_bottom(grammar):
     assert report.last.explanations[1].coefficients[0][0] == missing
     assert all(missing in pair.rules for pair in report.pairs[:2])
     assert report.pinsker_violations == 0
+
+
+def test_the_optimum_knows_every_rule_alike_and_keeps_to_pinsker(tmp_path):
+    """In a model's float32 too."""
+    grammar = example_grammar()
+    save(compile_transformer(grammar, max_length=8), grammar, tmp_path / "built")
+    report = measure_competence(tmp_path / "built", grammar, 60, least=5, device="cpu")
+    assert report.pinsker_violations == 0
+    assert report.last.excess.value == pytest.approx(0, abs=1e-6)
+    assert "rules fail most and alike (0)" in report.summary[1]
+    assert report.last.halves is None  # nothing is ranked
 
 
 def test_rules_are_those_of_the_trees(grammar):
