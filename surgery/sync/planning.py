@@ -119,7 +119,7 @@ class Plan(Result):
             content = load_named(path, FORMAT, _Content)
             if not content["lengths"] or min(content["lengths"]) < 1:
                 raise JsonError("its rounds have no steps")
-            return cls(Schedule(**content["schedule"]), tuple(content["lengths"]), content["weights"])
+            return cls(Schedule.of(content["schedule"]), tuple(content["lengths"]), content["weights"])
         except (OSError, JsonError, TypeError, KeyError, OptionError) as error:
             raise OptionError(
                 f"{path} can't be read as a plan ({error}): name a folder that `surgery sync plan` wrote"

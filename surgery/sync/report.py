@@ -130,7 +130,7 @@ class SyncReport(Result):
     def of(cls, content: Mapping[str, Any]) -> "SyncReport":
         """Read `content`'s JSON."""
         rounds = tuple(Round(*each) for each in content["rounds"])
-        schedule = Schedule(**content["schedule"])
+        schedule = Schedule.of(content["schedule"])
         return cls(schedule, rounds, content["weights"], content["workers"], tuple(content["lost"]), content["seconds"])
 
 

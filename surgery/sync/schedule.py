@@ -63,6 +63,11 @@ class Schedule:
         if self.kind == "post-local" and self.switch is None:
             raise OptionError("`switch` is missing: give the step from which post-local averages seldom")
 
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> "Schedule":
+        """Read the fields that a report holds; earlier ones name an alpha where none counts."""
+        return cls(**{**content, "alpha": content.get("alpha") if content.get("kind") in _POWERS else None})
+
     @property
     def driven(self) -> bool:
         """Whether the learning rate decides the length of rounds."""

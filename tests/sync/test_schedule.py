@@ -1,5 +1,6 @@
 """Schedules: the paper's figures, the rule against a plain loop, the clock against the plan, and what is refused."""
 
+import json
 import math
 
 import pytest
@@ -100,6 +101,10 @@ def test_a_plan_is_kept_and_shown(tmp_path):
     found.save(tmp_path / "plan")
     assert Plan.load(tmp_path / "plan") == found
     assert (tmp_path / "plan" / "h.png").stat().st_size > 1000
+    constant = plan([0.1] * 10, kind="constant", budget=0.5)
+    content = {**constant.content(), "schedule": {**constant.content()["schedule"], "alpha": 1.0}}  # as it was once written
+    (tmp_path / "plan" / "report.json").write_text(json.dumps(content))
+    assert Plan.load(tmp_path / "plan") == constant
     (tmp_path / "plan" / "report.json").write_text('{"format": "surgery sync plan 1"}')
     with pytest.raises(OptionError, match=r"report\.json can't be read as a plan"):
         Plan.load(tmp_path / "plan")
