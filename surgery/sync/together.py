@@ -140,7 +140,7 @@ class Together:
         """
         if self.workers.late:
             return None
-        states = _states(folder)
+        states = {number: list[int]() for number in self.workers.members} | _states(folder)
         step = int(self.sync.gather([float(_step_of_all(states))])[0][0])  # after it, all have looked
         for later in states.get(self.workers.me, []):
             if later > step:
@@ -175,11 +175,10 @@ def _step_of_all(states: Mapping[int, Sequence[int]]) -> int:
 
     Workers save at the same steps and keep two states each: whose last is older than the furthest one's two was dead by then.
     """
-    if not states:
-        return 0
-    furthest = max(states.values(), key=lambda steps: steps[-1])
-    there = [set(steps) for steps in states.values() if steps[-1] >= furthest[-2:][0]]
-    return max(set.intersection(*there), default=0)
+    furthest = max(states.values(), key=lambda steps: max(steps, default=0), default=[])
+    oldest = furthest[-2] if len(furthest) > 1 else 0
+    there = [set(steps) for steps in states.values() if max(steps, default=0) >= oldest]
+    return max(set.intersection(*there), default=0) if there else 0
 
 
 def shared_call(workers: Workers | None, recipe: SyncRecipe | None) -> dict[str, Any]:

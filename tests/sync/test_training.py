@@ -176,6 +176,8 @@ def steps_of(names, worker):
         ({0: [6, 7], 1: [5, 6], 2: [2, 3]}, 6),
         ({0: [1], 1: [1, 2]}, 1),
         ({0: [1]}, 1),
+        ({0: [1], 1: []}, 0),  # killed as it saved for the first time
+        ({0: [1, 2], 1: []}, 2),
     ],
 )
 def test_the_step_that_all_who_were_there_have(states, step):
