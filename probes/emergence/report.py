@@ -43,10 +43,20 @@ class CompetenceReport(Competence, Result):
         try:
             report = convert(content, cls)
             conform(content, _Content)
+            _check_shares(report)
             competence_page(report, ()).markdown()
             return report
         except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise ProbeError(f"{path} is damaged ({error}): write it again") from None
+
+
+def _check_shares(report: CompetenceReport) -> None:
+    """Refuse failures that are no shares, and counts below 0. Raises ValueError."""
+    scores = [*report.tuples, *(rule for measured in report.measured for rule in measured.rules)]
+    for found in scores:
+        rates = (found.failure, found.soft)
+        if found.texts < 0 or found.uses < 0 or not all(0 <= rate.value <= 1 for rate in rates):
+            raise ValueError(f"{' + '.join(found.rules)} has a failure that is no share, or a count below 0")
 
 
 class _Settings(TypedDict):

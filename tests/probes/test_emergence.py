@@ -267,7 +267,16 @@ def test_the_report_is_saved_and_loaded(report, tmp_path):
     assert report.rules[0].rules[0] in page and "Over training" in page
     assert report.to_pandas().shape[0] == len(report.rules)
     content = json.loads((tmp_path / "report" / "report.json").read_text())
-    for damage in ({"settings": {}}, {"measured": []}, {"theory": None}, {"tuples": [{"rules": ["x"]}]}):
+    wrong = json.loads(json.dumps(content["measured"]))
+    wrong[-1]["rules"][0]["failure"]["value"] = 7.0
+    damages = (
+        {"settings": {}},
+        {"measured": []},
+        {"theory": None},
+        {"tuples": [{"rules": ["x"]}]},
+        {"measured": wrong},
+    )
+    for damage in damages:
         (tmp_path / "report" / "report.json").write_text(json.dumps({**content, **damage}))
         with pytest.raises(ProbeError, match=r"report\.json is damaged"):
             CompetenceReport.load(tmp_path / "report")

@@ -102,7 +102,10 @@ def test_a_plan_is_kept_and_shown(tmp_path):
     assert Plan.load(tmp_path / "plan") == found
     assert (tmp_path / "plan" / "h.png").stat().st_size > 1000
     constant = plan([0.1] * 10, kind="constant", budget=0.5)
-    content = {**constant.content(), "schedule": {**constant.content()["schedule"], "alpha": 1.0}}  # as it was once written
+    content = {
+        **constant.content(),
+        "schedule": {**constant.content()["schedule"], "alpha": 1.0},
+    }  # as it was once written
     (tmp_path / "plan" / "report.json").write_text(json.dumps(content))
     assert Plan.load(tmp_path / "plan") == constant
     (tmp_path / "plan" / "report.json").write_text('{"format": "surgery sync plan 1"}')
