@@ -129,15 +129,15 @@ class Competence:
         ]
         if self.comparisons:
             lines.append(
-                f"By total variation, pairs {self._paired('mean', 'in one text')}; {self._paired('apart', 'from two texts, either failing,')}."
+                f"By total variation, pairs in one text fail less than single rules did at twice the excess loss at {self._better('mean')}; pairs from two texts, of which either may fail, at {self._better('apart')}."
             )
         return lines
 
-    def _paired(self, kind: str, named: str) -> str:
-        """How often pairs fail less than single rules did when the excess loss was twice as large."""
+    def _better(self, kind: str) -> str:
+        """At how many checkpoints pairs fail less than single rules did when the excess loss was twice as large."""
         asked = [c for c in self.comparisons if (c.kind, c.failure) == (kind, "soft")]
         better, worse = (sum(c.verdict == verdict for c in asked) for verdict in ("better", "worse"))
-        return f"{named} fail less than single rules did at twice the excess loss at {better} of {number_of(len(asked), 'checkpoint')} and more at {worse}"
+        return f"{better} of {number_of(len(asked), 'checkpoint')} and more at {worse}"
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
         """A row a rule, the worst first."""
