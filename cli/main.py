@@ -86,7 +86,7 @@ def main() -> None:
         _under_launcher()
     try:
         if launched() and not is_shared(sys.argv[1:]):
-            alone(" ".join(["surgery", *sys.argv[1:2]]))
+            alone(" ".join(["surgery", *sys.argv[1:2], *(word for word in sys.argv[1:] if word == "--dry-run")]))
         app()
     except SurgeryError as error:
         if not launched() or _is_the_one_to_say_so(error):

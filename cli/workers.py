@@ -74,8 +74,7 @@ def count() -> int:
 def is_shared(arguments: Sequence[str]) -> bool:
     """Whether the command of these arguments has work for several workers."""
     words = [" ".join(arguments[:count]) for count in (1, 2)]
-    planned = {"--dry-run", "--help", "-h"} & set(arguments)
-    return not planned and any(each in _SHARED for each in words) and words[1] not in _NOT_SHARED
+    return "--dry-run" not in arguments and any(each in _SHARED for each in words) and words[1] not in _NOT_SHARED
 
 
 def alone(command: str) -> None:

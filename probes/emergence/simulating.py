@@ -65,11 +65,6 @@ class Simulation(Result):
     points: tuple[SimulatedPoint, ...]
 
     @property
-    def broken(self) -> list[float]:
-        """The alphas at which the texts found exceed the theorem's bound for a finite graph."""
-        return [p.alpha for p in self.points if p.finite is not None and p.adversary > p.finite]
-
-    @property
     def summary(self) -> list[str]:
         """What random and adversarial sets do, and whether the theorem holds."""
         first = self.points[0]
@@ -78,7 +73,7 @@ class Simulation(Result):
             f"The worst texts found fail the worst share {first.alpha:g} of skills {first.adversary:.3f} times as often as texts fail; the theorem says {bound}, and exact for skills chosen beforehand is {first.exact:.3f} (simulated {first.fixed:.3f}).",
             f"Random texts of the same number: {first.random:.3f}, which would verify any bound.",
         ]
-        broken = self.broken
+        broken = [p.alpha for p in self.points if p.finite is not None and p.adversary > p.finite]
         if broken:
             lines.append(f"The theorem's bound is exceeded for alpha {', '.join(f'{a:g}' for a in broken)}.")
         return lines

@@ -21,9 +21,10 @@ from surgery.provenance import provenance
 from surgery.resuming import CALL, digest, read_state, resumable, state_folder
 from surgery.selecting.lora import ADAPTER, same_base
 from surgery.selecting.maps import MAPS
-from surgery.selecting.opening import GRADIENT, Instrument
+from surgery.selecting.opening import Instrument
 from surgery.selecting.shards import (
     FORMAT,
+    GRADIENT,
     PRECISIONS,
     Header,
     Store,

@@ -14,12 +14,11 @@ from surgery.progress import Progress, silent
 from surgery.selecting.capture import gradients
 from surgery.selecting.lora import Adapter
 from surgery.selecting.maps import GradientMap
+from surgery.selecting.shards import GRADIENT
 from surgery.selecting.sketch import CountSketch
 from surgery.selecting.warmup import Checkpoints
 from surgery.tasks.objectives import Lesson, Objective
 from surgery.tasks.readout import alike, collate
-
-GRADIENT = "gradient"
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from surgery.errors import OptionError, SelectionError
 from surgery.progress import Progress, silent
 from surgery.selecting.opening import Instrument
-from surgery.selecting.shards import Store
+from surgery.selecting.shards import Store, normalised
 from surgery.tasks.rows import Row
 
 GRADIENTS = {
@@ -67,7 +67,7 @@ class Target:
             each = instrument.features(lessons, at, ("sgd",), progress)["sgd"]
             if not bool(torch.isfinite(each).all()):
                 raise SelectionError("gradients of the target are NaN or infinite: try `dtype` float32")
-            found.append(torch.nn.functional.normalize(each, dim=1))
+            found.append(normalised(each)[0])
         if not any(bool(each.any()) for each in found):
             raise SelectionError(
                 "all gradients of the target are zero: warm up (`warmup_share` above 0), or give rows that the model doesn't know by heart"

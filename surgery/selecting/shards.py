@@ -20,6 +20,8 @@ from surgery.tasks.rows import RowFile
 
 FORMAT = "surgery features 1"
 PRECISIONS = ("float16", "int8", "bit")
+_TINY = torch.finfo(torch.float32).tiny
+GRADIENT = "gradient"  # beside the maps: the largest number of each row's own gradient
 _CHUNK = 256  # rows unpacked at once
 
 
@@ -96,21 +98,21 @@ class Store:
                 rows = file.get_slice(name).get_shape()[0]
                 for start in range(0, rows, _CHUNK):
                     place = slice(start, min(start + _CHUNK, rows))
-                    values = file.get_slice(name)[place]
-                    scale = file.get_slice(f"{name}.scale")[place] if values.dtype == torch.int8 else None
-                    found = unpack(values, scale, self.header["length"])
-                    if values.dtype == torch.uint8:  # signs, which zeros have none of
-                        found[file.get_slice(f"{name}.norm")[place] == 0] = 0.0
-                    yield slice(first + place.start, first + place.stop), found
+                    yield slice(first + place.start, first + place.stop), self._read(file, name, place)
 
     def row(self, name: str, number: int) -> Float[Tensor, " length"]:
         """One row's features."""
         shard, place = divmod(number, self.header["shard_rows"])
         with opened(shard_file(self.folder, shard)) as file:
-            part = slice(place, place + 1)
-            values = file.get_slice(name)[part]
-            scale = file.get_slice(f"{name}.scale")[part] if values.dtype == torch.int8 else None
-            return unpack(values, scale, self.header["length"])[0]
+            return self._read(file, name, slice(place, place + 1))[0]
+
+    def _read(self, file: Any, name: str, place: slice) -> Float[Tensor, "chunk length"]:
+        values = file.get_slice(name)[place]
+        scale = file.get_slice(f"{name}.scale")[place] if values.dtype == torch.int8 else None
+        found = unpack(values, scale, self.header["length"])
+        if values.dtype == torch.uint8:  # signs, which zeros have none of
+            found[file.get_slice(f"{name}.norm")[place] == 0] = 0.0
+        return found
 
     @cached_property
     def broken(self) -> NDArray[np.bool_]:
@@ -120,7 +122,7 @@ class Store:
             first = shard * self.header["shard_rows"]
             with opened(shard_file(self.folder, shard)) as file:
                 for name in file.keys():  # noqa: SIM118 (no dictionary)
-                    if name.startswith("gradient."):
+                    if name.startswith(f"{GRADIENT}."):
                         norms = file.get_tensor(name).numpy()
                         found[first : first + len(norms)] |= np.isnan(norms)
         return found
@@ -158,20 +160,24 @@ def shard_file(folder: Path, number: int) -> Path:
     return folder / f"features-{number:05d}.safetensors"
 
 
+def normalised(features: Float[Tensor, "rows length"]) -> tuple[Float[Tensor, "rows length"], Float[Tensor, " rows"]]:
+    """Features of norm 1, and their norms; rows of zeros stay zeros, however small others are."""
+    largest = features.abs().amax(1)
+    near_one = features / largest.clamp_min(_TINY)[:, None]  # whose squares are neither 0 nor infinite
+    norms = near_one.norm(dim=1)
+    return near_one / norms.clamp_min(_TINY)[:, None], norms * largest
+
+
 def pack(features: Float[Tensor, "rows length"], precision: str) -> tuple[dict[str, Tensor], Float[Tensor, " rows"]]:
     """Normalised features as they are kept, by the ending of their name; and their norms. Rows of zeros stay zeros.
 
     `int8` has a scale a row, the largest number / 127; `bit` keeps signs.
     """
-    tiny = torch.finfo(torch.float32).tiny
-    largest = features.abs().amax(1)
-    near_one = features / largest.clamp_min(tiny)[:, None]  # whose squares are neither 0 nor infinite
-    near_norms = near_one.norm(dim=1)
-    norms, unit = near_norms * largest, near_one / near_norms.clamp_min(tiny)[:, None]
+    unit, norms = normalised(features)
     if precision == "float16":
         return {"": unit.half()}, norms
     if precision == "int8":
-        scale = unit.abs().amax(1).clamp_min(tiny) / 127
+        scale = unit.abs().amax(1).clamp_min(_TINY) / 127
         return {"": (unit / scale[:, None]).round().to(torch.int8), ".scale": scale}, norms
     if precision == "bit":
         return {"": torch.from_numpy(np.packbits(unit.numpy() >= 0, axis=1))}, norms

@@ -15,9 +15,9 @@ from surgery.selecting import Features, Warmup, collecting
 from surgery.selecting.capture import stacked
 from surgery.selecting.collecting import open_instrument
 from surgery.selecting.maps import GradientMap
-from surgery.selecting.opening import GRADIENT, Instrument
+from surgery.selecting.opening import Instrument
 from surgery.selecting.scoring import Target, best, score_rows
-from surgery.selecting.shards import pack, unpack
+from surgery.selecting.shards import GRADIENT, pack, unpack
 from surgery.selecting.sketch import CountSketch
 from surgery.tasks.rows import read_rows
 from tests.selecting.conftest import raw_rows
@@ -62,6 +62,16 @@ def test_features_of_any_size_are_kept(precision, size):
     assert torch.allclose(found, plain, atol=0.01)
 
 
+def test_a_target_with_small_gradients_counts_as_much(whole, tiny, monkeypatch):
+    rows = read_rows(list(raw_rows(3, seed=9)))
+    instrument = open_instrument(whole.store.folder, tiny("llama"), whole.store.header, 4, "cpu")
+    plain, own = Target.of(instrument, rows, False), Instrument.features
+    small = lambda *given: {name: 1e-24 * each for name, each in own(*given).items()}  # noqa: E731 (a function to put in place)
+    monkeypatch.setattr(Instrument, "features", small)
+    for one, other in zip(plain.gradients, Target.of(instrument, rows, False).gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
 def broken(monkeypatch, rows):
     """Have a row's gradients be NaN and another's zero, by their first numbers."""
     own = Instrument.features
@@ -90,6 +100,7 @@ def test_rows_whose_gradients_are_no_numbers_are_said_and_never_chosen(tiny, tmp
     assert made.store.broken.tolist() == [number == 1 for number in range(8)]
     _, chunk = next(made.store.chunks("sgd.0"))
     assert [bool(row.any()) for row in chunk] == [number not in (1, 6) for number in range(8)]
+    assert [bool(made.store.row("sgd.0", number).any()) for number in (5, 6)] == [True, False]
     for by in ("sgd", "less", "length"):
         found = made.select(list(raw_rows(2, seed=9)), share=1.0, by=by, device="cpu")
         assert sorted(found.numbers) == [0, 2, 3, 4, 5, 6, 7]

@@ -196,7 +196,9 @@ def statistics(rank, anew):
         sync.step()
     net[1].momentum = 0.3
     net.eval()
-    sync.finish(net, batches if anew else None)
+    report = sync.finish(net, batches if anew else None)
+    buffers = sum(buffer.nbytes for buffer in net.buffers() if buffer.is_floating_point())
+    assert report.sent == 2 * 4 * report.weights + buffers
     assert net[1].momentum == 0.3 and not net.training  # as they were
     states = [net[0](inputs).detach() for inputs in batches]
     return net[1].running_mean, torch.stack([state.mean(0) for state in states]).mean(0)

@@ -93,6 +93,7 @@ def test_what_runs_in_one_process_says_so(monkeypatch):
         ("tune BASE --task sst2", True),
         ("tune replay TUNED -o out", False),
         ("tune BASE --dry-run", False),
+        ("tune --help", True),  # or it would be said to be for one process
         ("pcfg pretrain g.json", True),
         ("pcfg parse g.json", False),
         ("select POOL --target t", True),
