@@ -16,6 +16,7 @@ from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import OptionError, SelectionError
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
+from surgery.reporting.plural import number_of
 from surgery.selecting.collecting import Plan, collect, open_instrument
 from surgery.selecting.scoring import BASELINES, GRADIENTS, Target, best, check_choice, nearest, score_rows
 from surgery.selecting.selection import Neighbour, Selection, SourceCount
@@ -111,6 +112,11 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.store)
+
+    def __repr__(self) -> str:
+        header = self.store.header
+        what = f"{number_of(len(self), 'row')}, {header['length']:,} numbers of {header['precision']} for each of {' and '.join(header['maps'])}"
+        return f"<Features: {what}, of {Path(header['base']).name[:60]}>"
 
     # Long: options and what they mean.
     def select(

@@ -1,6 +1,5 @@
 """Figures of a selection: what the chosen rows come from, and how their scores lie in the pool's."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +42,16 @@ def _sources(selection: Any, file: Path) -> None:
 
 def _scores(selection: Any, file: Path) -> None:
     shown = sorted(selection.sources, key=lambda source: -source.chosen)[:_DRAWN]
-    edges = selection.edges
-    middles = [(low + high) / 2 for low, high in pairwise(edges)]
+    most = max(max(source.histogram) for source in shown)
     with figure(file, 6.4, 3.6) as axes:
         for number, source in enumerate(shown):
-            axes.step(
-                middles, source.histogram, where="mid", color=COLOURS[number], label=plain(source.name or "(none)")[:32]
-            )
-        axes.axvline(selection.scores[-1], color="#555555", linestyle="--", linewidth=1.2)
+            name = plain(source.name or "(none)")[:32]
+            axes.stairs(source.histogram, selection.edges, color=COLOURS[number], linewidth=1.6, label=name)
+        threshold = selection.scores[-1]
+        axes.axvline(threshold, color="#555555", linestyle="--", linewidth=1.2, label="chosen from here")
         axes.set_yscale("symlog", linthresh=1)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.5 * most)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel(plain(f"score by {selection.by}"))
         axes.set_ylabel("rows of the pool")
         axes.legend(fontsize=8)

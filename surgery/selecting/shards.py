@@ -49,7 +49,7 @@ class Header(TypedDict):
     origin: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Store:
     """A folder of features: `report.json`, the pool's rows, the warm-up, and shards of consecutive rows.
 

@@ -1,6 +1,7 @@
 """Selection end to end: a model tuned on what each way chooses from a pool, scored on the target's test rows.
 
 python -m tests.benchmarks.selected_and_tuned MODEL --data FOLDER -o rows.jsonl      # about 40 minutes of a core a draw for SmolLM2
+python -m tests.benchmarks.selected_and_tuned MODEL --selector SMALLER ...            # rows that another model's gradients choose too
 """
 
 import argparse
@@ -31,8 +32,9 @@ def ends(given):
         if output.exists()
         else set()
     )
+    ways = ("base", *WAYS, *(["less by selector"] if given.selector else []), "whole pool")
     for draw in range(given.draws):
-        if {(draw, way) for way in ("base", *WAYS, "whole pool")} <= done:
+        if {(draw, way) for way in ways} <= done:
             continue
         everything = [row for source in SOURCES for row in rows_of(given.data, source, "train", given.rows, draw)]
         kept, _ = thinned(everything, SKILLS[given.skill], given.share, random.Random(draw))
@@ -42,13 +44,18 @@ def ends(given):
         asked = {"max_length": given.tokens, "device": "cpu", "seed": draw, "folder": f"{given.output}.{draw}"}
         begun = Warmup(share=given.warmup_share, epochs=given.epochs, rate=given.rate, seed=draw)
         store = Features.collect(given.model, pool, warmup=begun, **asked)
-        for way in ("base", *WAYS, "whole pool"):
+        if given.selector:
+            other = Features.collect(
+                given.selector, pool, warmup=begun, **asked | {"folder": f"{given.output}.{draw}.selector"}
+            )
+        for way in ways:
             if (draw, way) in done:
                 continue
             began, folder, chosen = time.process_time(), Path(f"{given.output}.tuned"), pool
-            if way in WAYS:
-                numbers = store.select(
-                    target, share=given.share, by=way, baselines=False, device="cpu", seed=draw
+            if way not in ("base", "whole pool"):
+                by, features = (way, store) if way in WAYS else ("less", other)
+                numbers = features.select(
+                    target, share=given.share, by=by, baselines=False, device="cpu", seed=draw
                 ).numbers
                 chosen = [pool[number] for number in numbers]
             shutil.rmtree(folder, ignore_errors=True)
@@ -95,7 +102,8 @@ def ends_table(output):
     from scipy.stats import t as student
 
     rows = [json.loads(line) for line in output.read_text().splitlines()]
-    by = {way: {row["draw"]: row for row in rows if row["way"] == way} for way in ("base", *WAYS, "whole pool")}
+    ways = dict.fromkeys(row["way"] for row in rows)
+    by = {way: {row["draw"]: row for row in rows if row["way"] == way} for way in ways}
     for way, own in by.items():
         shared = sorted(own.keys() & by["random"].keys())
         cells = []
@@ -117,6 +125,7 @@ def main():
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
+    parser.add_argument("--selector", help="a smaller model whose gradients choose rows for the same tuning")
     parser.add_argument("--data", required=True, help="folder with trec/train.jsonl and so on")
     parser.add_argument("--skill", default="trec", choices=[*SKILLS][:3])
     numbers = {"rows": 100, "tokens": 320, "draws": 3, "targets": 32, "epochs": 2, "steps": 40, "tests": 200}

@@ -8,7 +8,7 @@ import pytest
 from tests.support.pages import ROOT
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
-METHODS = {"graft", "unlearn", "grammar", "compiled", "probe", "emergence", "tint"}
+METHODS = {"graft", "unlearn", "grammar", "compiled", "probe", "emergence", "tint", "select"}
 # What each shows when it runs: files back bit for bit, figures known beforehand (two trees of .6 and .4 have .673 nats).
 SHOWS = {
     "graft": ("<Skill: 1,064 weights", "True"),
@@ -17,6 +17,7 @@ SHOWS = {
     "compiled": ("log Z -10.357554842, by the chart -10.357554842", "22 of 26 edges found, 0 that aren't there"),
     "probe": ("<ProbeReport: Trees decoded", "<Pretrained: "),
     "emergence": ("fails most: P -> U5 V5", "theorem 3.298"),
+    "select": ("<Features: 210 rows", "centred  10 of 10"),
     "tint": ("1800827556", "Mode exact against autograd: relative error at most"),
 }
 

@@ -63,6 +63,11 @@ def test_every_way_chooses_and_is_saved_and_loaded(by, features, tmp_path):
     assert "selected.jsonl" in (folder / "README.md").read_text()
 
 
+def test_features_are_told_in_a_line(features):
+    told = repr(features)
+    assert told.startswith("<Features: 40 rows, 256 numbers of float16 for each of adam and sgd") and len(told) <= 200
+
+
 def test_histograms_are_those_of_each_sources_scores(features):
     found = features.select([{"text": "so be it", "label": "sports"}], share=1.0, by="length", device="cpu")
     for source in found.sources:
