@@ -366,7 +366,7 @@ def main():
             ("targets", 32),
             ("resamples", 4),
             ("epochs", 2),
-            ("width", 2048),
+            ("width", 8192),
         ):
             command.add_argument(f"--{name}", type=int, default={**DEFAULTS[work.__name__]}.get(name, default))
         for name, default in (("share", 0.05), ("warmup-share", 0.2), ("rate", 1e-3)):
