@@ -28,18 +28,20 @@ class _NoLockError(Exception):
 
 
 @contextmanager
-def hold(path: Path) -> Iterator[None]:
+def hold(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold a path, whether anything is there or not, against every other run that holds it before it writes.
 
     The lock is a `flock` on a hidden file beside it, which goes with the lock; after a kill the file stays, no longer
     locked, until the next run. Where the file system has no `flock`, the file's being there is the lock, unless it names
     a process of this machine that is gone.
 
+    Args:
+        shared: let other processes of the same run hold it too, by `hold_too`.
+
     Raises:
         BusyError: another run holds it, naming its process and since when.
     """
-    path = path.absolute()
-    path = path.resolve() if path.exists() else path.parent.resolve() / path.name
+    path = _resolved(path)
     file = lock_file(path)
     made = [parent for parent in file.parents if not parent.exists()]  # innermost first
     try:
@@ -52,6 +54,8 @@ def hold(path: Path) -> Iterator[None]:
         handle = _create(file, path)
     try:
         os.write(handle, json.dumps(_self()).encode())
+        if shared and not _try_flock_shared(handle):  # another run came between the two
+            raise _busy(path, {})
         yield
     finally:
         file.unlink(missing_ok=True)
@@ -59,6 +63,29 @@ def hold(path: Path) -> Iterator[None]:
         with suppress(OSError):  # something was made there
             for parent in made:
                 parent.rmdir()
+
+
+@contextmanager
+def hold_too(path: Path) -> Iterator[None]:
+    """Hold a path beside a process that holds it `shared`: other runs are kept out until the last of them has ended.
+
+    Where the file system has no `flock`, the path is held by the first process alone.
+    """
+    try:
+        handle = os.open(lock_file(_resolved(path)), os.O_RDONLY)
+    except OSError:  # a lock of the other kind, or a first process that has ended
+        yield
+        return
+    try:
+        _try_flock_shared(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _resolved(path: Path) -> Path:
+    path = path.absolute()
+    return path.resolve() if path.exists() else path.parent.resolve() / path.name
 
 
 def lock_file(path: Path) -> Path:
@@ -136,6 +163,20 @@ def _try_flock(handle: int) -> None:
         if error.errno in _NO_FLOCK:
             raise _NoLockError from None
         raise
+
+
+def _try_flock_shared(handle: int) -> bool:
+    """Make an own lock a shared one, or take one; False where another run has it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_FLOCK:
+            raise
+    return True
 
 
 def _create(file: Path, path: Path) -> int:

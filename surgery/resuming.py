@@ -48,6 +48,7 @@ def resumable(
     *,
     packages: tuple[str, ...] = ("surgery",),
     replace_others: bool = False,
+    shared: bool = False,
 ) -> Iterator[Path | None]:
     """Hold a folder for the state of a run and yield it, with what a stopped run of the same call left there.
 
@@ -56,6 +57,7 @@ def resumable(
         call: all that decides the result, as JSON; large inputs by a digest.
         packages: whose versions decide the result too.
         replace_others: throw another call's state away instead of refusing it, for work that costs little.
+        shared: let other processes of this run hold the folder too (`surgery.locks.hold_too`).
 
     Raises:
         StateError: the folder holds another run's state, or something that no run left.
@@ -65,7 +67,7 @@ def resumable(
         yield None
         return
     folder = Path(folder).absolute()
-    with hold(folder):
+    with hold(folder, shared=shared):
         recover(folder)
         _claim(folder, {**call, "versions": {name: package_version(name) for name in packages}}, replace_others)
         try:

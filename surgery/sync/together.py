@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from surgery.errors import OptionError
+from surgery.locks import hold_too
 from surgery.resuming import resumable
 from surgery.sync.planning import plan
 from surgery.sync.qsr import QSR
@@ -196,15 +197,16 @@ def resumable_together(
     *,
     packages: tuple[str, ...] = ("surgery",),
 ) -> Iterator[Path | None]:
-    """`surgery.resuming.resumable` of one folder for all workers: the first one holds it."""
+    """`surgery.resuming.resumable` of one folder for all workers: the first one makes it ready, and all hold it."""
     if workers is None or folder is None:
         with resumable(folder, call, packages=packages) as state:
             yield state
         return
     if workers.first:
-        with resumable(folder, call, packages=packages) as state:
+        with resumable(folder, call, packages=packages, shared=True) as state:
             workers.meet()
             yield state
         return
     workers.meet()
-    yield Path(folder).absolute()
+    with hold_too(Path(folder)):
+        yield Path(folder).absolute()

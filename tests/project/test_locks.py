@@ -19,7 +19,7 @@ from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.delta import SparseDelta
 from surgery.errors import SurgeryError
 from surgery.files import check_output, new_folder
-from surgery.locks import BusyError, hold
+from surgery.locks import BusyError, hold, hold_too
 from tests.support.tiny import hashes, perturb
 from tests.tuning.test_tuning import ROWS
 
@@ -28,9 +28,9 @@ GRAMMAR = "S -> A B [1.0]\nA -> 'a' [1.0]\nB -> 'b' [0.5] | 'c' [0.5]\n"
 
 
 @contextmanager
-def holder(path):
+def holder(path, shared=False):
     """Another process that holds a path; yields it."""
-    script = "import sys, pathlib, time\nfrom surgery.locks import hold\nwith hold(pathlib.Path(sys.argv[1])):\n print('held', flush=True)\n time.sleep(60)"
+    script = f"import sys, pathlib, time\nfrom surgery.locks import hold\nwith hold(pathlib.Path(sys.argv[1]), shared={shared}):\n print('held', flush=True)\n time.sleep(60)"
     run = subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE, text=True)
     assert run.stdout.readline() == "held\n"
     try:
@@ -56,6 +56,26 @@ def test_the_second_is_told_who_holds_it_and_a_kill_lets_go(tmp_path):
     with hold(tmp_path / "deep" / "er" / "place"):
         pass
     assert not (tmp_path / "deep").exists()
+
+
+def test_a_run_of_several_processes_holds_until_the_last_has_ended(tmp_path):
+    place = tmp_path / "place"
+    with holder(place, shared=True) as first:
+        with hold_too(place):
+            first.send_signal(signal.SIGKILL)
+            first.wait()
+            for shared in (False, True):
+                told = pytest.raises(BusyError, match=BUSY.format(re.escape(str(place)), first.pid))
+                with told, hold(place, shared=shared):
+                    pass
+        with hold(place, shared=True):
+            assert json.loads((tmp_path / ".place.lock").read_text())["pid"] == os.getpid()
+            with pytest.raises(BusyError), hold(place):
+                pass
+    assert list(tmp_path.iterdir()) == []
+    with hold_too(place):  # the first has ended, or its lock is of the other kind
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from cli import workers
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import OptionError
+from surgery.locks import BusyError, hold
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "surgery"]
 
@@ -48,7 +49,12 @@ def test_tuning_goes_on_when_the_first_worker_is_killed(tiny, tmp_path):
         assert run.poll() is None and time.monotonic() < until, run.communicate()
         time.sleep(0.05)
     outer = next(pid for pid in children(run.pid) if b"RANK=0\0" in Path(f"/proc/{pid}/environ").read_bytes())
-    os.kill(children(outer)[0], signal.SIGKILL)
+    first = children(outer)[0]
+    os.kill(first, signal.SIGKILL)
+    while Path(f"/proc/{first}").exists():  # only then its locks are gone
+        time.sleep(0.01)
+    with pytest.raises(BusyError), hold(tmp_path / "tuned.partial"):  # by the one that is left
+        pass
     out, err = run.communicate(timeout=240)
     assert run.returncode == 0, err
     assert json.loads(out)["steps"] == 60  # said by the one that is left
