@@ -7,9 +7,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's library
 
-from jaxtyping import install_import_hook
+from tests.support.checked_types import check_types
 
-install_import_hook(["surgery", "probes", "pcfg", "cli"], "beartype.beartype")  # shapes and types, checked as tests run
+check_types("surgery", "probes", "pcfg", "cli")
 
 import shutil
 import subprocess
