@@ -4,6 +4,7 @@ python -m tests.benchmarks.sync plan
 python -m tests.benchmarks.sync quality --task fashion --data FOLDER --seeds 10 -o rows.jsonl     # or --task grammar
 python -m tests.benchmarks.sync table rows.jsonl
 python -m tests.benchmarks.sync kills --runs 100      # as a step ends or a bucket begins; `within`: in the middle of a collective
+python -m tests.benchmarks.sync stops --runs 100      # the same by SIGSTOP, with a time-out of 2 s
 python -m tests.benchmarks.sync overhead
 python -m tests.benchmarks.sync speed MODEL
 
@@ -30,6 +31,7 @@ from scipy.stats import t as student
 from torch.func import functional_call, grad_and_value, vmap
 
 from surgery.sync import QSR, Schedule, plan, warmed_up
+from surgery.sync.errors import LeftOutError
 
 WORKERS, STEPS, WARMUP, BUDGET = 4, 600, 30, 0.15
 PEAK = {"fashion": 2e-3, "grammar": 4e-3}
@@ -184,8 +186,8 @@ def table(file):
                 print(f"| {name} | {about['share']:.3f} | {about['longest']} | {values.mean():.4f} | {gap} |")
 
 
-def kills(runs, seed):
-    """Kill one or two of four workers at random places; the survivors agree to the bit and lose nothing."""
+def kills(runs, seed, number=signal.SIGKILL, timeout=20.0):
+    """Kill, or stop, one or two of four workers at random places; the others agree to the bit and lose nothing, who wakes is refused."""
     from tests.support.fleet import fleet
     from tests.sync.test_membership import STEPS as LAST
     from tests.sync.test_membership import Dies, H, same, train
@@ -196,7 +198,7 @@ def kills(runs, seed):
         plans = {rank: draw.choice(places) for rank in draw.sample(range(4), draw.choice((1, 1, 2)))}
         with tempfile.TemporaryDirectory() as folder, fleet(folder, 4) as made:
             for rank in range(4):
-                made.start(rank, train, Path(folder), Dies(Path(folder), plans))
+                made.start(rank, train, Path(folder), Dies(Path(folder), plans, number), timeout)
             try:
                 found = made.results(*(rank for rank in range(4) if rank not in plans))
                 good = same(found) and all(
@@ -204,6 +206,10 @@ def kills(runs, seed):
                     for _, report, _ in found.values()
                 )
                 gap = max(gap for _, _, gap in found.values())
+                if number == signal.SIGSTOP:
+                    for rank in plans:
+                        made.signal(rank, signal.SIGCONT)
+                    good &= all(isinstance(woken, LeftOutError) for woken in made.results(*plans).values())
             except (AssertionError, TypeError) as error:
                 good, gap = False, math.nan
                 print(f"run {run}, {plans}: {error}")
@@ -322,7 +328,7 @@ def speed(model):
 def main():
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["plan", "quality", "table", "kills", "within", "overhead", "speed"])
+    parser.add_argument("what", choices=["plan", "quality", "table", "kills", "stops", "within", "overhead", "speed"])
     parser.add_argument("file", nargs="?")
     parser.add_argument("--task", default="grammar", choices=["fashion", "grammar"])
     parser.add_argument("--data", default="~/.cache/surgery-models/fashion")
@@ -349,6 +355,8 @@ def main():
         table(given.file)
     elif given.what == "kills":
         kills(given.runs, given.seed)
+    elif given.what == "stops":
+        kills(given.runs, given.seed, signal.SIGSTOP, 2.0)
     elif given.what == "within":
         within(given.runs, given.seed)
     elif given.what == "overhead":
