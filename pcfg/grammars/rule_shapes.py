@@ -69,6 +69,10 @@ class Shape:
         if len(children) == 1:
             direct.append((self._number(parent), self._body(str(children[0].text)), number))  # type: ignore[union-attr]
             return
+        if len(children) == 2 and isinstance(children[0], str) and isinstance(children[1], str):  # nearly all rules
+            body = self._number(children[0]), self._number(children[1])
+            direct.append((self._number(parent), self._body(body), number))
+            return
         named = []
         for child in children:
             if isinstance(child, Word):
@@ -105,12 +109,16 @@ class Shape:
 
     def _halves(self) -> list[tuple[str, str]]:
         """The name of each symbol over phrases and over words: two names where it has both."""
-        halves = []
-        for number, name in enumerate(self.symbols):
-            kinds = self.spelled[self.body[self.first[number] : self.first[number + 1]]]
-            both = kinds.any() and not kinds.all()
-            halves.append((name, self._names.get(("tag", name), f"{name}/1")[0] if both else name))
-        return halves
+        return [
+            (name, self._names.get(("tag", name), f"{name}/1")[0] if some and not every else name)
+            for name, some, every in zip(self.symbols, *self._over_words, strict=True)
+        ]
+
+    @cached_property
+    def _over_words(self) -> tuple[list[bool], list[bool]]:
+        """Whether chains from each symbol come to some word, and to words alone."""
+        words = np.bincount(self.symbol[self.spelled[self.body]], minlength=len(self.symbols))
+        return (words > 0).tolist(), (words == np.diff(self.first)).tolist()
 
     @cached_property
     def split(self) -> Bool[np.ndarray, " K"]:
@@ -121,10 +129,10 @@ class Shape:
     def half_of(self) -> dict[str, tuple[int, int]]:
         """Symbol and half of each name in the binary grammar."""
         table: dict[str, tuple[int, int]] = {}
+        some, every = self._over_words
         for number, (phrase, word) in enumerate(self.halves):
-            kinds = self.spelled[self.body[self.first[number] : self.first[number + 1]]]
-            table[phrase] = number, int(kinds.all())
-            table[word] = number, int(kinds.any())
+            table[phrase] = number, int(every[number])
+            table[word] = number, int(some[number])
         return table
 
     @cached_property

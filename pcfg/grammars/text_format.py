@@ -29,7 +29,9 @@ def read_rules(text: str, source: str = "the text") -> tuple[list[Rule], str]:
         if "%" in line and (named := _START.fullmatch(line)):
             start = named[1]
             continue
-        tokens = (_TOKEN_BEHIND if _BEHIND.match(line) else _TOKEN).findall(line)
+        tokens = line.split()
+        if "'" in line or '"' in line or tokens[1:2] == ["->"]:  # else blanks alone part tokens
+            tokens = (_TOKEN_BEHIND if _BEHIND.match(line) else _TOKEN).findall(line)
         if "#" in line:
             marks = (i for i, token in enumerate(tokens) if token[0] == "#" and (i == 0 or not hashes))
             tokens = tokens[: next(marks, len(tokens))]
@@ -102,7 +104,13 @@ def _read_line(tokens: list[str], source: str, number: int) -> list[Rule]:
 
 
 def _children(tokens: list[str]) -> tuple[str | Word, ...]:
-    return tuple([_word(token) if token[0] in "'\"" and _QUOTED.fullmatch(token) else token for token in tokens])
+    return tuple([_word(token) if token[0] in "'\"" and _is_quoted(token) else token for token in tokens])
+
+
+def _is_quoted(token: str) -> bool:
+    if token[-1] == token[0] and token.count(token[0]) == 2 < len(token) and "\\" not in token:
+        return True  # at a glance; what else there may be takes longer
+    return _QUOTED.fullmatch(token) is not None
 
 
 def _word(token: str) -> Word:
