@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xxhash
-from safetensors.torch import save
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from surgery.checkpoints.models import Model, load_model
@@ -22,6 +20,7 @@ from surgery.resuming import CALL, digest, read_state, resumable, state_folder
 from surgery.selecting.lora import ADAPTER, same_base
 from surgery.selecting.maps import MAPS
 from surgery.selecting.opening import Instrument
+from surgery.selecting.seals import digest_of, opened, sealed
 from surgery.selecting.shards import (
     FORMAT,
     GRADIENT,
@@ -29,7 +28,6 @@ from surgery.selecting.shards import (
     Header,
     Store,
     about_rows,
-    opened,
     pack,
     shard_count,
     shard_file,
@@ -117,29 +115,17 @@ def _call(checkpoint: Checkpoint, pool: Source, warmup: Warmup | Checkpoints, pl
     if not isinstance(pool, str | Path):
         told: Any = digest([dict(row) for row in pool])
     elif (path := Path(pool).expanduser()).is_file():
-        hashed = xxhash.xxh3_64()
-        with path.open("rb") as file:
-            while part := file.read(1 << 20):
-                hashed.update(part)
-        told = hashed.hexdigest()
+        told = digest_of([path])
     else:
         told = str(pool)
     begun = (
         asdict(warmup)
         if isinstance(warmup, Warmup)
-        else {"taken": asdict(warmup.warmup), "rates": list(warmup.rates), "weights": _contents(warmup.folder)}
+        else {"taken": asdict(warmup.warmup), "rates": list(warmup.rates), "weights": digest_of(warmup.files())}
     )
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in begun.items()}
     options = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(plan).items()}
     return {"base": checkpoint.fingerprint, "pool": told, "warmup": digest(plain), "plan": options}
-
-
-def _contents(folder: Path) -> str:
-    """Digest of a warm-up's weights and moments."""
-    hashed = xxhash.xxh3_64()
-    for file in sorted(folder.rglob("*.safetensors")):
-        hashed.update(file.read_bytes())
-    return hashed.hexdigest()
 
 
 def _begin(
@@ -223,7 +209,7 @@ def _write_about(
         if number % 1000 == 0:
             progress(number, len(rows), "reading the pool")
     found = {name: torch.tensor(column, dtype=torch.int64) for name, column in columns.items()}
-    replace_bytes(state / "rows.safetensors", save({**found, "offsets": torch.from_numpy(rows.offsets)}))
+    replace_bytes(state / "rows.safetensors", sealed({**found, "offsets": torch.from_numpy(rows.offsets)}))
     remarks = (
         [f"{cut:,} of {len(rows):,} answers are cut off at {plan.max_length} tokens: what is left counts."]
         if cut
@@ -300,7 +286,7 @@ def write_shards(
                 content |= {f"{name}.{at}{ending}": part.contiguous() for ending, part in kept.items()}
                 content[f"{name}.{at}.norm"] = norms
             content[f"{GRADIENT}.{at}.norm"] = gradient
-        replace_bytes(shard_file(state, number), save(content))
+        replace_bytes(shard_file(state, number), sealed(content))
     progress(len(numbers), len(numbers), "collecting features: shards")
 
 

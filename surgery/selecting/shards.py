@@ -1,7 +1,7 @@
 """Shards: rows' features on disk, normalised, in 16, 8 or 1 bit a number, read a few rows at a time."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from surgery.errors import OptionError, SelectionError
 from surgery.jsonfile import JsonError, load_named
+from surgery.selecting.seals import opened
 from surgery.selecting.warmup import Checkpoints
 from surgery.tasks.rows import RowFile
 
@@ -59,6 +59,7 @@ class Store:
 
     folder: Path
     header: Header
+    _checked: set[int] = field(default_factory=set, compare=False)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Store":
@@ -94,7 +95,7 @@ class Store:
         """A map's features at a checkpoint (`adam.0`), or `hidden`, in float32, and which rows they are of; one chunk in memory at a time."""
         for shard in range(shard_count(len(self), self.header["shard_rows"])):
             first = shard * self.header["shard_rows"]
-            with opened(shard_file(self.folder, shard)) as file:
+            with self._shard(shard) as file:
                 rows = file.get_slice(name).get_shape()[0]
                 for start in range(0, rows, _CHUNK):
                     place = slice(start, min(start + _CHUNK, rows))
@@ -103,8 +104,14 @@ class Store:
     def row(self, name: str, number: int) -> Float[Tensor, " length"]:
         """One row's features."""
         shard, place = divmod(number, self.header["shard_rows"])
-        with opened(shard_file(self.folder, shard)) as file:
+        with self._shard(shard) as file:
             return self._read(file, name, slice(place, place + 1))[0]
+
+    def _shard(self, number: int) -> Any:
+        """A shard's file, whose content is checked when it is first opened."""
+        found = opened(shard_file(self.folder, number), check=number not in self._checked)
+        self._checked.add(number)
+        return found
 
     def _read(self, file: Any, name: str, place: slice) -> Float[Tensor, "chunk length"]:
         values = file.get_slice(name)[place]
@@ -120,7 +127,7 @@ class Store:
         found = np.zeros(len(self), bool)
         for shard in range(shard_count(len(self), self.header["shard_rows"])):
             first = shard * self.header["shard_rows"]
-            with opened(shard_file(self.folder, shard)) as file:
+            with self._shard(shard) as file:
                 for name in file.keys():  # noqa: SIM118 (no dictionary)
                     if name.startswith(f"{GRADIENT}."):
                         norms = file.get_tensor(name).numpy()
@@ -131,7 +138,7 @@ class Store:
         """The features' norms before they were normalised."""
         found = []
         for shard in range(shard_count(len(self), self.header["shard_rows"])):
-            with opened(shard_file(self.folder, shard)) as file:
+            with self._shard(shard) as file:
                 found.append(file.get_tensor(f"{name}.norm"))
         return torch.cat(found)
 
@@ -140,14 +147,6 @@ def about_rows(folder: Path) -> dict[str, NDArray]:
     """The columns of `rows.safetensors`."""
     with opened(folder / "rows.safetensors") as file:
         return {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 (no dictionary)
-
-
-def opened(file: Path) -> Any:
-    """A safetensors file, opened; raises SelectionError, naming it."""
-    try:
-        return safe_open(file, "pt")
-    except (OSError, SafetensorError) as error:
-        raise SelectionError(f"{file} can't be read ({error}): collect the features again") from None
 
 
 def shard_count(rows: int, shard_rows: int) -> int:

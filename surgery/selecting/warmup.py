@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from surgery.files import replace_json
 from surgery.jsonfile import JsonError, load_json
 from surgery.progress import Progress, silent
 from surgery.selecting.lora import MOMENTS, Adapter
+from surgery.selecting.seals import digest_of
 from surgery.tasks.objectives import Lesson, Objective
 from surgery.tasks.readout import alike
 
@@ -70,6 +71,7 @@ class Noted(TypedDict):
     rates: list[float]
     steps: list[int]
     losses: list[float]
+    digests: NotRequired[dict[str, str]]  # of its files of weights and moments
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,10 @@ class Checkpoints:
     def __len__(self) -> int:
         return len(self.rates)
 
+    def files(self) -> list[Path]:
+        """The files of weights and moments."""
+        return _files(self.folder)
+
     def place(self, number: int) -> Path:
         """A checkpoint's folder: an adapter for `peft`, with Adam's moments."""
         return self.folder / f"checkpoint-{number + 1}"
@@ -102,14 +108,19 @@ class Checkpoints:
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoints":
-        """Read what `warm_up` wrote; raises SelectionError for anything else."""
+        """Read what `warm_up` wrote, or the warm-up of a store of features; raises SelectionError for anything else."""
+        if not (folder / _NOTE).exists() and (folder / "warmup" / _NOTE).exists():
+            folder = folder / "warmup"
         try:
             noted: Noted = load_json(folder / _NOTE, Noted)
             warmup = Warmup(**{**noted["warmup"], "targets": tuple(noted["warmup"]["targets"])})
         except (OSError, JsonError, TypeError, KeyError) as error:
             raise SelectionError(
-                f"{folder} can't be read as a warm-up ({error}): name the folder `warmup` of a store of features"
+                f"{folder} can't be read as a warm-up ({error}): name a folder of features, or the folder warmup in one"
             ) from None
+        for name, digest in noted.get("digests", {}).items():
+            if not (folder / name).exists() or digest_of([folder / name]) != digest:
+                raise SelectionError(f"{folder / name} isn't what the warm-up wrote: warm up again")
         return cls(folder, warmup, noted["base"], tuple(noted["rates"]), tuple(noted["steps"]), tuple(noted["losses"]))
 
     def adapter(self, model: Model) -> Adapter:
@@ -145,9 +156,14 @@ def warm_up(
         weight.grad = None
     noted: Noted = {
         "warmup": asdict(warmup), "base": model.checkpoint.fingerprint, "rates": rates, "steps": steps, "losses": losses,
+        "digests": {str(file.relative_to(folder)): digest_of([file]) for file in _files(folder)},
     }  # fmt: skip
     replace_json(folder / _NOTE, noted)
     return Checkpoints(folder, warmup, noted["base"], tuple(rates), tuple(steps), tuple(losses))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
 
 
 class _Trainer:

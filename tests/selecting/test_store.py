@@ -1,6 +1,7 @@
 """Stores of features: the sketch, the bits kept, the same bytes after a kill and from several processes, and streamed scores."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save
 
 from surgery.errors import OptionError, SelectionError
 from surgery.quiet import quiet
@@ -242,9 +244,35 @@ def test_the_same_call_opens_what_is_there_and_another_is_refused(tiny, tmp_path
         collected(tiny("gpt2"), tmp_path / "f", precision="int8")
 
 
+def test_a_changed_byte_anywhere_is_found_and_named(tiny, tmp_path):
+    collected(tiny("gpt2"), tmp_path / "f", warmup=Warmup(share=0.5, epochs=1, rank=2))
+    target, draw = list(raw_rows(3, seed=7)), np.random.default_rng(0)
+    whole = Features.load(tmp_path / "f").select(target, device="cpu").numbers
+    files = sorted((tmp_path / "f").rglob("*.safetensors"))
+    assert {file.name for file in files} >= {
+        "rows.safetensors",
+        "adapter_model.safetensors",
+        "features-00000.safetensors",
+    }
+    for file in files:
+        sound = file.read_bytes()
+        for place in [3, 9, *draw.integers(0, len(sound), 10).tolist()]:
+            changed = bytearray(sound)
+            changed[place] ^= 1 << int(draw.integers(8))
+            file.write_bytes(changed)
+            with pytest.raises(SelectionError, match=re.escape(str(file))):
+                Features.load(tmp_path / "f").select(target, device="cpu")
+        file.write_bytes(sound)
+    assert Features.load(tmp_path / "f").select(target, device="cpu").numbers == whole
+    for file in files:  # as an earlier version wrote them
+        if file.parent == tmp_path / "f":
+            file.write_bytes(save(load_file(file)))
+    assert Features.load(tmp_path / "f").select(target, device="cpu").numbers == whole
+
+
 def test_a_warm_up_is_taken_over_and_another_adapters_state_is_refused(tiny, tmp_path):
     made = collected(tiny("gpt2"), tmp_path / "first")
-    taken = collected(tiny("gpt2"), tmp_path / "second", warmup=tmp_path / "first" / "warmup")
+    taken = collected(tiny("gpt2"), tmp_path / "second", warmup=tmp_path / "first")
     assert {n: h for n, h in shards(taken.store.folder).items() if n.startswith("features")} == {
         n: h for n, h in shards(made.store.folder).items() if n.startswith("features")
     }
@@ -256,6 +284,11 @@ def test_a_warm_up_is_taken_over_and_another_adapters_state_is_refused(tiny, tmp
     shutil.copy(
         other.store.folder / "warmup" / "checkpoint-1" / "optimizer.safetensors", tmp_path / "mixed" / "checkpoint-1"
     )
+    with pytest.raises(SelectionError, match=r"optimizer\.safetensors isn't what the warm-up wrote: warm up again"):
+        collected(tiny("gpt2"), tmp_path / "fourth", warmup=tmp_path / "mixed")
+    note = json.loads((tmp_path / "mixed" / "warmup.json").read_text())
+    del note["digests"]  # as an earlier version wrote it
+    (tmp_path / "mixed" / "warmup.json").write_text(json.dumps(note))
     with pytest.raises(SelectionError, match=r"optimizer\.safetensors is of another adapter"):
         collected(tiny("gpt2"), tmp_path / "fourth", warmup=tmp_path / "mixed")
     adapter = json.loads((tmp_path / "first" / "warmup" / "checkpoint-1" / "adapter_config.json").read_text())
