@@ -43,7 +43,14 @@ Subtasks = Annotated[
 Baselines = Annotated[
     bool, typer.Option("--baselines/--no-baselines", help="Say what simpler ways choose too.", rich_help_panel=_CHOICE)
 ]
-Model = Annotated[str | None, typer.Option(help="Base: a folder or a hub id. Required.", show_default=False)]
+_WORDS = ("random", "length", "tfidf", "bm25")  # as `surgery.selecting.scoring` has them, which takes seconds to import
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Base: a folder or a hub id. Required but for --by {', '.join(_WORDS[:-1])} or {_WORDS[-1]}.",
+        show_default=False,
+    ),
+]
 Batch = Annotated[int, typer.Option(min=1, help="Rows in a backward pass.")]
 
 
@@ -88,11 +95,14 @@ def select(
     warmup: Annotated[
         Path | None,
         typer.Option(
-            help="Folder warmup of other features of this base.", show_default="trained now", rich_help_panel=_WARMUP
+            help="Other features of this base, whose warm-up is taken.",
+            show_default="trained now",
+            rich_help_panel=_WARMUP,
         ),
     ] = None,
     warmup_share: Annotated[
-        float, typer.Option(help="Share of the pool that is trained on.", rich_help_panel=_WARMUP)
+        float,
+        typer.Option(help="Share of the pool that is trained on; 0: adapters as they start.", rich_help_panel=_WARMUP),
     ] = 0.05,
     epochs: Annotated[
         int, typer.Option(min=1, help="Passes over it, each with a checkpoint.", rich_help_panel=_WARMUP)
@@ -125,19 +135,31 @@ def select(
         workers.alone("surgery select without arguments")
         _example(output, overwrite=overwrite, device=device, seed=seed, json=json)
         return
-    _need({"the pool": pool, "--for": target, "--model": model})
+    words = by in _WORDS and model is None
+    _need("select", {"the pool": pool, "--for": target, **({} if words else {"--model": model})}, example=True)
+    from surgery.errors import OptionError
     from surgery.files import check_output
     from surgery.selecting.features import Features
+    from surgery.selecting.maps import MAPS
     from surgery.selecting.scoring import check_choice
     from surgery.selecting.warmup import Warmup
     from surgery.tasks.rows import read_rows
 
     folder = options.need_output(output)
     check_output(folder, overwrite=overwrite, inputs=[pool, target, model])
-    assert pool is not None and target is not None and model is not None
+    assert pool is not None and target is not None
     asked = maps.split(",")
+    if unknown := [name for name in asked if name not in MAPS]:
+        raise OptionError(f"--maps {','.join(unknown)} isn't of {', '.join(MAPS)}")
     read_rows(target, subtasks)  # before anything that takes long
     check_choice(share, by, asked, hidden=True)
+    if words:
+        workers.alone("surgery select without a model")
+        rows = Features.of_words(pool)
+        found = rows.select(target, share=share, by=by, subtasks=subtasks, baselines=baselines, seed=seed)
+        _finish(found, folder, None, overwrite=overwrite, json=json)
+        return
+    assert model is not None
     begun: Any = warmup or Warmup(warmup_share, epochs, rate, rank, targets=tuple(targets or ()), seed=seed)
     place = features or folder.absolute().parent / "features"
     kept: dict[str, Any] = {
@@ -180,7 +202,7 @@ def score(
 ) -> None:
     """Choose rows for another target from features that are there, without a pass over the pool."""
     workers.alone("select score")
-    _need({"the folder of features": features, "--for": target})
+    _need("select score", {"the folder of features": features, "--for": target})
     from surgery.files import check_output
     from surgery.selecting.features import Features
 
@@ -203,7 +225,7 @@ def show(
     from surgery.selecting.selection import Selection
 
     workers.alone("select show")
-    _need({"the folder": folder})
+    _need("select show", {"the folder": folder})
     assert folder is not None
     found = Selection.load(folder)
     if json:
@@ -226,15 +248,14 @@ def _example(output: Path | None, *, overwrite: bool, device: str | None, seed: 
     say(f"Written to {folder}.  Next:  surgery select show {folder / 'selected'}")
 
 
-def _finish(found: "Selection", folder: Path, features: Path, *, overwrite: bool, json: bool) -> None:
+def _finish(found: "Selection", folder: Path, features: Path | None, *, overwrite: bool, json: bool) -> None:
     found.save(folder, overwrite=overwrite)
     if json:
-        print_json({"output": str(folder), "features": str(features), **found.content()})
+        print_json({"output": str(folder), "features": features and str(features), **found.content()})
         return
     _print(found)
-    say(
-        f"Written to {folder}: selected.jsonl to train on, index.html to read; features for other targets are in {features}"
-    )
+    more = f"; features for other targets are in {features}" if features else ""
+    say(f"Written to {folder}: selected.jsonl to train on, index.html to read{more}")
 
 
 def _print(found: "Selection") -> None:
@@ -247,7 +268,7 @@ def _print(found: "Selection") -> None:
     if found.overlap:
         say("Chosen too: " + ", ".join(f"{name} {value:.0%}" for name, value in found.overlap.items()))
     pool, chosen = found.lengths["pool"], found.lengths["chosen"]
-    say(f"Tokens of a row, the median: {pool[1]:.0f} in the pool, {chosen[1]:.0f} chosen")
+    say(f"Length of a row, the median: {pool[1]:.0f} in the pool, {chosen[1]:.0f} chosen")
 
 
 def _short(text: str) -> str:
@@ -255,11 +276,10 @@ def _short(text: str) -> str:
     return line if len(line) <= 100 else f"{line[:97]}..."
 
 
-def _need(given: Mapping[str, Any]) -> None:
+def _need(command: str, given: Mapping[str, Any], *, example: bool = False) -> None:
     from surgery.errors import OptionError
 
     for name, value in given.items():
         if value is None:
-            raise OptionError(
-                f"{name} is missing: see `surgery select --help`, or give nothing for the embedded example"
-            )
+            more = ", or give nothing for the embedded example" if example else ""
+            raise OptionError(f"{name} is missing: see `surgery {command} --help`{more}")

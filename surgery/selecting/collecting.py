@@ -16,6 +16,7 @@ from surgery.errors import OptionError, SelectionError
 from surgery.files import check_output, replace_bytes, replace_json, take_name
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
+from surgery.reporting.plural import number_of
 from surgery.resuming import CALL, digest, read_state, resumable, state_folder
 from surgery.selecting.lora import ADAPTER, same_base
 from surgery.selecting.maps import MAPS
@@ -140,6 +141,10 @@ def _begin(
     rows = RowFile.write(pool, state / "pool.jsonl")
     model = load_model(checkpoint, device=place, dtype=plan.dtype)
     answers = _answers(rows) if model.kind == "encoder" else []
+    if model.kind == "encoder" and not answers:
+        raise SelectionError(
+            "no row of the pool has an answer (label or completion): a sentence encoder can't do without"
+        )
     objective = pick_objective(model, plan.loss, plan.max_length, answers)
     for number, row in enumerate(target, 1):
         objective.encode(row, f"row {number} of the target")
@@ -198,9 +203,13 @@ def _write_about(
     """Write `rows.safetensors`; every row is encoded once, so that one without an answer is found now. Returns sources and remarks."""
     sources: dict[str, int] = {}
     columns: dict[str, list[int]] = {"key": [], "tokens": [], "source": []}
-    cut = 0
+    cut, wrong = 0, list[SelectionError]()
     for number, row in enumerate(_each(rows)):
-        lesson = objective.encode(row, f"row {number + 1} of the pool")
+        try:
+            lesson = objective.encode(row, f"row {number + 1} of the pool")
+        except SelectionError as error:
+            wrong.append(error)
+            continue
         left, whole = lesson.answered
         cut += left < whole
         columns["key"].append(row.key)
@@ -208,6 +217,13 @@ def _write_about(
         columns["source"].append(sources.setdefault(row.source, len(sources)))
         if number % 1000 == 0:
             progress(number, len(rows), "reading the pool")
+    if wrong:
+        more = (
+            f"; {number_of(len(wrong) - 1, 'more row')} of {len(rows):,} can't be learnt from either"
+            if wrong[1:]
+            else ""
+        )
+        raise SelectionError(f"{wrong[0]}{more}")
     found = {name: torch.tensor(column, dtype=torch.int64) for name, column in columns.items()}
     replace_bytes(state / "rows.safetensors", sealed({**found, "offsets": torch.from_numpy(rows.offsets)}))
     remarks = (
@@ -265,20 +281,21 @@ def write_shards(
         torch.set_num_threads(threads)
     rows = RowFile(state / "pool.jsonl", about_rows(state)["offsets"])
     instrument = open_instrument(state, base, header, plan.batch_size, device, plan.dtype)
-    for done, number in enumerate(numbers):
-        first = number * plan.shard_rows
-        places = range(first, min(first + plan.shard_rows, len(rows)))
-
-        def told(_: int, __: int, line: str, done: int = done) -> None:
-            progress(done, len(numbers), f"collecting features: {line}")
-
-        told(0, 0, "shards")
+    parts = [range(len(rows))[number * plan.shard_rows :][: plan.shard_rows] for number in numbers]
+    passes, done = len(instrument.checkpoints), 0
+    total = passes * sum(map(len, parts))
+    for number, places in zip(numbers, parts, strict=True):
         lessons = [instrument.objective.encode(row) for row in rows.rows(places)]
         content: dict[str, torch.Tensor] = {}
         if plan.hidden:
             content["hidden"] = torch.nn.functional.normalize(instrument.hidden(lessons), dim=1).half()
         for at in range(len(instrument.checkpoints)):
+
+            def told(taken: int, _: int, line: str, before: int = done, at: int = at) -> None:
+                progress(before + taken, total, f"collecting features: {line}, checkpoint {at + 1} of {passes}")
+
             found = instrument.features(lessons, at, plan.maps, told)
+            done += len(lessons)
             gradient = found.pop(GRADIENT)[:, 0]
             for name, features in found.items():
                 gradient[~features.isfinite().all(1)] = torch.nan
@@ -287,7 +304,7 @@ def write_shards(
                 content[f"{name}.{at}.norm"] = norms
             content[f"{GRADIENT}.{at}.norm"] = gradient
         replace_bytes(shard_file(state, number), sealed(content))
-    progress(len(numbers), len(numbers), "collecting features: shards")
+    progress(total, total, "collecting features")
 
 
 def _write_as_child(*given: Any) -> None:

@@ -18,9 +18,10 @@ from surgery.progress import Progress, silent
 from surgery.provenance import provenance
 from surgery.reporting.plural import number_of
 from surgery.selecting.collecting import Plan, collect, open_instrument
-from surgery.selecting.scoring import BASELINES, GRADIENTS, Target, best, check_choice, nearest, score_rows
+from surgery.selecting.plain import PlainStore
+from surgery.selecting.scoring import BASELINES, GRADIENTS, WORDS, Target, best, check_choice, nearest, score_rows
 from surgery.selecting.selection import Neighbour, Selection, SourceCount
-from surgery.selecting.shards import Store
+from surgery.selecting.shards import Header, Store
 from surgery.selecting.warmup import Checkpoints, Warmup
 from surgery.sync import ranks
 from surgery.tasks.rows import Row, Source, read_rows
@@ -106,6 +107,21 @@ class Features:
         return made
 
     @classmethod
+    def of_words(cls, pool: Source) -> "Features":
+        """Take a pool's rows alone, from which `random`, `length`, `tfidf` and `bm25` choose without any model.
+
+        Raises SelectionError for rows that can't be read, or none.
+        """
+        kept = Path(tempfile.mkdtemp(prefix="surgery-pool-"))
+        try:
+            made = cls(PlainStore.write(pool, kept))
+        except BaseException:
+            shutil.rmtree(kept, ignore_errors=True)
+            raise
+        weakref.finalize(made, shutil.rmtree, kept, ignore_errors=True)
+        return made
+
+    @classmethod
     def load(cls, folder: str | Path) -> "Features":
         """Open a folder of features; raises SelectionError for anything else."""
         return cls(Store.open(folder))
@@ -115,6 +131,8 @@ class Features:
 
     def __repr__(self) -> str:
         header = self.store.header
+        if not header["maps"]:
+            return f"<Features: {number_of(len(self), 'row')}, words alone>"
         what = f"{number_of(len(self), 'row')}, {header['length']:,} numbers of {header['precision']} for each of {' and '.join(header['maps'])}"
         return f"<Features: {what}, of {Path(header['base']).name[:60]}>"
 
@@ -142,7 +160,7 @@ class Features:
             by: `less`, `sgd`, `centred` or `less-centred` (without the pool's mean), `less-corrected` (Adam's own step), or a baseline: random, length, tfidf, bm25, hidden.
             subtasks: field of the target's rows that says which part they belong to; a row's score is the mean over a part, the largest counts.
             base: where the base is now, if it isn't where it was.
-            baselines: say how many of the chosen rows each baseline chooses too.
+            baselines: say how many of the chosen rows each baseline chooses too; `hidden` where a model is asked anyway.
             seed: of the random baseline.
 
         Raises:
@@ -156,10 +174,14 @@ class Features:
         if repeated.all():
             raise SelectionError("every row of the pool is a row of the target: there is nothing to choose from")
         left_out = repeated | self.store.broken
-        dtype = dtype or header["call"].get("plan", {}).get("dtype")  # as the pool's features
-        instrument = open_instrument(self.store.folder, base or header["base"], header, batch_size, device, dtype)
-        wanted = Target.of(instrument, rows, header["hidden"], progress)
-        del instrument
+        wanted: Target | Sequence[Row] = rows
+        made: dict[str, Any] = {}
+        if by not in WORDS:
+            dtype = dtype or header["call"].get("plan", {}).get("dtype")  # as the pool's features
+            instrument = open_instrument(self.store.folder, base or header["base"], header, batch_size, device, dtype)
+            made = _made(header, instrument.model.kind, self.store.checkpoints.warmup)
+            wanted = Target.of(instrument, rows, header["hidden"], progress)
+            del instrument
         scores = score_rows(self.store, wanted, by, seed=seed, progress=progress)
         count = max(1, round(share * len(self)))
         chosen = best(scores, count, left_out)
@@ -169,7 +191,7 @@ class Features:
             "share": share,
             "subtasks": subtasks or "subtask",
             "target rows": len(rows),
-            "base": header["base"],
+            **made,
         }
         remarks = [*header["remarks"]]
         if repeated.any():
@@ -185,7 +207,7 @@ class Features:
 
     def _overlap(
         self,
-        target: Target,
+        target: Target | Sequence[Row],
         chosen: NDArray[np.int64],
         left_out: NDArray[np.bool_],
         count: int,
@@ -196,14 +218,15 @@ class Features:
         found = {}
         for name in BASELINES:
             words = name in ("tfidf", "bm25") and len(self) > _TEXTS
-            if name == by or words or (name == "hidden" and not self.store.header["hidden"]):
+            hidden = isinstance(target, Target) and target.hidden is not None
+            if name == by or words or (name == "hidden" and not hidden):
                 continue
             other = best(score_rows(self.store, target, name, seed=seed, progress=progress), count, left_out)
             found[name] = len(np.intersect1d(other, chosen)) / max(1, len(chosen))
         return found
 
     def _selection(
-        self, scores: NDArray[np.float64], chosen: NDArray[np.int64], target: Target, by: str, share: float,
+        self, scores: NDArray[np.float64], chosen: NDArray[np.int64], target: Target | Sequence[Row], by: str, share: float,
         overlap: Mapping[str, float], remarks: Sequence[str], settings: Mapping[str, Any],
     ) -> Selection:  # fmt: skip
         about, header = self.store.about, self.store.header
@@ -218,7 +241,7 @@ class Features:
         ]
         lengths = {"pool": _lengths(about["tokens"]), "chosen": _lengths(about["tokens"][chosen])}
         near: list[Neighbour] = []
-        if by in GRADIENTS:
+        if isinstance(target, Target) and by in GRADIENTS:
             shown = chosen[:_SHOWN].tolist()
             texts = self.store.pool.rows(shown)
             for number, row, (place, cosine) in zip(shown, texts, nearest(self.store, target, by, shown), strict=True):
@@ -229,6 +252,14 @@ class Features:
             by, len(self), share, tuple(chosen.tolist()), tuple(scores[chosen].tolist()), tuple(sources), tuple(edges.tolist()),
             lengths, overlap, tuple(near), tuple(remarks), settings, tuple(self.store.pool.raw(chosen.tolist())), origin,
         )  # fmt: skip
+
+
+def _made(header: Header, kind: str, warmup: Warmup) -> dict[str, Any]:
+    """How features were made, for a report."""
+    told = {"base": header["base"], "kind": kind, "maps": ",".join(header["maps"]), "sketch": header["sketch"]}
+    told |= {name: header[name] for name in ("precision", "loss", "max_length")}
+    more = {"warm-up's share": warmup.share, "epochs": warmup.epochs, "rate": warmup.rate, "rank": warmup.rank}
+    return {**told, **more}
 
 
 def _lengths(tokens: NDArray[Any]) -> list[float]:

@@ -27,7 +27,7 @@ def selection_page(
     parts: list[Part] = [
         *map(Text, selection.remarks),
         Text("The rows are in ", Code("selected.jsonl"), ", the best first. To train on them:"),
-        Commands("surgery tune BASE --task NAME --data selected.jsonl -o tuned/"),
+        *_how_to_tune(selection),
         Table("Sources.", columns, rows, folded=False),
         *figures,
         Heading("Beside simpler ways"),
@@ -38,7 +38,7 @@ def selection_page(
             folded=False,
         ),
         Table(
-            "Tokens of a row.",
+            "Length of a row in tokens." if selection.settings.get("kind") else "Length of a row in words.",
             ["rows", "lower quarter", "half", "upper quarter", "mean"],
             [[name, *values] for name, values in selection.lengths.items()],
             folded=False,
@@ -49,6 +49,14 @@ def selection_page(
     options = [[name, str(value)] for name, value in selection.settings.items()]
     parts += [Heading("How they were chosen"), Table("Options.", ["option", "value"], options)]
     return Page(f"Rows chosen by {selection.by}", list(answer)[:3], parts)
+
+
+def _how_to_tune(selection: Any) -> list[Part]:
+    if selection.settings.get("kind") == "encoder":
+        told = Text("NAME is a preset, or a task of your own, that has these labels.")
+        return [Commands("surgery tune BASE --task NAME --data selected.jsonl --optimizer adamw -o tuned/"), told]
+    told = Text("AdamW moves all weights; without it a sparse skill is trained, for `surgery graft`.")
+    return [Commands("surgery tune BASE --texts selected.jsonl --optimizer adamw --rate 5e-5 -o tuned/"), told]
 
 
 def _neighbour(each: Any) -> Part:

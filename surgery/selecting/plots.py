@@ -37,7 +37,8 @@ def _sources(selection: Any, file: Path) -> None:
         axes.set_yticks(range(len(shown)), [plain(source.name or "(none)")[:32] for source in shown])
         axes.invert_yaxis()
         axes.set_xlabel("share of the rows")
-        axes.legend(loc="lower right", fontsize=8)
+        axes.set_xlim(0, 1.12 * max(axes.get_xlim()))
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8)
 
 
 def _scores(selection: Any, file: Path) -> None:
@@ -50,8 +51,8 @@ def _scores(selection: Any, file: Path) -> None:
         threshold = selection.scores[-1]
         axes.axvline(threshold, color="#555555", linestyle="--", linewidth=1.2, label="chosen from here")
         axes.set_yscale("symlog", linthresh=1)
-        axes.set_ylim(0, 1.5 * most)
+        axes.set_ylim(0, 1.2 * most)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel(plain(f"score by {selection.by}"))
-        axes.set_ylabel("rows of the pool")
-        axes.legend(fontsize=8)
+        axes.set_ylabel("rows of the pool, on a log scale from 1")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=8)

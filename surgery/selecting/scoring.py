@@ -25,6 +25,7 @@ GRADIENTS = {
 }
 BASELINES = ("random", "length", "tfidf", "bm25", "hidden")
 METHODS = (*GRADIENTS, *BASELINES)
+WORDS = ("random", "length", "tfidf", "bm25")  # which look at no model
 
 
 def check_choice(share: float, by: str, maps: Sequence[str], hidden: bool) -> None:
@@ -35,7 +36,7 @@ def check_choice(share: float, by: str, maps: Sequence[str], hidden: bool) -> No
         raise OptionError(f"`by` {by} isn't one of {', '.join(METHODS)}")
     if by in GRADIENTS and GRADIENTS[by][0] not in maps:
         raise OptionError(
-            f"`by` {by} needs features by the map {GRADIENTS[by][0]}, and there are {', '.join(maps)}: collect them with it (`maps`)"
+            f"`by` {by} needs features by the map {GRADIENTS[by][0]}, and there are {', '.join(maps) or 'none'}: collect them anew, by `surgery select --maps` {','.join([*maps, GRADIENTS[by][0]])}"
         )
     if by == "hidden" and not hidden:
         raise OptionError("`by` hidden: the store was made without hidden states: collect the features with them")

@@ -1,6 +1,7 @@
 """Selection end to end: from rows to chosen rows, by every way; rows of all kinds; what is refused, and what is said."""
 
 import datetime
+import gc
 import json
 import math
 from dataclasses import replace
@@ -14,7 +15,7 @@ from surgery.errors import OptionError, SelectionError
 from surgery.selecting import Features, Selection, Warmup, collecting, read_rows
 from surgery.selecting import features as features_module
 from surgery.selecting.baselines import text_scores
-from surgery.selecting.scoring import METHODS
+from surgery.selecting.scoring import METHODS, WORDS
 from surgery.tasks.rows import RowFile, read_row
 from tests.selecting.conftest import opened, raw_rows
 
@@ -48,7 +49,10 @@ def test_every_way_chooses_and_is_saved_and_loaded(by, features, tmp_path):
     assert sum(source.pool for source in found.sources) == 40
     assert sum(source.chosen for source in found.sources) == 10
     assert sum(sum(source.histogram) for source in found.sources) == 40
-    assert set(found.overlap) == {"random", "length", "tfidf", "bm25", "hidden"} - {by}
+    simpler = {"random", "length", "tfidf", "bm25"} | (
+        {"hidden"} if by not in WORDS else set()
+    )  # where a model is asked anyway
+    assert set(found.overlap) == simpler - {by}
     folder = found.save(tmp_path / "s")
     again = Selection.load(folder)
     assert json.dumps(again.content()) == json.dumps(found.content()) and again.rows == found.rows
@@ -66,6 +70,54 @@ def test_every_way_chooses_and_is_saved_and_loaded(by, features, tmp_path):
 def test_features_are_told_in_a_line(features):
     told = repr(features)
     assert told.startswith("<Features: 40 rows, 256 numbers of float16 for each of adam and sgd") and len(told) <= 200
+
+
+@pytest.mark.parametrize("by", WORDS)
+def test_words_choose_the_same_rows_without_a_model(by, features, monkeypatch):
+    target = list(raw_rows(5, seed=9))
+    with_model = features.select(target, share=0.25, by=by, device="cpu")
+    monkeypatch.setattr(features_module, "open_instrument", lambda *given: pytest.fail("a model is opened"))
+    assert features.select(target, share=0.25, by=by).numbers == with_model.numbers
+    made = Features.of_words(pool())
+    found = made.select(target, share=0.25, by=by)
+    if by != "length":  # in words, not in tokens
+        assert found.numbers == with_model.numbers and found.overlap.keys() == with_model.overlap.keys()
+    assert [source.pool for source in found.sources] == [20, 20]
+    assert found.lengths["pool"][1] == np.median([len(f"{row['text']} {row['label']}".split()) for row in pool()])
+    assert "No model was asked: lengths are in words." in found.remarks
+    assert repr(made) == "<Features: 40 rows, words alone>"
+    folder = made.store.folder
+    with pytest.raises(OptionError, match=r"needs features by the map adam, and there are none: collect them anew"):
+        made.select(target)
+    del made, found
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_report_says_how_features_were_made_and_how_to_tune(features, tiny, tmp_path):
+    target = list(raw_rows(5, seed=9))
+    page = (features.select(target, device="cpu").save(tmp_path / "a") / "README.md").read_text()
+    assert "surgery tune BASE --task NAME --data selected.jsonl --optimizer adamw -o tuned/" in page
+    assert all(f"| {name} | {value} |" in page for name, value in {"sketch": 256, "rank": 2, "max_length": 48}.items())
+    causal = collect(tiny("gpt2"), list(raw_rows(8)), tmp_path).select(target, device="cpu")
+    page = (causal.save(tmp_path / "b") / "README.md").read_text()
+    assert "surgery tune BASE --texts selected.jsonl --optimizer adamw --rate 5e-5 -o tuned/" in page
+
+
+def test_progress_counts_rows_at_every_checkpoint(tiny, tmp_path):
+    told = []
+    warmup = Warmup(share=0.5, epochs=2, rank=2)
+    collect(
+        tiny("gpt2"),
+        list(raw_rows(10)),
+        tmp_path,
+        warmup=warmup,
+        shard_rows=4,
+        progress=lambda *line: told.append(line),
+    )
+    counts = [(done, total) for done, total, line in told if line.startswith("collecting")]
+    assert counts == sorted(counts) and {total for _, total in counts} == {20} and counts[-1][0] == 20
+    assert "collecting features: gradients, checkpoint 2 of 2" in {line for *_, line in told}
 
 
 def test_histograms_are_those_of_each_sources_scores(features):
@@ -214,6 +266,8 @@ def test_the_kinds_that_a_loss_is_not_for(tiny, tmp_path):
             collect(tiny(kind), list(raw_rows(4)), tmp_path, loss="text")
     with pytest.raises(SelectionError, match="is a classifier"):
         collect(tiny("bert-classifier"), list(raw_rows(4)), tmp_path)
+    with pytest.raises(SelectionError, match="no row of the pool has an answer"):
+        collect(tiny("bert-encoder"), [{"text": "it was so"}] * 4, tmp_path)
     with pytest.raises(SelectionError, match="tells 2 to 512 different answers apart, and the pool has 1"):
         collect(tiny("bert-encoder"), list(raw_rows(4))[::2], tmp_path)
 
@@ -224,6 +278,16 @@ def test_cut_answers_and_a_start_without_warm_up_are_said(tiny, tmp_path):
     remarks = found.store.header["remarks"]
     assert any("2 of 4 answers are cut off at 48 tokens" in remark for remark in remarks)
     assert any("B is zero and A's gradients with it" in remark for remark in remarks)
+
+
+def test_rows_that_nothing_can_be_learnt_of_are_counted(tiny, tmp_path):
+    long = {"prompt": "was it good " * 60, "completion": " yes"}
+    with pytest.raises(
+        SelectionError, match=r"row 3 of the pool: its answer begins at token \d+, .*; 1 more row of 5 can't"
+    ):
+        collect(tiny("gpt2"), [*raw_rows(2), long, *raw_rows(1), long], tmp_path)
+    with pytest.raises(SelectionError, match=r"row 2 of the pool: its answer .* raise it$"):
+        collect(tiny("gpt2"), [*raw_rows(1), long], tmp_path)
 
 
 def test_gradients_that_are_all_zero_are_refused(tiny, tmp_path, monkeypatch):
@@ -311,6 +375,8 @@ def test_the_command_selects_scores_again_and_shows(ok, run, tiny, files):
     said = ok("select", "show", files / "selected")
     assert "nearest of the target" in said and "Chosen too: random" in said and "reviews" in said
     assert ok("select", "show", files / "selected", "--json")["by"] == "less"
+    said = ok("select", files / "pool.jsonl", "--for", files / "target.jsonl", "--by", "tfidf", "-o", files / "words")
+    assert "of 40 rows chosen by tfidf" in said and "features" not in said.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -328,6 +394,9 @@ def test_the_command_selects_scores_again_and_shows(ok, run, tiny, files):
         (["select", "pool.jsonl", "--for", "target.jsonl", "--model", "M", "-o", "x", "--subtasks", "part"], "no row of target.jsonl has such a field"),
         (["select", "score", "nowhere", "--for", "target.jsonl", "-o", "x"], "can't be read as a store of features"),
         (["select", "show", "nowhere"], "can't be read as a selection"),
+        (["select", "show"], "the folder is missing: see `surgery select show --help`\n"),
+        (["select", "score", "--for", "target.jsonl", "-o", "x"], "missing: see `surgery select score --help`\n"),
+        (["select", "pool.jsonl", "--for", "target.jsonl", "--model", "M", "-o", "x", "--maps", "foo,sgd"], "--maps foo isn't of sgd, adam"),
     ],
 )  # fmt: skip
 def test_mistakes_end_with_a_sentence(words, said, run, files, monkeypatch):
