@@ -169,6 +169,7 @@ def _begin(
         "shard_rows": plan.shard_rows, "maps": list(plan.maps), "precision": plan.precision, "sketch": plan.sketch, "seed": plan.seed,
         "length": plan.sketch or weights, "weights": weights, "loss": plan.loss, "max_length": plan.max_length, "answers": answers,
         "sources": sources, "hidden": plan.hidden, "remarks": remarks, "call": call,
+        "digest": digest_of([state / "pool.jsonl"]),
         "origin": provenance(call={"select": {"model": checkpoint.source, "warmup": asdict(checkpoints.warmup), **asdict(plan)}},
                              inputs={"base": checkpoint.fingerprint, "pool": str(call["pool"])}, seed=plan.seed),
     }  # fmt: skip

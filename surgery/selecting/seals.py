@@ -22,6 +22,7 @@ def sealed(content: dict[str, Tensor]) -> bytes:
     size = int.from_bytes(plain[:8], "little")
     total = _of_header(plain[8 : 8 + size])
     total.update(memoryview(plain)[8 + size :])
+    del plain  # as large as the tensors
     return save(content, metadata={_SEAL: total.hexdigest()})
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from surgery.errors import OptionError, SelectionError
 from surgery.jsonfile import JsonError, load_named
-from surgery.selecting.seals import opened
+from surgery.selecting.seals import digest_of, opened
 from surgery.selecting.warmup import Checkpoints
 from surgery.tasks.rows import RowFile
 
@@ -47,6 +47,7 @@ class Header(TypedDict):
     remarks: list[str]
     call: dict[str, Any]
     origin: dict[str, Any]
+    digest: NotRequired[str]  # of the rows' file
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,10 +87,13 @@ class Store:
         """Columns of numbers, one a row: `key`, `tokens`, `source` (its number), `offsets` (one more)."""
         return about_rows(self.folder)
 
-    @property
+    @cached_property
     def pool(self) -> RowFile:
-        """The pool's rows."""
-        return RowFile(self.folder / "pool.jsonl", self.about["offsets"])
+        """The pool's rows; raises SelectionError for a file that isn't what was written."""
+        file = self.folder / "pool.jsonl"
+        if not file.exists() or self.header.get("digest", "") not in ("", digest_of([file])):
+            raise SelectionError(f"{file} isn't what was written: collect the features again")
+        return RowFile(file, self.about["offsets"])
 
     def chunks(self, name: str) -> Iterator[tuple[slice, Float[Tensor, "chunk length"]]]:
         """A map's features at a checkpoint (`adam.0`), or `hidden`, in float32, and which rows they are of; one chunk in memory at a time."""

@@ -244,11 +244,25 @@ def test_the_same_call_opens_what_is_there_and_another_is_refused(tiny, tmp_path
         collected(tiny("gpt2"), tmp_path / "f", precision="int8")
 
 
+def test_a_missing_file_is_named(tiny, tmp_path):
+    collected(tiny("gpt2"), tmp_path / "f", warmup=Warmup(share=0.5, epochs=1, rank=2))
+    for name in (
+        "pool.jsonl",
+        "rows.safetensors",
+        "features-00000.safetensors",
+        "warmup/checkpoint-1/optimizer.safetensors",
+    ):
+        (tmp_path / "f" / name).rename(tmp_path / "aside")
+        with pytest.raises(SelectionError, match=re.escape(name)):
+            Features.load(tmp_path / "f").select(list(raw_rows(3, seed=7)), device="cpu")
+        (tmp_path / "aside").rename(tmp_path / "f" / name)
+
+
 def test_a_changed_byte_anywhere_is_found_and_named(tiny, tmp_path):
     collected(tiny("gpt2"), tmp_path / "f", warmup=Warmup(share=0.5, epochs=1, rank=2))
     target, draw = list(raw_rows(3, seed=7)), np.random.default_rng(0)
     whole = Features.load(tmp_path / "f").select(target, device="cpu").numbers
-    files = sorted((tmp_path / "f").rglob("*.safetensors"))
+    files = [*sorted((tmp_path / "f").rglob("*.safetensors")), tmp_path / "f" / "pool.jsonl"]
     assert {file.name for file in files} >= {
         "rows.safetensors",
         "adapter_model.safetensors",
@@ -265,7 +279,7 @@ def test_a_changed_byte_anywhere_is_found_and_named(tiny, tmp_path):
         file.write_bytes(sound)
     assert Features.load(tmp_path / "f").select(target, device="cpu").numbers == whole
     for file in files:  # as an earlier version wrote them
-        if file.parent == tmp_path / "f":
+        if file.parent == tmp_path / "f" and file.suffix == ".safetensors":
             file.write_bytes(save(load_file(file)))
     assert Features.load(tmp_path / "f").select(target, device="cpu").numbers == whole
 
