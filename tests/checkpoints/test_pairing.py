@@ -54,7 +54,7 @@ def test_tied_tensors_may_be_stored_on_one_side_only(copied, tuned, kind, side):
     base, (other, touched) = copied(kind), tuned(kind)
     alone = score(other, task(), device="cpu")  # transformers' own ties
     with_both(base if side == "base" else other, kind)
-    skill = graft(base, other, task(), weights=20, device="cpu")
+    skill = graft(base, other, task(), weights=20, method="movement", control=False, device="cpu")
     assert skill.report["tuned"]["accuracy"] == alone.accuracy
     assert skill.report["tuned"]["ece"] == pytest.approx(alone.ece, abs=1e-6)
     assert skill.report["moved"] == sum(map(len, touched.values()))
@@ -67,7 +67,7 @@ def test_tied_tensors_that_differ_in_the_files_are_refused(copied, tuned):
     with pytest.raises(
         CheckpointError, match=r"tensors .* and .* are tied in its config\.json, but differ in its files"
     ):
-        graft(base, other, task(), weights=20, device="cpu")
+        graft(base, other, task(), weights=20, method="movement", control=False, device="cpu")
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [("gpt2", "transformer."), ("bert", "bert."), ("llama", "model.")])
@@ -78,7 +78,10 @@ def test_prefixes_may_differ(copied, tuned, kind, prefix, side):
     delta = SparseDelta.between(Checkpoint(base), Checkpoint(other))
     found = {name.removeprefix(prefix): delta.part(name)[0].tolist() for name in delta.tensors}
     assert found == {name.removeprefix(prefix): indices for name, indices in touched.items()}
-    assert graft(base, other, task(), weights=20, device="cpu").report["moved"] == delta.weights
+    assert (
+        graft(base, other, task(), weights=20, method="movement", control=False, device="cpu").report["moved"]
+        == delta.weights
+    )
 
 
 def test_a_bare_body_and_a_model_with_a_head_have_the_same_blocks(copied, tuned):
@@ -107,7 +110,7 @@ def test_equal_values_in_another_dtype_are_equal(tiny, tmp_path, half):
     delta = SparseDelta.between(base, other)
     assert {name: delta.part(name)[0].tolist() for name in delta.tensors} == touched
     assert delta.values.dtype == base.entries[block_names(plain)[0]].dtype
-    report = graft(base, other, task(), weights=20, device="cpu").report
+    report = graft(base, other, task(), weights=20, method="movement", control=False, device="cpu").report
     assert report["moved"] == sum(map(len, touched.values())) and report["left_out"] == []
 
 
@@ -128,7 +131,7 @@ def grow(folder, extra, rows=None):
 def test_a_tokenizer_that_only_grew_is_accepted(tiny, tuned, kind, rows):
     other, touched = tuned(kind)
     grow(other, ["<new>", "<newer>"], rows)
-    skill = graft(tiny(kind), other, task(), weights=20, device="cpu")
+    skill = graft(tiny(kind), other, task(), weights=20, method="movement", control=False, device="cpu")
     alone = score(other, task(), device="cpu")
     assert skill.report["tuned"]["accuracy"] == alone.accuracy
     assert skill.report["tuned"]["ece"] == pytest.approx(alone.ece, abs=1e-6)
@@ -144,7 +147,9 @@ def test_a_head_that_only_grew_is_resized_and_no_other_head(tiny, tuned, spoil):
     """LLaMA's output matrix is no embedding's: a pad token added for training gives it rows and leaves the others."""
     other, _ = tuned("llama")
     change(grow(other, ["<pad>"]), other.parent / "spoilt", lambda n, t: t + spoil if n == "lm_head.weight" else None)
-    report = graft(tiny("llama"), other.parent / "spoilt", task(), weights=20, device="cpu").report
+    report = graft(
+        tiny("llama"), other.parent / "spoilt", task(), weights=20, method="movement", control=False, device="cpu"
+    ).report
     assert report["resized"] == ["lm_head.weight", "model.embed_tokens.weight"]
     assert report["head"] == (["lm_head.weight"] if spoil else [])
 
@@ -167,14 +172,14 @@ def test_too_few_rows_for_the_tokens(tiny, tuned):
         tensors[name] = tensors[name][:rows].clone()
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"has 40 rows in .*, too few for the .* tokens"):
-        graft(tiny("bert"), other, task(), weights=20, device="cpu")
+        graft(tiny("bert"), other, task(), weights=20, method="movement", control=False, device="cpu")
 
 
 def test_grown_tokenizers_must_split_the_texts_alike(tiny, tuned):
     other, _ = tuned("bert")
     grow(other, ["film was"])
     with pytest.raises(CheckpointError, match=r"split 'the film was .*' differently"):
-        graft(tiny("bert"), other, task(), weights=20, device="cpu")
+        graft(tiny("bert"), other, task(), weights=20, method="movement", control=False, device="cpu")
 
 
 def test_a_resized_tensor_cannot_move(tiny, tuned):
@@ -200,7 +205,9 @@ def test_other_sizes_and_shrunk_tokenizers_are_refused(tiny, copied):
 def test_a_tuned_encoder_may_lack_the_pooler_that_nobody_reads(tiny, tmp_path):
     perturb(tiny("bert-encoder"), tmp_path / "tuned")
     rename(tmp_path / "tuned", lambda name: None if "pooler" in name else name)
-    skill = graft(tiny("bert-encoder"), tmp_path / "tuned", task(), weights=20, device="cpu")
+    skill = graft(
+        tiny("bert-encoder"), tmp_path / "tuned", task(), weights=20, method="movement", control=False, device="cpu"
+    )
     assert (
         skill.report["tuned"]["accuracy"]
         == score(tmp_path / "tuned", task(), base=tiny("bert-encoder"), device="cpu").accuracy

@@ -266,15 +266,16 @@ def test_the_short_way_to_ask_for_help_works_everywhere(run):
 
     from cli.main import app
 
-    commands = [()]
-    for names in commands:
-        group = get_command(app)
-        for name in names:
-            group = group.commands[name]
-        commands += [(*names, name) for name in getattr(group, "commands", ())]
-    assert len(commands) > 30
-    for names in commands:
-        assert run(*names, "-h") == run(*names, "--help") and run(*names, "-h")[0] == 0
+    def walk(command, parent=None):
+        context = command.context_class(command, parent=parent, **command.context_settings)
+        yield command.get_help_option_names(context)
+        for each in getattr(command, "commands", {}).values():
+            yield from walk(each, context)
+
+    names = list(walk(get_command(app)))
+    assert len(names) > 30 and all({"-h", "--help"} <= set(each) for each in names)
+    for words in ([], ["skill", "merge"]):
+        assert run(*words, "-h") == run(*words, "--help") and run(*words, "-h")[0] == 0
 
 
 def test_a_skill_may_lie_on_the_hub(work, run, monkeypatch, tmp_path):
