@@ -66,12 +66,18 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, required=True, help="folder with trec/train.jsonl and so on")
     parser.add_argument("--methods", default="dual-averaging,sigmoid")
     parser.add_argument("--only", help="tasks, with commas")
+    parser.add_argument("--seeds", help="seeds of the data, with commas")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     base = Checkpoint(arguments.model) if arguments.model else minilm()
     held = [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
     done = {(found["task"], found["seed"], found["method"]) for found in held if found["kind"] == arguments.kind}
-    wanted = [pair for pair in SETS[arguments.kind] if arguments.only is None or pair[0] in arguments.only.split(",")]
+    wanted = [
+        (task, seed)
+        for task, seed in SETS[arguments.kind]
+        if (arguments.only is None or task in arguments.only.split(","))
+        and (arguments.seeds is None or str(seed) in arguments.seeds.split(","))
+    ]
     for name, seed in wanted:
         with tempfile.TemporaryDirectory() as scratch:
             for method in arguments.methods.split(","):
