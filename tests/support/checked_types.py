@@ -9,8 +9,9 @@ from dataclasses import is_dataclass
 from typing import Any, get_args, get_type_hints
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
+_typed = beartype(conf=BeartypeConf(violation_type=jaxtyping.TypeCheckError))  # a TypeError
 _with_sizes = jaxtyping.jaxtyped(typechecker=None)
 
 
@@ -30,7 +31,7 @@ def checked(given: Any) -> Any:
     written = given.__annotations__
     resolved = {name: _resolved(annotation, given.__globals__) for name, annotation in written.items()}
     given.__annotations__ = resolved
-    made = beartype(given)
+    made = _typed(given)
     if any(map(_has_shape, resolved.values())):
         made = _with_sizes(made)
     given.__annotations__ = made.__annotations__ = written
