@@ -29,6 +29,7 @@ from surgery.tuning.recipe import Pace, Recipe
 from surgery.tuning.training_sets import Figures, TrainingSet
 
 _SAVE_SECONDS = 30.0
+_PACES = 0.05  # by which rate and pull may differ on two devices
 
 
 class Scored(Figures):
@@ -229,7 +230,11 @@ class TrainingLoop:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.moved.after_step()
         # As it was then: on some devices the gradient it came from isn't the same to the last bit.
-        self.pace = parse_json(header["pace"], Pace)
+        pace = parse_json(header["pace"], Pace)
+        close = all(math.isclose(*both, rel_tol=_PACES) for both in zip(pace[:2], self.pace[:2], strict=True))
+        if not close or pace[2:] != self.pace[2:]:
+            raise ValueError(f"its pace is {pace}, and this run's {self.pace}")
+        self.pace = pace
         self.step = int(header["step"])
         if self.together is not None:
             self.together.sync.restore(parse_json(header["sync"]))

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import OptionError, SurgeryError
@@ -127,6 +129,26 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tiny, tmp_path, optimizer, 
     assert again.report["losses"] == whole.report["losses"] and again.report["dev"] == whole.report["dev"]
     with pytest.raises(OptionError, match="the state of another run"):
         tune(tiny("bert"), task(dev=dev), recipe, seed=1, device="cpu", resume=tmp_path)
+
+
+@pytest.mark.parametrize("place, value", [(0, -0.01), (1, 6e303), (2, 21), (3, 0.5)])
+def test_a_stopped_runs_other_pace_is_damage(tiny, tmp_path, place, value):
+    def interrupt(done, total, line):
+        raise KeyboardInterrupt
+
+    def run(**more):
+        return tune(tiny("bert"), task(), Recipe(rate=0.01, l1=0.001, steps=20), device="cpu", resume=tmp_path, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(progress=interrupt)
+    file = tmp_path / "state.safetensors"
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    pace = json.loads(header["pace"])
+    pace[place] = value
+    save_file(load_file(file), file, metadata=header | {"pace": json.dumps(pace)})
+    with pytest.raises(OptionError, match=r"state\.safetensors can't be read \(its pace is Pace\(.*delete"):
+        run()
 
 
 def test_accumulating_equals_one_batch(tiny):
