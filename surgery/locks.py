@@ -54,7 +54,7 @@ def hold(path: Path, *, shared: bool = False) -> Iterator[None]:
         handle = _create(file, path)
     try:
         os.write(handle, json.dumps(_self()).encode())
-        if shared and not _try_flock_shared(handle):  # another run came between the two
+        if shared and lock_alone(handle, shared=True) is False:  # another run came between the two
             raise _busy(path, {})
         yield
     finally:
@@ -69,15 +69,19 @@ def hold(path: Path, *, shared: bool = False) -> Iterator[None]:
 def hold_too(path: Path) -> Iterator[None]:
     """Hold a path beside a process that holds it `shared`: other runs are kept out until the last of them has ended.
 
-    Where the file system has no `flock`, the path is held by the first process alone.
+    Where the file system has no `flock`, the path is held by the first process alone. Raises BusyError where that one is gone and
+    another run has begun.
     """
+    path = _resolved(path)
+    file = lock_file(path)
     try:
-        handle = os.open(lock_file(_resolved(path)), os.O_RDONLY)
+        handle = os.open(file, os.O_RDONLY)
     except OSError:  # a lock of the other kind, or a first process that has ended
         yield
         return
     try:
-        _try_flock_shared(handle)
+        if lock_alone(handle, shared=True) is False:
+            raise _busy(path, _read(file))
         yield
     finally:
         os.close(handle)
@@ -94,10 +98,13 @@ def lock_file(path: Path) -> Path:
     return path / ".surgery.lock" if inside else path.with_name(f".{path.name}.lock")
 
 
-def lock_alone(handle: int) -> bool | None:
-    """Lock an open file without waiting, for as long as it is open; False where another has it, None where none can."""
+def lock_alone(handle: int, *, shared: bool = False) -> bool | None:
+    """Lock an open file without waiting, for as long as it is open; False where another has it, None where none can.
+
+    `shared`: beside others that lock it so; a lock that this file has already becomes such a one.
+    """
     try:
-        _try_flock(handle)
+        _try_flock(handle, shared)
     except BlockingIOError:
         return False
     except _NoLockError:
@@ -152,31 +159,17 @@ def _unlink(file: Path, path: Path) -> None:
         ) from None
 
 
-def _try_flock(handle: int) -> None:
+def _try_flock(handle: int, shared: bool = False) -> None:
     if fcntl is None:
         raise _NoLockError
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
     except OSError as error:
         if error.errno in _NO_FLOCK:
             raise _NoLockError from None
         raise
-
-
-def _try_flock_shared(handle: int) -> bool:
-    """Make an own lock a shared one, or take one; False where another run has it."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_FLOCK:
-            raise
-    return True
 
 
 def _create(file: Path, path: Path) -> int:

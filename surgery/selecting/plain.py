@@ -1,6 +1,5 @@
 """A pool without features: its rows alone, for ways of choosing that look at words."""
 
-import json
 from pathlib import Path
 from typing import cast
 
@@ -32,7 +31,7 @@ class PlainStore(Store):
             "format": FORMAT, "base": "", "fingerprint": "", "rows": len(rows), "maps": [], "length": 0, "precision": "none",
             "sources": list(sources), "hidden": False, "remarks": [REMARK], "call": {},
         }  # fmt: skip
-        made = cls(folder, cast(Header, json.loads(json.dumps(header))))
+        made = cls(folder, cast(Header, header))
         made.__dict__["about"] = about
         return made
 

@@ -289,10 +289,9 @@ def precision(given):
 
 def store(given):
     """A store of random signs: the largest memory while all rows are scored, beyond what was there before, and seconds."""
-    from safetensors.torch import save_file
-
     from surgery.files import replace_json
     from surgery.selecting.scoring import Target, best, members, score_rows
+    from surgery.selecting.seals import sealed
     from surgery.selecting.shards import FORMAT, Header, Store, shard_file
     from surgery.tasks.rows import read_rows
 
@@ -301,7 +300,7 @@ def store(given):
         for number, first in enumerate(range(0, given.rows, 4096)):
             count = min(4096, given.rows - first)
             signs = torch.from_numpy(draw.integers(0, 256, (count, given.width // 8), dtype=np.uint8))
-            save_file({"adam.0": signs, "adam.0.norm": torch.ones(count)}, shard_file(folder, number))
+            shard_file(folder, number).write_bytes(sealed({"adam.0": signs, "adam.0.norm": torch.ones(count)}))
         (folder / "warmup").mkdir()
         asked = {
             "share": 0.05,

@@ -73,6 +73,10 @@ def test_a_run_of_several_processes_holds_until_the_last_has_ended(tmp_path):
             with pytest.raises(BusyError), hold(place):
                 pass
     assert list(tmp_path.iterdir()) == []
+    refused = pytest.raises(BusyError, match="is being written by another run")
+    with holder(place), refused, hold_too(place):  # the first has ended, and another run has begun
+        pass
+    (tmp_path / ".place.lock").unlink()
     with hold_too(place):  # the first has ended, or its lock is of the other kind
         pass
     assert list(tmp_path.iterdir()) == []

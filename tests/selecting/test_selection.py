@@ -72,6 +72,12 @@ def test_features_are_told_in_a_line(features):
     assert told.startswith("<Features: 40 rows, 256 numbers of float16 for each of adam and sgd") and len(told) <= 200
 
 
+def test_the_command_knows_which_ways_need_no_model():
+    from cli.select import _WORDS
+
+    assert _WORDS == WORDS
+
+
 @pytest.mark.parametrize("by", WORDS)
 def test_words_choose_the_same_rows_without_a_model(by, features, monkeypatch):
     target = list(raw_rows(5, seed=9))
