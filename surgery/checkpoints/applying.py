@@ -35,6 +35,7 @@ class Patch:
         add: files to write; a file that is there already must have this content.
         own: files of ours to write, over older ones.
         drop: files to delete if this is their content; None for a file of ours, whatever its content.
+        settled: the checkpoint is as it is to be already, so there is nothing that a kill could leave half done.
     """
 
     delta: SparseDelta
@@ -45,6 +46,7 @@ class Patch:
     add: Mapping[str, bytes] = field(default_factory=dict)
     own: Mapping[str, bytes] = field(default_factory=dict)
     drop: Mapping[str, bytes | None] = field(default_factory=dict)
+    settled: bool = False
 
     @classmethod
     def of(
@@ -189,6 +191,9 @@ def patch_held(patch: Patch, folder: Path) -> None:
         _check_traits(patch.delta, checkpoint)
     _check_base(patch, checkpoint)
     _check_extras(folder, patch.add)  # before the first write: else it would be half done for good
+    if patch.settled and not begun:  # a journal would let the opposite run undo this one, which is to do nothing
+        _change_extras(folder, patch)
+        return
     note = {"delta": patch.name, "direction": patch.direction, **patch.journal}
     replace_bytes(folder / JOURNAL, json.dumps(note).encode())
     patch_in_place(checkpoint.entries.values(), patch.edits)

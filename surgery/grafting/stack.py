@@ -239,7 +239,9 @@ class _Plan(NamedTuple):
             "layers": [_about(layer) for layer in involved.values()],
         }
         name = hashlib.sha256("".join(sorted(map(json.dumps, states))).encode()).hexdigest()[:16]
-        patch = Patch(everything, edits, direction, name, journal, readouts, own, {**gone, **stale})
+        drop = {**gone, **stale}
+        settled = states[0] == states[1]
+        patch = Patch(everything, edits, direction, name, journal, readouts, own, drop, settled)
         return cls(before, after, everything.changes(checkpoint, edits=edits), patch)
 
     def outcome(self, folder: Path) -> Restacked:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,18 @@ def test_interrupted_again_and_again(tiny, layers, tmp_path, monkeypatch):
     assert hashes(folder) == start
     restack("apply", [c], folder, in_place=True)
     assert holds(folder, base, [layers[name] for name in "abdc"])
+
+
+@pytest.mark.parametrize("stop", [stop for stop, _ in MOMENTS.values()], ids=MOMENTS)
+def test_putting_on_what_is_there_leaves_nothing_to_undo(tiny, layers, tmp_path, monkeypatch, stop):
+    """Else taking it off would undo the run that did nothing, and leave it there."""
+    base, (a, b, c) = tiny("bert"), (layers[name] for name in "abc")
+    folder = held(layers, "abc", base, tmp_path / "x")
+    with monkeypatch.context() as moment, suppress(Killed):
+        stop(moment)
+        restack("apply", [c], folder, in_place=True)
+    restack("revert", [c], folder, in_place=True)
+    assert holds(folder, base, [a, b])
 
 
 def test_one_skills_half_done_patch_is_not_a_stacks(tiny, copied, layers, monkeypatch):
