@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import options
+from cli import options, workers
 from cli.render import print_json, print_need, print_skill, progress_bar, say, show_example
 from cli.resuming import state_beside
 from surgery.reporting.plural import number_of
@@ -107,6 +107,7 @@ def graft(
     exclude: options.Exclude = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 32,
+    shard: workers.Shard = False,
     device: options.Device = None,
     dtype: options.Dtype = None,
     dry_run: options.DryRun = False,
@@ -126,6 +127,14 @@ def graft(
     from surgery.grafting.products import check_product
     from surgery.grafting.targets import check_target
 
+    recipe = workers.recipe(None, None, None, 4, None, shard)
+    if recipe and not shard:
+        workers.alone("graft without --shard")
+        recipe = None
+    if shard and head:
+        raise OptionError(
+            "--head writes a folder, by one process: make it by `surgery graft --head tuned` without --shard first"
+        )
     if base is None:
         given: list[Any] = [task, data, evaluate, dev, sparsity, weights, target_gain, epochs, sweep, head, shots]
         given += [
@@ -139,6 +148,7 @@ def graft(
             include,
             exclude,
             dtype,
+            shard or None,
         ]
         if dry_run or any(value is not None for value in given):
             raise OptionError(f"the base checkpoint is missing: {_USAGE}")
@@ -176,16 +186,25 @@ def graft(
     if dry_run:
         print_need(graft_need(base, loaded, **shared), json)
         return
-    with _with_head(base, tuned, headed, overwrite), state_beside(folder) as state, progress_bar() as progress:
+    with (
+        _with_head(base, tuned, headed, overwrite),
+        workers.meet(recipe) as crew,
+        state_beside(folder, lambda: workers.is_first(crew)) as state,
+        progress_bar() as progress,
+    ):
+        shared["device"] = workers.device(device)
         asked: dict[str, Any] = {
             "epochs": epochs,
             "baselines": baselines,
             "control": control,
             "seed": seed,
             "resume": state,
+            "workers": crew,
         }
         asked["say"] = lambda line: say(all_flags(line), quiet=json)
         skill = run(headed or base, tuned, loaded, progress=progress, **asked, **shared)
+        if not workers.is_first(crew):
+            return
         skill.save(folder, overwrite=overwrite)
     _report(skill, folder, json)
     if headed:

@@ -89,6 +89,7 @@ def tune(
     momentum: mezo.Momentum = None,
     residual: mezo.Residual = None,
     force: mezo.Force = None,
+    shard: workers.Shard = False,
     sync: workers.SyncKind = None,
     budget: workers.Budget = None,
     alpha: workers.Alpha = None,
@@ -115,8 +116,10 @@ def tune(
 
     own = {"objective": objective, "where": where, "lora": lora, "directions": directions, "noise": noise, "eps": eps}
     own |= {"momentum": momentum, "residual": residual, "force": force}
-    recipe_of_workers = workers.recipe(sync, alpha, budget, h, h_max)
-    mezo.check_method(method, own, {"optimizer": optimizer, "l1": l1, "outside": outside, "sync": sync})
+    recipe_of_workers = workers.recipe(sync, alpha, budget, h, h_max, shard)
+    mezo.check_method(
+        method, own, {"optimizer": optimizer, "l1": l1, "outside": outside, "sync": sync, "shard": shard or None}
+    )
     if not dry_run:
         check_output(
             options.need_output(output),

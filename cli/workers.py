@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _PANEL = "Under torchrun"
 # Commands that know what to do there, by their words.
-_SHARED = ("tune", "pcfg pretrain", "pcfg sample", "bottleneck fit", "select", "probe", "emergence measure")
+_SHARED = ("tune", "graft", "pcfg pretrain", "pcfg sample", "bottleneck fit", "select", "probe", "emergence measure")
 _NOT_SHARED = ("tune replay", "select score", "select show")
 
 SyncKind = Annotated[
@@ -22,6 +22,14 @@ SyncKind = Annotated[
         "--sync",
         help="When workers average weights: qsr, cubic, constant or post-local.",
         show_default="data parallel",
+        rich_help_panel=_PANEL,
+    ),
+]
+Shard = Annotated[
+    bool,
+    typer.Option(
+        "--shard",
+        help="Split the model over the workers, for one that a single device doesn't hold.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -42,21 +50,23 @@ HMax = Annotated[
 
 
 def recipe(
-    sync: str | None, alpha: float | None, budget: float | None, h: int, h_max: int | None
+    sync: str | None, alpha: float | None, budget: float | None, h: int, h_max: int | None, shard: bool = False
 ) -> "SyncRecipe | None":
     """How workers share a training; None without a launcher.
 
-    Raises OptionError for `--sync` without one.
+    Raises OptionError for `--sync` or `--shard` without one, or both.
     """
     from surgery.errors import OptionError
     from surgery.sync.together import SyncRecipe
 
-    made = SyncRecipe(sync or "data-parallel", alpha, h, h_max, budget)
-    if count() > 1 or launched():
+    if shard and sync is not None:
+        raise OptionError("--sync averages whole models, and --shard splits one: give one of them")
+    made = SyncRecipe("sharded" if shard else sync or "data-parallel", alpha, h, h_max, budget)
+    if launched():
         return made
-    if sync is not None:
+    if shard or sync is not None:
         raise OptionError(
-            f"--sync {sync} is for several workers, and no launcher started this one: torchrun --nproc-per-node 4 -m surgery ..."
+            f"{'--shard' if shard else f'--sync {sync}'} is for several workers, and no launcher started this one: torchrun --nproc-per-node 4 -m surgery ..."
         )
     return None
 

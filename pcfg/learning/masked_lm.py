@@ -278,7 +278,7 @@ class Trainer:
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         note = {"step": str(self.step), "history": json.dumps(history)}
         if self.together is not None:
-            note["sync"] = json.dumps(self.together.sync.state())
+            note["sync"] = json.dumps(self.together.state())
         replace_bytes(self.state_file(folder), save(whole, metadata=note))
         if self.together is not None:
             self.together.sweep(folder, self.step)
@@ -299,7 +299,7 @@ class Trainer:
                     state["step"].fill_(int(note["step"]))
             self.step = int(note["step"])
             if self.together is not None:
-                self.together.sync.restore(parse_json(note["sync"]))
+                self.together.restore(parse_json(note["sync"]))
             return parse_json(note["history"], list[_Evaluated])
         except (SafetensorError, KeyError, ValueError, RuntimeError, TypeError, OSError, OverflowError) as error:
             raise damaged(file, error) from None

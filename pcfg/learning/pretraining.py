@@ -279,7 +279,7 @@ def _train(
             saved = time.monotonic()
         progress(trainer.step, steps, f"pretraining: {how}")
     if together is not None:
-        together.sync.finish()
+        together.finish()
     return history, kept
 
 

@@ -1,15 +1,15 @@
 """Loading a checkpoint as a transformers model, and knowing which of its parameters is which tensor of the files."""
 
 import inspect
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.counterparts import counterparts
@@ -98,11 +98,75 @@ class Model:
         """Copy another checkpoint's tensors into this model, one at a time."""
         with torch.no_grad():
             for tensor, other in counterparts(self.checkpoint, checkpoint).items():
-                parameter, value = self.parameters[tensor], checkpoint.finite_tensor(other, self.device)
-                if parameter.shape != value.shape:  # embeddings that were resized; `check_alike` lets no others pass
-                    rows = min(len(parameter), len(value))
-                    parameter, value = parameter[:rows], value[:rows]  # type: ignore[assignment]
-                parameter.copy_(value)
+                # Embeddings may have been resized; `check_alike` lets nothing else of another shape pass.
+                self.fill(tensor, checkpoint.finite_tensor(other, self.device))
+
+    # -- what is otherwise where processes share the weights (`surgery.checkpoints.sharding`) -------------------------
+
+    @property
+    def copies(self) -> int:
+        """Number of processes whose gradients are averaged."""
+        return 1
+
+    def movable(self, name: str) -> nn.Parameter:
+        """What an optimizer moves of a tensor here."""
+        parameter = self.parameters[name]
+        parameter.requires_grad_(True)
+        return parameter
+
+    def collect(self, values: Mapping[str, nn.Parameter]) -> None:
+        """Give what `movable` made its gradients, after backward passes."""
+
+    def own(self, indices: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Of places in flattened tensors those that are here, as places in what `movable` gives; tensors without any are left out."""
+        return indices
+
+    def agree(self, is_so: bool) -> bool:
+        """Whether all processes find that it is so."""
+        return is_so
+
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The norm of tensors, such as gradients, put end to end."""
+        return torch.nn.utils.get_total_norm(tensors)
+
+    def whole(self, name: str) -> Tensor:
+        """A tensor with all its rows."""
+        return self.parameters[name].detach()
+
+    def put(self, name: str, places: Tensor, values: Tensor) -> None:
+        """Set weights of a tensor, by their places in it flattened."""
+        parameter = self.parameters[name]
+        with torch.no_grad():
+            parameter.view(-1)[places.to(parameter.device)] = values.to(parameter.device, parameter.dtype)
+
+    def fill(self, name: str, values: Tensor) -> None:
+        """Set a tensor, or as many of its first rows as there are values for."""
+        parameter = self.parameters[name]
+        if parameter.numel() != values.numel():
+            rows = min(len(parameter), len(values))
+            parameter, values = parameter[:rows], values[:rows]  # type: ignore[assignment]
+        with torch.no_grad():
+            parameter.copy_(values.view(parameter.shape))
+
+    @contextmanager
+    def taking(self, names: Sequence[str], take: Callable[[str, Tensor], None]) -> Iterator[Callable[[Tensor], None]]:
+        """Yield a way to run backward passes, in which `take` is given each tensor's name and whole gradient, which is then dropped."""
+
+        def hand_over(parameter: Any, name: str) -> None:
+            take(name, parameter.grad)
+            parameter.grad = None  # each as it comes: all of them would take as much memory as the model
+
+        handles = []
+        for name in names:
+            parameter = self.parameters[name].requires_grad_(True)
+            handles.append(parameter.register_post_accumulate_grad_hook(partial(hand_over, name=name)))
+        try:
+            yield Tensor.backward
+        finally:
+            for handle in handles:
+                handle.remove()
+            for name in names:
+                self.parameters[name].requires_grad_(False)
 
 
 def run(module: Any, batch: Mapping[str, Any]) -> torch.Tensor:

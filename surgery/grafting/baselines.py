@@ -44,13 +44,12 @@ def load_baseline(
     else:
         chosen = region if name == "zero outside" else candidates.subset(_choose(name, model, candidates, k, random))
         parts = chosen.parts(torch.arange(len(chosen)))
-    with torch.no_grad():
-        if name == "zero outside":
+    if name == "zero outside":
+        with torch.no_grad():
             for tensor in names:
                 model.parameters[tensor].zero_()
-        for tensor, (index, values) in parts.items():
-            parameter = model.parameters[tensor]
-            parameter.view(-1)[index.to(parameter.device)] = values.to(parameter.device, parameter.dtype)
+    for tensor, own in parts.items():
+        model.put(tensor, *own)
     return sum(len(index) for index, _ in parts.values())
 
 

@@ -128,10 +128,8 @@ class GraftedModel(TaskModel):
     def set_mask(self, mask: Bool[Tensor, " candidates"] | Float[Tensor, " candidates"]) -> None:
         """Set every candidate to base + mask * (tuned - base): for booleans the exact base or tuned value."""
         values = torch.where(mask, self.tuned, self.base) if mask.dtype == torch.bool else self.base + mask * self.delta
-        with torch.no_grad():
-            for name, stretch in self.candidates.stretches():
-                parameter = self.model.parameters[name]
-                parameter.view(-1)[self._indices[stretch]] = values[stretch].to(parameter.dtype)
+        for name, stretch in self.candidates.stretches():
+            self.model.put(name, self._indices[stretch], values[stretch])
 
     def set_chosen(self, chosen: Int64[Tensor, " chosen"]) -> None:
         """Tuned values for the chosen candidates, base values for all others."""

@@ -56,10 +56,8 @@ class Displacement(TaskModel):
 
     def put(self, values: Float[Tensor, " movable"]) -> None:
         """Set every movable weight."""
-        with torch.no_grad():
-            for name, stretch in self.stretches():
-                parameter = self.model.parameters[name]
-                parameter.view(-1).copy_(values[stretch])
+        for name, stretch in self.stretches():
+            self.model.fill(name, values[stretch])
 
     def put_chosen(self, chosen: Int64[Tensor, " chosen"], values: Float[Tensor, " chosen"] | None = None) -> None:
         """Set the chosen weights to `values`, by default the tuned ones, and all others to the base's."""
@@ -70,11 +68,8 @@ class Displacement(TaskModel):
     def put_support(self, support: Candidates) -> None:
         """Set the weights of a support to its tuned values, and all others to the base's."""
         self.put(self.base)
-        with torch.no_grad():
-            for name, stretch in support.stretches():
-                parameter, device = self.model.parameters[name], self.base.device
-                values = support.tuned[stretch].to(device, parameter.dtype)
-                parameter.view(-1)[support.indices[stretch].to(device)] = values
+        for name, stretch in support.stretches():
+            self.model.put(name, support.indices[stretch], support.tuned[stretch])
 
     def put_share(self, share: float) -> None:
         """Set every movable weight to base + share * (tuned - base)."""

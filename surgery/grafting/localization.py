@@ -30,7 +30,10 @@ from surgery.grafting.targets import check_target, smallest
 from surgery.memory import check_before
 from surgery.progress import Progress, silent
 from surgery.provenance import provenance
-from surgery.resuming import digest, resumable
+from surgery.resuming import digest
+from surgery.sync.sharding import loaded, unbroken
+from surgery.sync.together import resumable_together
+from surgery.sync.workers import Workers
 from surgery.tasks.classifier_heads import check_one_order
 from surgery.tasks.examples import Example
 from surgery.tasks.readout import PhraseReadout, readout_file
@@ -63,6 +66,7 @@ def graft(
     dtype: str | torch.dtype | None = None,
     batch_size: int = 32,
     resume: str | Path | None = None,
+    workers: Workers | None = None,
     say: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
 ) -> Skill:
@@ -90,6 +94,8 @@ def graft(
         include, exclude: patterns over tensor names, as `Checkpoint.block_weights` takes them.
         resume: a folder for what was located at each sparsity; a later call with the same arguments goes on from there
             (`surgery.resuming`). The caller deletes it.
+        workers: those of a run under torchrun (`surgery.sync`), over which the base is split: for models that one device doesn't
+            hold. All do the same work and return the same skill; there is no control.
         say: called with sentences on what to expect, before anything is located.
 
     Raises:
@@ -108,9 +114,8 @@ def graft(
     ladder = sorted({budget(pair.movable, share, None) for share in sweep} | {k})
     patterns = {"include": list(include), "exclude": list(exclude)}
     product = {"values": values, "low_rank": low_rank, "target_gain": target_gain}
-    _check_memory(
-        pair, task, ladder, {**patterns, **product, "method": method, "sweep": sweep}, place, precision, batch_size
-    )
+    asked = {**patterns, **product, "method": method, "sweep": sweep, "processes": workers.count if workers else 1}
+    _check_memory(pair, task, ladder, asked, place, precision, batch_size)
     call = {
         "base": str(pair.base),
         "tuned": str(pair.tuned),
@@ -126,19 +131,23 @@ def graft(
         "batch_size": batch_size,
     }
     wanted = Wanted(values, low_rank, method, epochs)
-    search = Search.start(pair, task, candidate_limit(ladder), wanted, seed, place, precision, batch_size, progress)
+    if control and workers:
+        raise OptionError("a `control` is tuned by one process: leave it out where several share the model")
     about = {"task": task.spec(), "examples": digest([pair.train, task.test, task.dev]), "device": place.type}
-    with resumable(resume, {"graft": call, "inputs": pair.inputs, "seed": seed, **about}) as state:
-        found: dict[str, Any] = {"prospects": search.prospects(k)}
-        for sentence in told(found["prospects"], tuned_values=not wanted.of_all):
-            say(sentence)
-        if target_gain is not None:
-            k, found["target"] = _target(search, target_gain, state)
-            ladder, call["weights"] = [k], k
-        points, made, scores = search.climb(ladder, baselines, state)
-        spread = is_spread(search.grafted.candidates.moved, pair.movable)
-        if control or (control is None and spread):
-            found["control"] = controlled(search, k, scores[k], patterns, state, optional=control is None)
+    identity = {"graft": call, "inputs": pair.inputs, "seed": seed, **about}
+    with loaded(pair.base, pair.names, workers, device=place, dtype=precision) as model:
+        search = Search.start(pair, task, model, candidate_limit(ladder), wanted, seed, batch_size, progress)
+        with resumable_together(resume, identity, workers) as state, unbroken(workers):
+            found: dict[str, Any] = {"prospects": search.prospects(k)}
+            for sentence in told(found["prospects"], tuned_values=not wanted.of_all):
+                say(sentence)
+            if target_gain is not None:
+                k, found["target"] = _target(search, target_gain, state)
+                ladder, call["weights"] = [k], k
+            points, made, scores = search.climb(ladder, baselines, state)
+            spread = is_spread(search.grafted.candidates.moved, pair.movable)
+            if control or (control is None and spread and workers is None):
+                found["control"] = controlled(search, k, scores[k], patterns, state, optional=control is None)
     origin = provenance(call={"graft": call}, inputs=pair.inputs, seed=seed)
     return _skill(search, made[k], scores[k], {**origin, **found, "points": points}, began)
 

@@ -68,12 +68,10 @@ def kept(found: dict[str, Factors], taken: Bool[Tensor, " components"]) -> dict[
 def put_factors(moved: Displacement, factors: dict[str, Factors]) -> None:
     """Set the model to the base plus factors."""
     moved.put(moved.base)
-    with torch.no_grad():
-        for name, stretch in moved.stretches():
-            if name in factors:
-                parameter = moved.model.parameters[name]
-                left, right = (side.to(moved.base.device) for side in factors[name])
-                parameter.copy_((moved.base[stretch] + (left @ right).reshape(-1)).view(parameter.shape))
+    for name, stretch in moved.stretches():
+        if name in factors:
+            left, right = (side.to(moved.base.device) for side in factors[name])
+            moved.model.fill(name, moved.base[stretch] + (left @ right).reshape(-1))
 
 
 def _slopes(gradient: Float[Tensor, " weights"], factors: Factors) -> Float[Tensor, " rank"]:

@@ -19,6 +19,7 @@ from surgery.tasks.rehearsal import (
     read_one,
     rehearsed,
     rehearsed_readout,
+    split,
     weight_bytes,
 )
 from surgery.tasks.task import Task
@@ -45,8 +46,11 @@ def graft_need(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     batch_size: int = 32,
+    processes: int = 1,
 ) -> Need:
     """Find what memory `graft` with these arguments needs at once, from shapes alone; no weights are read.
+
+    `processes`: over how many the model is split; the need is that of one of them.
 
     As many candidates are counted as may be kept; where fewer weights moved, it needs less. Growing, which a checkpoint
     gets in which most weights moved, isn't counted: it is left out where there is no memory for it.
@@ -83,7 +87,8 @@ def graft_need(
         if method == "movement"
         else precision.itemsize * _largest(checkpoint, names),
     }
-    return Need.of_peak("grafting", place, known, peak, _LOWER, {"skill": 20 * count})
+    need = Need.of_peak("grafting", place, known, peak, _LOWER, {"skill": 20 * count})
+    return split(need, checkpoint, processes, precision)
 
 
 def displacement_bytes(weights: int) -> int:

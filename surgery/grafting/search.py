@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint
-from surgery.checkpoints.models import load_model
+from surgery.checkpoints.models import Model
 from surgery.grafting.baselines import BASELINES, load_baseline
 from surgery.grafting.budget import candidate_limit
 from surgery.grafting.candidates import Candidates, GraftedModel
@@ -99,17 +99,15 @@ class Search:
         cls,
         pair: Pair,
         task: Task,
+        model: Model,
         limit: int,
         wanted: Wanted,
         seed: int,
-        device: torch.device,
-        dtype: torch.dtype,
         batch_size: int,
         progress: Progress,
     ) -> "Search":
-        """Load the base, and score it with its own weights and with the tuned ones."""
-        candidates = Candidates.between(pair.base, pair.tuned, pair.names, limit, device)
-        model = load_model(pair.base, device=device, dtype=dtype)
+        """Score the base, which a model holds, with its own weights and with the tuned ones."""
+        candidates = Candidates.between(pair.base, pair.tuned, pair.names, limit, model.device)
         readout = pick_readout(model, task)
         rows = readout.encode(pair.train)
         if wanted.method != "movement":  # which looks at distances only
@@ -148,7 +146,7 @@ class Search:
         """Whether growing is one of the choices: tuning moved most weights, and there is memory to look at all of them."""
         model, pair = self.grafted.model, self.pair
         spread = is_spread(self.grafted.candidates.moved, pair.movable) and self.wanted.method == "dual-averaging"
-        return spread and free_memory(model.device) > displacement_bytes(pair.movable)
+        return spread and model.agree(free_memory(model.device) > displacement_bytes(pair.movable))
 
     def prospects(self, k: int) -> dict[str, Any]:
         """What k weights can be expected to gain, before any is located; for a report."""
@@ -285,9 +283,7 @@ class Search:
         return (split if high > low else ""), gain
 
 
-def put_parts(model: Any, parts: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+def put_parts(model: Model, parts: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     """Set some weights of a model: each tensor's places and values."""
-    with torch.no_grad():
-        for name, (index, values) in parts.items():
-            parameter = model.parameters[name]
-            parameter.view(-1)[index.to(parameter.device)] = values.to(parameter.device, parameter.dtype)
+    for name, (index, values) in parts.items():
+        model.put(name, index, values)

@@ -1,7 +1,6 @@
 """A model in memory read for a task: label scores, losses, and gradients handed over tensor by tensor."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,27 +60,13 @@ class TaskModel:
         tensor's gradient is dropped once it is taken.
         """
         self.work += (_FORWARD + _BACKWARD) * len(rows)
-        handles = []
-        for name in names:
-
-            def hand_over(parameter: Any, name: str = name) -> None:
-                take(name, parameter.grad)
-                parameter.grad = None
-
-            parameter = self.model.parameters[name].requires_grad_(True)
-            handles.append(parameter.register_post_accumulate_grad_hook(hand_over))
-        try:
-            order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
+        with self.model.taking(names, take) as backward:
             for start in range(0, len(order), _PIECE):
                 for piece in alike(self.model, rows, order[start : start + _PIECE]):
                     scores = self._logits(rows, piece)
                     loss = F.cross_entropy(scores, targets[piece].to(self.model.device), reduction="sum") / len(rows)
-                    loss.backward()
-        finally:
-            for handle in handles:
-                handle.remove()
-            for name in names:
-                self.model.parameters[name].requires_grad_(False)
+                    backward(loss)
 
     def _logits(self, rows: Sequence[Encoded], numbers: Sequence[int]) -> Float[Tensor, "numbers labels"]:
         with steady_attention():

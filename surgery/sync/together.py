@@ -18,6 +18,7 @@ from surgery.sync.schedule import KINDS, Schedule
 from surgery.sync.workers import Workers
 
 _SAVES = 50  # of the state, over a training
+_EVERY_STEP = ("data-parallel", "sharded")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class SyncRecipe:
     """How workers share a training. Raises OptionError for a value out of its range.
 
     Attributes:
-        kind: a `Schedule`'s, or `data-parallel`: gradients are added up at every step.
+        kind: a `Schedule`'s; or `data-parallel`: gradients are added up at every step; or `sharded`: so they are, and weights,
+            gradients and the optimizer's state are split over the workers (`surgery.sync.sharding`).
         alpha, h_base, h_max: a `Schedule`'s. budget: in place of alpha, or of a constant H, share of data parallel's rounds.
     """
 
@@ -36,9 +38,9 @@ class SyncRecipe:
     budget: float | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in (*KINDS, "data-parallel"):
+        if self.kind not in (*KINDS, *_EVERY_STEP):
             raise OptionError(f"`sync` {self.kind} isn't one of {', '.join(KINDS)}")
-        if self.kind == "data-parallel":
+        if self.kind in _EVERY_STEP:
             given = (self.alpha, self.budget, self.h_max) != (None, None, None) or self.h_base != SyncRecipe.h_base
             if given:
                 raise OptionError("`alpha`, `budget`, `h` and `h_max` go with `sync`: name a schedule, such as qsr")
@@ -54,7 +56,7 @@ class SyncRecipe:
 
     def schedule(self, rates: Sequence[float], warmup: int) -> Schedule:
         """The schedule for a training with these rates, which rise for `warmup` steps."""
-        if self.kind == "data-parallel":
+        if self.kind in _EVERY_STEP:
             return Schedule("constant", h_base=1, steps=len(rates))
         options: dict[str, Any] = {} if self.alpha is None else {"alpha": self.alpha}
         options |= {"kind": self.kind, "h_base": self.h_base, "h_max": self.h_max, "warmup": warmup}
@@ -80,10 +82,7 @@ class Together:
         warmup: int,
         origins: Sequence[Tensor] | None = None,
     ) -> None:
-        self.workers, self.recipe = workers, recipe
-        self.data_parallel = recipe.kind == "data-parallel"
-        self.every = max(1, len(rates) // _SAVES)
-        self.rates = rates
+        self._share(workers, recipe, rates)
         self.sync = QSR(
             optimizer,
             schedule=recipe.schedule(rates, warmup),
@@ -91,13 +90,27 @@ class Together:
             origins=None if self.data_parallel else origins,
         )
 
+    def _share(self, workers: Workers, recipe: SyncRecipe, rates: Sequence[float]) -> None:
+        self.workers, self.recipe, self.rates = workers, recipe, rates
+        self.data_parallel = recipe.kind in _EVERY_STEP
+        self._saved_every = max(1, len(rates) // _SAVES)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps so far."""
+        return self.sync.clock.step
+
     def mine(self, rows: Any) -> Any:
         """This worker's part of a batch's rows: as even as can be, and all of them somebody's."""
+        return self.parts(rows)[self.workers.rank]
+
+    def parts(self, rows: Any) -> list[Any]:
+        """Every worker's part of a batch's rows."""
         if len(rows) < self.workers.count:
             raise OptionError(
                 f"a batch of {len(rows)} has nothing for some of {self.workers.count} workers: raise `batch_size`, or start fewer"
             )
-        return rows[self.workers.rank :: self.workers.count]
+        return [rows[rank :: self.workers.count] for rank in range(self.workers.count)]
 
     def add_gradients(self, loss: float) -> float:
         """Add gradients and losses up over the workers, where they are data parallel; the loss of all."""
@@ -121,7 +134,7 @@ class Together:
 
     def due_to_save(self) -> bool:
         """Whether the state is to be saved after this step; every worker does so at the same steps."""
-        return self.sync.clock.step % self.every == 0 and self.sync.clock.step < len(self.rates)
+        return self.steps % self._saved_every == 0 and self.steps < len(self.rates)
 
     def file(self, folder: Path, step: int) -> Path:
         """Path of this worker's state after a step; the two latest are there at once."""
@@ -129,7 +142,7 @@ class Together:
 
     def sweep(self, folder: Path, step: int) -> None:
         """Delete this worker's states but those of a step and of the one before it."""
-        for old in _states(folder).get(self.workers.me, [])[:-2]:
+        for old in states_in(folder).get(self.workers.me, [])[:-2]:
             if old < step:
                 self.file(folder, old).unlink(missing_ok=True)
 
@@ -141,7 +154,7 @@ class Together:
         """
         if self.workers.late:
             return None
-        states = {number: list[int]() for number in self.workers.members} | _states(folder)
+        states = {number: list[int]() for number in self.workers.members} | states_in(folder)
         step = int(self.sync.gather([float(_step_of_all(states))])[0][0])  # after it, all have looked
         for later in states.get(self.workers.me, []):
             if later > step:
@@ -152,6 +165,18 @@ class Together:
         owner = self.workers.me if self.workers.me in owners else owners[0]
         return folder / _name(owner, step)
 
+    def finish(self) -> None:
+        """Average for the last time, unless nothing was done since, and end this worker's part."""
+        self.sync.finish()
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs beside weights and optimizer, as JSON."""
+        return self.sync.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.sync.restore(state)
+
     def content(self) -> dict[str, Any]:
         """What the report says of the workers, as JSON."""
         return {"recipe": asdict(self.recipe), **self.sync.report().content()}
@@ -161,7 +186,7 @@ def _name(worker: int, step: int) -> str:
     return f"worker-{worker}.{step}.safetensors"
 
 
-def _states(folder: Path) -> dict[int, list[int]]:
+def states_in(folder: Path) -> dict[int, list[int]]:
     """The steps of the states that each worker left, ascending."""
     found: dict[int, list[int]] = {}
     for file in folder.glob("worker-*.*.safetensors"):

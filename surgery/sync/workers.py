@@ -18,7 +18,7 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions
 
 from surgery.errors import OptionError
-from surgery.sync.errors import EndedElsewhereError, LeftOutError
+from surgery.sync.errors import EndedElsewhereError, LeftOutError, WorkerEndedError
 from surgery.sync.pulse import SILENCE, Pulse, Watch
 
 _LAUNCH = "start it with torchrun, such as torchrun --nproc-per-node 4 -m surgery tune ..."
@@ -49,7 +49,7 @@ class Workers:
         self.notes: dict[int, dict[str, Any]] = {}
         self._group: Any = None
         self._fast: Any = None
-        self._timed_out, self._meetings = False, 0
+        self._timed_out, self._meetings, self._stores = False, 0, 0
         self.pulse = Pulse(store, me)
 
     @classmethod
@@ -135,7 +135,7 @@ class Workers:
     def meet(self) -> None:
         """Wait until all workers are here, however long their work takes.
 
-        Raises OptionError if one of them ended.
+        Raises WorkerEndedError if one of them ended.
         """
         self._meetings += 1
         key, watch = f"meeting/{self._meetings}", Watch(self.store, self.timeout)
@@ -144,20 +144,26 @@ class Workers:
             # One that came may have gone on and ended since.
             lost = any(watch.gone(each) and not self.store.check([f"{key}/{each}"]) for each in missing)
             if lost or self.store.check(["failed"]):
-                self._refuse()
+                self.refuse()
             time.sleep(_LOOK)
 
+    def apart(self, purpose: str) -> Any:
+        """A part of the launcher's store for one purpose, anew each time that all workers ask."""
+        self._stores += 1
+        return PrefixStore(f"{purpose}/{self._stores}", self.store)
+
     def add_up(self, tensor: Tensor) -> None:
-        """`all_reduce` where nobody goes on without the others; raises OptionError if one of them ended."""
+        """`all_reduce` where nobody goes on without the others; raises WorkerEndedError if one of them ended."""
         try:
             self.all_reduce(tensor)
         except WorkerLostError:
-            self._refuse()
+            self.refuse()
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
+        """Raise WorkerEndedError; or, where another worker has told a mistake, nothing but that."""
         if self.store.check(["failed"]):
             raise EndedElsewhereError("another worker ended by a mistake, which it has told")
-        raise OptionError("a worker ended before its part was done: start all of them again")
+        raise WorkerEndedError("a worker ended before its part was done: start all of them again")
 
     def asked_to_regroup(self) -> bool:
         """Whether another worker has found the group broken."""

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.models import Model, load_tokenizer
+from surgery.checkpoints.sharding import whole_at_once
 from surgery.checkpoints.structure import skeleton
-from surgery.memory import Meter
+from surgery.memory import Meter, Need
 from surgery.quiet import quiet
 from surgery.tasks.readout import Encoded, HeadReadout, PhraseReadout, Readout, WordReadout, token_limit
 from surgery.tasks.task import Task
@@ -54,6 +56,17 @@ def rehearsed_readout(model: Model, task: Task) -> Readout:
 def longest(rows: Sequence[Encoded], count: int) -> list[Encoded]:
     """That many rows as long as the longest, the batch that takes most."""
     return [max(rows, key=lambda row: len(row.ids))] * min(count, len(rows))
+
+
+_OF_ALL = ("weights", "the base's copy", "optimizer", "gradients", "the best so far")
+
+
+def split(need: Need, checkpoint: Checkpoint, processes: int, dtype: torch.dtype = torch.float32) -> Need:
+    """The need of one of several processes that share a model: its rows of all tensors, and what is whole for a while."""
+    if processes == 1:
+        return need
+    parts = {name: -(-count // processes) if name in _OF_ALL else count for name, count in need.parts.items()}
+    return replace(need, parts={**parts, "whole tensors": dtype.itemsize * whole_at_once(checkpoint)})
 
 
 def read_one(model: Model) -> None:

@@ -18,9 +18,9 @@ from msgspec import Meta
 from torch import Tensor
 
 from surgery.checkpoints.checkpoint import Checkpoint, open_checkpoint, rewrite
-from surgery.checkpoints.models import Model, load_model, load_tokenizer
+from surgery.checkpoints.models import Model, load_tokenizer
 from surgery.devices import pick_device
-from surgery.errors import CheckpointError
+from surgery.errors import CheckpointError, OptionError
 from surgery.files import check_apart, new_folder, replace_bytes, replace_json
 from surgery.jsonfile import JsonError, conform, load_json
 from surgery.memory import check_before
@@ -29,6 +29,7 @@ from surgery.provenance import provenance
 from surgery.reporting.plural import number_of
 from surgery.reporting.results import Result
 from surgery.resuming import digest
+from surgery.sync.sharding import loaded, unbroken
 from surgery.sync.together import SyncRecipe, resumable_together, shared_call
 from surgery.sync.workers import Workers
 from surgery.tasks.gradients import check_reached
@@ -210,7 +211,9 @@ def tune(
             arguments goes on from there (`surgery.resuming`). The caller deletes it.
         workers: those of a run under torchrun (`surgery.sync`): each takes its part of every batch, and all end with the same
             weights, of which the first worker's caller makes a folder.
-        sync: how they share it; by default data parallel, which gives what one process gives but for rounding.
+        sync: how they share it; by default data parallel, which gives what one process gives but for rounding. `sharded` gives
+            that too, with weights, gradients and the optimizer's state split over the workers, of which only the first gets the
+            tuned tensors.
         progress: called with step, steps and a line on how it goes.
 
     Raises:
@@ -224,20 +227,25 @@ def tune(
     dtype = None if dtype is None else str(dtype).removeprefix("torch.")
     mixed = mixed_precision(place, dtype)  # refused before the model is loaded
     asked: dict[str, Any] = {"include": include, "exclude": exclude, "only": only, "outside": outside}
+    split = sync is not None and sync.kind == "sharded"
+    if split and workers is None:
+        raise OptionError("a sharded model is one of several workers: give `workers`")
+    sharing = workers if split else None
+    processes = sharing.count if sharing else 1
     check_before(
         max(most_of_tuning(checkpoint, limits.names, one, recipe) for one in tasks),
-        lambda: tune_need(checkpoint, tasks, recipe, device=place, dtype=dtype, **asked),
+        lambda: tune_need(checkpoint, tasks, recipe, device=place, dtype=dtype, processes=processes, **asked),
         place,
     )
-    model = load_model(checkpoint, device=place)
-    sets = [training_set(model, one) for one in tasks]
-    check_reached(model, limits.names, lambda: sets[0].loss(model, [0]))
-    pace = _pace(recipe, model, sets, limits, seed)
-    identity = _identity(checkpoint, tasks, recipe, seed, limits.names) | limits.digests | shared_call(workers, sync)
-    with resumable_together(resume, identity, workers) as state:
-        loop = TrainingLoop(model, recipe, pace, limits.moving(model), state, workers, sync)
-        history = loop.run(sets, seed, mixed, progress)
-    tensors, counts = _as_stored(checkpoint, loop)
+    with loaded(checkpoint, limits.names, sharing, device=place) as model:
+        sets = [training_set(model, one) for one in tasks]
+        check_reached(model, limits.names, lambda: sets[0].loss(model, [0]))
+        pace = _pace(recipe, model, sets, limits, seed)
+        identity = _identity(checkpoint, tasks, recipe, seed, limits.names) | limits.digests
+        with resumable_together(resume, identity | shared_call(workers, sync), workers) as state, unbroken(sharing):
+            loop = TrainingLoop(model, recipe, pace, limits.moving(model), state, workers, sync)
+            history = loop.run(sets, seed, mixed, progress)
+        tensors, counts = _as_stored(checkpoint, limits.names, loop)
     call = {"base": str(checkpoint), "dtype": dtype, "include": list(include), "exclude": list(exclude), **limits.call}
     report = {
         **provenance(call={"tune": call}, inputs={"base": checkpoint.fingerprint}, seed=seed),
@@ -294,13 +302,28 @@ def _identity(
     }
 
 
-def _as_stored(checkpoint: Checkpoint, loop: TrainingLoop) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The tuned tensors as the files will hold them, and how many weights moved: in 16 bits a small difference may round to none."""
-    dtypes = {name: checkpoint.entries[name].dtype for name in loop.weights}
-    whole = {name: loop.model.parameters[name] for name in loop.weights}
-    tensors = {name: tensor.detach().to(dtypes[name]) for name, tensor in whole.items()}
+def _as_stored(
+    checkpoint: Checkpoint, names: Sequence[str], loop: TrainingLoop
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The tuned tensors as the files will hold them, and how many weights moved: in 16 bits a small difference may round to none.
+
+    Of a model that is split over workers, all count, and the first alone gets the tensors.
+    """
+    dtypes = {name: checkpoint.entries[name].dtype for name in names}
+    split = loop.model.copies > 1
+    keeps = loop.together is None or not split or loop.together.workers.first
+    tensors = {}
+    for name in names:
+        whole = loop.model.whole(name)
+        if keeps:
+            tensors[name] = whole.to("cpu" if split else whole.device, dtypes[name])
     trained = moved = 0
     for name, weight in loop.weights.items():
         trained += int((weight != loop.base[name]).sum())
         moved += int((weight.to(dtypes[name]) != loop.base[name].to(dtypes[name])).sum())
+    if split and loop.together is not None:
+        trained, moved = (
+            int(sum(column))
+            for column in zip(*loop.together.workers.gather([float(trained), float(moved)]), strict=True)
+        )
     return tensors, {"moved": moved, "rounded_away": trained - moved}

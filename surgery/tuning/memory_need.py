@@ -17,6 +17,7 @@ from surgery.tasks.rehearsal import (
     most_activations,
     rehearsed,
     rehearsed_readout,
+    split,
     weight_bytes,
 )
 from surgery.tasks.task import Task, several
@@ -40,8 +41,11 @@ def tune_need(
     outside: Regions | None = None,
     device: str | torch.device | None = None,
     dtype: str | None = None,
+    processes: int = 1,
 ) -> Need:
     """Find what memory `tune` with these arguments needs at once, from shapes alone; no weights are read.
+
+    `processes`: over how many the model is split; the need is that of one of them.
 
     Within 15% of the measured peak for models of a hundred megabytes or more; libraries take what they take beside it.
     """
@@ -50,7 +54,7 @@ def tune_need(
     recipe = limits.recipe(recipe or Recipe())
     mixed = mixed_precision(place, dtype)
     needs = [_need(checkpoint, one, recipe, limits, place, mixed) for one in tasks]
-    return max(needs, key=lambda need: need.total)
+    return split(max(needs, key=lambda need: need.total), checkpoint, processes)
 
 
 def _need(

@@ -1,6 +1,7 @@
 """Which numbers an optimiser moves: whole tensors of a model, all but some of their weights, or a region's weights alone."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,15 @@ class WholeTensors:
     """
 
     def __init__(self, model: Model, names: Sequence[str], frozen: Region | None = None) -> None:
-        self.values: dict[str, nn.Parameter] = {name: model.parameters[name] for name in names}
-        for value in self.values.values():
-            value.requires_grad_(True)
+        self._model = model
+        self.values: dict[str, nn.Parameter] = {name: model.movable(name) for name in names}
         kept = {} if frozen is None else {name: frozen.indices[name] for name in names if name in frozen.indices}
-        self._frozen = Region(kept)
+        self._frozen = Region(model.own(kept))
         self._kept = self._frozen.gather(self.values)
 
     def before_step(self) -> None:
         """Drop the gradients of weights that are kept: they count for nothing, not for clipping either."""
+        self._model.collect(self.values)
         for name, index in self._frozen.indices.items():
             if (gradient := self.values[name].grad) is not None:
                 gradient.view(-1)[index.to(gradient.device)] = 0.0
@@ -43,29 +44,30 @@ class RegionWeights:
     """
 
     def __init__(self, model: Model, region: Region) -> None:
-        self._model, self._region = model, region
+        self._model, self._region = model, Region(model.own(region.indices))
+        self._rows = {name: model.movable(name) for name in region.indices}
         self.values: dict[str, nn.Parameter] = {
-            name: nn.Parameter(value) for name, value in region.gather(model.parameters).items()
+            name: nn.Parameter(value) for name, value in self._region.gather(self._rows).items()
         }
-        for name, index in region.indices.items():
-            parameter = model.parameters[name].requires_grad_(True)
-            place = index.to(parameter.device)
+        for name, parameter in self._rows.items():
+            parameter.register_post_accumulate_grad_hook(partial(self._take, name=name))
 
-            def take(parameter: Tensor, name: str = name, place: Tensor = place) -> None:
-                assert parameter.grad is not None
-                value, found = self.values[name], parameter.grad.view(-1)[place]
-                value.grad = found if value.grad is None else value.grad + found
-                parameter.grad = None
-
-            parameter.register_post_accumulate_grad_hook(take)
+    def _take(self, parameter: Tensor, name: str) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        if gradient is not None and name in self.values:
+            value, found = self.values[name], gradient.view(-1)[self._region.indices[name].to(gradient.device)]
+            value.grad = found if value.grad is None else value.grad + found
 
     def before_step(self) -> None:
-        """Do nothing: the gradients are there."""
+        """Take the gradients that no hook was told of."""
+        self._model.collect(self._rows)
+        for name, parameter in self._rows.items():
+            self._take(parameter, name)
 
     def after_step(self) -> None:
         """Put the values into the model."""
         with torch.no_grad():
-            self._region.scatter(self._model.parameters, self.values)
+            self._region.scatter(self._rows, self.values)
 
 
 Moving = WholeTensors | RegionWeights

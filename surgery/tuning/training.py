@@ -21,6 +21,7 @@ from surgery.files import replace_bytes
 from surgery.jsonfile import parse_json
 from surgery.progress import Progress
 from surgery.resuming import damaged
+from surgery.sync.sharding import Sharded
 from surgery.sync.together import SyncRecipe, Together
 from surgery.sync.workers import Workers
 from surgery.tasks.readout import alike
@@ -60,7 +61,8 @@ class TrainingLoop:
         self.losses: list[float] = []
         self.dev: list[Any] = []
         self.best: dict[str, Tensor] = {}
-        parameters: list[nn.Parameter] = list(self.weights.values())
+        # Where the model is split over workers, one of them may have nothing to move.
+        parameters: list[nn.Parameter] = list(self.weights.values()) or [nn.Parameter(torch.empty(0))]
         if recipe.optimizer.startswith("sgd"):
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=pace.rate, momentum=recipe.momentum)
         else:
@@ -72,6 +74,8 @@ class TrainingLoop:
 
     def _join(self, workers: Workers, sync: SyncRecipe) -> Together:
         rates = [self.pace.rate_at(step) for step in range(self.pace.steps)]
+        if sync.kind == "sharded":
+            return Sharded(workers, sync, rates)
         origins = list(self.base.values())
         return Together(workers, sync, self.optimizer, rates, warmup=self.pace.rising, origins=origins)
 
@@ -109,7 +113,7 @@ class TrainingLoop:
                 self._save()
             raise
         if self.together is not None:
-            self.together.sync.finish()
+            self.together.finish()
         with torch.no_grad():
             for name, tensor in self.best.items():
                 self.weights[name].copy_(tensor)
@@ -134,15 +138,17 @@ class TrainingLoop:
     def advance(self, examples: TrainingSet, numbers: Sequence[int], autocast: Any) -> float:
         """Make one step on examples of these numbers; their mean loss, or that of this worker's part of them."""
         total, whole = 0.0, len(numbers)
-        if self.together is not None:
-            numbers = self.together.mine(numbers)
-            whole = whole if self.together.data_parallel else len(numbers)
-        pieces = np.array_split(np.asarray(numbers), self.recipe.accumulate)
-        for piece in (
-            part for numbered in pieces if len(numbered) for part in alike(self.model, examples.rows, numbered.tolist())
-        ):
-            loss = examples.loss(self.model, piece, precision=autocast) * (len(piece) / whole)
-            loss.backward()
+        parts = [numbers] if self.together is None else self.together.parts(numbers)
+        batches = [self._batches(examples, part) for part in parts]
+        own = batches[0 if self.together is None else self.together.workers.rank]
+        if self.together is not None and not self.together.data_parallel:
+            whole = sum(map(len, own))
+        # Workers who share a model run as many batches as the one with the most: the last one again, for nothing.
+        runs = len(own) if self.model.copies == 1 else max(map(len, batches))
+        for run in range(runs):
+            piece, share = (own[run], len(own[run]) / whole) if run < len(own) else (own[-1], 0.0)
+            loss = examples.loss(self.model, piece, precision=autocast) * share
+            (loss * self.model.copies).backward()
             total += float(loss.detach())
         if self.together is not None:
             total = self.together.add_gradients(total)
@@ -154,7 +160,9 @@ class TrainingLoop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.moved.before_step()
-        torch.nn.utils.clip_grad_norm_(list(self.weights.values()), self.recipe.clip)
+        weights = list(self.weights.values())
+        norm = self.model.norm([weight.grad for weight in weights if weight.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(weights, self.recipe.clip, norm)
         self._whole = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -162,6 +170,11 @@ class TrainingLoop:
             pull_towards(self.weights, self.base, rate * self.pace.l1)
         self.moved.after_step()
         return total
+
+    def _batches(self, examples: TrainingSet, numbers: Sequence[int]) -> list[list[int]]:
+        """What a worker runs of a step, one after another."""
+        pieces = np.array_split(np.asarray(numbers), self.recipe.accumulate)
+        return [part for piece in pieces if len(piece) for part in alike(self.model, examples.rows, piece.tolist())]
 
     def _evaluate(self, sets: Sequence[TrainingSet]) -> bool:
         """Score the dev examples, keep the weights if they are the best on average so far, and say whether to stop."""
@@ -187,7 +200,7 @@ class TrainingLoop:
             "pace": json.dumps(self.pace),
         }
         if self.together is not None:
-            header["sync"] = json.dumps(self.together.sync.state())
+            header["sync"] = json.dumps(self.together.state())
         replace_bytes(
             self.file, save({key: value.contiguous().cpu() for key, value in tensors.items()}, metadata=header)
         )
@@ -237,20 +250,21 @@ class TrainingLoop:
         self.pace = pace
         self.step = int(header["step"])
         if self.together is not None:
-            self.together.sync.restore(parse_json(header["sync"]))
+            self.together.restore(parse_json(header["sync"]))
         self.losses, self.dev = parse_json(header["losses"], list[float]), parse_json(header["dev"], list[Scored])
 
 
 def gradient_norm_at_base(model: Model, examples: TrainingSet, names: Sequence[str], seed: int) -> float:
     """The norm of the gradient at the base, over 64 training examples."""
-    weights = [model.parameters[name].requires_grad_(True) for name in names]
+    values = {name: model.movable(name) for name in names}
     numbers = np.random.default_rng(seed).permutation(len(examples.rows))[:64]
     pieces = np.array_split(numbers, math.ceil(len(numbers) / 16))
     for piece in (part for numbered in pieces for part in alike(model, examples.rows, numbered.tolist())):
         (examples.loss(model, piece, reduction="sum") / len(numbers)).backward()
-    norm = float(torch.nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None]))
-    for weight in weights:
-        weight.grad = None
+    model.collect(values)
+    norm = float(model.norm([value.grad for value in values.values() if value.grad is not None]))
+    for value in values.values():
+        value.grad = None
     return norm
 
 

@@ -188,7 +188,9 @@ def tasks(given):
     work = Path(f"{given.output}.{given.task}.{Path(given.region).name.replace(':', '_')}.{given.seed}")
     recipe = mezo.MezoRecipe(steps=given.steps)
     objective = {"objective": given.objective}
-    tuned = mezo.tune(given.model, task, recipe, seed=given.seed, resume=work.with_suffix(".state"), **how, **objective)
+    tuned = mezo.tune(
+        given.model, task, recipe, seed=given.seed, resume=work.with_name(f"{work.name}.state"), **how, **objective
+    )
     tuned.save(work, overwrite=True)
     row = {"task": given.task, "region": given.region, "seed": given.seed, "steps": given.steps, **objective}
     row |= {"base": score(Checkpoint(given.model), task).accuracy, "tuned": score(work, task).accuracy}

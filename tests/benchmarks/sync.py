@@ -7,6 +7,7 @@ python -m tests.benchmarks.sync kills --runs 100      # as a step ends or a buck
 python -m tests.benchmarks.sync stops --runs 100      # the same by SIGSTOP, with a time-out of 2 s
 python -m tests.benchmarks.sync overhead
 python -m tests.benchmarks.sync speed MODEL
+python -m tests.benchmarks.sync split MODEL       # memory of a process, whole and split over two
 
 `quality` trains the four workers of every schedule in one process, side by side as one batch of models, from the same weights and
 on the same examples: tests hold a real run to such a loop.
@@ -18,6 +19,7 @@ import math
 import os
 import random
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -33,6 +35,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from surgery.sync import QSR, Schedule, plan, warmed_up
 from surgery.sync.errors import LeftOutError
 
+# From how many bytes on the C library gives memory back at once; what it keeps by itself hides what is in use.
+_MAPS = "MALLOC_MMAP_THRESHOLD_"
 WORKERS, STEPS, WARMUP, BUDGET = 4, 600, 30, 0.15
 PEAK = {"fashion": 2e-3, "grammar": 4e-3}
 BATCH = {"fashion": 16, "grammar": 16}  # of one worker
@@ -325,10 +329,43 @@ def speed(model):
         print(f"{name}: one {one:.2f} CPU s, two {two[0]:.2f} and {two[1]:.2f}: {one / max(two.values()):.2f} times")
 
 
+def split(model):
+    """Resident memory of a process while AdamW tunes a language model: with a whole model in each of two, and split over them."""
+    from surgery.sync import Workers
+    from surgery.sync.together import SyncRecipe
+    from surgery.tasks.texts import Texts
+    from surgery.tuning import Recipe, tune
+    from tests.support.fleet import run_all
+
+    rows = [{"prompt": f"the film was number {number} and it was", "completion": " good"} for number in range(16)]
+
+    def status(name):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**20
+
+    def train(rank, sync):
+        seen = []
+
+        def progress(done, total, line):
+            seen.append((status("VmHWM"), time.process_time()))
+            Path("/proc/self/clear_refs").write_text("5")  # the largest size from here on
+
+        began, recipe = status("VmRSS"), Recipe("adamw", 1e-5, steps=4, batch_size=4)
+        tune(model, Texts.load(rows), recipe, device="cpu", workers=Workers.launched(), sync=sync, progress=progress)
+        return max(size for size, _ in seen[1:]) - began, (seen[-1][1] - seen[0][1]) / 3
+
+    for name, sync in (("whole", None), ("split", SyncRecipe("sharded"))):
+        with tempfile.TemporaryDirectory() as folder:
+            found = run_all(Path(folder), 2, train, sync, seconds=1e4)
+        print(name, ", ".join(f"{size:.2f} GiB, {seconds:.2f} CPU s a step" for size, seconds in found.values()))
+
+
 def main():
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["plan", "quality", "table", "kills", "stops", "within", "overhead", "speed"])
+    parser.add_argument(
+        "what", choices=["plan", "quality", "table", "kills", "stops", "within", "overhead", "speed", "split"]
+    )
     parser.add_argument("file", nargs="?")
     parser.add_argument("--task", default="grammar", choices=["fashion", "grammar"])
     parser.add_argument("--data", default="~/.cache/surgery-models/fashion")
@@ -361,6 +398,14 @@ def main():
         within(given.runs, given.seed)
     elif given.what == "overhead":
         overhead()
+    elif given.what == "split":
+        if _MAPS not in os.environ:  # read as a process begins
+            os.execve(
+                sys.executable,
+                [sys.executable, "-m", "tests.benchmarks.sync", *sys.argv[1:]],
+                os.environ | {_MAPS: "200000"},
+            )
+        split(given.file)
     else:
         speed(given.file)
 

@@ -13,6 +13,7 @@ import pytest
 from cli import workers
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.errors import OptionError
+from surgery.grafting.skill import Skill
 from surgery.locks import BusyError, hold
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "surgery"]
@@ -76,6 +77,47 @@ def test_a_mistake_is_told_once(tiny, tmp_path):
     assert not (tmp_path / "tuned").exists()
 
 
+def test_a_model_that_is_split_is_tuned_and_grafted(tiny, tmp_path):
+    data(tmp_path)
+    given = ["--task", "sst2", "--data", "train.jsonl", "--batch-size", 4, "--device", "cpu", "--shard", "--json"]
+    run = launch(tmp_path, "tune", tiny("bert"), *given, "--optimizer", "sgd", "--steps", 6, "-o", "tuned")
+    out, err = run.communicate(timeout=240)
+    assert run.returncode == 0, err
+    assert json.loads(out)["steps"] == 6  # said once
+    report = json.loads((tmp_path / "tuned" / "report.json").read_text())["sync"]
+    assert (report["recipe"]["kind"], report["workers"]) == ("sharded", 2)
+    more = ["--eval", "train.jsonl", "--weights", 40, "-o", "skill"]
+    run = launch(tmp_path, "graft", tiny("bert"), "tuned", *given, *more)
+    out, err = run.communicate(timeout=240)
+    assert run.returncode == 0, err
+    assert json.loads(out)["weights"] == 40
+    assert Skill.load(tmp_path / "skill").delta.weights == 40
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["skill", "train.jsonl", "tuned"]
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "told"),
+    [
+        ("tune", ["--shard"], "--shard is for several workers, and no launcher started this one"),
+        (
+            "tune",
+            ["--shard", "--sync", "qsr", "--budget", "0.1"],
+            "--sync averages whole models, and --shard splits one",
+        ),
+        ("graft", ["--shard"], "--shard is for several workers, and no launcher started this one"),
+    ],
+)
+def test_a_split_that_is_refused(tiny, tmp_path, run, monkeypatch, command, more, told):
+    monkeypatch.chdir(tmp_path)
+    data(tmp_path)
+    tuned = [tiny("bert")] if command == "graft" else []
+    given = ["--task", "sst2", "--data", "train.jsonl", "-o", "out", *more]
+    status, _, said = run(command, tiny("bert"), *tuned, *given)
+    assert (status, said.count("\n")) == (2, 1)
+    assert told in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_a_launcher(tiny, tmp_path, run, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data(tmp_path)
@@ -101,6 +143,7 @@ def test_what_runs_in_one_process_says_so(monkeypatch):
         ("tune BASE --dry-run", False),
         ("tune --help", True),  # or it would be said to be for one process
         ("pcfg pretrain g.json", True),
+        ("graft BASE TUNED --shard", True),
         ("pcfg parse g.json", False),
         ("select POOL --target t", True),
         ("select show FOLDER", False),

@@ -1,0 +1,153 @@
+"""A model whose weights are split over workers is tuned, and grafted, as in one process."""
+
+import pytest
+import torch
+
+from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.region import Region
+from surgery.errors import OptionError
+from surgery.grafting.localization import graft
+from surgery.sync.errors import WorkerEndedError
+from surgery.sync.together import SyncRecipe
+from surgery.sync.workers import Workers
+from surgery.tasks.task import Task
+from surgery.tuning.recipe import Recipe
+from tests.support import architectures
+from tests.support.fleet import fleet, run_all
+from tests.support.tiny import perturb
+from tests.sync.test_training import ROWS, equal, killed, tuned
+
+SPLIT = SyncRecipe("sharded")
+
+
+def recipe(**more):
+    return Recipe("sgd", 0.05, steps=6, batch_size=6, patience=99, **more)
+
+
+def run(folder, count, work, *given):
+    folder.mkdir()
+    return run_all(folder, count, work, *given)
+
+
+def tuned_with(rank, folder, sync, more):
+    return tuned(rank, folder, sync, **more)
+
+
+def both(tmp_path, folder, count=2, **more):
+    """What tuning gave with the model split, by rank, and the tensors and report of a whole model on each worker."""
+    split = run(tmp_path / "split", count, tuned_with, folder, SPLIT, more)
+    return split, run(tmp_path / "whole", count, tuned_with, folder, None, more)[0]
+
+
+@pytest.mark.parametrize(("count", "more"), [(2, {}), (3, {"accumulate": 2})], ids=str)
+def test_tuning_is_data_parallel_tuning(tiny, tmp_path, kind, count, more):
+    split, (tensors, report, _) = both(tmp_path, tiny(kind), count, recipe=recipe(**more))
+    assert equal(split[0][0], tensors, atol=2e-6)
+    assert split[0][1]["moved"] > 0.5 * split[0][1]["movable"]
+    assert [each[0] for each in list(split.values())[1:]] == [{}] * (count - 1)  # the first alone makes the folder
+    assert split[0][1]["losses"] == pytest.approx(report["losses"], abs=2e-5)
+    assert split[0][1]["sync"] == {"recipe": {**report["sync"]["recipe"], "kind": "sharded"}, "workers": count}
+
+
+def test_the_pull_of_few_moved_weights(tiny, tmp_path):
+    """The norm of all workers' gradients sets its strength, and limits steps."""
+    split, (tensors, report, _) = both(tmp_path, tiny("bert"))
+    assert equal(split[0][0], tensors, atol=1e-6)
+    assert 0 < split[0][1]["moved"] == report["moved"] < report["movable"]
+    paces = [
+        {key: value for key, value in each["recipe"].items() if key in ("rate", "l1")} for each in (split[0][1], report)
+    ]
+    assert paces[0] == pytest.approx(paces[1], rel=1e-5)
+
+
+def test_workers_with_unlike_numbers_of_batches_wait_for_each_other(tmp_path):
+    """Padding matters to FNet: rows of one length share a batch, and a worker's part may have one length or three."""
+    folder = architectures.build(architectures.classes("masked")["fnet"], tmp_path / "fnet", "masked")
+    split, (tensors, report, _) = both(tmp_path, folder, recipe=recipe())
+    assert equal(split[0][0], tensors, atol=2e-6)
+    assert split[0][1]["losses"] == pytest.approx(report["losses"], abs=2e-5)
+
+
+@pytest.mark.parametrize("limit", ["only", "outside"])
+def test_a_region(tiny, tmp_path, limit):
+    base = Checkpoint(tiny("gpt2"))
+    names = base.block_weights()
+    # Of one tensor the last weights alone, which one worker has.
+    few = {name: torch.arange(0, base.entries[name].size, 3) for name in names[:4]}
+    few[names[5]] = torch.arange(base.entries[names[5]].size - 3, base.entries[names[5]].size)
+    split, (tensors, report, _) = both(tmp_path, tiny("gpt2"), recipe=recipe(), **{limit: Region(few)})
+    assert equal(split[0][0], tensors, atol=2e-6)
+    assert split[0][1]["moved"] == report["moved"] > 0
+    for name, index in few.items():
+        same = split[0][0][name].reshape(-1) == base.tensor(name).reshape(-1)
+        inside = torch.zeros(len(same), dtype=torch.bool)
+        inside[index] = True
+        assert bool(same[~inside if limit == "only" else inside].all())
+
+
+def test_a_region_of_one_worker(tiny, tmp_path):
+    """The other has nothing to move."""
+    base = Checkpoint(tiny("gpt2"))
+    few = Region({base.block_weights()[0]: torch.tensor([0])})
+    split, (tensors, _, _) = both(tmp_path, tiny("gpt2"), recipe=recipe(), only=few)
+    assert equal(split[0][0], tensors, atol=2e-6)
+
+
+def test_it_goes_on_after_a_kill(tiny, tmp_path):
+    whole = run(tmp_path / "a", 2, tuned, tiny("bert"), SPLIT)
+    killed(tmp_path / "b", 2, tuned, tiny("bert"), SPLIT, tmp_path / "state", [(0, 9), (1, 7)])
+    assert len(list((tmp_path / "state").glob("worker-*.safetensors"))) == 4
+    again = run(tmp_path / "c", 2, tuned, tiny("bert"), SPLIT, tmp_path / "state")
+    assert equal(whole[0][0], again[0][0])
+    assert whole[0][1]["losses"] == again[0][1]["losses"]
+    assert again[0][2] == again[1][2] > 5
+
+
+def test_nobody_goes_on_without_a_worker(tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    with fleet(tmp_path / "run", 2) as made:
+        for rank in range(2):
+            made.start(rank, tuned, tiny("bert"), SPLIT, None, [(1, 4)])
+        made.processes[1].join()
+        found = made.results(0)[0]
+    assert isinstance(found, WorkerEndedError)
+    assert str(found) == "a worker ended before its part was done: start all of them again"
+
+
+def grafted(rank, base, tuned_at, more):
+    task = Task.load("sst2", train=ROWS, test=ROWS)
+    workers = None if rank is None else Workers.launched(timeout=20.0)
+    skill = graft(base, tuned_at, task, device="cpu", workers=workers, **more)
+    points = [{key: value for key, value in point.items() if key != "seconds"} for point in skill.report["points"]]
+    return (skill.factors or skill.delta).to_bytes(), points
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("bert", {"weights": 40, "baselines": True}),
+        ("llama", {"weights": 40}),
+        ("gpt2", {"weights": 40, "method": "sigmoid", "epochs": 10}),
+        ("bert-encoder", {"weights": 40, "values": "rescaled"}),
+        ("llama-tied", {"weights": 400, "low_rank": True}),
+    ],
+    ids=str,
+)
+def test_a_skill_is_the_same_to_the_byte(tiny, tmp_path, kind, more):
+    perturb(tiny(kind), tmp_path / "tuned", count=300)
+    count = 4 if kind == "llama" else 2
+    split = run(tmp_path / "split", count, grafted, tiny(kind), tmp_path / "tuned", more)
+    assert [*split.values()] == count * [grafted(None, tiny(kind), tmp_path / "tuned", more)]
+
+
+def test_a_control_is_for_one_process(tiny, tmp_path):
+    perturb(tiny("bert"), tmp_path / "tuned", count=300)
+    found = run(tmp_path / "run", 2, grafted_or_refused, tiny("bert"), tmp_path / "tuned", {"control": True})
+    assert set(found.values()) == {"a `control` is tuned by one process: leave it out where several share the model"}
+
+
+def grafted_or_refused(*given):
+    try:
+        return grafted(*given)
+    except OptionError as error:
+        return str(error)
