@@ -8,9 +8,12 @@ from surgery.checkpoints.region import Region
 from surgery.errors import OptionError
 from surgery.grafting.localization import graft
 from surgery.sync.errors import WorkerEndedError
+from surgery.sync.sharding import Sharded
 from surgery.sync.together import SyncRecipe
 from surgery.sync.workers import Workers
+from surgery.tasks.examples import Example
 from surgery.tasks.task import Task
+from surgery.tuning.finetuning import tune
 from surgery.tuning.recipe import Recipe
 from tests.support import architectures
 from tests.support.fleet import fleet, run_all
@@ -49,23 +52,33 @@ def test_tuning_is_data_parallel_tuning(tiny, tmp_path, kind, count, more):
     assert split[0][1]["sync"] == {"recipe": {**report["sync"]["recipe"], "kind": "sharded"}, "workers": count}
 
 
-def test_the_pull_of_few_moved_weights(tiny, tmp_path):
-    """The norm of all workers' gradients sets its strength, and limits steps."""
-    split, (tensors, report, _) = both(tmp_path, tiny("bert"))
+@pytest.mark.parametrize("more", [{"rate": 0.05, "l1": 0.02}, {}, {"rate": 5.0, "l1": 1e-5, "clip": 1e-3}], ids=str)
+def test_the_norm_of_all_workers_gradients(tiny, tmp_path, more):
+    """It sets the strength of the pull, where that isn't given, and limits steps."""
+    split, (tensors, report, _) = both(
+        tmp_path, tiny("bert"), recipe=Recipe(steps=12, batch_size=4, patience=99, **more)
+    )
     assert equal(split[0][0], tensors, atol=1e-6)
-    assert 0 < split[0][1]["moved"] == report["moved"] < report["movable"]
+    assert 0 < split[0][1]["moved"] < report["movable"]
+    assert split[0][1]["moved"] == pytest.approx(report["moved"], abs=2)
     paces = [
         {key: value for key, value in each["recipe"].items() if key in ("rate", "l1")} for each in (split[0][1], report)
     ]
     assert paces[0] == pytest.approx(paces[1], rel=1e-5)
 
 
+def tuned_on_uneven(rank, folder, sync):
+    words = ["the film was great", "great", "awful", "the food was bad and the book was bad", "fun", "bad"]
+    labels = ["positive", "positive", "negative", "negative", "positive", "negative"]
+    task = Task.load("sst2", train=[Example(text, "", label) for text, label in zip(words, labels, strict=True)])
+    return tune(folder, task, recipe(), workers=Workers.launched(timeout=20.0), sync=sync, device="cpu").tensors
+
+
 def test_workers_with_unlike_numbers_of_batches_wait_for_each_other(tmp_path):
     """Padding matters to FNet: rows of one length share a batch, and a worker's part may have one length or three."""
     folder = architectures.build(architectures.classes("masked")["fnet"], tmp_path / "fnet", "masked")
-    split, (tensors, report, _) = both(tmp_path, folder, recipe=recipe())
-    assert equal(split[0][0], tensors, atol=2e-6)
-    assert split[0][1]["losses"] == pytest.approx(report["losses"], abs=2e-5)
+    split = run(tmp_path / "split", 2, tuned_on_uneven, folder, SPLIT)
+    assert equal(split[0], run(tmp_path / "whole", 2, tuned_on_uneven, folder, None)[0], atol=2e-6)
 
 
 @pytest.mark.parametrize("limit", ["only", "outside"])
@@ -101,6 +114,17 @@ def test_it_goes_on_after_a_kill(tiny, tmp_path):
     assert equal(whole[0][0], again[0][0])
     assert whole[0][1]["losses"] == again[0][1]["losses"]
     assert again[0][2] == again[1][2] > 5
+
+
+def test_the_state_to_go_on_from_is_the_last_that_all_have(tmp_path):
+    for name in ("0.3", "0.4", "1.2", "1.3"):
+        (tmp_path / f"worker-{name}.safetensors").touch()
+    workers = object.__new__(Workers)
+    workers.members, workers.me, workers.meet = (0, 1), 0, lambda: None
+    assert Sharded(workers, SPLIT, [0.1] * 9).to_go_on_from(tmp_path) == tmp_path / "worker-0.3.safetensors"
+    assert sorted(path.name for path in tmp_path.glob("worker-0.*")) == ["worker-0.3.safetensors"]
+    (tmp_path / "worker-1.3.safetensors").unlink()
+    assert Sharded(workers, SPLIT, [0.1] * 9).to_go_on_from(tmp_path) is None
 
 
 def test_nobody_goes_on_without_a_worker(tiny, tmp_path):
