@@ -74,7 +74,7 @@ class Model:
         for more in (1, 8):
             padded = F.pad(row, (0, more), value=self.pad_id)
             gap = float((self._try(padded, row.shape[1]) - alone).abs().max())
-            if not gap <= (1e-5 if exact else 0.05) * spread:
+            if not self.agree(gap <= (1e-5 if exact else 0.05) * spread):
                 return True
         return False
 

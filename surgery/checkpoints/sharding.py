@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from surgery.checkpoints.checkpoint import Checkpoint
 from surgery.checkpoints.models import Model, load_model
 from surgery.checkpoints.structure import skeleton
+from surgery.errors import CheckpointError, first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ class ShardedModel(Model):
 
     def whole(self, name: str) -> Tensor:
         """A tensor with all processes' rows; every process has to ask for it."""
-        return self.parameters[name].full_tensor()  # type: ignore[attr-defined]
+        return _gathered(self.parameters[name].detach())
 
     def put(self, name: str, places: Tensor, values: Tensor) -> None:
         """Set weights of a tensor, by their places in it flattened."""
@@ -99,12 +100,17 @@ class ShardedModel(Model):
 
         def backward(loss: Tensor) -> None:
             loss.backward()
-            for name in names:
-                gradient, self.parameters[name].grad = self.parameters[name].grad, None
-                if gradient is not None:
-                    take(name, gradient.full_tensor())  # type: ignore[attr-defined]
+            for name, parameter in self.parameters.items():
+                gradient, parameter.grad = parameter.grad, None  # of tensors that nobody asked for too
+                if gradient is not None and name in wanted:
+                    take(name, _gathered(gradient))
 
+        wanted = set(names)
         yield backward
+
+
+def _gathered(split: Tensor) -> Tensor:
+    return split.full_tensor()  # type: ignore[attr-defined]
 
 
 def load_sharded(
@@ -115,55 +121,69 @@ def load_sharded(
     dtype: str | torch.dtype | None = None,
     device: torch.device,
     in_turn: Callable[[], None],
+    mixed: torch.dtype | None = None,
 ) -> ShardedModel:
     """Load a checkpoint's weights split over the processes of a mesh.
 
     Args:
         names: the tensors that are to have gradients.
         in_turn: waits for all processes. They load one after another, so that a machine holds the whole model once.
+        mixed: what whole blocks are computed in, where that isn't what weights are held in.
+
+    Raises:
+        CheckpointError: an architecture that can't be split.
     """
     for turn in range(mesh.size()):
         if turn == mesh.get_local_rank():
-            made = _sharded(load_model(checkpoint, device="cpu", dtype=dtype), mesh, names, device)
+            model = load_model(checkpoint, device="cpu", dtype=dtype)
+            for name in names:
+                model.parameters[name].requires_grad_(True)  # what is split keeps what it was at first
+            module, tokenizer = model.module, model.tokenizer
+            del model  # which holds every whole tensor
+            try:
+                _split(module, mesh, mixed)
+            except (ValueError, NotImplementedError, AssertionError, RuntimeError) as error:  # what FSDP2 raises
+                raise CheckpointError(
+                    f"{checkpoint}: a {type(module).__name__} can't be split over processes ({first_line(error)}): leave out the splitting"
+                ) from error
         in_turn()
-    return made
+    named = dict(module.named_parameters(remove_duplicate=False))
+    parameters = {tensor: named[name] for tensor, name in checkpoint.structure.parameters.items()}
+    return ShardedModel(module, tokenizer, checkpoint, device, parameters, mesh=mesh)
 
 
 def whole_at_once(checkpoint: Checkpoint) -> int:
     """How many weights of a split model are whole in one process at once, at most.
 
-    What is outside of blocks stays whole while the model runs; of blocks the one at work, the next one, which is being
-    fetched, and one's gradients are.
+    What is outside of blocks is whole from the forward pass to the end of the backward one; of blocks the one at work, the next one,
+    which is being fetched, and one's gradients are.
     """
     module = skeleton(checkpoint, checkpoint.structure.model_class)
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in _blocks(module)]
     return sum(parameter.numel() for parameter in module.parameters()) - sum(sizes) + 3 * max(sizes, default=0)
 
 
-def _sharded(model: Model, mesh: DeviceMesh, names: Sequence[str], device: torch.device) -> ShardedModel:
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+def _split(module: nn.Module, mesh: DeviceMesh, mixed: torch.dtype | None) -> None:
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    module = model.module
-    for name in names:
-        model.parameters[name].requires_grad_(True)  # what is split keeps what it was at first
+    policy = MixedPrecisionPolicy(mixed, reduce_dtype=torch.float32 if mixed else None)
     for block in _blocks(module):
-        fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    # Else what is outside of blocks would stay whole after a forward pass, and what is written to it meanwhile unread.
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_force_sum_reduction_for_comms(True)  # gloo knows no mean
             part.set_gradient_divide_factor(float(mesh.size()))
-    named = dict(module.named_parameters(remove_duplicate=False))
-    parameters = {tensor: named[name] for tensor, name in model.checkpoint.structure.parameters.items()}
-    return ShardedModel(module, model.tokenizer, model.checkpoint, device, parameters, mesh=mesh)
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    """What a model is a pile of: the members of its outermost lists of modules."""
+def _blocks(module: nn.Module, *, listed: bool = False) -> list[nn.Module]:
+    """What a model is a pile of: the members of its outermost lists of modules; `listed`: this module is such a list."""
     found: list[nn.Module] = []
     for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            found += [member for member in child if any(True for _ in member.parameters())]
-        else:
-            found += _blocks(child)
+        holder = isinstance(child, nn.ModuleList | nn.ModuleDict)
+        if not listed or holder:
+            found += _blocks(child, listed=isinstance(child, nn.ModuleList) or (listed and holder))
+        elif any(True for _ in child.parameters()):
+            found.append(child)
     return found

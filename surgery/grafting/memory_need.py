@@ -88,7 +88,7 @@ def graft_need(
         else precision.itemsize * _largest(checkpoint, names),
     }
     need = Need.of_peak("grafting", place, known, peak, _LOWER, {"skill": 20 * count})
-    return split(need, checkpoint, processes, precision)
+    return split(need, checkpoint, processes, precision, gradients=weight_bytes(checkpoint, names, precision.itemsize))
 
 
 def displacement_bytes(weights: int) -> int:

@@ -73,9 +73,14 @@ class Product:
         return sum(factors.numbers for factors in (self.factors or {}).values())
 
 
-def kept_product(file: Path | None, base: Checkpoint, find: Callable[[], Product]) -> Product:
-    """Read the product that is in a file, or make it by `find` and keep it there."""
-    if file is not None and file.exists():
+def kept_product(
+    file: Path | None, base: Checkpoint, find: Callable[[], Product], agree: Callable[[bool], bool] = bool
+) -> Product:
+    """Read the product that is in a file, or make it by `find` and keep it there.
+
+    `agree`: whether all processes that make it find the file.
+    """
+    if file is not None and agree(file.exists()):
         return _read(file, base)
     began = time.monotonic()
     made = replace(find(), seconds=round(time.monotonic() - began, 2))

@@ -170,7 +170,8 @@ class Search:
 
     def product(self, count: int, state: Path | None) -> Product:
         """What is wanted, of so many numbers; read from the state where it was made before."""
-        return kept_product(state and state / f"{count}.safetensors", self.pair.base, lambda: self._make(count))
+        file, agree = state and state / f"{count}.safetensors", self.grafted.model.agree
+        return kept_product(file, self.pair.base, lambda: self._make(count), agree)
 
     def _make(self, count: int) -> Product:
         wanted = self.wanted

@@ -34,6 +34,7 @@ def mesh_of(workers: Workers, device: torch.device) -> Iterator[DeviceMesh]:
 
     Raises WorkerEndedError where one of them ended.
     """
+    workers.meet()  # one that was refused before isn't waited for
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.distributed.init_process_group(
@@ -75,22 +76,27 @@ def loaded(
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,
+    mixed: torch.dtype | None = None,
 ) -> Iterator[Model]:
     """Yield a checkpoint's model: split over the workers, where there are any.
 
     Args:
         names: the tensors that gradients will be asked for.
+        mixed: what a split model computes in, where that isn't what its weights are held in.
     """
     if workers is None:
         yield load_model(checkpoint, device=device, dtype=dtype)
         return
     with mesh_of(workers, device) as mesh:
-        yield load_sharded(checkpoint, mesh, names, device=device, dtype=dtype, in_turn=workers.meet)
+        yield load_sharded(checkpoint, mesh, names, device=device, dtype=dtype, mixed=mixed, in_turn=workers.meet)
 
 
 def _is_gone(workers: Workers) -> bool:
     """Whether some worker has ended, which may take a moment to see."""
-    watch, until = Watch(workers.store, workers.timeout), time.monotonic() + SILENCE
+    watch, until = (
+        Watch(workers.store, workers.timeout),
+        time.monotonic() + 2 * SILENCE,
+    )  # which is what a worker elsewhere takes
     while time.monotonic() < until:
         if workers.store.check(["failed"]) or any(watch.gone(each) for each in workers.members):
             return True

@@ -61,11 +61,17 @@ def longest(rows: Sequence[Encoded], count: int) -> list[Encoded]:
 _OF_ALL = ("weights", "the base's copy", "optimizer", "gradients", "the best so far")
 
 
-def split(need: Need, checkpoint: Checkpoint, processes: int, dtype: torch.dtype = torch.float32) -> Need:
-    """The need of one of several processes that share a model: its rows of all tensors, and what is whole for a while."""
+def split(
+    need: Need, checkpoint: Checkpoint, processes: int, dtype: torch.dtype = torch.float32, *, gradients: int
+) -> Need:
+    """The need of one of several processes that share a model: its rows of all tensors, and what is whole for a while.
+
+    `gradients`: bytes of those of all tensors, which are there together when a backward pass ends.
+    """
     if processes == 1:
         return need
-    parts = {name: -(-count // processes) if name in _OF_ALL else count for name, count in need.parts.items()}
+    parts = {**need.parts, "gradients": gradients}
+    parts = {name: -(-count // processes) if name in _OF_ALL else count for name, count in parts.items()}
     return replace(need, parts={**parts, "whole tensors": dtype.itemsize * whole_at_once(checkpoint)})
 
 

@@ -8,6 +8,7 @@ localise (Panigrahi et al. 2023, section 5.2).
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -237,7 +238,11 @@ def tune(
         lambda: tune_need(checkpoint, tasks, recipe, device=place, dtype=dtype, processes=processes, **asked),
         place,
     )
-    with loaded(checkpoint, limits.names, sharing, device=place) as model:
+    half = None
+    if sharing and not isinstance(mixed, nullcontext):
+        # Autocast would keep a copy of every whole weight in 16 bits for the backward pass.
+        half, mixed = torch.bfloat16, nullcontext()
+    with loaded(checkpoint, limits.names, sharing, device=place, mixed=half) as model:
         sets = [training_set(model, one) for one in tasks]
         check_reached(model, limits.names, lambda: sets[0].loss(model, [0]))
         pace = _pace(recipe, model, sets, limits, seed)

@@ -1,6 +1,7 @@
 """Memory that fine-tuning needs: two of its own steps rehearsed on the longest rows."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,12 @@ def tune_need(
     checkpoint, place, tasks = open_checkpoint(base), pick_device(device), several(task)
     limits = Limits.of(checkpoint, include, exclude, only, outside)
     recipe = limits.recipe(recipe or Recipe())
-    mixed = mixed_precision(place, dtype)
+    # A split model's weights in 16 bits are a block's; its activations are counted in 32.
+    mixed = mixed_precision(place, dtype) if processes == 1 else nullcontext()
     needs = [_need(checkpoint, one, recipe, limits, place, mixed) for one in tasks]
-    return split(max(needs, key=lambda need: need.total), checkpoint, processes)
+    # A split model has the gradients of whole tensors when a backward pass ends, of a region too.
+    gradients = weight_bytes(checkpoint, limits.names, 4)
+    return split(max(needs, key=lambda need: need.total), checkpoint, processes, gradients=gradients)
 
 
 def _need(

@@ -1,17 +1,21 @@
 """A model whose weights are split over workers is tuned, and grafted, as in one process."""
 
+import shutil
+
 import pytest
 import torch
 
-from surgery.checkpoints.checkpoint import Checkpoint
+from surgery.checkpoints.checkpoint import Checkpoint, rewrite
 from surgery.checkpoints.region import Region
 from surgery.errors import OptionError
 from surgery.grafting.localization import graft
+from surgery.grafting.task_model import TaskModel
 from surgery.sync.errors import WorkerEndedError
-from surgery.sync.sharding import Sharded
+from surgery.sync.sharding import Sharded, loaded
 from surgery.sync.together import SyncRecipe
 from surgery.sync.workers import Workers
 from surgery.tasks.examples import Example
+from surgery.tasks.readout import pick_readout
 from surgery.tasks.task import Task
 from surgery.tuning.finetuning import tune
 from surgery.tuning.recipe import Recipe
@@ -138,6 +142,17 @@ def test_nobody_goes_on_without_a_worker(tiny, tmp_path):
     assert str(found) == "a worker ended before its part was done: start all of them again"
 
 
+def move_everything(folder):
+    """Embeddings, head and last norm too, so that it matters when they are read."""
+    checkpoint = Checkpoint(folder)
+    draw = torch.Generator().manual_seed(1)
+    held = {name: checkpoint.tensor(name) for name in checkpoint.entries}
+    moved = {name: value + 0.05 * torch.randn(value.shape, generator=draw) for name, value in held.items()}
+    folder.with_name("moved").mkdir()
+    rewrite(checkpoint, moved, folder.with_name("moved"))
+    return folder.with_name("moved")
+
+
 def grafted(rank, base, tuned_at, more):
     task = Task.load("sst2", train=ROWS, test=ROWS)
     workers = None if rank is None else Workers.launched(timeout=20.0)
@@ -162,6 +177,57 @@ def test_a_skill_is_the_same_to_the_byte(tiny, tmp_path, kind, more):
     count = 4 if kind == "llama" else 2
     split = run(tmp_path / "split", count, grafted, tiny(kind), tmp_path / "tuned", more)
     assert [*split.values()] == count * [grafted(None, tiny(kind), tmp_path / "tuned", more)]
+
+
+@pytest.mark.parametrize(("kind", "more"), [("llama-tied", {}), ("bert", {"include": ("*",)})], ids=str)
+def test_weights_outside_of_blocks_are_read_as_they_are_now(tiny, tmp_path, kind, more, monkeypatch):
+    """Nearly all weights moved, so the graft grows over tensors that hold no candidate."""
+    monkeypatch.setattr("surgery.grafting.budget._FEWEST_CANDIDATES", 64)
+    folder = shutil.copytree(tiny(kind), tmp_path / "base")
+    tuned_at = move_everything(folder)
+    given = {"weights": 40, "control": False, **more}
+    split = run(tmp_path / "split", 2, grafted, folder, tuned_at, given)
+    assert [*split.values()] == 2 * [grafted(None, folder, tuned_at, given)]
+
+
+def gradients_in_turn(rank, folder):
+    """Of the first tensor, again, and then of the last ones."""
+    checkpoint, found = Checkpoint(folder), []
+    names = checkpoint.block_weights()
+    workers = None if rank is None else Workers.launched(timeout=20.0)
+    with loaded(checkpoint, names, workers, device=torch.device("cpu")) as model:
+        read = TaskModel(model, pick_readout(model, Task.load("sst2", train=ROWS)))
+        rows = read.readout.encode(ROWS[:4])
+        for asked in (names[:1], names[:1], names[-2:]):
+            read.gradients(
+                asked, rows, torch.tensor([0, 1, 0, 1]), lambda name, whole: found.append((name, whole.clone()))
+            )
+    return found
+
+
+def test_gradients_that_nobody_asked_for_are_dropped(tiny, tmp_path):
+    found, wanted = run(tmp_path / "run", 2, gradients_in_turn, tiny("gpt2"))[1], gradients_in_turn(None, tiny("gpt2"))
+    assert sorted(name for name, _ in found) == sorted(name for name, _ in wanted)
+    assert all(torch.equal(dict(found)[name], whole) for name, whole in wanted)
+
+
+def test_half_precision_is_a_blocks(tiny, tmp_path):
+    """A split model computes in bfloat16 by whole blocks of it, where autocast would keep a copy of every weight."""
+    split, (tensors, report, _) = both(tmp_path, tiny("llama"), recipe=recipe(), dtype="bfloat16")
+    assert split[0][1]["losses"] == pytest.approx(report["losses"], abs=0.02)
+    full = run(tmp_path / "full", 2, tuned_with, tiny("llama"), SPLIT, {"recipe": recipe()})
+    assert split[0][1]["losses"] != pytest.approx(full[0][1]["losses"], abs=1e-6)
+    assert all(tensor.dtype == torch.float32 for tensor in split[0][0].values())
+    assert equal(split[0][0], tensors, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["funnel", "albert"])
+def test_piles_of_other_kinds(tmp_path, name):
+    """Funnel has lists in a list, ALBERT runs one layer again and again."""
+    folder = architectures.build(architectures.classes("masked")[name], tmp_path / name, "masked")
+    split, (tensors, *_) = both(tmp_path, folder, recipe=recipe())
+    assert equal(split[0][0], tensors, atol=2e-6)
+    assert not any(tensor.requires_grad for tensor in split[0][0].values())
 
 
 def test_a_control_is_for_one_process(tiny, tmp_path):
