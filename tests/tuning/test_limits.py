@@ -131,6 +131,24 @@ def test_skills_of_other_bases_are_refused(tiny, tmp_path):
     assert tune(held, task(), RECIPE, only=folder, device="cpu").report["movable"] == 40
 
 
+def test_a_skills_places_in_a_checkpoint_that_moved_elsewhere(tiny, tmp_path):
+    """Each holds its base value or its tuned one: both are the skill's."""
+    base = tiny("bert")
+    folder, places = skill(base, tmp_path)
+    inside = next(iter(places))
+    elsewhere = next(name for name in Checkpoint(base).block_weights() if name not in places)
+
+    def moved(at, by):
+        return lambda name, tensor: tensor + by if name == at else tensor
+
+    for held in (base, tmp_path / "moved-0"):  # all base values, all tuned ones
+        other = change(held, tmp_path / f"{held.name}-other", moved(elsewhere, 1.0))
+        Region.of(folder).check_fits(Checkpoint(other))
+        spoilt = change(held, tmp_path / f"{held.name}-spoilt", moved(inside, 1.0))
+        with pytest.raises(SkillError, match=f"other values than its base or tuned ones in tensor {inside}"):
+            Region.of(folder).check_fits(Checkpoint(spoilt))
+
+
 def test_limits_that_leave_nothing_or_say_two_things_are_refused(tiny, tmp_path):
     folder, _ = skill(tiny("bert"), tmp_path)
     whole = Region({n: torch.arange(weights(tiny("bert"))[n].numel()) for n in block_names(tiny("bert"))})
