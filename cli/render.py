@@ -12,6 +12,8 @@ from cli.flags import all_flags
 from surgery.progress import Progress
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from surgery.memory import Need
 
 Found = TypeVar("Found")
@@ -56,9 +58,24 @@ def _visible(text: str) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for people; the first column to the left, the others to the right."""
-    from rich import box
+    """A table for people; the first column to the left, the others to the right.
+
+    One that is wider than the terminal, and has more columns than rows, is turned on its side.
+    """
     from rich.console import Console
+
+    console, table = Console(), _table(title, columns, rows)
+    wide = Console(width=10_000).measure(table).maximum
+    if not console.is_terminal:  # a pipe has no width of its own: don't fold a table into a file
+        console = Console(width=max(120, console.width, wide))
+    elif wide > console.width and len(columns) > len(rows) + 1:
+        head, *lines = zip(columns, *rows, strict=True)
+        table = _table(title, head, lines)
+    console.print(table)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
@@ -70,9 +87,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         )
     for row in rows:
         table.add_row(*(Text(_visible(cell)) for cell in row))  # not a string, which rich would read for markup
-    console = Console()
-    # A pipe has no width of its own: don't fold a table into a file.
-    (console if console.is_terminal else Console(width=max(120, console.width))).print(table)
+    return table
 
 
 @contextmanager

@@ -63,12 +63,7 @@ class LocalModel:
         self.chat = has_template if chat is None else chat
         self.name = str(source if not isinstance(source, Checkpoint) else source.source)
         self.context = position_limit(self.model.module)
-        self.remarks: tuple[str, ...] = ()
-        if not self.chat:
-            self.remarks = (
-                f"{self.name} {'is put to plain text' if has_template else 'has no chat template, so prompts are plain text'}; "
-                "of a base model, likelihoods say more than what it writes when told to.",
-            )
+        self._has_template = has_template
         self.identity: Mapping[str, Any] = {
             "weights": checkpoint.fingerprint,
             "tokenizer": digest([[file.name, file.read_bytes().hex()] for file in self._text_files()]),
@@ -76,6 +71,14 @@ class LocalModel:
             "dtype": str(self.model.module.dtype),
             "ends": self._ends,
         }
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know of its scores: whether prompts are plain text."""
+        if self.chat:
+            return ()
+        plain = "is put to plain text" if self._has_template else "has no chat template, so prompts are plain text"
+        return (f"{self.name} {plain}; of a base model, likelihoods say more than what it writes when told to.",)
 
     def _text_files(self) -> list[Path]:
         templates = sorted(self.checkpoint.folder.glob("chat_template*"))

@@ -53,12 +53,12 @@ def _scores(evaluation: Measured, metric: Metric, groups: Mapping[str, list[Item
             places = [row + 0.18 * side for row in range(len(found))]
             _dots(axes, places, found, metric.scale, side, plain(each.model)[-48:])
         if metric.chance is not None:
-            axes.axvline(metric.chance * metric.scale, color="#555555", linestyle="--", linewidth=1.2)
+            axes.axvline(metric.chance * metric.scale, color="#555555", linestyle="--", linewidth=1.2, label="chance")
         axes.set_yticks(range(len(groups)), [plain(f"{name} ({len(items)})") for name, items in groups.items()])
-        axes.invert_yaxis()
-        axes.set_xlabel(plain(metric.name))
-        if len(sides) > 1:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
+        axes.set_ylim(len(groups) - 0.4, -0.6)
+        axes.set_xlabel(plain(f"{metric.about}, 95% interval"))
+        if len(sides) > 1 or metric.chance is not None:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8)
 
 
 def by_kind_of(other: Measured, groups: Mapping[str, Sequence[Item]]) -> list[list[Item]]:
@@ -104,5 +104,5 @@ def _differences(evaluation: Measured, file: Path) -> None:
             _dots(axes, [float(row)], [found.score], scale, int(name.startswith("  ")), "")
         axes.axvline(0, color="#555555", linewidth=1.2)
         axes.set_yticks(range(len(rows)), [plain(name) for name, _, _ in rows])
-        axes.invert_yaxis()
-        axes.set_xlabel("difference")
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("difference on the same items, 95% interval")

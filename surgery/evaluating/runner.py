@@ -26,7 +26,9 @@ class LanguageModel(Protocol):
     name: str
     identity: Mapping[str, Any]
     context: int | None
-    remarks: tuple[str, ...]
+
+    @property
+    def remarks(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def answer(self, calls: Sequence[Call], given: Given, failed: Callable[[int, str, int], None]) -> None:
         """Answer calls in any order, each told to `given` with its number as soon as it is known.

@@ -147,3 +147,18 @@ def test_a_page_in_html_escapes_names():
     page = Page("<script>{0}</script>", ["<b>"], parts).html()
     assert not re.search("<(script|b|i|u)>", page)
     assert html.escape("<script>{0}</script>") in page
+
+
+def test_a_table_wider_than_the_terminal_is_turned(monkeypatch, capsys):
+    columns, row = (
+        ["metric", *(f"column {number}" for number in range(9))],
+        ["likelihood", *("0.125" for _ in range(9))],
+    )
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table("", columns, [row])
+    assert "column 8" in capsys.readouterr().out.splitlines()[1]  # a file takes any width
+    monkeypatch.setattr(Console, "is_terminal", True)
+    print_table("", columns, [row])
+    lines = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert ["metric", "likelihood"] in [line.split() for line in lines]
+    assert ["column", "8", "0.125"] in [line.split() for line in lines]

@@ -231,6 +231,6 @@ def test_precision_by_name_or_as_torchs_object(tiny):
 
 @pytest.mark.parametrize("dtype", ["float16", torch.float16, "nonsense"])
 def test_other_precisions_are_refused_before_the_model_is_loaded(tiny, monkeypatch, dtype):
-    monkeypatch.setattr("surgery.tuning.finetuning.load_model", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("surgery.sync.sharding.load_model", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(OptionError, match=r"`dtype` \w+ isn't for training"):
         tune(tiny("bert"), task(), Recipe(steps=1), device="cpu", dtype=dtype)
