@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from surgery.evaluating.measured import Item, Measured, Metric
@@ -47,16 +48,19 @@ def _scores(evaluation: Measured, metric: Metric, groups: Mapping[str, list[Item
     sides = [(evaluation, list(groups.values()))]
     if evaluation.base is not None:
         sides.append((evaluation.base, list(by_kind_of(evaluation.base, groups))))
+    about = metric.about
     with figure(file, 6.8, 1.2 + 0.28 * len(groups)) as axes:
         for side, (each, chosen) in enumerate(sides):
             found = [each.score(metric.name, items) for items in chosen]
+            if any(score.low is not None for score in found):
+                about = f"{metric.about}, 95% interval"
             places = [row + 0.18 * side for row in range(len(found))]
             _dots(axes, places, found, metric.scale, side, plain(each.model)[-48:])
         if metric.chance is not None:
             axes.axvline(metric.chance * metric.scale, color="#555555", linestyle="--", linewidth=1.2, label="chance")
         axes.set_yticks(range(len(groups)), [plain(f"{name} ({len(items)})") for name, items in groups.items()])
         axes.set_ylim(len(groups) - 0.4, -0.6)
-        axes.set_xlabel(plain(f"{metric.about}, 95% interval"))
+        axes.set_xlabel(fill(plain(about), 64))
         if len(sides) > 1 or metric.chance is not None:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=8)
 
