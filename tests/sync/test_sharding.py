@@ -46,9 +46,17 @@ def both(tmp_path, folder, count=2, **more):
     return split, run(tmp_path / "whole", count, tuned_with, folder, None, more)[0]
 
 
-@pytest.mark.parametrize(("count", "more"), [(2, {}), (3, {"accumulate": 2})], ids=str)
-def test_tuning_is_data_parallel_tuning(tiny, tmp_path, kind, count, more):
-    split, (tensors, report, _) = both(tmp_path, tiny(kind), count, recipe=recipe(**more))
+def test_tuning_is_data_parallel_tuning(tiny, tmp_path, kind):
+    is_data_parallel(tmp_path, tiny(kind), 2)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama-tied"])
+def test_three_workers_and_pieces_of_a_batch(tiny, tmp_path, kind):
+    is_data_parallel(tmp_path, tiny(kind), 3, accumulate=2)
+
+
+def is_data_parallel(tmp_path, folder, count, **more):
+    split, (tensors, report, _) = both(tmp_path, folder, count, recipe=recipe(**more))
     assert equal(split[0][0], tensors, atol=2e-6)
     assert split[0][1]["moved"] > 0.5 * split[0][1]["movable"]
     assert [each[0] for each in list(split.values())[1:]] == [{}] * (count - 1)  # the first alone makes the folder
