@@ -142,6 +142,8 @@ def load_sharded(
             del model  # which holds every whole tensor
             try:
                 _split(module, mesh, mixed)
+            except torch.OutOfMemoryError:  # said where all such are
+                raise
             except (ValueError, NotImplementedError, AssertionError, RuntimeError) as error:  # what FSDP2 raises
                 raise CheckpointError(
                     f"{checkpoint}: a {type(module).__name__} can't be split over processes ({first_line(error)}): leave out the splitting"

@@ -93,10 +93,8 @@ def loaded(
 
 def _is_gone(workers: Workers) -> bool:
     """Whether some worker has ended, which may take a moment to see."""
-    watch, until = (
-        Watch(workers.store, workers.timeout),
-        time.monotonic() + 2 * SILENCE,
-    )  # which is what a worker elsewhere takes
+    watch = Watch(workers.store, workers.timeout)
+    until = time.monotonic() + 2 * SILENCE  # which is what a worker elsewhere takes
     while time.monotonic() < until:
         if workers.store.check(["failed"]) or any(watch.gone(each) for each in workers.members):
             return True
